@@ -1,0 +1,74 @@
+//! Affine map and its gradients.
+
+use rayon::prelude::*;
+
+use super::matmul::{Threads, View, matmul};
+use super::{CHUNK, math};
+use crate::Tensor;
+use crate::device::Sink;
+
+pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let (n, i, o) = (x.rows(), x.cols(), w.rows());
+    let mut y = Tensor::scratch(&[n, o]);
+    if n == 1 {
+        matvec(x.data(), w.data(), bias.map(Tensor::data), y.data_mut());
+        return y;
+    }
+    if let Some(bias) = bias {
+        y.data_mut().chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(bias.data()));
+    }
+    let (lhs, rhs) = (View::rows(x.data(), i), View::rows(w.data(), i).t());
+    matmul((n, o, i), 1.0, lhs, rhs, bias.is_some(), y.data_mut(), o, Threads::All);
+    y
+}
+
+/// One row at a time is bound by memory: decoding splits the weights over all threads.
+fn matvec(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    const ROWS: usize = 64;
+    let width = x.len();
+    y.par_chunks_mut(ROWS).enumerate().for_each(|(block, y)| {
+        math::simd(|| {
+            for (j, y) in y.iter_mut().enumerate() {
+                let row = block * ROWS + j;
+                *y = math::dot(x, &w[row * width..(row + 1) * width]) + bias.map_or(0.0, |b| b[row]);
+            }
+        });
+    });
+}
+
+pub(super) fn grad_input(dy: &Tensor, w: &Tensor, dx: Sink<'_>) {
+    let (n, o, i) = (dy.rows(), w.rows(), w.cols());
+    let (lhs, rhs) = (View::rows(dy.data(), o), View::rows(w.data(), i));
+    matmul((n, i, o), 1.0, lhs, rhs, dx.accumulate, dx.tensor.data_mut(), i, Threads::All);
+}
+
+pub(super) fn grad_weight(dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
+    let (n, o, i) = (dy.rows(), dy.cols(), x.cols());
+    let (lhs, rhs) = (View::rows(dy.data(), o).t(), View::rows(x.data(), i));
+    matmul((o, i, n), 1.0, lhs, rhs, dw.accumulate, dw.tensor.data_mut(), i, Threads::All);
+}
+
+/// Column sums; partial sums over fixed blocks of rows keep the bits independent of the threads.
+pub(super) fn sum_rows(dy: &Tensor, db: Sink<'_>) {
+    let cols = dy.cols();
+    let block = (CHUNK / cols.max(1)).max(1) * cols.max(1);
+    let partial: Vec<Vec<f32>> = dy
+        .data()
+        .par_chunks(block)
+        .map(|rows| {
+            let mut sum = vec![0.0; cols];
+            math::simd(|| rows.chunks_exact(cols).for_each(|row| add_into(&mut sum, row)));
+            sum
+        })
+        .collect();
+    let out = db.tensor.data_mut();
+    if !db.accumulate {
+        out.fill(0.0);
+    }
+    partial.iter().for_each(|sum| add_into(out, sum));
+}
+
+#[inline(always)]
+pub(super) fn add_into(sum: &mut [f32], row: &[f32]) {
+    sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+}

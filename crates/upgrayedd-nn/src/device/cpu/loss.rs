@@ -1,0 +1,79 @@
+//! Softmax losses over rows of logits, leaving gradients in place of the logits.
+
+use rayon::prelude::*;
+
+use super::math::{self, simd};
+use crate::Tensor;
+use crate::ops::IGNORE;
+
+/// Replaces `row` by exp(row − max) and returns `(max, Σ exp)`.
+#[inline(always)]
+fn exponentiate(row: &mut [f32]) -> (f32, f32) {
+    let max = math::max(row);
+    for value in row.iter_mut() {
+        *value = math::exp(*value - max);
+    }
+    (max, math::sum(row))
+}
+
+pub(super) fn cross_entropy(logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {
+    let cols = logits.cols();
+    let losses: Vec<f64> = logits
+        .data_mut()
+        .par_chunks_mut(cols)
+        .zip(targets)
+        .map(|(row, &target)| {
+            if target == IGNORE {
+                row.fill(0.0);
+                return 0.0;
+            }
+            let target = target as usize;
+            let at_target = row[target];
+            simd(|| {
+                let (max, sum) = exponentiate(row);
+                if with_grad {
+                    let scale = weight / sum;
+                    row.iter_mut().for_each(|v| *v *= scale);
+                    row[target] -= weight;
+                }
+                f64::from(max) + f64::from(sum).ln() - f64::from(at_target)
+            })
+        })
+        .collect();
+    losses.iter().sum()
+}
+
+pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64 {
+    let cols = student.cols();
+    let losses: Vec<f64> = student
+        .data_mut()
+        .par_chunks_mut(cols)
+        .zip(teacher.data().par_chunks(cols))
+        .map(|(s, t)| {
+            let mut p = t.to_vec();
+            simd(|| {
+                let inv = 1.0 / temperature;
+                p.iter_mut().zip(s.iter_mut()).for_each(|(p, s)| {
+                    *p *= inv;
+                    *s *= inv;
+                });
+                let q_scores = s.to_vec();
+                let p_scores = p.clone();
+                let (p_max, p_sum) = exponentiate(&mut p);
+                let (q_max, q_sum) = exponentiate(s);
+                let shift = f64::from(q_max) + f64::from(q_sum).ln() - f64::from(p_max) - f64::from(p_sum).ln();
+                let cross: f64 = p
+                    .iter()
+                    .zip(p_scores.iter().zip(&q_scores))
+                    .map(|(&p, (&a, &b))| f64::from(p) * f64::from(a - b))
+                    .sum();
+                if with_grad {
+                    let (a, b) = (weight * temperature / q_sum, weight * temperature / p_sum);
+                    s.iter_mut().zip(&p).for_each(|(s, &p)| *s = *s * a - p * b);
+                }
+                (cross / f64::from(p_sum) + shift) * f64::from(temperature * temperature)
+            })
+        })
+        .collect();
+    losses.iter().sum()
+}

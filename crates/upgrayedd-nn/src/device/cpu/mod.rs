@@ -1,0 +1,96 @@
+//! The CPU: `f32` kernels on `gemm`, `rayon` and loops the compiler vectorises. Work is cut by shape, never by thread count.
+
+mod attention;
+mod linear;
+mod loss;
+mod math;
+mod matmul;
+mod norm;
+mod pointwise;
+
+use super::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Sink};
+use crate::Tensor;
+
+/// Elements per parallel task.
+const CHUNK: usize = 1 << 14;
+
+/// The host's processor.
+pub(crate) struct Cpu;
+
+/// Σ x², for gradient norms.
+pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
+    x.chunks(1 << 10).map(|x| f64::from(math::simd(|| math::dot(x, x)))).sum()
+}
+
+/// Writes `values` through the sink.
+fn write(sink: Sink<'_>, values: &[f32]) {
+    let out = sink.tensor.data_mut();
+    if sink.accumulate {
+        linear::add_into(out, values);
+    } else {
+        out.copy_from_slice(values);
+    }
+}
+
+impl Kernels for Cpu {
+    fn add_assign(&self, a: &mut Tensor, b: &Tensor) {
+        pointwise::add_assign(a, b);
+    }
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        pointwise::add(a, b)
+    }
+    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        linear::forward(x, w, bias)
+    }
+    fn linear_grad_input(&self, dy: &Tensor, w: &Tensor, dx: Sink<'_>) {
+        linear::grad_input(dy, w, dx);
+    }
+    fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
+        linear::grad_weight(dy, x, dw);
+    }
+    fn sum_rows(&self, dy: &Tensor, db: Sink<'_>) {
+        linear::sum_rows(dy, db);
+    }
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor) {
+        norm::layer_norm(x, weight, bias, eps)
+    }
+    fn layer_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]) {
+        norm::layer_norm_grad(dy, x, weight, stats, grads);
+    }
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
+        norm::rms_norm(x, weight, eps)
+    }
+    fn rms_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]) {
+        norm::rms_norm_grad(dy, x, weight, stats, grads);
+    }
+    fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
+        pointwise::rope(x, table, positions, sign, out);
+    }
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, shape: &AttentionShape, entropy: bool) -> AttentionOutput {
+        attention::forward(q, k, v, gates, shape, entropy)
+    }
+    fn attention_grad(&self, dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, lse: &Tensor, shape: &AttentionShape, grads: AttentionGrads<'_>) {
+        attention::Backward { dout, q, k, v, gates, lse, shape }.run(grads);
+    }
+    fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
+        pointwise::activation(kind, x, up)
+    }
+    fn activation_grad(&self, kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]) {
+        pointwise::activation_grad(kind, dy, x, up, grads);
+    }
+    fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor {
+        pointwise::gather(table, ids)
+    }
+    fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>) {
+        pointwise::scatter_add(dy, ids, table);
+    }
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {
+        loss::cross_entropy(logits, targets, weight, with_grad)
+    }
+    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64 {
+        loss::kl_divergence(student, teacher, temperature, weight, with_grad)
+    }
+    fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
+        pointwise::adamw(w, g, m, v, step);
+    }
+}

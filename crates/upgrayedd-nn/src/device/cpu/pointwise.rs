@@ -1,0 +1,262 @@
+//! Elementwise kernels: sums, activations, rotations, row gathers and the AdamW update.
+
+use rayon::prelude::*;
+
+use super::math::{self, simd};
+use super::CHUNK;
+use crate::Tensor;
+use crate::device::{Activation, AdamWStep, Lanes, Sink};
+
+pub(super) fn add_assign(a: &mut Tensor, b: &Tensor) {
+    a.data_mut().par_chunks_mut(CHUNK).zip(b.data().par_chunks(CHUNK)).for_each(|(a, b)| {
+        simd(|| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
+    });
+}
+
+pub(super) fn add(a: &Tensor, b: &Tensor) -> Tensor {
+    let mut out = Tensor::scratch(a.shape());
+    let inputs = a.data().par_chunks(CHUNK).zip(b.data().par_chunks(CHUNK));
+    out.data_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (a, b))| {
+        simd(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + b));
+    });
+    out
+}
+
+/// √(2/π) and the cubic coefficient of the tanh form.
+const TANH_SCALE: f32 = 0.797_884_6;
+const TANH_CUBIC: f32 = 0.044_715;
+const FRAC_1_SQRT_2PI: f32 = 0.398_942_3;
+
+/// A non-linearity and its derivative, as one monomorphic loop body each.
+trait Curve {
+    fn value(x: f32) -> f32;
+    /// `(f(x), f′(x))`.
+    fn slope(x: f32) -> (f32, f32);
+}
+
+struct Gelu;
+struct GeluTanh;
+struct Silu;
+struct Relu;
+struct Tanh;
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> (f32, f32) {
+        let cdf = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        (x * cdf, (x * FRAC_1_SQRT_2PI).mul_add(math::exp(-0.5 * x * x), cdf))
+    }
+}
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + math::tanh(TANH_SCALE * (TANH_CUBIC * x * x).mul_add(x, x)))
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> (f32, f32) {
+        let t = math::tanh(TANH_SCALE * (TANH_CUBIC * x * x).mul_add(x, x));
+        let inner = TANH_SCALE * (3.0 * TANH_CUBIC * x).mul_add(x, 1.0);
+        (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * math::sigmoid(x)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> (f32, f32) {
+        let s = math::sigmoid(x);
+        (x * s, s * (x * (1.0 - s) + 1.0))
+    }
+}
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x.max(0.0)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> (f32, f32) {
+        if x > 0.0 { (x, 1.0) } else { (0.0, 0.0) }
+    }
+}
+
+impl Curve for Tanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        math::tanh(x)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> (f32, f32) {
+        let t = math::tanh(x);
+        (t, 1.0 - t * t)
+    }
+}
+
+pub(super) fn activation(kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
+    match kind {
+        Activation::Gelu => forward::<Gelu>(x, up),
+        Activation::GeluTanh => forward::<GeluTanh>(x, up),
+        Activation::Silu => forward::<Silu>(x, up),
+        Activation::Relu => forward::<Relu>(x, up),
+        Activation::Tanh => forward::<Tanh>(x, up),
+    }
+}
+
+pub(super) fn activation_grad(kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]) {
+    match kind {
+        Activation::Gelu => backward::<Gelu>(dy, x, up, grads),
+        Activation::GeluTanh => backward::<GeluTanh>(dy, x, up, grads),
+        Activation::Silu => backward::<Silu>(dy, x, up, grads),
+        Activation::Relu => backward::<Relu>(dy, x, up, grads),
+        Activation::Tanh => backward::<Tanh>(dy, x, up, grads),
+    }
+}
+
+fn forward<C: Curve>(x: &Tensor, up: Option<&Tensor>) -> Tensor {
+    let mut out = Tensor::scratch(x.shape());
+    out.data_mut().par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        let range = i * CHUNK..i * CHUNK + out.len();
+        let x = &x.data()[range.clone()];
+        match up {
+            None => simd(|| out.iter_mut().zip(x).for_each(|(o, &x)| *o = C::value(x))),
+            Some(up) => {
+                let up = &up.data()[range];
+                simd(|| out.iter_mut().zip(x.iter().zip(up)).for_each(|(o, (&x, &u))| *o = C::value(x) * u));
+            }
+        }
+    });
+    out
+}
+
+fn backward<C: Curve>(dy: &Tensor, x: &Tensor, up: Option<&Tensor>, [dx, dup]: [Option<Sink<'_>>; 2]) {
+    if let Some(dx) = dx {
+        each(dx, |range, out, accumulate| {
+            let (x, dy) = (&x.data()[range.clone()], &dy.data()[range.clone()]);
+            match up {
+                None => simd(|| {
+                    for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
+                        let value = dy * C::slope(x).1;
+                        *o = if accumulate { *o + value } else { value };
+                    }
+                }),
+                Some(up) => simd(|| {
+                    for (((o, &x), &dy), &u) in out.iter_mut().zip(x).zip(dy).zip(&up.data()[range]) {
+                        let value = dy * u * C::slope(x).1;
+                        *o = if accumulate { *o + value } else { value };
+                    }
+                }),
+            }
+        });
+    }
+    if let Some(dup) = dup {
+        each(dup, |range, out, accumulate| {
+            let (x, dy) = (&x.data()[range.clone()], &dy.data()[range]);
+            simd(|| {
+                for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
+                    let value = dy * C::value(x);
+                    *o = if accumulate { *o + value } else { value };
+                }
+            });
+        });
+    }
+}
+
+fn each(sink: Sink<'_>, f: impl Fn(std::ops::Range<usize>, &mut [f32], bool) + Sync) {
+    let accumulate = sink.accumulate;
+    sink.tensor.data_mut().par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+        f(i * CHUNK..i * CHUNK + out.len(), out, accumulate);
+    });
+}
+
+pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
+    let (cols, head) = (x.cols(), table.cols());
+    let (half, accumulate) = (head / 2, out.accumulate);
+    let rows = (CHUNK / cols.max(1)).max(1);
+    out.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, out)| {
+        simd(|| {
+            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+                let row = task * rows + i;
+                let at = positions[row] as usize * head;
+                let (cos, sin) = table.data()[at..at + head].split_at(half);
+                let x = &x.data()[row * cols..(row + 1) * cols];
+                for (out, x) in out.chunks_exact_mut(head).zip(x.chunks_exact(head)) {
+                    let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+                    for j in 0..half {
+                        let s = sign * sin[j];
+                        let (ra, rb) = (a[j] * cos[j] - b[j] * s, b[j] * cos[j] + a[j] * s);
+                        out_a[j] = if accumulate { out_a[j] + ra } else { ra };
+                        out_b[j] = if accumulate { out_b[j] + rb } else { rb };
+                    }
+                }
+            }
+        });
+    });
+}
+
+pub(super) fn gather(table: &Tensor, ids: &[u32]) -> Tensor {
+    let cols = table.cols();
+    let mut out = Tensor::scratch(&[ids.len(), cols]);
+    for (out, &id) in out.data_mut().chunks_exact_mut(cols.max(1)).zip(ids) {
+        out.copy_from_slice(&table.data()[id as usize * cols..(id as usize + 1) * cols]);
+    }
+    out
+}
+
+pub(super) fn scatter_add(dy: &Tensor, ids: &[u32], table: Sink<'_>) {
+    let cols = dy.cols();
+    let out = table.tensor.data_mut();
+    if !table.accumulate {
+        out.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
+    }
+    for (dy, &id) in dy.data().chunks_exact(cols.max(1)).zip(ids) {
+        super::linear::add_into(&mut out[id as usize * cols..(id as usize + 1) * cols], dy);
+    }
+}
+
+pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
+    let cols = w.cols().max(1);
+    let rows = (CHUNK / cols).max(1);
+    // Without lanes the tensor is one long row, cut where it pleases.
+    let (chunk, lanes_per_chunk) = if step.lanes == Lanes::Whole { (CHUNK, 0) } else { (rows * cols, rows) };
+    let state = m.data_mut().par_chunks_mut(chunk).zip(v.data_mut().par_chunks_mut(chunk));
+    let values = w.data_mut().par_chunks_mut(chunk).zip(g.data().par_chunks(chunk));
+    values.zip(state).enumerate().for_each(|(i, ((w, g), (m, v)))| {
+        simd(|| match step.lanes {
+            Lanes::Whole => update(w, g, m, v, step, |_| 0),
+            Lanes::Rows => {
+                let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                for (r, ((w, g), (m, v))) in rows.enumerate() {
+                    update(w, g, m, v, step, |_| i * lanes_per_chunk + r);
+                }
+            }
+            Lanes::Cols => {
+                let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                for ((w, g), (m, v)) in rows {
+                    update(w, g, m, v, step, |c| c);
+                }
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep<'_>, lane: impl Fn(usize) -> usize) {
+    let n = w.len();
+    let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+    for i in 0..n {
+        let lane = lane(i);
+        let grad = g[i] * s.grad_scale;
+        m[i] = s.beta1.mul_add(m[i], (1.0 - s.beta1) * grad);
+        v[i] = s.beta2.mul_add(v[i], (1.0 - s.beta2) * grad * grad);
+        let denominator = v[i].sqrt().mul_add(s.inv_bias2[lane], s.eps);
+        w[i] = w[i].mul_add(s.keep[lane], -s.step_size[lane] * m[i] / denominator);
+    }
+}

@@ -1,0 +1,36 @@
+//! The engine of Upgrayedd: a tape of fused transformer operations with hand-written backward passes.
+//!
+//! A model composes [`ops`] on a [`Tape`]; each op runs its forward kernel on the tape's [`Device`]
+//! at once and, when gradients are wanted, leaves a backward step behind. [`Tape::backward`] walks
+//! the steps in reverse and adds into the [`Gradients`] of the [`ParamSet`]; [`optim::AdamW`] updates it.
+//!
+//! ```
+//! use upgrayedd_nn::{Device, Gradients, ParamSet, Tape, Tensor, ops};
+//!
+//! let mut params = ParamSet::default();
+//! let weight = params.add("weight", Tensor::from_vec(&[2, 3], vec![1., 2., 3., 4., 5., 6.]));
+//! let mut grads = Gradients::for_params(&params);
+//!
+//! let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
+//! let x = tape.constant(Tensor::from_vec(&[1, 3], vec![1., 0., -1.]));
+//! let w = tape.param(weight);
+//! let y = ops::linear(&mut tape, &x, &w, None);
+//! assert_eq!(y.tensor().data(), &[-2., -2.]);
+//!
+//! tape.backward(vec![(y, Tensor::from_vec(&[1, 2], vec![1., 1.]))]);
+//! assert_eq!(grads.get(weight).map(Tensor::data), Some(&[1., 0., -1., 1., 0., -1.][..]));
+//! ```
+
+pub mod device;
+pub mod ops;
+pub mod optim;
+mod params;
+mod pool;
+mod tape;
+mod tensor;
+
+pub use device::{Device, DeviceError};
+pub use params::{Gradients, ParamId, ParamSet};
+pub use pool::trim as trim_buffers;
+pub use tape::{LeafGradients, Tape, Var};
+pub use tensor::Tensor;

@@ -1,0 +1,28 @@
+//! Table lookup by index, and picking rows of an activation.
+
+use std::sync::Arc;
+
+use crate::{Tape, Var};
+
+/// Rows `ids` of `table (V, D)`; gives `(ids, D)`.
+///
+/// # Panics
+/// If an id is not below `V`: callers check what comes from users.
+pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Var {
+    let rows = table.tensor().rows();
+    assert!(ids.iter().all(|&id| (id as usize) < rows), "embedding: an id is not below {rows}");
+    let out = tape.kernels().gather(table.tensor(), ids);
+    let dtable = table.source();
+    let (shape, ids) = (table.tensor().shape().to_vec(), Arc::clone(ids));
+    tape.record(out, &[table], move |dy, grads| {
+        if let Some(mut taken) = grads.take(dtable, &shape) {
+            grads.kernels.scatter_add(dy, &ids, taken.sink());
+            grads.put(Some(taken));
+        }
+    })
+}
+
+/// The given rows of `x (N, D)`: the positions that have a label, say.
+pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Var {
+    embedding(tape, x, rows)
+}

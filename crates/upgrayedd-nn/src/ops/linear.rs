@@ -1,0 +1,32 @@
+//! Affine map, the op in which nearly all time goes.
+
+use crate::{Tape, Var};
+
+/// `x wᵀ + bias` with `x (N, I)`, `w (O, I)`, `bias (O)`; gives `(N, O)`.
+pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var {
+    assert_eq!(x.tensor().cols(), w.tensor().cols(), "linear: input features differ");
+    let out = tape.kernels().linear(x.tensor(), w.tensor(), bias.map(Var::tensor));
+    let (dx, dw, db) = (x.source(), w.source(), bias.and_then(Var::source));
+    // What no gradient needs is not kept alive.
+    let saved_x = dw.map(|_| x.tensor().clone());
+    let saved_w = w.tensor().clone();
+    let x_shape = x.tensor().shape().to_vec();
+    let mut inputs = vec![x, w];
+    inputs.extend(bias);
+    tape.record(out, &inputs, move |dy, grads| {
+        let kernels = grads.kernels;
+        if let (Some(mut taken), Some(x)) = (grads.take(dw, saved_w.shape()), &saved_x) {
+            kernels.linear_grad_weight(dy, x, taken.sink());
+            grads.put(Some(taken));
+        }
+        if let Some(mut taken) = grads.take(db, &[saved_w.rows()]) {
+            kernels.sum_rows(dy, taken.sink());
+            grads.put(Some(taken));
+        }
+        drop(saved_x);
+        if let Some(mut taken) = grads.take(dx, &x_shape) {
+            kernels.linear_grad_input(dy, &saved_w, taken.sink());
+            grads.put(Some(taken));
+        }
+    })
+}

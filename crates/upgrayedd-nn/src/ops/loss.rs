@@ -1,0 +1,110 @@
+//! Losses fused with the output projection, in chunks: logits of all tokens never exist at once.
+
+use crate::{Tape, Tensor, Var};
+
+/// A target that does not count (transformers' convention).
+pub const IGNORE: i64 = -100;
+
+/// Elements of logits that may exist at once (16 MiB).
+const CHUNK_ELEMENTS: usize = 4 << 20;
+
+/// An output projection: `logits = x wᵀ + bias`.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// `(V, D)`.
+    pub weight: &'a Var,
+    /// `(V)`.
+    pub bias: Option<&'a Var>,
+}
+
+/// A loss over the rows of an activation, with the gradient that its backward pass starts from.
+#[derive(Debug)]
+pub struct Loss {
+    /// Sum over counted rows, in nats (unweighted).
+    pub sum: f64,
+    /// Rows counted.
+    pub count: u64,
+    /// What [`Tape::backward`] takes.
+    pub seeds: Vec<(Var, Tensor)>,
+}
+
+/// Cross-entropy of `softmax(x wᵀ + b)` with `targets`, one per row of `x (N, D)`; [`IGNORE`] rows do not count.
+///
+/// Every counted row's gradient is multiplied by `weight` (one over the tokens of a whole step, say). When the tape
+/// records, the head's own gradients are added here, during the forward pass, so that logits are computed once.
+pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], weight: f32) -> Loss {
+    assert_eq!(x.tensor().rows(), targets.len(), "cross entropy: one target a row");
+    let vocab = head.weight.tensor().rows() as i64;
+    assert!(targets.iter().all(|&t| t == IGNORE || (0..vocab).contains(&t)), "cross entropy: a target is not below {vocab}");
+    let recording = tape.is_recording();
+    let sum = in_chunks(tape, x, head, |tape, rows, logits| {
+        let targets = &targets[rows];
+        let loss = tape.kernels().cross_entropy(logits, targets, weight, recording);
+        loss
+    });
+    let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
+    Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+}
+
+/// Temperature-scaled distillation loss `T² KL(teacher ‖ student)` (Hinton et al. 2015), a row of logits each.
+///
+/// The teacher's logits are computed chunk by chunk as well, from `teacher_x (N, D')` and `teacher_head`.
+pub fn kl_divergence(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    head: Head<'_>,
+    teacher_x: &Tensor,
+    teacher_head: (&Tensor, Option<&Tensor>),
+    temperature: f32,
+    weight: f32,
+) -> Loss {
+    assert_eq!(x.tensor().rows(), teacher_x.rows(), "distillation: rows differ");
+    assert_eq!(head.weight.tensor().rows(), teacher_head.0.rows(), "distillation: vocabularies differ");
+    let recording = tape.is_recording();
+    let sum = in_chunks(tape, x, head, |tape, rows, logits| {
+        let teacher = slice_rows(teacher_x, rows);
+        let teacher = tape.kernels().linear(&teacher, teacher_head.0, teacher_head.1);
+        tape.kernels().kl_divergence(logits, &teacher, temperature, weight, recording)
+    });
+    Loss { sum: sum.0, count: x.tensor().rows() as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+}
+
+/// Computes logits chunk by chunk; `f` returns the chunk's loss and leaves its gradient in the logits.
+fn in_chunks(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    head: Head<'_>,
+    mut f: impl FnMut(&mut Tape<'_>, std::ops::Range<usize>, &mut Tensor) -> f64,
+) -> (f64, Option<Tensor>) {
+    let (rows, width) = (x.tensor().rows(), x.tensor().cols());
+    let chunk = (CHUNK_ELEMENTS / head.weight.tensor().rows()).clamp(1, rows.max(1));
+    let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Vec::with_capacity(rows * width));
+    let mut sum = 0.0;
+    for start in (0..rows).step_by(chunk) {
+        let range = start..(start + chunk).min(rows);
+        let x_chunk = slice_rows(x.tensor(), range.clone());
+        let mut logits = tape.kernels().linear(&x_chunk, head.weight.tensor(), head.bias.map(Var::tensor));
+        sum += f(tape, range.clone(), &mut logits);
+        if !tape.is_recording() {
+            continue;
+        }
+        tape.with_param_grad(head.weight, |k, dw| k.linear_grad_weight(&logits, &x_chunk, dw));
+        if let Some(bias) = head.bias {
+            tape.with_param_grad(bias, |k, db| k.sum_rows(&logits, db));
+        }
+        if let Some(dx) = &mut dx {
+            let mut part = Tensor::scratch(x_chunk.shape());
+            let sink = crate::device::Sink { tensor: &mut part, accumulate: false };
+            tape.kernels().linear_grad_input(&logits, head.weight.tensor(), sink);
+            dx.extend_from_slice(part.data());
+        }
+    }
+    (sum, dx.map(|dx| Tensor::from_vec(&[rows, width], dx)))
+}
+
+fn slice_rows(x: &Tensor, rows: std::ops::Range<usize>) -> Tensor {
+    let cols = x.cols();
+    let mut out = Tensor::scratch(&[rows.len(), cols]);
+    out.data_mut().copy_from_slice(&x.data()[rows.start * cols..rows.end * cols]);
+    out
+}

@@ -1,0 +1,20 @@
+//! The fused ops that model families compose: one file an op, each with its backward.
+
+mod activation;
+mod add;
+mod attention;
+mod embedding;
+mod linear;
+mod loss;
+mod norm;
+mod rope;
+
+pub use crate::device::{Activation, AttentionShape, EntropyProbe};
+pub use activation::{activation, gated_activation};
+pub use add::add;
+pub use attention::{attention, attention_with_entropy};
+pub use embedding::{embedding, select_rows};
+pub use linear::linear;
+pub use loss::{Head, IGNORE, Loss, cross_entropy, kl_divergence};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{RopeTable, rope};

@@ -1,0 +1,130 @@
+//! Named parameters and their gradients.
+
+use crate::Tensor;
+
+/// A parameter of a [`ParamSet`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParamId(pub(crate) usize);
+
+impl ParamId {
+    /// Position in the set, in order of addition.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Param {
+    name: String,
+    tensor: Tensor,
+    trainable: bool,
+}
+
+/// The weights of a model, in a fixed order.
+#[derive(Debug, Clone, Default)]
+pub struct ParamSet {
+    params: Vec<Param>,
+}
+
+impl ParamSet {
+    /// Adds a trainable parameter.
+    pub fn add(&mut self, name: impl Into<String>, tensor: Tensor) -> ParamId {
+        self.params.push(Param { name: name.into(), tensor, trainable: true });
+        ParamId(self.params.len() - 1)
+    }
+
+    /// All parameters in order.
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> + use<> {
+        (0..self.params.len()).map(ParamId)
+    }
+
+    /// How many parameters there are.
+    pub fn len(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Whether the set is empty.
+    pub fn is_empty(&self) -> bool {
+        self.params.is_empty()
+    }
+
+    /// The parameter's name.
+    pub fn name(&self, id: ParamId) -> &str {
+        &self.params[id.0].name
+    }
+
+    /// The parameter called `name`.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.params.iter().position(|p| p.name == name).map(ParamId)
+    }
+
+    /// The parameter's value.
+    pub fn get(&self, id: ParamId) -> &Tensor {
+        &self.params[id.0].tensor
+    }
+
+    /// The parameter's value for writing; its shape may change.
+    pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
+        &mut self.params[id.0].tensor
+    }
+
+    /// Whether gradients are computed for the parameter.
+    pub fn is_trainable(&self, id: ParamId) -> bool {
+        self.params[id.0].trainable
+    }
+
+    /// Freezes or thaws every parameter.
+    pub fn set_trainable(&mut self, trainable: bool) {
+        for param in &mut self.params {
+            param.trainable = trainable;
+        }
+    }
+}
+
+/// One gradient: its memory outlives a step, its value does not.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) tensor: Option<Tensor>,
+    pub(crate) filled: bool,
+}
+
+/// Gradients of a [`ParamSet`]; further backward passes add to them until [`Gradients::clear`].
+#[derive(Debug, Default)]
+pub struct Gradients {
+    pub(crate) slots: Vec<Slot>,
+}
+
+impl Gradients {
+    /// Empty gradients for `params`; memory is taken when a gradient first arrives.
+    pub fn for_params(params: &ParamSet) -> Self {
+        Self { slots: params.ids().map(|_| Slot::default()).collect() }
+    }
+
+    /// Forgets all values and keeps the memory.
+    pub fn clear(&mut self) {
+        for slot in &mut self.slots {
+            slot.filled = false;
+        }
+    }
+
+    /// The gradient of `id`, if one has arrived since the last [`Gradients::clear`].
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        let slot = self.slots.get(id.0)?;
+        if slot.filled { slot.tensor.as_ref() } else { None }
+    }
+
+    /// Global L2 norm over all gradients. Summed in a fixed order, in `f64`.
+    pub fn norm(&self) -> f64 {
+        use rayon::prelude::*;
+        const CHUNK: usize = 1 << 16;
+        let mut total = 0.0;
+        for slot in self.slots.iter().filter(|slot| slot.filled) {
+            if let Some(tensor) = &slot.tensor {
+                let partial: Vec<f64> =
+                    tensor.data().par_chunks(CHUNK).map(crate::device::cpu::sum_of_squares).collect();
+                total += partial.iter().sum::<f64>();
+            }
+        }
+        total.sqrt()
+    }
+}

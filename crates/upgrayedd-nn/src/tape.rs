@@ -1,0 +1,224 @@
+//! Records ops forward, walks them backward.
+
+use crate::device::{Device, Kernels, Sink};
+use crate::params::Slot;
+use crate::{Gradients, ParamId, ParamSet, Tensor};
+
+/// Where a value's gradient goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Node(usize),
+    Param(ParamId),
+}
+
+/// A value on the tape. Dropping it frees the memory unless a backward step still needs it.
+#[derive(Debug, Clone)]
+pub struct Var {
+    tensor: Tensor,
+    source: Option<Source>,
+}
+
+impl Var {
+    /// The value.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Whether a gradient flows to this value.
+    pub fn requires_grad(&self) -> bool {
+        self.source.is_some()
+    }
+
+    pub(crate) fn source(&self) -> Option<Source> {
+        self.source
+    }
+}
+
+type Backward = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) + Send>;
+
+/// Runs ops and, when recording, remembers how to go back.
+pub struct Tape<'p> {
+    device: Device,
+    params: &'p ParamSet,
+    grads: Option<&'p mut Gradients>,
+    /// `None` marks a leaf, whose gradient is kept.
+    nodes: Vec<Option<Backward>>,
+}
+
+impl<'p> Tape<'p> {
+    /// A tape that only computes: nothing is kept for a backward pass.
+    pub fn inference(device: Device, params: &'p ParamSet) -> Self {
+        Self { device, params, grads: None, nodes: Vec::new() }
+    }
+
+    /// A tape whose [`Tape::backward`] adds into `grads` (of the trainable parameters).
+    pub fn recording(device: Device, params: &'p ParamSet, grads: &'p mut Gradients) -> Self {
+        Self { device, params, grads: Some(grads), nodes: Vec::new() }
+    }
+
+    /// Whether ops leave backward steps.
+    pub fn is_recording(&self) -> bool {
+        self.grads.is_some()
+    }
+
+    /// A value without gradient.
+    pub fn constant(&self, tensor: Tensor) -> Var {
+        Var { tensor, source: None }
+    }
+
+    /// A value whose gradient [`Tape::backward`] returns (a head gate, say).
+    pub fn leaf(&mut self, tensor: Tensor) -> Var {
+        if !self.is_recording() {
+            return self.constant(tensor);
+        }
+        self.nodes.push(None);
+        Var { tensor, source: Some(Source::Node(self.nodes.len() - 1)) }
+    }
+
+    /// A parameter; its gradient is computed if it is trainable and the tape records.
+    pub fn param(&self, id: ParamId) -> Var {
+        let wanted = self.is_recording() && self.params.is_trainable(id);
+        Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)) }
+    }
+
+    pub(crate) fn kernels(&self) -> &dyn Kernels {
+        self.device.kernels()
+    }
+
+    /// Puts an op's result on the tape. `backward` gets the result's gradient and is kept only if an input wants one.
+    pub(crate) fn record(
+        &mut self,
+        result: Tensor,
+        inputs: &[&Var],
+        backward: impl FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'static,
+    ) -> Var {
+        if !self.is_recording() || !inputs.iter().any(|v| v.requires_grad()) {
+            return self.constant(result);
+        }
+        self.nodes.push(Some(Box::new(backward)));
+        Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)) }
+    }
+
+    /// Runs `f` with the gradient of a parameter, for ops that compute it while going forward (the fused LM head).
+    pub(crate) fn with_param_grad(&mut self, var: &Var, f: impl FnOnce(&dyn Kernels, Sink<'_>)) {
+        let Some(Source::Param(id)) = var.source else { return };
+        if let Some(grads) = self.grads.as_deref_mut() {
+            let kernels = self.device.kernels();
+            sink_into(&mut grads.slots[id.0], var.tensor.shape(), |sink| f(kernels, sink));
+        }
+    }
+
+    /// Walks the tape backward from `seeds` (values and their gradients), adding into the parameters' gradients.
+    pub fn backward(self, seeds: Vec<(Var, Tensor)>) -> LeafGradients {
+        let Some(grads) = self.grads else { return LeafGradients::default() };
+        let mut store = GradStore {
+            kernels: self.device.kernels(),
+            nodes: self.nodes.iter().map(|_| Slot::default()).collect(),
+            params: grads,
+        };
+        for (var, seed) in seeds {
+            store.add(&var, &seed);
+        }
+        let mut leaves = LeafGradients::default();
+        for (index, node) in self.nodes.into_iter().enumerate().rev() {
+            let slot = std::mem::take(&mut store.nodes[index]);
+            match (node, slot.tensor) {
+                (Some(backward), Some(gradient)) => backward(&gradient, &mut store),
+                (None, Some(gradient)) => leaves.grads.push((index, gradient)),
+                (_, None) => {}
+            }
+        }
+        leaves
+    }
+}
+
+/// Gradients of the tape's leaves.
+#[derive(Debug, Default)]
+pub struct LeafGradients {
+    grads: Vec<(usize, Tensor)>,
+}
+
+impl LeafGradients {
+    /// The gradient of `leaf`, unless nothing depended on it.
+    pub fn get(&self, leaf: &Var) -> Option<&Tensor> {
+        let Some(Source::Node(index)) = leaf.source else { return None };
+        self.grads.iter().find(|(i, _)| *i == index).map(|(_, g)| g)
+    }
+}
+
+/// Gradients in flight during the backward walk.
+pub(crate) struct GradStore<'a> {
+    pub(crate) kernels: &'a dyn Kernels,
+    nodes: Vec<Slot>,
+    params: &'a mut Gradients,
+}
+
+/// A gradient taken out of the store while kernels write to it.
+pub(crate) struct Taken {
+    source: Source,
+    tensor: Tensor,
+    accumulate: bool,
+}
+
+impl Taken {
+    pub(crate) fn sink(&mut self) -> Sink<'_> {
+        Sink { tensor: &mut self.tensor, accumulate: self.accumulate }
+    }
+}
+
+impl GradStore<'_> {
+    fn slot(&mut self, source: Source) -> &mut Slot {
+        match source {
+            Source::Node(index) => &mut self.nodes[index],
+            Source::Param(id) => &mut self.params.slots[id.0],
+        }
+    }
+
+    /// Takes the gradient of `source` out for a kernel, if one is wanted. Must be [`GradStore::put`] back.
+    pub(crate) fn take(&mut self, source: Option<Source>, shape: &[usize]) -> Option<Taken> {
+        let source = source?;
+        let slot = self.slot(source);
+        let accumulate = std::mem::take(&mut slot.filled);
+        let kept = slot.tensor.take().filter(|t| t.shape() == shape);
+        debug_assert!(!accumulate || kept.is_some(), "a gradient changed its shape");
+        let tensor = kept.unwrap_or_else(|| Tensor::scratch(shape));
+        Some(Taken { source, tensor, accumulate })
+    }
+
+    /// Puts a gradient back after a kernel has written it.
+    pub(crate) fn put(&mut self, taken: Option<Taken>) {
+        let Some(Taken { source, tensor, .. }) = taken else { return };
+        let kernels = self.kernels;
+        let slot = self.slot(source);
+        match slot.tensor.as_mut().filter(|_| slot.filled) {
+            // The same value was taken twice by one op, as in add(x, x).
+            Some(present) => kernels.add_assign(present, &tensor),
+            None => *slot = Slot { tensor: Some(tensor), filled: true },
+        }
+    }
+
+    /// Adds `gradient` to the gradient of `var`.
+    pub(crate) fn add(&mut self, var: &Var, gradient: &Tensor) {
+        self.add_to(var.source, gradient);
+    }
+
+    /// Adds `gradient` to the gradient of `source`. The first arrival shares memory.
+    pub(crate) fn add_to(&mut self, source: Option<Source>, gradient: &Tensor) {
+        let Some(source) = source else { return };
+        let kernels = self.kernels;
+        let slot = self.slot(source);
+        match slot.tensor.as_mut().filter(|_| slot.filled) {
+            Some(present) => kernels.add_assign(present, gradient),
+            None => *slot = Slot { tensor: Some(gradient.clone()), filled: true },
+        }
+    }
+}
+
+fn sink_into(slot: &mut Slot, shape: &[usize], f: impl FnOnce(Sink<'_>)) {
+    let accumulate = std::mem::replace(&mut slot.filled, true);
+    let tensor = match slot.tensor.take() {
+        Some(tensor) if tensor.shape() == shape => slot.tensor.insert(tensor),
+        _ => slot.tensor.insert(Tensor::scratch(shape)),
+    };
+    f(Sink { tensor, accumulate });
+}

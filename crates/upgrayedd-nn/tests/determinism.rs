@@ -1,0 +1,100 @@
+//! The same bits with one thread and with several, and the optimiser against its definition.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use upgrayedd_nn::ops::{self, AttentionShape, Head};
+use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Lanes, Schedule};
+use upgrayedd_nn::{Device, Gradients, ParamSet, Tape, Tensor};
+
+/// A block with every kind of reduction; returns loss and all gradients.
+fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut random = |shape: &[usize]| {
+        Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-0.3f32..0.3)).collect())
+    };
+    let mut params = ParamSet::default();
+    let ids = [[rows, width], [width, width], [width, width], [width, width], [3 * width, width]].map(|s| params.add("w", random(&s)));
+    let vectors = [width, width, width].map(|s| params.add("v", random(&[s])));
+    let mut grads = Gradients::for_params(&params);
+    let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
+    let [x, wq, wk, wv, head] = ids.map(|id| tape.param(id));
+    let [gamma, beta, bias] = vectors.map(|id| tape.param(id));
+    let h = ops::layer_norm(&mut tape, &x, &gamma, &beta, 1e-5);
+    let [q, k, v] = [&wq, &wk, &wv].map(|w| ops::linear(&mut tape, &h, w, Some(&bias)));
+    let shape = AttentionShape {
+        batch: 2, queries: rows / 2, keys: rows / 2, head_dim: width / 8, kv_of: (0..8).collect(), kv_heads: 8,
+        scale: 1.0, causal: true, window: None, key_mask: None,
+    };
+    let a = ops::attention(&mut tape, &q, &k, &v, None, &Arc::new(shape));
+    let y = ops::add(&mut tape, &x, &a);
+    let y = ops::rms_norm(&mut tape, &y, &gamma, 1e-5);
+    let targets: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (3 * width as i64)).collect();
+    let loss = ops::cross_entropy(&mut tape, &y, Head { weight: &head, bias: None }, &targets, 1.0);
+    tape.backward(loss.seeds);
+    let gradients = params.ids().map(|id| grads.get(id).unwrap().clone()).collect();
+    (loss.sum, gradients)
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    for (rows, width) in [(2, 8), (26, 40), (200, 96), (512, 320)] {
+        let at = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| step(rows, width));
+        let (one, two, three) = (at(1), at(2), at(3));
+        assert_eq!(one.0.to_bits(), two.0.to_bits(), "loss at {rows} × {width}");
+        assert!(one.1 == two.1 && one.1 == three.1, "gradients at {rows} × {width}");
+    }
+}
+
+#[test]
+fn adamw_follows_its_definition_in_every_lane() {
+    let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+    for lanes in [Lanes::Whole, Lanes::Rows, Lanes::Cols] {
+        let mut params = ParamSet::default();
+        let id = params.add("w", Tensor::from_vec(&[2, 3], vec![1.0, -2.0, 3.0, 0.5, 0.25, -1.0]));
+        let mut optim = AdamW::new(config, &params, |_| (lanes, true));
+        // One lane is younger and learns faster.
+        let (old, young) = (5u64, optim.states[0].steps.len() - 1);
+        optim.states[0].steps.fill(old);
+        optim.states[0].steps[young] = 0;
+        optim.states[0].lr_scale[young] = 5.0;
+        let (mut m, mut v) = ([0.0f64; 6], [0.0f64; 6]);
+        let mut want: Vec<f64> = params.get(id).data().iter().map(|&w| f64::from(w)).collect();
+        for step in 1..=4u64 {
+            let gradient: Vec<f32> = (0..6).map(|i| (i as f32 - 2.5) * step as f32 * 0.1).collect();
+            let mut grads = Gradients::for_params(&params);
+            let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
+            let w = tape.param(id);
+            let same = ops::add(&mut tape, &w.clone(), &w);
+            tape.backward(vec![(same, Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()))]);
+            optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5);
+            for i in 0..6 {
+                let lane = match lanes { Lanes::Whole => 0, Lanes::Rows => i / 3, Lanes::Cols => i % 3 };
+                let (t, lr) = if lane == young { (step, 0.05) } else { (old + step, 0.01) };
+                let g = f64::from(gradient[i]) * 0.5;
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                let (mh, vh) = (m[i] / (1.0 - 0.9f64.powf(t as f64)), v[i] / (1.0 - 0.999f64.powf(t as f64)));
+                want[i] = want[i] * (1.0 - lr * 0.1) - lr * mh / (vh.sqrt() + 1e-8);
+            }
+        }
+        for (got, want) in params.get(id).data().iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{lanes:?}: {got}, expected {want}");
+        }
+    }
+}
+
+#[test]
+fn schedules_climb_then_fall() {
+    let schedule = |decay| Schedule { peak: 1.0, warmup: 4, total: 12, decay };
+    assert_eq!(schedule(Decay::Linear).rate(0), 0.25);
+    for decay in [Decay::Constant, Decay::Linear, Decay::Cosine] {
+        assert_eq!(schedule(decay).rate(4), 1.0);
+    }
+    assert_eq!(schedule(Decay::Constant).rate(11), 1.0);
+    assert_eq!(schedule(Decay::Linear).rate(8), 0.5);
+    assert!((schedule(Decay::Cosine).rate(8) - 0.5).abs() < 1e-12);
+    assert!(schedule(Decay::Linear).rate(500) == 0.0);
+}
