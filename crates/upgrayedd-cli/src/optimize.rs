@@ -1,0 +1,127 @@
+//! The main job: options from a file and from the command line → a run.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::Result;
+use serde_json::json;
+use upgrayedd::event::named_heads;
+use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
+
+use crate::args::{OptimizeArgs, ResumeArgs};
+use crate::progress::Console;
+use crate::{print_json, report, set_threads};
+
+pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
+    let config = configuration(&args)?;
+    config.check()?;
+    set_threads(config.threads)?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(&config));
+    if !args.dry_run {
+        upgrayedd::export::check_new(&out)?;
+    }
+    let mut pipeline = Pipeline::new(config)?;
+    if args.dry_run {
+        return dry_run(&mut pipeline, args.json);
+    }
+    let mut console = Console::new(true);
+    let result = pipeline.run(&out, &mut console);
+    console.finish();
+    finish(result, &out, args.json)
+}
+
+pub fn resume(args: ResumeArgs) -> Result<()> {
+    set_threads(args.threads)?;
+    let mut console = Console::new(true);
+    let result = Pipeline::resume(&args.run, args.threads, &mut console);
+    console.finish();
+    finish(result, &args.run, args.json)
+}
+
+fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<()> {
+    match result {
+        Ok(summary) if json => print_json(&summary),
+        Ok(summary) => {
+            report::print(&report::summary(&summary));
+            Ok(())
+        }
+        Err(Error::Interrupted) => {
+            if out.is_dir() {
+                eprintln!("stopped; completed cycles are saved, continue with: upgrayedd resume {}", out.display());
+            }
+            Err(Error::Interrupted.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
+    let (selection, _) = pipeline.preview()?;
+    let heads = named_heads(pipeline.model(), &selection);
+    let split = pipeline.split();
+    if json {
+        return print_json(&json!({ "prune": heads, "split": split, "steps_per_cycle": pipeline.steps_per_cycle() }));
+    }
+    let mut text = format!(
+        "Everything is in order; nothing was written.\n\
+         Sequences: {} to learn from, {} to score on, {} to measure on; {} steps per cycle.\nThe first cycle would prune:\n",
+        split.train.len(),
+        split.calibration.len(),
+        split.held_out.len(),
+        pipeline.steps_per_cycle()
+    );
+    for (layer, heads) in &heads {
+        text.push_str(&format!("  {layer}: {heads}\n"));
+    }
+    report::print(text.trim_end());
+    Ok(())
+}
+
+/// The file's options, overruled by those of the command line.
+fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
+    let mut config = match &args.config {
+        Some(path) => read_config(path)?,
+        None => OptimizeConfig::default(),
+    };
+    macro_rules! take {
+        ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = value.clone(); })+ };
+    }
+    macro_rules! take_optional {
+        ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = Some(value.clone()); })+ };
+    }
+    macro_rules! take_named {
+        ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = FromStr::from_str(value)?; })+ };
+    }
+    take!(strategy, pruning_ratio, growth_ratio, min_heads, num_cycles, epochs_per_cycle, warmup_steps);
+    take!(batch_size, gradient_accumulation, seed, device, label_field);
+    take_optional!(model, eval_data, text_field, family, max_steps_per_cycle, sequence_length, max_eval_windows, max_loss_increase, threads, learning_rate);
+    take_named!(scope, unit, schedule, lr_schedule, documents);
+    if let Some(dtype) = &args.dtype {
+        config.dtype = Some(dtype.parse()?);
+    }
+    if !args.data.is_empty() {
+        config.data = args.data.clone();
+    }
+    for option in &args.strategy_option {
+        let (name, value) = option
+            .split_once('=')
+            .ok_or_else(|| Error::invalid(format!("--strategy-option {option:?}: expected NAME=VALUE")))?;
+        // A value is TOML where it can be, else a string.
+        let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+        config.strategy_options.insert(name.to_owned(), parsed.unwrap_or_else(|| value.into()));
+    }
+    Ok(config)
+}
+
+fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    toml::from_str(&text).map_err(|e| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " "))))
+}
+
+/// `runs/MODEL-STRATEGY-N` with the first free number.
+fn default_out(config: &OptimizeConfig) -> PathBuf {
+    let model = config.model.as_deref().unwrap_or("builtin");
+    let name = Path::new(model).file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    let folder = |n: u32| PathBuf::from("runs").join(format!("{name}-{}-{n}", config.strategy));
+    (1..).map(folder).find(|p| !p.exists()).unwrap_or_else(|| folder(0))
+}

@@ -1,0 +1,117 @@
+//! What a run shows while it works: bars with time left on a terminal, plain lines otherwise. Always on stderr.
+
+use std::io::IsTerminal;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use upgrayedd::event::{Event, Observer, Phase, Progress};
+
+/// A plain line about work in progress at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows progress and events.
+pub struct Console {
+    terminal: bool,
+    events: bool,
+    bar: Option<(String, ProgressBar)>,
+    last_line: Instant,
+    loss: Option<f64>,
+}
+
+impl Console {
+    /// `events` shows what happened, too.
+    pub fn new(events: bool) -> Self {
+        Self { terminal: std::io::stderr().is_terminal(), events, bar: None, last_line: Instant::now(), loss: None }
+    }
+
+    /// Clears the last bar.
+    pub fn finish(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some((_, bar)) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Observer for Console {
+    fn on_progress(&mut self, progress: Progress<'_>) {
+        if !self.terminal {
+            if self.last_line.elapsed() >= LINE_EVERY {
+                self.last_line = Instant::now();
+                eprintln!("{}: {} of {}{}", progress.task, progress.done, progress.total, loss_note(self.loss));
+            }
+            return;
+        }
+        if self.bar.as_ref().is_none_or(|(task, _)| task != progress.task) {
+            self.finish();
+            self.loss = None;
+            let bar = ProgressBar::new(progress.total);
+            if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} left {msg}") {
+                bar.set_style(style);
+            }
+            bar.set_prefix(progress.task.to_owned());
+            self.bar = Some((progress.task.to_owned(), bar));
+        }
+        if let Some((_, bar)) = &self.bar {
+            bar.set_position(progress.done);
+            bar.set_message(loss_note(self.loss));
+        }
+    }
+
+    fn on_event(&mut self, event: &Event) {
+        if let Event::Step { loss, .. } = event {
+            self.loss = Some(*loss);
+        }
+        if self.events
+            && let Some(text) = describe(event)
+        {
+            self.line(&text);
+        }
+    }
+
+    fn should_stop(&self) -> bool {
+        crate::STOP.load(Ordering::SeqCst)
+    }
+}
+
+fn loss_note(loss: Option<f64>) -> String {
+    loss.map(|l| format!(" (loss {l:.3})")).unwrap_or_default()
+}
+
+fn describe(event: &Event) -> Option<String> {
+    let count = |heads: &serde_json::Map<String, serde_json::Value>| heads.values().filter_map(|h| h.as_array().map(Vec::len)).sum::<usize>();
+    Some(match event {
+        Event::RunStarted { family, parameters, heads, sequences: [train, calibration, held_out], steps_per_cycle, .. } => format!(
+            "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
+             {held_out} to measure on; {steps_per_cycle} steps per cycle"
+        ),
+        Event::Evaluated { cycle, phase, evaluation } => {
+            let quality = match (evaluation.perplexity, evaluation.accuracy) {
+                (Some(perplexity), _) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
+                (None, Some(accuracy)) => format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy),
+                (None, None) => format!("loss {:.4}", evaluation.loss),
+            };
+            match phase {
+                Phase::Baseline => format!("baseline: {quality}"),
+                Phase::Pruned => format!("cycle {cycle}: after pruning: {quality}"),
+                Phase::Learned => format!("cycle {cycle}: after learning: {quality}"),
+                Phase::Result => format!("result as stored: {quality}"),
+            }
+        }
+        Event::Pruned { cycle, heads, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(heads)),
+        Event::Grown { cycle, heads, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(heads)),
+        Event::Accepted { cycle, loss_change } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
+        Event::RolledBack { cycle, loss_change, max_loss_increase } => {
+            format!("cycle {cycle}: rolled back, held-out loss {loss_change:+.4} is more than the allowed {max_loss_increase:+.4}")
+        }
+        Event::Notice { message, .. } => format!("note: {message}"),
+        Event::Scored { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,
+    })
+}

@@ -1,0 +1,153 @@
+//! Results as text: the before → after table and the map of heads.
+
+use std::fmt::Write;
+
+use upgrayedd::eval::Evaluation;
+use upgrayedd::heads::HeadScores;
+use upgrayedd::model::Cost;
+use upgrayedd::pipeline::Snapshot;
+use upgrayedd::score::Score;
+use upgrayedd::{Model, Summary};
+
+/// Prints to stdout; a reader that went away is not an error.
+pub fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// 1234567 → "1 234 567".
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Aligned columns: the first to the left, the others to the right.
+fn table(rows: &[[String; 4]]) -> String {
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2), width(3)];
+    let pad = |text: &str, width: usize| " ".repeat(width - text.chars().count());
+    let mut out = String::new();
+    for row in rows {
+        let mut line = format!("{}{}", row[0], pad(&row[0], widths[0]));
+        for c in 1..4 {
+            let _ = write!(line, "  {}{}", pad(&row[c], widths[c]), row[c]);
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+fn change(before: f64, after: f64) -> String {
+    if before > 0.0 { format!("{:+.1} %", 100.0 * (after / before - 1.0)) } else { String::new() }
+}
+
+/// The outcome of a run.
+pub fn summary(summary: &Summary) -> String {
+    let (before, after) = (&summary.before, &summary.after);
+    let mut rows = vec![["".to_owned(), "before".to_owned(), "after".to_owned(), "change".to_owned()]];
+    let mut number = |name: &str, get: &dyn Fn(&Snapshot) -> Option<f64>, digits: usize| {
+        if let (Some(a), Some(b)) = (get(before), get(after)) {
+            let show = |v: f64| if digits == 0 { grouped(v.round() as u64) } else { format!("{v:.digits$}") };
+            rows.push([name.to_owned(), show(a), show(b), change(a, b)]);
+        }
+    };
+    number("held-out loss (nats)", &|s| Some(s.evaluation.loss), 4);
+    number("perplexity", &|s| s.evaluation.perplexity, 3);
+    number("accuracy (%)", &|s| s.evaluation.accuracy.map(|a| 100.0 * a), 2);
+    number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);
+    number("parameters", &|s| Some(s.cost.parameters as f64), 0);
+    number("bytes", &|s| Some(s.cost.bytes as f64), 0);
+    number("MACs per token", &|s| Some(s.cost.macs_per_token as f64), 0);
+    number("KV cache bytes per token", &|s| Some(s.cost.kv_cache_bytes_per_token as f64).filter(|b| *b > 0.0), 0);
+    number("tokens per second, forward", &|s| Some(s.speed.forward), 0);
+    number("tokens per second, decoding", &|s| s.speed.decode, 1);
+    let e = &after.evaluation;
+    format!(
+        "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on this machine.\n\
+         The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}",
+        table(&rows),
+        grouped(e.tokens),
+        e.sequences,
+        e.protocol,
+        e.window,
+        after.speed.batch,
+        after.speed.length,
+        grouped(summary.tokens_learned),
+        head_map(&after.heads, summary.total_heads),
+        summary.run.join("model").display()
+    )
+}
+
+/// A row per layer: █ a head that is there, · one that is gone.
+fn head_map(heads: &[Vec<usize>], total: usize) -> String {
+    let mut out = String::from("Heads (█ kept, · pruned):\n");
+    for (layer, active) in heads.iter().enumerate() {
+        let row: String = (0..total).map(|h| if active.contains(&h) { '█' } else { '·' }).collect();
+        let _ = writeln!(out, "  layer {layer:>3} {row} {}", active.len());
+    }
+    out
+}
+
+/// A held-out measurement.
+pub fn evaluation(e: &Evaluation) -> String {
+    let mut out = format!("loss        {:.6}\n", e.loss);
+    if let Some(perplexity) = e.perplexity {
+        let _ = writeln!(out, "perplexity  {perplexity:.4}");
+    }
+    if let Some(accuracy) = e.accuracy {
+        let _ = writeln!(out, "accuracy    {:.2} %", 100.0 * accuracy);
+    }
+    let _ = write!(
+        out,
+        "targets     {}\nsequences   {}\nprotocol    {}, window {}\ndata        {}",
+        e.tokens, e.sequences, e.protocol, e.window, e.data_hash
+    );
+    out
+}
+
+/// What `inspect` shows.
+pub fn inspection(model: &Model, cost: &Cost) -> String {
+    let heads: Vec<Vec<usize>> = model.heads.layers().iter().map(|l| l.active().to_vec()).collect();
+    let kv: usize = model.heads.layers().iter().map(|l| l.kv_active().len()).sum();
+    let mut out = format!(
+        "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
+         parameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
+        model.spec.family.model_type,
+        model.spec.objective.name(),
+        model.spec.num_layers,
+        model.heads.num_active(),
+        model.heads.total(),
+        model.spec.head_dim,
+        model.spec.num_layers * model.spec.num_kv_heads,
+        grouped(cost.parameters as u64),
+        grouped(cost.bytes as u64),
+        model.dtype.name(),
+        grouped(cost.macs_per_token),
+        cost.context,
+    );
+    if cost.kv_cache_bytes_per_token > 0 {
+        let _ = writeln!(out, "KV cache        {} bytes per token", grouped(cost.kv_cache_bytes_per_token as u64));
+    }
+    let _ = write!(out, "\n{}", head_map(&heads, model.spec.num_heads).trim_end());
+    out
+}
+
+/// A row of scores per layer.
+pub fn scores(score: &Score, model: &Model, scores: &HeadScores) -> String {
+    let direction = if score.higher_keeps { "higher = keep" } else { "higher = prune" };
+    let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
+    for (layer, values) in scores.layers.iter().enumerate() {
+        let heads = model.heads.layers()[layer].active().iter().zip(values);
+        let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.4}")).collect();
+        let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));
+    }
+    out.trim_end().to_owned()
+}

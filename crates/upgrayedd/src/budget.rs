@@ -1,0 +1,358 @@
+//! Ratios → exact counts, and counts → heads. "Ask for 30 %, get 30 %."
+
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::unknown_name;
+use crate::heads::{HeadMap, HeadScores, HeadSelection, LayerHeads};
+use crate::{Error, Result};
+
+macro_rules! named_enum {
+    ($(#[$doc:meta])* $name:ident, $kind:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every choice, in the order in which messages name them.
+            pub const ALL: &'static [&'static str] = &[$($text),+];
+
+            /// The name on the command line and in files.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text { $($text => Ok(Self::$variant),)+ _ => Err(unknown_name($kind, text, Self::ALL)) }
+            }
+        }
+    };
+}
+pub(crate) use named_enum;
+
+named_enum! {
+    /// Where heads compete.
+    Scope, "scope" {
+        /// Within their layer; each layer gives its share.
+        #[default]
+        Layer = "layer",
+        /// Everywhere.
+        Global = "global",
+    }
+}
+
+named_enum! {
+    /// What is pruned at once.
+    Unit, "unit" {
+        /// Query heads, freely.
+        #[default]
+        Head = "head",
+        /// A key/value head with every query head that reads it.
+        KvGroup = "kv_group",
+    }
+}
+
+named_enum! {
+    /// How the ratio spreads over the cycles.
+    Schedule, "schedule" {
+        /// In every cycle the ratio of what is there then.
+        #[default]
+        PerCycle = "per-cycle",
+        /// In equal steps to the ratio of the original model, net of growth.
+        Target = "target",
+    }
+}
+
+/// What may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Query heads.
+    pub heads: usize,
+    /// Where they compete.
+    pub scope: Scope,
+    /// What goes at once.
+    pub unit: Unit,
+    /// Query heads that every layer keeps.
+    pub min_heads: usize,
+}
+
+/// ⌊ratio · n⌋ as decimal numbers have it: 0.29 of 100 is 29, though the nearest `f64` product lies below.
+pub fn portion(ratio: f64, n: usize) -> usize {
+    (ratio * n as f64 + 1e-9).floor() as usize
+}
+
+/// Query heads that could go at most.
+pub fn prunable(heads: &HeadMap, unit: Unit, min_heads: usize) -> usize {
+    let layer = |l: &LayerHeads| {
+        let spare = l.active().len().saturating_sub(min_heads);
+        match unit {
+            Unit::Head => spare,
+            Unit::KvGroup => {
+                let mut sizes: Vec<usize> = units(l, unit).iter().map(Vec::len).collect();
+                sizes.sort_unstable();
+                let mut taken = 0;
+                sizes.into_iter().take_while(|s| { taken += s; taken <= spare }).sum()
+            }
+        }
+    };
+    heads.layers().iter().map(layer).sum()
+}
+
+/// A cycle's counts of query heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CyclePlan {
+    /// To prune.
+    pub prune: usize,
+    /// To grow back once `pruned + prune` heads are gone; `None` leaves it to the ratio.
+    pub grow: Option<usize>,
+}
+
+/// How many heads go, and come back, in cycle `cycle` (from 1) of `cycles`.
+pub fn plan(schedule: Schedule, heads: &HeadMap, unit: Unit, ratios: (f64, f64), (cycle, cycles): (usize, usize)) -> Result<CyclePlan> {
+    let (pruning, growth) = ratios;
+    if schedule == Schedule::PerCycle {
+        return Ok(CyclePlan { prune: portion(pruning, heads.num_active()), grow: None });
+    }
+    if growth >= 1.0 {
+        return Err(Error::invalid("growth_ratio 1 brings every pruned head back, so schedule \"target\" can reach no target: expected less than 1"));
+    }
+    // In whole units throughout, so that groups add up too.
+    let size = unit_size(heads, unit);
+    let goal = portion(pruning, heads.total()) / size * cycle / cycles;
+    let gone = heads.num_pruned() / size;
+    // The smallest number of units pruned at the peak that growth brings down to the goal.
+    let peak = (goal.max(gone)..).find(|&p| p - portion(growth, p) >= goal).unwrap_or(goal);
+    Ok(CyclePlan { prune: (peak - gone) * size, grow: Some((peak - goal) * size) })
+}
+
+/// ⌊growth · pruned⌋, in whole units.
+pub fn growth(ratio: f64, heads: &HeadMap, unit: Unit) -> usize {
+    let size = unit_size(heads, unit);
+    portion(ratio, heads.num_pruned()) / size * size
+}
+
+fn unit_size(heads: &HeadMap, unit: Unit) -> usize {
+    match (unit, heads.layers().first()) {
+        (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
+        _ => 1,
+    }
+}
+
+/// What can be pruned at once in a layer: positions among its active heads.
+fn units(layer: &LayerHeads, unit: Unit) -> Vec<Vec<usize>> {
+    let positions = 0..layer.active().len();
+    match unit {
+        Unit::Head => positions.map(|p| vec![p]).collect(),
+        Unit::KvGroup => {
+            let of = layer.kv_positions();
+            (0..layer.kv_active().len()).map(|g| positions.clone().filter(|&p| of[p] == g).collect()).collect()
+        }
+    }
+}
+
+/// A layer while heads are being chosen: its units from the least to the most important.
+struct Queue {
+    /// `(mean score, heads)`, ascending by score.
+    units: Vec<(f64, Vec<usize>)>,
+    next: usize,
+    /// Heads that may still go.
+    spare: usize,
+    /// The layer's proportional share of the budget that is left.
+    share: usize,
+}
+
+impl Queue {
+    fn candidate(&self, budget: usize) -> Option<(f64, usize)> {
+        let (score, heads) = self.units.get(self.next)?;
+        (heads.len() <= self.spare.min(budget)).then_some((*score, heads.len()))
+    }
+
+    fn take(&mut self) -> (usize, &[usize]) {
+        let heads = &self.units[self.next].1;
+        self.next += 1;
+        self.spare -= heads.len();
+        (heads.len(), heads)
+    }
+}
+
+/// The least important heads within the budget: exactly `budget.heads`, unless `min_heads` or whole groups forbid.
+///
+/// `keep` is higher for heads to keep. Ties go to the lower layer and index.
+pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelection {
+    let mut queues: Vec<Queue> =
+        heads.layers().iter().zip(&keep.layers).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
+    let mut chosen = HeadSelection::new();
+    let mut left = budget.heads;
+    let mut pick = |queues: &mut [Queue], layer: usize, left: &mut usize| {
+        let (count, heads) = queues[layer].take();
+        *left -= count;
+        chosen.entry(layer).or_default().extend_from_slice(heads);
+        count
+    };
+    if budget.scope == Scope::Layer {
+        for layer in 0..queues.len() {
+            while queues[layer].candidate(queues[layer].share).is_some() {
+                let count = pick(&mut queues, layer, &mut left);
+                queues[layer].share -= count;
+            }
+        }
+    }
+    // Remainders: the lowest next candidate; within `layer` scope each layer gives one before any gives two.
+    let mut given = vec![0; queues.len()];
+    loop {
+        let next = (0..queues.len())
+            .filter_map(|l| queues[l].candidate(left).map(|(score, _)| (if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l)))
+            .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+        let Some((_, _, layer)) = next else { break };
+        pick(&mut queues, layer, &mut left);
+        given[layer] += 1;
+    }
+    chosen.values_mut().for_each(|heads| heads.sort_unstable());
+    chosen
+}
+
+fn queue(layer: &LayerHeads, scores: &[f64], active: usize, budget: Budget) -> Queue {
+    let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, budget.unit)
+        .into_iter()
+        .map(|positions| {
+            let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
+            (mean, positions.iter().map(|&p| layer.active()[p]).collect())
+        })
+        .collect();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+    let spare = layer.active().len().saturating_sub(budget.min_heads);
+    let share = budget.heads * layer.active().len() / active.max(1);
+    Queue { units: sorted, next: 0, spare, share }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pruned_map(layers: usize, group: usize, kv: usize, gone: &[usize]) -> HeadMap {
+        let mut map = HeadMap::full(layers, group * kv, kv);
+        for (layer, &n) in gone.iter().enumerate().take(layers) {
+            let heads = (0..n.min(group * kv - 1)).collect();
+            map.remove(&HeadSelection::from([(layer, heads)]), 1).expect("leaves one");
+        }
+        map
+    }
+
+    fn scores(map: &HeadMap, seed: u64) -> HeadScores {
+        use rand::RngExt;
+        let mut rng = crate::rng::stream(seed, "test");
+        // Few distinct values, so that ties occur.
+        HeadScores { layers: map.layers().iter().map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect()).collect() }
+    }
+
+    proptest! {
+        #[test]
+        fn budgets_are_exact(
+            layers in 1usize..7, group in 1usize..4, kv in 1usize..6, gone in proptest::collection::vec(0usize..6, 7),
+            percent in 0u32..100, min_heads in 1usize..5, global: bool, seed: u64,
+        ) {
+            let map = pruned_map(layers, group, kv, &gone);
+            let want = portion(f64::from(percent) / 100.0, map.num_active());
+            prop_assert_eq!(want, map.num_active() * percent as usize / 100);
+            let scope = if global { Scope::Global } else { Scope::Layer };
+            let keep = scores(&map, seed);
+            let budget = Budget { heads: want, scope, unit: Unit::Head, min_heads };
+            let chosen = choose(&map, &keep, budget);
+            let count: usize = chosen.values().map(Vec::len).sum();
+            prop_assert_eq!(count, want.min(prunable(&map, Unit::Head, min_heads)));
+            let mut after = map.clone();
+            after.remove(&chosen, 1).expect("valid selection");
+            for (before, after) in map.layers().iter().zip(after.layers()) {
+                prop_assert!(after.active().len() >= min_heads.min(before.active().len()));
+            }
+            if scope == Scope::Layer && min_heads == 1 && want > 0 {
+                // No layer gives more than one beyond its share unless others cannot.
+                let shares: Vec<usize> = map.layers().iter().map(|l| want * l.active().len() / map.num_active()).collect();
+                let blocked = map.layers().iter().zip(&shares).any(|(l, s)| l.active().len() <= s + 1);
+                if !blocked {
+                    for (layer, share) in shares.iter().enumerate() {
+                        let n = chosen.get(&layer).map_or(0, Vec::len);
+                        prop_assert!(n == *share || n == share + 1);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn whole_groups_are_as_many_as_fit(
+            layers in 1usize..6, group in 1usize..5, kv in 2usize..6, percent in 0u32..100, min_heads in 1usize..5, global: bool, seed: u64,
+        ) {
+            let map = HeadMap::full(layers, group * kv, kv);
+            let want = portion(f64::from(percent) / 100.0, map.num_active());
+            let scope = if global { Scope::Global } else { Scope::Layer };
+            let chosen = choose(&map, &scores(&map, seed), Budget { heads: want, scope, unit: Unit::KvGroup, min_heads });
+            let count: usize = chosen.values().map(Vec::len).sum();
+            let most = prunable(&map, Unit::KvGroup, min_heads);
+            prop_assert_eq!(count, (want / group * group).min(most));
+            for (&layer, heads) in &chosen {
+                let of = |h: &usize| map.layers()[layer].kv_group_of(*h);
+                for head in heads {
+                    prop_assert_eq!(heads.iter().filter(|h| of(h) == of(head)).count(), group);
+                }
+            }
+        }
+
+        #[test]
+        fn target_schedules_end_on_target(
+            layers in 1usize..6, group in 1usize..4, kv in 1usize..6, percent in 0u32..90, growth_percent in 0u32..60, cycles in 1usize..6, groups: bool,
+        ) {
+            let unit = if groups { Unit::KvGroup } else { Unit::Head };
+            let (ratio, growth_ratio) = (f64::from(percent) / 100.0, f64::from(growth_percent) / 100.0);
+            let full = HeadMap::full(layers, group * kv, kv);
+            let size = if groups { group } else { 1 };
+            let goal = portion(ratio, full.total()) / size * size;
+            let mut map = full.clone();
+            for cycle in 1..=cycles {
+                let plan = plan(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles)).expect("possible");
+                if plan.prune > prunable(&map, unit, 1) {
+                    return Ok(());
+                }
+                let keep = scores(&map, 1);
+                let chosen = choose(&map, &keep, Budget { heads: plan.prune, scope: Scope::Global, unit, min_heads: 1 });
+                map.remove(&chosen, 1).expect("valid");
+                let mut grow = plan.grow.expect("a target says how many") / size;
+                while grow > 0 {
+                    let pruned = map.pruned();
+                    let (&layer, heads) = pruned.iter().next().expect("something is pruned");
+                    let group_of = |h: usize| map.layers()[layer].kv_group_of(h);
+                    let back = if groups { heads.iter().copied().filter(|&h| group_of(h) == group_of(heads[0])).collect() } else { vec![heads[0]] };
+                    map.insert(&HeadSelection::from([(layer, back)])).expect("pruned");
+                    grow -= 1;
+                }
+            }
+            prop_assert_eq!(map.num_pruned(), goal);
+        }
+    }
+
+    #[test]
+    fn portions_follow_decimal_arithmetic() {
+        assert_eq!(portion(0.29, 100), 29);
+        assert_eq!(portion(0.3, 270), 81);
+        assert_eq!(portion(0.7, 10), 7);
+        assert_eq!(portion(0.1, 9), 0);
+    }
+
+    #[test]
+    fn remainders_go_to_the_layers_with_the_lowest_candidates() {
+        let map = HeadMap::full(3, 4, 4);
+        let keep = HeadScores { layers: vec![vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]] };
+        // Five of twelve: one each, then the two lowest next candidates.
+        let budget = Budget { heads: 5, scope: Scope::Layer, unit: Unit::Head, min_heads: 1 };
+        let chosen = choose(&map, &keep, budget);
+        assert_eq!(chosen, HeadSelection::from([(0, vec![0, 1]), (1, vec![0, 1]), (2, vec![0])]));
+        let global = choose(&map, &keep, Budget { scope: Scope::Global, ..budget });
+        // Layer 1 keeps its last head, so the fifth comes from layer 0.
+        assert_eq!(global, HeadSelection::from([(0, vec![0]), (1, vec![0, 1, 2]), (2, vec![0])]));
+    }
+}

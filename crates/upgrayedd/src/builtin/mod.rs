@@ -1,0 +1,169 @@
+//! The model and text that are built in: a small Llama that this project trained, and stories to learn from.
+
+mod story;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tokenizers::PreTokenizer as _;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString};
+
+use crate::data::{DataOptions, Dataset};
+use crate::family;
+use crate::model::{DType, LoadOptions, Model};
+use crate::tokenizer::Tokenizer;
+use crate::train::{self, LrSchedule, StepReport, TrainOptions};
+use crate::{Error, Result, export};
+
+const CONFIG: &str = include_str!("config.json");
+const TOKENIZER: &str = include_str!("tokenizer.json");
+const WEIGHTS: &[u8] = include_bytes!("model.safetensors");
+
+/// Stories that a run learns from and is measured on, none of them seen when the model was trained.
+const RUN_STORIES: u64 = 4000;
+const RUN_SEED: u64 = 2;
+/// The recipe of the built-in weights.
+const RECIPE_SEED: u64 = 1;
+const RECIPE_STORIES: u64 = 60_000;
+const RECIPE_STEPS: u64 = 4000;
+
+/// The built-in model: 4 layers of 8 heads.
+pub fn model() -> Result<Model> {
+    // One loader for all models: the files are written out, read, and removed.
+    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "write in"))?;
+    for (name, bytes) in [("config.json", CONFIG.as_bytes()), ("model.safetensors", WEIGHTS)] {
+        export::write_file(&dir.path().join(name), bytes)?;
+    }
+    let mut model = Model::load(dir.path(), &LoadOptions::default())?;
+    model.source = None;
+    Ok(model)
+}
+
+/// The built-in model's tokenizer: a token per word of the grammar.
+pub fn tokenizer() -> Result<Tokenizer> {
+    Tokenizer::from_json(TOKENIZER, &Value::Null)
+}
+
+/// Writes tokenizer and generation files of the built-in model into a model folder.
+pub(crate) fn write_companions(dir: &Path) -> Result<()> {
+    export::write_file(&dir.join("tokenizer.json"), TOKENIZER.as_bytes())?;
+    let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" });
+    export::write_file(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
+}
+
+/// Fresh stories for a run with the built-in model.
+pub(crate) fn training_data(model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Dataset> {
+    Dataset::from_documents((0..RUN_STORIES).map(|n| story::story(RUN_SEED, n)), model, tokenizer, options)
+}
+
+/// Stories as text, one a line: what the built-in model is about.
+pub fn stories(seed: u64, count: u64) -> impl Iterator<Item = String> {
+    (0..count).map(move |n| story::story(seed, n))
+}
+
+/// Trains the built-in model from nothing and writes its three files. The same processor gives the same bits.
+pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> {
+    let tokenizer_json = make_tokenizer();
+    let tokenizer = Tokenizer::from_json(&tokenizer_json, &Value::Null)?;
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size(),
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "attention_bias": false,
+        "mlp_bias": false,
+        "tie_word_embeddings": true,
+        "torch_dtype": "float16",
+        "bos_token_id": 1,
+        "eos_token_id": 2
+    });
+    let spec = family::recognise(&config, &[], None)?;
+    let mut model = Model::initialised(spec, config, RECIPE_SEED);
+    let options = DataOptions { sequence_length: 128, seed: RECIPE_SEED, ..DataOptions::default() };
+    let data = Dataset::from_documents(stories(RECIPE_SEED, RECIPE_STORIES), &model, &tokenizer, &options)?;
+    let train = TrainOptions {
+        epochs: 100,
+        max_steps: Some(RECIPE_STEPS),
+        learning_rate: 3e-3,
+        batch_size: 16,
+        gradient_accumulation: 1,
+        lr_schedule: LrSchedule::Cosine,
+        warmup_steps: 100,
+        weight_decay: 0.1,
+        max_gradient_norm: 1.0,
+        gate_warmup: 0.0,
+        seed: RECIPE_SEED,
+    };
+    let mut optim = train::new_optimizer(&model, train.weight_decay);
+    train::learn(&mut model, &mut optim, &data, &(0..data.len()), &train, (&mut 0, &[]), |report| {
+        on_step(report);
+        Ok(())
+    })?;
+    export::export(&model, export::Format::Hf, DType::F16, out)?;
+    export::write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
+    Ok(out.to_owned())
+}
+
+/// A word-level tokenizer over everything that the grammar can say, with byte-level spaces so that decoding is exact.
+fn make_tokenizer() -> String {
+    let mut words = BTreeSet::new();
+    for text in stories(RECIPE_SEED, 20_000) {
+        let mut pieces = PreTokenizedString::from(text);
+        if ByteLevel::default().add_prefix_space(false).pre_tokenize(&mut pieces).is_ok() {
+            words.extend(pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().map(|(word, ..)| word.to_owned()));
+        }
+    }
+    let special = ["<unk>", "<s>", "</s>"];
+    let all = special.iter().map(|s| (*s).to_owned()).chain(words);
+    let vocabulary: serde_json::Map<String, Value> = all.enumerate().map(|(id, word)| (word, json!(id))).collect();
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let added: Vec<Value> = special
+        .iter()
+        .enumerate()
+        .map(|(id, content)| json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true }))
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } }
+        },
+        "decoder": byte_level,
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>" }
+    });
+    format!("{tokenizer:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokenizer_knows_every_word_and_decodes_exactly() {
+        let tokenizer = tokenizer().expect("built in");
+        assert_eq!(make_tokenizer(), TOKENIZER, "tokenizer.json is not what the recipe makes");
+        for text in stories(99, 2000) {
+            let ids = tokenizer.encode(&text).expect("text");
+            assert!(!ids.contains(&0), "unknown word in: {text}");
+            assert_eq!(tokenizer.decode(&ids).expect("ids"), text);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The configuration of a run: the same names on the command line, in a TOML file and in `run.toml`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::{Schedule, Scope, Unit};
+use crate::data::{DataOptions, Documents};
+use crate::model::{DType, LoadOptions};
+use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
+use crate::tokenizer::Tokenizer;
+use crate::train::{LrSchedule, TrainOptions};
+use crate::{Error, Model, Result, builtin};
+
+/// Everything a user can say about `optimize`. Defaults are those of the command line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizeConfig {
+    /// Model folder, run folder or Hub id; the built-in model if absent.
+    pub model: Option<String>,
+    /// Family, for a config.json that does not tell.
+    pub family: Option<String>,
+    /// Files to learn from; built-in text if there are none and no model is named.
+    pub data: Vec<PathBuf>,
+    /// File to measure on; the last tenth of the data if absent.
+    pub eval_data: Option<PathBuf>,
+    /// Field with the text.
+    pub text_field: Option<String>,
+    /// Field with the label.
+    pub label_field: String,
+    /// How documents become sequences.
+    pub documents: Documents,
+    /// Strategy by name.
+    pub strategy: String,
+    /// The strategy's own parameters.
+    pub strategy_options: Options,
+    /// Share of the active heads pruned per cycle.
+    pub pruning_ratio: f64,
+    /// Share of the pruned heads grown back per cycle.
+    pub growth_ratio: f64,
+    /// Heads that every layer keeps.
+    pub min_heads: usize,
+    /// Where heads compete.
+    pub scope: Scope,
+    /// What is pruned at once.
+    pub unit: Unit,
+    /// How the ratio spreads over the cycles.
+    pub schedule: Schedule,
+    /// Cycles.
+    pub num_cycles: usize,
+    /// Passes over the training data per cycle.
+    pub epochs_per_cycle: usize,
+    /// Optimiser steps per cycle at most.
+    pub max_steps_per_cycle: Option<u64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// After the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Steps of linear warm-up in each cycle.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Global gradient norm at most.
+    pub max_gradient_norm: f64,
+    /// Sequences per backward pass.
+    pub batch_size: usize,
+    /// Backward passes per optimiser step.
+    pub gradient_accumulation: usize,
+    /// Tokens per sequence; 256, or the model's limit if that is less.
+    pub sequence_length: Option<usize>,
+    /// Held-out sequences measured at most.
+    pub max_eval_windows: Option<usize>,
+    /// Nats by which a cycle may raise the held-out loss before it is rolled back.
+    pub max_loss_increase: Option<f64>,
+    /// Multiplies the learning rate of regrown heads in the cycle of their return.
+    pub growth_lr_multiplier: f64,
+    /// Share of a cycle's steps over which regrown heads are faded in.
+    pub gate_warmup: f64,
+    /// Of every random choice.
+    pub seed: u64,
+    /// Where to compute.
+    pub device: String,
+    /// Threads; all cores if absent.
+    pub threads: Option<usize>,
+    /// Element type of the result; that of the model if absent.
+    pub dtype: Option<DType>,
+}
+
+impl Default for OptimizeConfig {
+    fn default() -> Self {
+        let strategy = StrategyParams::default();
+        Self {
+            model: None,
+            family: None,
+            data: Vec::new(),
+            eval_data: None,
+            text_field: None,
+            label_field: "label".to_owned(),
+            documents: Documents::Packed,
+            strategy: "magnitude".to_owned(),
+            strategy_options: Options::new(),
+            pruning_ratio: strategy.pruning_ratio,
+            growth_ratio: strategy.growth_ratio,
+            min_heads: strategy.min_heads,
+            scope: Scope::Layer,
+            unit: Unit::Head,
+            schedule: Schedule::PerCycle,
+            num_cycles: 3,
+            epochs_per_cycle: 1,
+            max_steps_per_cycle: None,
+            learning_rate: 5e-5,
+            lr_schedule: LrSchedule::Linear,
+            warmup_steps: 8,
+            weight_decay: 0.01,
+            max_gradient_norm: 1.0,
+            batch_size: 4,
+            gradient_accumulation: 1,
+            sequence_length: None,
+            max_eval_windows: None,
+            max_loss_increase: None,
+            growth_lr_multiplier: 5.0,
+            gate_warmup: 0.25,
+            seed: 42,
+            device: "auto".to_owned(),
+            threads: None,
+            dtype: None,
+        }
+    }
+}
+
+impl OptimizeConfig {
+    /// Refuses values that have no meaning, before anything is read.
+    pub fn check(&self) -> Result<()> {
+        self.strategy_params().check()?;
+        let positive = [
+            ("num_cycles", self.num_cycles as f64),
+            ("epochs_per_cycle", self.epochs_per_cycle as f64),
+            ("batch_size", self.batch_size as f64),
+            ("gradient_accumulation", self.gradient_accumulation as f64),
+            ("learning_rate", self.learning_rate),
+            ("max_gradient_norm", self.max_gradient_norm),
+            ("growth_lr_multiplier", self.growth_lr_multiplier),
+            ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
+            ("max_eval_windows", self.max_eval_windows.map_or(1.0, |n| n as f64)),
+            ("threads", self.threads.map_or(1.0, |n| n as f64)),
+        ];
+        if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
+            return Err(Error::invalid(format!("{name} is {value}: expected more than 0")));
+        }
+        let at_least_zero = [("weight_decay", self.weight_decay), ("max_loss_increase", self.max_loss_increase.unwrap_or(0.0))];
+        if let Some((name, value)) = at_least_zero.into_iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
+            return Err(Error::invalid(format!("{name} is {value}: expected 0 or more")));
+        }
+        if !(0.0..=1.0).contains(&self.gate_warmup) {
+            return Err(Error::invalid(format!("gate_warmup is {}: expected 0 to 1", self.gate_warmup)));
+        }
+        if self.model.is_some() && self.data.is_empty() {
+            return Err(Error::invalid("no data: name at least one file with --data (.txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers)"));
+        }
+        if self.model.is_none() && (!self.data.is_empty() || self.eval_data.is_some()) {
+            return Err(Error::invalid("data without a model: name the model with --model, or leave both out for the built-in example"));
+        }
+        Ok(())
+    }
+
+    /// The strategy's common parameters.
+    pub fn strategy_params(&self) -> StrategyParams {
+        StrategyParams { pruning_ratio: self.pruning_ratio, growth_ratio: self.growth_ratio, min_heads: self.min_heads, seed: None }
+    }
+
+    pub(crate) fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
+        get_strategy(&self.strategy, self.strategy_params(), self.strategy_options.clone())
+    }
+
+    pub(crate) fn load_model(&self) -> Result<Model> {
+        match &self.model {
+            Some(name) => Model::from_pretrained(name, &LoadOptions { family: self.family.clone() }),
+            None => builtin::model(),
+        }
+    }
+
+    pub(crate) fn load_tokenizer(&self, model: &Model) -> Result<Tokenizer> {
+        match &model.source {
+            Some(dir) => Tokenizer::load(dir),
+            None => builtin::tokenizer(),
+        }
+    }
+
+    pub(crate) fn data_options(&self, sequence_length: usize) -> DataOptions {
+        DataOptions {
+            sequence_length,
+            text_field: self.text_field.clone(),
+            label_field: self.label_field.clone(),
+            documents: self.documents,
+            seed: self.seed,
+        }
+    }
+
+    pub(crate) fn train_options(&self) -> TrainOptions {
+        TrainOptions {
+            epochs: self.epochs_per_cycle,
+            max_steps: self.max_steps_per_cycle,
+            learning_rate: self.learning_rate,
+            batch_size: self.batch_size,
+            gradient_accumulation: self.gradient_accumulation,
+            lr_schedule: self.lr_schedule,
+            warmup_steps: self.warmup_steps,
+            weight_decay: self.weight_decay,
+            max_gradient_norm: self.max_gradient_norm,
+            gate_warmup: self.gate_warmup,
+            seed: self.seed,
+        }
+    }
+}

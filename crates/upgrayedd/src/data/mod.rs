@@ -1,0 +1,300 @@
+//! Text, JSONL, Parquet and labelled examples → token batches; training, calibration and held-out parts never overlap.
+
+mod labelled;
+mod masking;
+mod text;
+mod tokens;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::ops::IGNORE;
+
+use crate::model::{Batch, Model, Objective};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+pub use tokens::cache_dir;
+use labelled::Example;
+use masking::Masking;
+use tokens::TokenStore;
+
+/// How documents become sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Documents {
+    /// One after the other in windows of equal length. A `.txt` file is one document.
+    #[default]
+    Packed,
+    /// Each document is a sequence of its own, padded. A `.txt` file has a document per line.
+    Separate,
+}
+
+impl Documents {
+    /// Both, for messages.
+    pub const ALL: [&'static str; 2] = ["packed", "separate"];
+}
+
+impl FromStr for Documents {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "packed" => Ok(Self::Packed),
+            "separate" => Ok(Self::Separate),
+            _ => Err(crate::error::unknown_name("documents mode", name, &Self::ALL)),
+        }
+    }
+}
+
+/// How to read the user's files.
+#[derive(Debug, Clone)]
+pub struct DataOptions {
+    /// Tokens per sequence, special tokens included.
+    pub sequence_length: usize,
+    /// Field or column with the text; `None` looks for `text`, then `sentence`.
+    pub text_field: Option<String>,
+    /// Field or column with the label.
+    pub label_field: String,
+    /// How documents become sequences.
+    pub documents: Documents,
+    /// For the masking of masked language models.
+    pub seed: u64,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self { sequence_length: 256, text_field: None, label_field: "label".to_owned(), documents: Documents::Packed, seed: 42 }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Windows `(first token, tokens)` over a token stream.
+    Windows(TokenStore, Windows),
+    Examples(Vec<Example>),
+}
+
+#[derive(Debug)]
+enum Windows {
+    /// All `length` long, end to end.
+    Even { length: usize, count: usize },
+    Ragged(Vec<(u64, u32)>),
+}
+
+/// Sequences to learn from or to be measured on, in file order.
+#[derive(Debug)]
+pub struct Dataset {
+    source: Source,
+    objective: Objective,
+    masking: Option<Masking>,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    pad: u32,
+    /// blake3 of the files' contents, in order.
+    pub hash: String,
+}
+
+/// Which sequences serve what, by index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// Learned from.
+    pub train: Range<usize>,
+    /// Scored on.
+    pub calibration: Range<usize>,
+    /// Measured on; indices of the evaluation files if these are others.
+    pub held_out: Range<usize>,
+    /// Whether `held_out` counts in files of its own.
+    pub separate_eval_data: bool,
+}
+
+/// How masked tokens are drawn: anew in each epoch, or always the same for measuring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Training epoch.
+    Train(u64),
+    /// Scoring or measuring.
+    Fixed,
+}
+
+impl Dataset {
+    /// Reads files for the model's objective. Text is tokenised once and cached.
+    pub fn open(files: &[PathBuf], model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
+        if files.is_empty() {
+            return Err(Error::invalid("no data files given"));
+        }
+        Self::build(model, tokenizer, options, |in_stream, room| {
+            if let Objective::Classifier { labels } = model.spec.objective {
+                let (examples, hash) = labelled::read(files, model, tokenizer, options, labels, room)?;
+                return Ok((Source::Examples(examples), hash));
+            }
+            windows(TokenStore::open(files, tokenizer, options, in_stream)?, options, room)
+        })
+    }
+
+    /// Text in memory, a document each, for language models.
+    pub fn from_documents(texts: impl Iterator<Item = String>, model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
+        if let Objective::Classifier { .. } = model.spec.objective {
+            return Err(Error::invalid("a classifier learns from labelled examples, not from plain text"));
+        }
+        Self::build(model, tokenizer, options, |in_stream, room| {
+            windows(TokenStore::from_documents(texts, tokenizer, options, in_stream)?, options, room)
+        })
+    }
+
+    fn build(model: &Model, tokenizer: &Tokenizer, options: &DataOptions, source: impl FnOnce(bool, usize) -> Result<(Source, String)>) -> Result<Self> {
+        check_options(model, options)?;
+        if tokenizer.vocab_size() > model.spec.vocab_size {
+            return Err(Error::invalid(format!(
+                "the tokenizer makes ids up to {}, but the model's vocabulary ends at {}: they do not belong together",
+                tokenizer.vocab_size() - 1,
+                model.spec.vocab_size - 1
+            )));
+        }
+        let objective = model.spec.objective;
+        // A causal stream carries its special tokens; the others frame each sequence.
+        let in_stream = objective == Objective::CausalLm;
+        let frame = |tokens: &[u32]| if in_stream { Vec::new() } else { tokens.to_vec() };
+        let (prefix, suffix) = (frame(tokenizer.prefix()), frame(tokenizer.suffix()));
+        let room = options.sequence_length.saturating_sub(prefix.len() + suffix.len());
+        if room < 2 {
+            return Err(Error::invalid(format!("sequence length {} leaves no room for text: expected at least {}", options.sequence_length, options.sequence_length - room + 2)));
+        }
+        let (source, hash) = source(in_stream, room)?;
+        let masking = match objective {
+            Objective::MaskedLm => Some(Masking::new(tokenizer, options.seed)?),
+            _ => None,
+        };
+        let pad = tokenizer.pad().unwrap_or(0);
+        Ok(Self { source, objective, masking, prefix, suffix, pad, hash })
+    }
+
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        match &self.source {
+            Source::Windows(_, Windows::Even { count, .. }) => *count,
+            Source::Windows(_, Windows::Ragged(windows)) => windows.len(),
+            Source::Examples(examples) => examples.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The token ids of a sequence, special tokens included.
+    pub fn tokens(&self, index: usize) -> Vec<u32> {
+        let body: Vec<u32> = match &self.source {
+            Source::Windows(store, Windows::Even { length, .. }) => store.slice(index * length, *length),
+            Source::Windows(store, Windows::Ragged(windows)) => {
+                let (start, length) = windows[index];
+                store.slice(start as usize, length as usize)
+            }
+            Source::Examples(examples) => examples[index].tokens.clone(),
+        };
+        [&self.prefix[..], &body, &self.suffix].concat()
+    }
+
+    /// Sequences `indices` as one batch, padded to the longest.
+    pub fn batch(&self, indices: &[usize], pass: Pass) -> Batch {
+        let mut sequences: Vec<Vec<u32>> = indices.iter().map(|&i| self.tokens(i)).collect();
+        let len = sequences.iter().map(Vec::len).max().unwrap_or(0);
+        let mut targets = Vec::new();
+        for (sequence, &index) in sequences.iter_mut().zip(indices) {
+            targets.extend(self.targets(sequence, index, len, pass));
+        }
+        let ragged = sequences.iter().any(|s| s.len() < len);
+        let mask = ragged.then(|| sequences.iter().flat_map(|s| (0..len).map(|i| u8::from(i < s.len()))).collect());
+        let mut tokens = Vec::with_capacity(indices.len() * len);
+        for sequence in &sequences {
+            tokens.extend_from_slice(sequence);
+            tokens.resize(tokens.len() + len - sequence.len(), self.pad);
+        }
+        Batch { tokens: Arc::new(tokens), batch: indices.len(), len, mask, targets }
+    }
+
+    /// Targets of one sequence, padded to `len`; masks its tokens for a masked language model.
+    fn targets(&self, sequence: &mut [u32], index: usize, len: usize, pass: Pass) -> Vec<i64> {
+        if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
+            return vec![examples[index].label];
+        }
+        let mut targets = match &self.masking {
+            Some(masking) => masking.apply(sequence, index, pass),
+            None => sequence.iter().skip(1).map(|&t| i64::from(t)).collect(),
+        };
+        targets.resize(len, IGNORE);
+        targets
+    }
+
+    /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless `eval` is
+    /// given), a tenth before it, at most `calibration` sequences, serves for scoring.
+    pub fn split(&self, calibration: usize, eval: Option<&Self>) -> Result<Split> {
+        let count = self.len();
+        let needed = if eval.is_some() { 2 } else { 3 };
+        if count < needed {
+            return Err(Error::invalid(format!(
+                "the data gives {count} sequences, but training, calibration and measurement need one each: \
+                 give more text or a shorter --sequence-length"
+            )));
+        }
+        let tenth = (count / 10).max(1);
+        let held_out = match eval {
+            Some(eval) => 0..eval.len(),
+            None => count - tenth..count,
+        };
+        let rest = if eval.is_some() { count } else { count - tenth };
+        let calibration = rest - tenth.min(calibration).max(1)..rest;
+        Ok(Split { train: 0..calibration.start, calibration, held_out, separate_eval_data: eval.is_some() })
+    }
+}
+
+fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, String)> {
+    let windows = Windows::over(&store, options.documents, room)?;
+    let hash = store.content_hash.clone();
+    Ok((Source::Windows(store, windows), hash))
+}
+
+impl Windows {
+    fn over(store: &TokenStore, documents: Documents, room: usize) -> Result<Self> {
+        let too_short = |have: usize| {
+            Error::invalid(format!("the data has {have} tokens, less than one window of {room}: give more text or a shorter --sequence-length"))
+        };
+        match documents {
+            Documents::Packed => {
+                let count = store.len() / room;
+                if count == 0 { Err(too_short(store.len())) } else { Ok(Self::Even { length: room, count }) }
+            }
+            Documents::Separate => {
+                let mut windows = Vec::new();
+                for document in store.documents() {
+                    for start in document.clone().step_by(room) {
+                        let length = room.min(document.end - start);
+                        // One token predicts nothing.
+                        if length > 1 {
+                            windows.push((start as u64, length as u32));
+                        }
+                    }
+                }
+                if windows.is_empty() { Err(too_short(store.len())) } else { Ok(Self::Ragged(windows)) }
+            }
+        }
+    }
+}
+
+fn check_options(model: &Model, options: &DataOptions) -> Result<()> {
+    if model.spec.objective == Objective::Encoder {
+        return Err(Error::invalid(
+            "this is a plain encoder: it has no objective to learn from or be measured by text alone. \
+             Use a checkpoint with a masked-LM or classification head (distillation for encoders is not there yet)",
+        ));
+    }
+    let limit = model.spec.max_positions;
+    if options.sequence_length > limit || options.sequence_length < 2 {
+        return Err(Error::invalid(format!("sequence length is {}: the model takes 2 to {limit}", options.sequence_length)));
+    }
+    Ok(())
+}

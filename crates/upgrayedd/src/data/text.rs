@@ -1,0 +1,159 @@
+//! Documents from text files, streamed piece by piece so that memory does not grow with the file.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+
+use super::{DataOptions, Documents};
+use crate::{Error, Result};
+
+/// Text is handed on in pieces of about this size.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A part of a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    /// Whether it is the document's first part.
+    pub(super) starts: bool,
+    /// Whether it is the last.
+    pub(super) ends: bool,
+}
+
+impl Piece {
+    pub(super) fn whole(text: String) -> Self {
+        Self { text, starts: true, ends: true }
+    }
+}
+
+/// Fields that hold the text when the user names none.
+pub(super) const TEXT_FIELDS: [&str; 2] = ["text", "sentence"];
+
+/// The file's kind by its extension.
+pub(super) fn extension(path: &Path, expected: &[&str]) -> Result<String> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if !path.exists() {
+        return Err(Error::bad_file(path, "no such file"));
+    }
+    if !path.is_file() {
+        return Err(Error::bad_file(path, "is not a file"));
+    }
+    if expected.contains(&extension.as_str()) {
+        return Ok(extension);
+    }
+    let known: Vec<String> = expected.iter().map(|e| format!(".{e}")).collect();
+    Err(Error::bad_file(path, format!("unknown kind of data: expected a file ending in {}", known.join(", "))))
+}
+
+/// Calls `f` with every piece of the file in order.
+pub(super) fn for_each_piece(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+    match extension(path, &["txt", "jsonl", "parquet"])?.as_str() {
+        "jsonl" => json_lines(path, options, f),
+        "parquet" => parquet_rows(path, options, f),
+        _ => match options.documents {
+            Documents::Packed => whole_text(path, f),
+            Documents::Separate => for_each_line(path, |_, line| {
+                let line = line.trim_end_matches(['\r', '\n']);
+                if line.is_empty() { Ok(()) } else { f(Piece::whole(line.to_owned())) }
+            }),
+        },
+    }
+}
+
+/// Calls `f` with the number (from 1) and text of every line, line end included.
+pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Result<()>) -> Result<()> {
+    let mut reader = BufReader::new(File::open(path).map_err(Error::io(path, "read"))?);
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
+            break;
+        }
+        let line = std::str::from_utf8(&bytes).map_err(|e| {
+            Error::bad_file(path, format!("line {number}, byte {}: not valid UTF-8; convert the file, for example with iconv", e.valid_up_to() + 1))
+        })?;
+        f(number, line)?;
+    }
+    Ok(())
+}
+
+fn whole_text(path: &Path, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+    // One piece is kept back, since only the last one ends the document.
+    let (mut piece, mut held, mut starts) = (String::new(), None::<String>, true);
+    for_each_line(path, |_, line| {
+        piece.push_str(line);
+        if piece.len() >= PIECE_BYTES
+            && let Some(text) = held.replace(std::mem::take(&mut piece))
+        {
+            f(Piece { text, starts, ends: false })?;
+            starts = false;
+        }
+        Ok(())
+    })?;
+    let parts: Vec<String> = held.into_iter().chain((!piece.is_empty()).then_some(piece)).collect();
+    let last = parts.len().saturating_sub(1);
+    for (i, text) in parts.into_iter().enumerate() {
+        f(Piece { text, starts: starts && i == 0, ends: i == last })?;
+    }
+    Ok(())
+}
+
+/// The text of a JSON record.
+pub(super) fn text_of<'a>(record: &'a serde_json::Value, field: Option<&str>) -> std::result::Result<&'a str, String> {
+    let found = match field {
+        Some(field) => record.get(field),
+        None => TEXT_FIELDS.iter().find_map(|f| record.get(f)),
+    };
+    let name = field.unwrap_or(TEXT_FIELDS[0]);
+    match found {
+        Some(value) => value.as_str().ok_or_else(|| format!("field {name:?} is not a string")),
+        None => {
+            let keys: Vec<&str> = record.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default();
+            Err(format!("has no field {name:?} (it has {}): name the right one with --text-field", keys.join(", ")))
+        }
+    }
+}
+
+fn json_lines(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+    for_each_line(path, |number, line| {
+        if line.trim().is_empty() {
+            return Ok(());
+        }
+        let record: serde_json::Value =
+            serde_json::from_str(line).map_err(|e| Error::bad_file(path, format!("line {number} is not valid JSON: {e}")))?;
+        let text = text_of(&record, options.text_field.as_deref()).map_err(|e| Error::bad_file(path, format!("line {number} {e}")))?;
+        f(Piece::whole(text.to_owned()))
+    })
+}
+
+fn parquet_rows(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+    let bad = |e: parquet::errors::ParquetError| Error::bad_file(path, format!("is not a valid Parquet file: {e}"));
+    let file = File::open(path).map_err(Error::io(path, "read"))?;
+    let reader = SerializedFileReader::new(file).map_err(bad)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
+    let wanted = match &options.text_field {
+        Some(field) => names.iter().position(|n| n == field),
+        None => TEXT_FIELDS.iter().find_map(|f| names.iter().position(|n| n == f)),
+    };
+    let Some(column) = wanted else {
+        let name = options.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
+        return Err(Error::bad_file(path, format!("has no column {name:?} (it has {}): name the right one with --text-field", names.join(", "))));
+    };
+    let projection = parquet::schema::types::Type::group_type_builder(schema.name())
+        .with_fields(vec![schema.get_fields()[column].clone()])
+        .build()
+        .map_err(bad)?;
+    for (number, row) in reader.get_row_iter(Some(projection)).map_err(bad)?.enumerate() {
+        let row = row.map_err(bad)?;
+        match row.get_column_iter().next().map(|(_, field)| field) {
+            Some(Field::Str(text)) => f(Piece::whole(text.clone()))?,
+            Some(Field::Null) | None => {}
+            Some(_) => return Err(Error::bad_file(path, format!("row {}: column {:?} is not text", number + 1, names[column]))),
+        }
+    }
+    Ok(())
+}

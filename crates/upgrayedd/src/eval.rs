@@ -1,0 +1,196 @@
+//! Measuring: loss, perplexity, accuracy on held-out data, and speed on this machine.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::Tape;
+
+use crate::data::{Dataset, Pass};
+use crate::event::{Observer, Progress};
+use crate::model::{Batch, Hooks, KvCache, Objective};
+use crate::{Error, Model, Result};
+
+/// A measurement of quality, with what it takes to repeat it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Token-weighted mean negative log-likelihood, in nats.
+    pub loss: f64,
+    /// exp(loss); of masked tokens for a masked language model. Absent for classifiers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub perplexity: Option<f64>,
+    /// Share of right labels, for classifiers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub accuracy: Option<f64>,
+    /// Targets that counted.
+    pub tokens: u64,
+    /// Sequences measured.
+    pub sequences: usize,
+    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels".
+    pub protocol: String,
+    /// Tokens per window at most.
+    pub window: usize,
+    /// blake3 of the data files.
+    pub data_hash: String,
+}
+
+/// How to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalOptions {
+    /// Sequences at once.
+    pub batch_size: usize,
+    /// Sequences at most, from the first.
+    pub max_windows: Option<usize>,
+    /// Tokens per window, for the record.
+    pub window: usize,
+}
+
+/// Measures `model` on sequences `range` of `data`. `task` names the work for progress.
+pub fn evaluate(
+    model: &Model,
+    data: &Dataset,
+    range: &Range<usize>,
+    options: EvalOptions,
+    task: &str,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation> {
+    let count = range.len().min(options.max_windows.unwrap_or(usize::MAX));
+    let indices: Vec<usize> = range.clone().take(count).collect();
+    let classifies = matches!(model.spec.objective, Objective::Classifier { .. });
+    let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
+    let mut done = 0;
+    for indices in indices.chunks(options.batch_size.max(1)) {
+        if observer.should_stop() {
+            return Err(Error::Interrupted);
+        }
+        let batch = data.batch(indices, Pass::Fixed);
+        if classifies {
+            let (loss, hits) = classify(model, &batch);
+            sum += loss;
+            right += hits;
+            tokens += batch.counted();
+        } else {
+            let mut tape = Tape::inference(model.device, &model.params);
+            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+            sum += loss.sum;
+            tokens += loss.count;
+        }
+        done += indices.len();
+        observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
+    }
+    if tokens == 0 {
+        return Err(Error::invalid("the data to measure on has nothing to predict"));
+    }
+    let loss = sum / tokens as f64;
+    if !loss.is_finite() {
+        return Err(Error::NotFinite(format!("the loss on the measured data is {loss}: the model's weights give no finite prediction")));
+    }
+    Ok(Evaluation {
+        loss,
+        perplexity: (!classifies).then(|| loss.exp()),
+        accuracy: classifies.then(|| right as f64 / tokens as f64),
+        tokens,
+        sequences: count,
+        protocol: match model.spec.objective {
+            Objective::MaskedLm => "masked",
+            Objective::Classifier { .. } => "labels",
+            _ => "chunks",
+        }
+        .to_owned(),
+        window: options.window,
+        data_hash: data.hash.clone(),
+    })
+}
+
+/// Sum of the losses and number of right answers.
+fn classify(model: &Model, batch: &Batch) -> (f64, u64) {
+    let logits = model.logits(batch, &mut Hooks::default());
+    let (mut sum, mut right) = (0.0, 0);
+    for (row, &label) in logits.data().chunks_exact(logits.cols()).zip(&batch.targets) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let log_sum = row.iter().map(|v| f64::from(v - max).exp()).sum::<f64>().ln() + f64::from(max);
+        sum += log_sum - f64::from(row[label as usize]);
+        let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
+        right += u64::from(best == Some(label as usize));
+    }
+    (sum, right)
+}
+
+/// Tokens per second, measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Tokens per second of whole sequences (prefill, scoring, evaluation), median.
+    pub forward: f64,
+    /// Tokens per second when generating one at a time; absent for models that do not generate.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub decode: Option<f64>,
+    /// Sequences per batch of the forward measurement.
+    pub batch: usize,
+    /// Tokens per sequence.
+    pub length: usize,
+}
+
+/// Counted runs per model, after one that warms up.
+const SPEED_RUNS: usize = 5;
+const DECODED: usize = 24;
+
+/// Times several models in turn (A B A B …), so that a drifting machine is fair to all; medians.
+pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Vec<Speed> {
+    let mut forward: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
+    let mut decode: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
+    for run in 0..=SPEED_RUNS {
+        for (i, model) in models.iter().enumerate() {
+            let seconds = (time_forward(model, batch, length), time_decode(model, length));
+            if run > 0 {
+                forward[i].push(seconds.0);
+                decode[i].extend(seconds.1);
+            }
+        }
+    }
+    let speed = |(mut forward, mut decode): (Vec<f64>, Vec<f64>)| Speed {
+        forward: (batch * length) as f64 / median(&mut forward),
+        decode: (!decode.is_empty()).then(|| 1.0 / median(&mut decode)),
+        batch,
+        length,
+    };
+    forward.into_iter().zip(decode).map(speed).collect()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn example(model: &Model, batch: usize, length: usize) -> Batch {
+    let tokens = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
+    Batch { tokens: Arc::new(tokens), batch, len: length, mask: None, targets: Vec::new() }
+}
+
+fn time_forward(model: &Model, batch: usize, length: usize) -> f64 {
+    let input = example(model, batch, length);
+    let start = Instant::now();
+    let mut tape = Tape::inference(model.device, &model.params);
+    model.hidden(&mut tape, &input, &mut Hooks::default());
+    start.elapsed().as_secs_f64()
+}
+
+/// Seconds per token, or `None` for a model that does not generate.
+fn time_decode(model: &Model, length: usize) -> Option<f64> {
+    if model.spec.objective != Objective::CausalLm {
+        return None;
+    }
+    let prompt = (length / 2).min(model.spec.max_positions.saturating_sub(DECODED)).max(1);
+    let count = DECODED.min(model.spec.max_positions - prompt);
+    if count == 0 {
+        return None;
+    }
+    let mut cache = KvCache::new(model, prompt + count);
+    let mut step = |length: usize| model.last_logits(&example(model, 1, length), &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
+    step(prompt);
+    let start = Instant::now();
+    for _ in 0..count {
+        step(1);
+    }
+    Some(start.elapsed().as_secs_f64() / count as f64)
+}

@@ -1,0 +1,168 @@
+//! What happened in a run, as plain data, and who wants to know.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::eval::Evaluation;
+use crate::heads::{HeadScores, HeadSelection};
+use crate::model::Model;
+
+/// When a measurement was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Before anything.
+    Baseline,
+    /// After pruning.
+    Pruned,
+    /// After learning.
+    Learned,
+    /// The result as it is stored.
+    Result,
+}
+
+/// Something that happened. Free of clock times, so that a resumed run has the same events.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The run begins.
+    RunStarted {
+        /// Version of this program.
+        version: &'static str,
+        /// Schema of the events.
+        schema: u32,
+        /// The model's family.
+        family: &'static str,
+        /// Elements of all weights.
+        parameters: usize,
+        /// Query heads.
+        heads: usize,
+        /// Training, calibration and held-out sequences.
+        sequences: [usize; 3],
+        /// Optimiser steps in every cycle.
+        steps_per_cycle: u64,
+    },
+    /// A held-out measurement.
+    Evaluated {
+        /// Cycle, 0 for the baseline.
+        cycle: usize,
+        /// When.
+        phase: Phase,
+        /// What.
+        #[serde(flatten)]
+        evaluation: Evaluation,
+    },
+    /// Heads were scored.
+    Scored {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Whose importances.
+        strategy: String,
+        /// Layer name → importances of the active heads, in the strategy's units.
+        importances: Map<String, Value>,
+    },
+    /// Heads were removed.
+    Pruned {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// How many the budget asked for.
+        budget: usize,
+        /// Layer name → original indices.
+        heads: Map<String, Value>,
+        /// Query heads left.
+        active: usize,
+    },
+    /// Heads came back.
+    Grown {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Layer name → original indices.
+        heads: Map<String, Value>,
+        /// Query heads there are now.
+        active: usize,
+    },
+    /// One optimiser step.
+    Step {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Step in the cycle, from 1.
+        step: u64,
+        /// Mean training loss of the step.
+        loss: f64,
+        /// Learning rate.
+        learning_rate: f64,
+        /// Global gradient norm before clipping.
+        gradient_norm: f64,
+        /// Targets learned from so far in the run.
+        tokens: u64,
+    },
+    /// The cycle's result is kept.
+    Accepted {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Held-out loss minus that at the cycle's start.
+        loss_change: f64,
+    },
+    /// The cycle's result is discarded: the model is as it was.
+    RolledBack {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Held-out loss minus that at the cycle's start.
+        loss_change: f64,
+        /// What was allowed.
+        max_loss_increase: f64,
+    },
+    /// Something that the user should know.
+    Notice {
+        /// Cycle, 0 before the first.
+        cycle: usize,
+        /// In plain words.
+        message: String,
+    },
+    /// The run is complete.
+    RunFinished {
+        /// Query heads left.
+        active: usize,
+        /// Elements of all weights.
+        parameters: usize,
+    },
+}
+
+/// What a run is busy with, for progress bars.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// For example "cycle 1 of 3: learn".
+    pub task: &'a str,
+    /// Units done.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+}
+
+/// Watches a run and may stop it.
+pub trait Observer {
+    /// Something happened.
+    fn on_event(&mut self, _event: &Event) {}
+    /// Work went on.
+    fn on_progress(&mut self, _progress: Progress<'_>) {}
+    /// Asked between steps: `true` ends the run with [`crate::Error::Interrupted`].
+    fn should_stop(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// Heads by layer name.
+pub(crate) fn named_heads(model: &Model, heads: &HeadSelection) -> Map<String, Value> {
+    heads.iter().filter(|(_, h)| !h.is_empty()).map(|(&layer, h)| (model.layer_name(layer), Value::from(h.clone()))).collect()
+}
+
+/// Scores by layer name.
+pub(crate) fn named_scores(model: &Model, scores: &HeadScores) -> Map<String, Value> {
+    scores.layers.iter().enumerate().map(|(layer, s)| (model.layer_name(layer), Value::from(s.clone()))).collect()
+}

@@ -1,0 +1,129 @@
+//! Hugging Face folders: smaller with a modeling file that rebuilds the layers, or dense with zeros.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use upgrayedd_nn::Tensor;
+use upgrayedd_nn::optim::Lanes;
+
+use super::{safetensors_file, write_file};
+use crate::family::Layout;
+use crate::heads::LayerHeads;
+use crate::model::{CONFIG_KEY, DType, Model, Objective, split_layer};
+use crate::{Error, Result};
+
+const MODELING_FILE: &str = "modeling_upgrayedd";
+
+pub(super) fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
+    let pruned = model.heads.num_pruned() > 0 && !dense;
+    let config = config_json(model, pruned, dtype);
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
+    write_file(&dir.join("config.json"), text.as_bytes())?;
+    if pruned {
+        let code = match model.spec.family.model_type {
+            "llama" => include_str!("modeling_llama.py"),
+            "gpt2" => include_str!("modeling_gpt2.py"),
+            _ => include_str!("modeling_bert.py"),
+        };
+        write_file(&dir.join(format!("{MODELING_FILE}.py")), code.as_bytes())?;
+    }
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors_file::write(&dir.join("model.safetensors"), hf_tensors(model, dense), dtype, metadata)
+}
+
+/// The config as it was read, with the heads that are left.
+fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
+    let mut config = model.config.clone();
+    let Some(map) = config.as_object_mut() else { return config };
+    for key in [CONFIG_KEY, "auto_map", "pruned_heads"] {
+        map.shift_remove(key);
+    }
+    map.entry("model_type").or_insert_with(|| json!(model.spec.family.model_type));
+    let key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    map.insert(key.to_owned(), json!(dtype.name()));
+    let architecture = model.spec.family.architectures.iter().find(|(_, task)| {
+        use crate::family::Task;
+        matches!(
+            (task, model.spec.objective),
+            (Task::CausalLm, Objective::CausalLm)
+                | (Task::MaskedLm, Objective::MaskedLm)
+                | (Task::Classifier, Objective::Classifier { .. })
+                | (Task::Encoder, Objective::Encoder)
+        )
+    });
+    if let Some((name, _)) = architecture {
+        map.entry("architectures").or_insert_with(|| json!([name]));
+    }
+    if pruned {
+        let active: Vec<&[usize]> = model.heads.layers().iter().map(LayerHeads::active).collect();
+        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": 1, "heads": active }));
+        let class = |name: &str| format!("{MODELING_FILE}.Upgrayedd{name}");
+        let (auto, name) = match model.spec.objective {
+            Objective::CausalLm => ("AutoModelForCausalLM", "ForCausalLM"),
+            Objective::MaskedLm => ("AutoModelForMaskedLM", "ForMaskedLM"),
+            Objective::Classifier { .. } => ("AutoModelForSequenceClassification", "ForSequenceClassification"),
+            Objective::Encoder => ("AutoModel", "Model"),
+        };
+        map.insert("auto_map".to_owned(), json!({ "AutoModel": class("Model"), auto: class(name) }));
+    }
+    config
+}
+
+/// All weights under their Hugging Face names and in their layout.
+fn hf_tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
+    let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
+    for tensor in model.spec.family.tensors(&model.spec) {
+        let Some(id) = model.params.find(&tensor.canonical) else { continue };
+        let weight = model.params.get(id);
+        let weight = if dense { expand(model, &tensor.canonical, weight) } else { weight.clone() };
+        // The base model of a plain encoder is saved without prefix, as transformers does.
+        let name = match model.spec.objective {
+            Objective::Encoder => tensor.name.trim_start_matches(model.spec.family.base_prefix).to_owned(),
+            _ => tensor.name,
+        };
+        parts.entry(name).or_default().push((tensor.layout, weight));
+    }
+    parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect()
+}
+
+fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
+    if let [(layout, tensor)] = &parts[..] {
+        return if *layout == Layout::Transposed { tensor.transposed() } else { tensor.clone() };
+    }
+    parts.sort_by_key(|(layout, _)| match layout {
+        Layout::FusedThird(part) => *part,
+        _ => 0,
+    });
+    let data: Vec<f32> = parts.iter().flat_map(|(_, t)| t.data().iter().copied()).collect();
+    let rows: usize = parts.iter().map(|(_, t)| t.shape()[0]).sum();
+    match parts[0].1.shape() {
+        [_, input] => Tensor::from_vec(&[rows, *input], data).transposed(),
+        _ => Tensor::from_vec(&[rows], data),
+    }
+}
+
+/// A weight in the unpruned shape, zeros where heads are missing.
+fn expand(model: &Model, canonical: &str, weight: &Tensor) -> Tensor {
+    let lanes = model.spec.lanes_of(canonical);
+    let Some((layer, part)) = split_layer(canonical).filter(|_| lanes != Lanes::Whole) else { return weight.clone() };
+    let heads = &model.heads.layers()[layer];
+    let present = if part.starts_with("attn.k") || part.starts_with("attn.v") { heads.kv_active() } else { heads.active().to_vec() };
+    let features = model.features(&present);
+    let shape = model.spec.shape_of(canonical, &model.spec.full_heads());
+    let mut full = Tensor::zeros(&shape);
+    let (from_cols, to_cols) = (weight.cols(), full.cols());
+    let out = full.data_mut();
+    if lanes == Lanes::Rows {
+        for (row, &to) in weight.data().chunks_exact(from_cols).zip(&features) {
+            out[to * to_cols..(to + 1) * to_cols].copy_from_slice(row);
+        }
+    } else {
+        for (row, out) in weight.data().chunks_exact(from_cols).zip(out.chunks_exact_mut(to_cols)) {
+            for (&value, &to) in row.iter().zip(&features) {
+                out[to] = value;
+            }
+        }
+    }
+    full
+}

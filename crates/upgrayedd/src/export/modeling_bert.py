@@ -1,0 +1,38 @@
+"""Loads a BERT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+
+Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the heads that layer i still has, by their original
+indices. Use it through `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
+"""
+
+from torch import nn
+from transformers.models.bert.modeling_bert import BertForMaskedLM, BertForSequenceClassification, BertModel
+
+
+def shrink(model, config):
+    """Gives every attention the projections of the heads it still has."""
+    for layer, heads in zip(model.encoder.layer, config.upgrayedd["heads"]):
+        attention = layer.attention.self
+        width = len(heads) * attention.attention_head_size
+        attention.num_attention_heads = len(heads)
+        attention.all_head_size = width
+        for name in ("query", "key", "value"):
+            setattr(attention, name, nn.Linear(config.hidden_size, width))
+        layer.attention.output.dense = nn.Linear(width, config.hidden_size)
+
+
+class UpgrayeddModel(BertModel):
+    def __init__(self, config, add_pooling_layer=True):
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        shrink(self, config)
+
+
+class UpgrayeddForMaskedLM(BertForMaskedLM):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self.bert, config)
+
+
+class UpgrayeddForSequenceClassification(BertForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self.bert, config)

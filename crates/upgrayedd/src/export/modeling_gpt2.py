@@ -1,0 +1,31 @@
+"""Loads a GPT-2 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+
+Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the heads that layer i still has, by their original
+indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+"""
+
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
+from transformers.pytorch_utils import Conv1D
+
+
+def shrink(model, config):
+    """Gives every attention the projections of the heads it still has."""
+    for block, heads in zip(model.h, config.upgrayedd["heads"]):
+        attention = block.attn
+        width = len(heads) * attention.head_dim
+        attention.num_heads = len(heads)
+        attention.split_size = width
+        attention.c_attn = Conv1D(3 * width, config.hidden_size)
+        attention.c_proj = Conv1D(config.hidden_size, width)
+
+
+class UpgrayeddModel(GPT2Model):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self, config)
+
+
+class UpgrayeddForCausalLM(GPT2LMHeadModel):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self.transformer, config)

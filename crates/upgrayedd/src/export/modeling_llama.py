@@ -1,0 +1,53 @@
+"""Loads a Llama whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+
+Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the query heads that layer i still has, by their original
+indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+"""
+
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
+
+
+class SharedHeads(nn.Linear):
+    """A key or value projection whose heads are repeated so that each query head finds its own.
+
+    Needed where query heads share key/value heads unevenly; the weights hold every key/value head once.
+    """
+
+    readers: list
+    head_dim: int
+
+    def forward(self, hidden_states):
+        heads = super().forward(hidden_states).unflatten(-1, (-1, self.head_dim))
+        return heads[..., self.readers, :].flatten(-2)
+
+
+def shrink(model, config):
+    """Gives every attention the projections of the heads it still has."""
+    group_size = config.num_attention_heads // config.num_key_value_heads
+    for layer, heads in zip(model.layers, config.upgrayedd["heads"]):
+        attention = layer.self_attn
+        groups = sorted({head // group_size for head in heads})
+        readers = [groups.index(head // group_size) for head in heads]
+        per_group = len(heads) // len(groups)
+        even = readers == [group for group in range(len(groups)) for _ in range(per_group)]
+        hidden, bias, dim = config.hidden_size, config.attention_bias, attention.head_dim
+        attention.q_proj = nn.Linear(hidden, len(heads) * dim, bias=bias)
+        attention.o_proj = nn.Linear(len(heads) * dim, hidden, bias=bias)
+        for name in ("k_proj", "v_proj"):
+            projection = (nn.Linear if even else SharedHeads)(hidden, len(groups) * dim, bias=bias)
+            projection.readers, projection.head_dim = readers, dim
+            setattr(attention, name, projection)
+        attention.num_key_value_groups = per_group if even else 1
+
+
+class UpgrayeddModel(LlamaModel):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self, config)
+
+
+class UpgrayeddForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self.model, config)

@@ -1,0 +1,258 @@
+//! Which heads a model still has. Head indices are the original ones for the whole life of a model.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A query head, by its original index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HeadId {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Index in the unpruned layer, from 0.
+    pub head: usize,
+}
+
+/// Heads by layer: the form in which strategies answer.
+pub type HeadSelection = BTreeMap<usize, Vec<usize>>;
+
+/// The heads of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerHeads {
+    total: usize,
+    kv_total: usize,
+    active: Vec<usize>,
+}
+
+impl LayerHeads {
+    /// Query heads of the unpruned layer.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Key/value heads of the unpruned layer.
+    pub fn kv_total(&self) -> usize {
+        self.kv_total
+    }
+
+    /// Query heads still there, ascending original indices. The weights' rows follow this order.
+    pub fn active(&self) -> &[usize] {
+        &self.active
+    }
+
+    /// Query heads removed, ascending original indices.
+    pub fn pruned(&self) -> Vec<usize> {
+        (0..self.total).filter(|h| !self.is_active(*h)).collect()
+    }
+
+    /// Whether the query head is still there.
+    pub fn is_active(&self, head: usize) -> bool {
+        self.active.binary_search(&head).is_ok()
+    }
+
+    /// The key/value head (original index) that a query head (original index) reads.
+    pub fn kv_group_of(&self, head: usize) -> usize {
+        head * self.kv_total / self.total
+    }
+
+    /// Key/value heads still there: those that an active query head reads.
+    pub fn kv_active(&self) -> Vec<usize> {
+        let mut groups: Vec<usize> = self.active.iter().map(|&h| self.kv_group_of(h)).collect();
+        groups.dedup();
+        groups
+    }
+
+    /// For each active query head the position of its key/value head among the active ones.
+    pub fn kv_positions(&self) -> Vec<usize> {
+        let groups = self.kv_active();
+        self.active.iter().filter_map(|&h| groups.binary_search(&self.kv_group_of(h)).ok()).collect()
+    }
+
+    fn set(&mut self, active: Vec<usize>) {
+        self.active = active;
+    }
+}
+
+/// The heads of all layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadMap {
+    layers: Vec<LayerHeads>,
+}
+
+impl HeadMap {
+    /// A model with all its heads. `heads` must be a multiple of `kv_heads`.
+    pub fn full(layers: usize, heads: usize, kv_heads: usize) -> Self {
+        let layer = LayerHeads { total: heads, kv_total: kv_heads, active: (0..heads).collect() };
+        Self { layers: vec![layer; layers] }
+    }
+
+    /// A model with just the given heads, one list a layer.
+    pub fn from_active(heads: usize, kv_heads: usize, active: Vec<Vec<usize>>) -> Result<Self> {
+        let mut map = Self::full(active.len(), heads, kv_heads);
+        for (layer, active) in active.into_iter().enumerate() {
+            let ascending = active.windows(2).all(|w| w[0] < w[1]);
+            if active.is_empty() || !ascending || active.iter().any(|&h| h >= heads) {
+                return Err(Error::invalid(format!(
+                    "layer {layer} lists the heads {active:?}: expected ascending indices below {heads}, at least one"
+                )));
+            }
+            map.layers[layer].set(active);
+        }
+        Ok(map)
+    }
+
+    /// Layer by layer.
+    pub fn layers(&self) -> &[LayerHeads] {
+        &self.layers
+    }
+
+    /// Query heads of the unpruned model.
+    pub fn total(&self) -> usize {
+        self.layers.iter().map(LayerHeads::total).sum()
+    }
+
+    /// Query heads still there.
+    pub fn num_active(&self) -> usize {
+        self.layers.iter().map(|l| l.active.len()).sum()
+    }
+
+    /// Query heads removed.
+    pub fn num_pruned(&self) -> usize {
+        self.total() - self.num_active()
+    }
+
+    /// Query heads per layer.
+    pub fn counts(&self) -> Vec<usize> {
+        self.layers.iter().map(|l| l.active.len()).collect()
+    }
+
+    /// Every removed head.
+    pub fn pruned(&self) -> HeadSelection {
+        let pruned = self.layers.iter().map(LayerHeads::pruned).enumerate();
+        pruned.filter(|(_, heads)| !heads.is_empty()).collect()
+    }
+
+    /// Takes heads out. Refuses what is not there, named twice, or would leave a layer with fewer than `min_heads`.
+    pub fn remove(&mut self, selection: &HeadSelection, min_heads: usize) -> Result<()> {
+        self.check(selection, true)?;
+        for (&layer, heads) in selection {
+            let left = self.layers[layer].active.len() - heads.len();
+            if left < min_heads.max(1) && !heads.is_empty() {
+                return Err(Error::invalid(format!(
+                    "pruning heads {heads:?} would leave layer {layer} with {left} of its {} heads: at least {} must stay",
+                    self.layers[layer].active.len(),
+                    min_heads.max(1)
+                )));
+            }
+        }
+        for (&layer, heads) in selection {
+            self.layers[layer].active.retain(|h| !heads.contains(h));
+        }
+        Ok(())
+    }
+
+    /// Puts heads back. Refuses what is still there.
+    pub fn insert(&mut self, selection: &HeadSelection) -> Result<()> {
+        self.check(selection, false)?;
+        for (&layer, heads) in selection {
+            let active = &mut self.layers[layer].active;
+            active.extend(heads);
+            active.sort_unstable();
+        }
+        Ok(())
+    }
+
+    fn check(&self, selection: &HeadSelection, expect_active: bool) -> Result<()> {
+        for (&layer, heads) in selection {
+            let Some(known) = self.layers.get(layer) else {
+                return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", self.layers.len())));
+            };
+            for (i, &head) in heads.iter().enumerate() {
+                let problem = if head >= known.total {
+                    format!("does not exist: the layer has heads 0 to {}", known.total - 1)
+                } else if known.is_active(head) != expect_active {
+                    let (state, list) = if expect_active { ("is already pruned", "active") } else { ("is not pruned", "pruned") };
+                    let choices = if expect_active { known.active.clone() } else { known.pruned() };
+                    format!("{state}: the {list} heads are {choices:?}")
+                } else if heads[..i].contains(&head) {
+                    "is named twice".to_owned()
+                } else {
+                    continue;
+                };
+                return Err(Error::invalid(format!("head {head} of layer {layer} {problem}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number per active head, layer by layer in the order of [`LayerHeads::active`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadScores {
+    /// `scores[layer][position]`.
+    pub layers: Vec<Vec<f64>>,
+}
+
+impl HeadScores {
+    /// Refuses scores that do not fit the model or are not finite.
+    pub fn check(&self, heads: &HeadMap) -> Result<()> {
+        for (layer, (scores, known)) in self.layers.iter().zip(heads.layers()).enumerate() {
+            if scores.len() != known.active().len() {
+                return Err(Error::invalid(format!(
+                    "layer {layer} has {} scores for {} active heads",
+                    scores.len(),
+                    known.active().len()
+                )));
+            }
+            if let Some(position) = scores.iter().position(|s| !s.is_finite()) {
+                return Err(Error::NotFinite(format!(
+                    "the score of head {} in layer {layer} is {}: the model's weights or the data give no finite value",
+                    known.active()[position],
+                    scores[position]
+                )));
+            }
+        }
+        if self.layers.len() != heads.layers().len() {
+            return Err(Error::invalid(format!("scores for {} layers, but the model has {}", self.layers.len(), heads.layers().len())));
+        }
+        Ok(())
+    }
+
+    /// The same scores with the opposite sign.
+    pub fn negated(&self) -> Self {
+        Self { layers: self.layers.iter().map(|l| l.iter().map(|s| -s).collect()).collect() }
+    }
+
+    /// Mean per layer.
+    pub fn layer_means(&self) -> Vec<f64> {
+        self.layers.iter().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_value_heads_leave_with_their_last_reader() {
+        let mut map = HeadMap::full(1, 6, 3);
+        map.remove(&HeadSelection::from([(0, vec![0, 2, 3])]), 1).expect("heads are there");
+        let layer = &map.layers()[0];
+        assert_eq!(layer.active(), [1, 4, 5]);
+        assert_eq!(layer.kv_active(), [0, 2]);
+        assert_eq!(layer.kv_positions(), [0, 1, 1]);
+    }
+
+    #[test]
+    fn impossible_selections_are_refused_and_change_nothing() {
+        let mut map = HeadMap::full(2, 4, 4);
+        for (layer, heads, word) in [(2, vec![0], "layer 2"), (0, vec![4], "does not exist"), (0, vec![1, 1], "twice"), (1, vec![0, 1, 2, 3], "at least 1")] {
+            let error = map.remove(&HeadSelection::from([(layer, heads)]), 1).expect_err("impossible").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(map, HeadMap::full(2, 4, 4));
+        assert!(map.insert(&HeadSelection::from([(0, vec![0])])).is_err());
+    }
+}

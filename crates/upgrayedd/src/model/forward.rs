@@ -1,0 +1,277 @@
+//! The forward pass of every family, as its spec says.
+
+use std::sync::Arc;
+
+use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss};
+use upgrayedd_nn::{Tape, Tensor, Var};
+
+use super::{Block, LayerIds, LinearIds, Model, Norm, Objective};
+
+/// Sequences of equal (padded) length, ready for the model.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Token ids, `(batch · len)`.
+    pub tokens: Arc<Vec<u32>>,
+    /// Sequences.
+    pub batch: usize,
+    /// Positions per sequence.
+    pub len: usize,
+    /// `(batch · len)`, 0 marks padding; `None` where there is none.
+    pub mask: Option<Vec<u8>>,
+    /// What to predict: per position for language models (already shifted), per sequence for classifiers; [`IGNORE`] does not count.
+    pub targets: Vec<i64>,
+}
+
+impl Batch {
+    /// Targets that count.
+    pub fn counted(&self) -> u64 {
+        self.targets.iter().filter(|&&t| t != IGNORE).count() as u64
+    }
+}
+
+/// Keys and values of the tokens so far, for generation (one sequence).
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` positions.
+    pub fn new(model: &Model, capacity: usize) -> Self {
+        let layer = |l: &crate::heads::LayerHeads| {
+            let shape = [capacity, l.kv_active().len() * model.spec.head_dim];
+            (Tensor::zeros(&shape), Tensor::zeros(&shape))
+        };
+        Self { layers: model.heads.layers().iter().map(layer).collect(), len: 0 }
+    }
+
+    /// Positions filled.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been cached.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// What a caller wants from inside the forward pass.
+#[derive(Debug, Default)]
+pub struct Hooks<'a> {
+    /// Per layer: gates of the active heads, overruling the model's own; `(H)` or `(batch, H)`.
+    pub gates: Option<&'a [Var]>,
+    /// Filled with each layer's attention entropy.
+    pub entropy: Option<&'a mut Vec<EntropyProbe>>,
+    /// Continue from here.
+    pub cache: Option<&'a mut KvCache>,
+}
+
+impl Model {
+    fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+        let weight = tape.param(ids.weight);
+        let bias = ids.bias.map(|b| tape.param(b));
+        ops::linear(tape, x, &weight, bias.as_ref())
+    }
+
+    fn norm(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+        let weight = tape.param(ids.weight);
+        match (self.spec.norm, ids.bias.map(|b| tape.param(b))) {
+            (Norm::Layer, Some(bias)) => ops::layer_norm(tape, x, &weight, &bias, self.spec.norm_eps),
+            _ => ops::rms_norm(tape, x, &weight, self.spec.norm_eps),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<LinearIds> {
+        let weight = self.params.find(&format!("{name}.weight"))?;
+        Some(LinearIds { weight, bias: self.params.find(&format!("{name}.bias")) })
+    }
+
+    /// The last hidden states, `(batch · len, d)`, after the final norm.
+    pub fn hidden(&self, tape: &mut Tape<'_>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
+        let past = hooks.cache.as_ref().map_or(0, |c| c.len);
+        let positions = self.positions_for(batch.batch, batch.len, past);
+        let mut x = self.embed(tape, batch, &positions);
+        for layer in 0..self.layers.len() {
+            x = self.layer(tape, layer, x, batch, &positions, hooks);
+        }
+        if let Some(cache) = &mut hooks.cache {
+            cache.len += batch.len;
+        }
+        match self.named("final_norm") {
+            Some(ids) => self.norm(tape, &x, ids),
+            None => x,
+        }
+    }
+
+    fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
+        let mut sum: Option<Var> = None;
+        let zeros = || Arc::new(vec![0; batch.tokens.len()]);
+        for (name, ids) in [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", zeros())] {
+            let Some(id) = self.params.find(name) else { continue };
+            let table = tape.param(id);
+            let part = ops::embedding(tape, &table, &ids);
+            sum = Some(match sum {
+                Some(sum) => ops::add(tape, &sum, &part),
+                None => part,
+            });
+        }
+        let Some(sum) = sum else { unreachable!("every family has token embeddings") };
+        match self.named("embed.norm") {
+            Some(ids) => self.norm(tape, &sum, ids),
+            None => sum,
+        }
+    }
+
+    fn layer(&self, tape: &mut Tape<'_>, index: usize, x: Var, batch: &Batch, positions: &Arc<Vec<u32>>, hooks: &mut Hooks<'_>) -> Var {
+        let ids = &self.layers[index];
+        match self.spec.block {
+            Block::PreNorm => {
+                let h = self.norm(tape, &x, ids.norm1);
+                let a = self.attention(tape, index, h, batch, positions, hooks);
+                let x = ops::add(tape, &x, &a);
+                let h = self.norm(tape, &x, ids.norm2);
+                let m = self.mlp(tape, h, ids);
+                ops::add(tape, &x, &m)
+            }
+            Block::PostNorm => {
+                let a = self.attention(tape, index, x.clone(), batch, positions, hooks);
+                let x = ops::add(tape, &x, &a);
+                let x = self.norm(tape, &x, ids.norm1);
+                let m = self.mlp(tape, x.clone(), ids);
+                let x = ops::add(tape, &x, &m);
+                self.norm(tape, &x, ids.norm2)
+            }
+        }
+    }
+
+    fn mlp(&self, tape: &mut Tape<'_>, x: Var, ids: &LayerIds) -> Var {
+        let up = self.linear(tape, &x, ids.up);
+        let hidden = match ids.gate {
+            Some(gate) => {
+                let gate = self.linear(tape, &x, gate);
+                ops::gated_activation(tape, self.spec.activation, &gate, &up)
+            }
+            None => ops::activation(tape, self.spec.activation, &up),
+        };
+        self.linear(tape, &hidden, ids.down)
+    }
+
+    fn attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, batch: &Batch, positions: &Arc<Vec<u32>>, hooks: &mut Hooks<'_>) -> Var {
+        let ids = &self.layers[index];
+        let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
+        drop(x);
+        if let Some(table) = &self.rope {
+            q = ops::rope(tape, &q, table, positions);
+            k = ops::rope(tape, &k, table, positions);
+        }
+        let mut keys = batch.len;
+        if let Some(cache) = hooks.cache.as_deref_mut() {
+            keys += cache.len;
+            (k, v) = cache.extend(tape, index, k.tensor(), v.tensor());
+        }
+        let heads = &self.heads.layers()[index];
+        let shape = Arc::new(AttentionShape {
+            batch: batch.batch,
+            queries: batch.len,
+            keys,
+            head_dim: self.spec.head_dim,
+            kv_of: heads.kv_positions(),
+            kv_heads: heads.kv_active().len(),
+            scale: self.spec.attention_scale(),
+            causal: self.spec.causal,
+            window: None,
+            key_mask: batch.mask.clone(),
+        });
+        let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
+        let gates = hooks.gates.map(|g| &g[index]).or(own.as_ref());
+        let context = match &mut hooks.entropy {
+            Some(probes) => {
+                let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape);
+                probes.push(probe);
+                context
+            }
+            None => ops::attention(tape, &q, &k, &v, gates, &shape),
+        };
+        self.linear(tape, &context, ids.o)
+    }
+
+    /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
+    pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
+        let hidden = self.hidden(tape, batch, hooks);
+        let (rows, targets) = self.predicted_rows(tape, hidden, batch);
+        let (rows, weights) = self.before_logits(tape, rows);
+        let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
+        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
+        ops::cross_entropy(tape, &rows, head, &targets, weight)
+    }
+
+    /// The rows that predict something, and their targets: logits of other rows are never computed.
+    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch) -> (Var, Vec<i64>) {
+        if let Objective::Classifier { .. } = self.spec.objective {
+            let first = Arc::new((0..batch.batch).map(|b| (b * batch.len) as u32).collect());
+            return (ops::select_rows(tape, &hidden, &first), batch.targets.clone());
+        }
+        let counted: Vec<u32> = (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
+        // Dropping the last position of each causal sequence alone is not worth a copy.
+        if counted.len() * 16 > batch.targets.len() * 15 {
+            return (hidden, batch.targets.clone());
+        }
+        let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
+        (ops::select_rows(tape, &hidden, &Arc::new(counted)), targets)
+    }
+
+    /// What stands between hidden states and the output projection, and the projection itself.
+    fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
+        if let Some(ids) = self.named("head.transform") {
+            x = self.linear(tape, &x, ids);
+            x = ops::activation(tape, self.spec.activation, &x);
+        }
+        if let Some(ids) = self.named("head.norm") {
+            x = self.norm(tape, &x, ids);
+        }
+        if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.named("pooler")) {
+            x = self.linear(tape, &x, ids);
+            x = ops::activation(tape, ops::Activation::Tanh, &x);
+        }
+        let tied = self.params.find("head.weight").or_else(|| self.params.find("embed.tokens"));
+        let Some(weight) = tied else { unreachable!("every family has token embeddings") };
+        (x, LinearIds { weight, bias: self.params.find("head.bias") })
+    }
+
+    /// Logits of every position `(batch · len, V)`, or of every sequence `(batch, labels)` for a classifier.
+    pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let mut hidden = self.hidden(&mut tape, batch, hooks);
+        if let Objective::Classifier { .. } = self.spec.objective {
+            hidden = self.predicted_rows(&mut tape, hidden, batch).0;
+        }
+        self.project(&mut tape, hidden)
+    }
+
+    /// Logits of the batch's last position only, `(batch, V)`.
+    pub fn last_logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let hidden = self.hidden(&mut tape, batch, hooks);
+        let last = Arc::new((1..=batch.batch).map(|b| (b * batch.len - 1) as u32).collect());
+        let hidden = ops::select_rows(&mut tape, &hidden, &last);
+        self.project(&mut tape, hidden)
+    }
+
+    fn project(&self, tape: &mut Tape<'_>, hidden: Var) -> Tensor {
+        let (x, ids) = self.before_logits(tape, hidden);
+        self.linear(tape, &x, ids).tensor().clone()
+    }
+}
+
+impl KvCache {
+    /// Adds new keys and values and returns the whole buffers; rows beyond the filled ones are not read.
+    fn extend(&mut self, tape: &Tape<'_>, layer: usize, k: &Tensor, v: &Tensor) -> (Var, Var) {
+        let at = self.len * k.cols();
+        let (keys, values) = &mut self.layers[layer];
+        keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
+        values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
+        (tape.constant(keys.clone()), tape.constant(values.clone()))
+    }
+}

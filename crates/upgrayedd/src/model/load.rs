@@ -1,0 +1,362 @@
+//! Reading Hugging Face folders: config.json, safetensors whole or sharded, f32, f16 and bf16.
+
+#![allow(unsafe_code, reason = "weights are memory-mapped")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use upgrayedd_nn::{ParamSet, Tensor};
+
+use super::{Model, ModelSpec};
+use crate::family::{self, HfTensor, Layout};
+use crate::heads::HeadMap;
+use crate::surgery::Archive;
+use crate::{Error, Result, hub};
+
+/// The key in config.json under which an optimised model keeps its heads.
+pub const CONFIG_KEY: &str = "upgrayedd";
+
+/// Element type in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    /// 32-bit float.
+    #[serde(rename = "float32")]
+    F32,
+    /// 16-bit float.
+    #[serde(rename = "float16")]
+    F16,
+    /// Brain float.
+    #[serde(rename = "bfloat16")]
+    BF16,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// torch's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+        }
+    }
+
+    /// The nearest value that the type can hold.
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => half::f16::from_f32(value).to_f32(),
+            Self::BF16 => half::bf16::from_f32(value).to_f32(),
+        }
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Self::F32, Self::F16, Self::BF16];
+        all.into_iter().find(|d| d.name() == name).ok_or_else(|| crate::error::unknown_name("dtype", name, &all.map(Self::name)))
+    }
+}
+
+/// What the user may say about a model that its files do not.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Family, for a config.json that does not tell.
+    pub family: Option<String>,
+}
+
+/// A safetensors file, mapped and checked.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header: lengths, offsets and overlaps.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "read"))?;
+        // SAFETY: the map is read-only; a file changed by another program while it is read can only give other weights.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
+        let this = Self { path: path.to_owned(), map };
+        this.parse()?;
+        Ok(this)
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map)
+            .map_err(|e| Error::bad_file(&self.path, format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again")))
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> Result<Vec<String>> {
+        Ok(self.parse()?.names().into_iter().map(str::to_owned).collect())
+    }
+
+    /// The metadata of the header.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        let (_, header) = SafeTensors::read_metadata(&self.map)
+            .map_err(|e| Error::bad_file(&self.path, format!("not a valid safetensors file ({e})")))?;
+        Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
+    }
+
+    /// Shape of one tensor.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.view(name)?.shape().to_vec())
+    }
+
+    fn view(&self, name: &str) -> Result<safetensors::tensor::TensorView<'_>> {
+        self.parse()?.tensor(name).map_err(|e| Error::bad_file(&self.path, format!("tensor {name}: {e}")))
+    }
+
+    fn dtype(&self, name: &str) -> Result<DType> {
+        match self.view(name)?.dtype() {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(Error::bad_file(&self.path, format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16"))),
+        }
+    }
+
+    /// One tensor as `f32`; anything not finite is refused.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let dtype = self.dtype(name)?;
+        let view = self.view(name)?;
+        let bytes = view.data();
+        let mut out = vec![0.0f32; view.shape().iter().product()];
+        const CHUNK: usize = 1 << 16;
+        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(|(out, bytes)| match dtype {
+            DType::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
+            DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32()),
+            DType::BF16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32()),
+        });
+        if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
+            return Err(Error::bad_file(
+                &self.path,
+                format!("tensor {name} holds {} at element {at}: the checkpoint is damaged or its training diverged", out[at]),
+            ));
+        }
+        Ok(Tensor::from_vec(view.shape(), out))
+    }
+}
+
+/// All tensors of a folder, by name.
+struct TensorFolder {
+    files: Vec<TensorFile>,
+    index: BTreeMap<String, usize>,
+}
+
+impl TensorFolder {
+    fn open(dir: &Path) -> Result<Self> {
+        let mut folder = Self { files: Vec::new(), index: BTreeMap::new() };
+        for path in weight_files(dir)? {
+            let file = TensorFile::open(&path)?;
+            for name in file.names()? {
+                folder.index.insert(name, folder.files.len());
+            }
+            folder.files.push(file);
+        }
+        Ok(folder)
+    }
+
+    /// The tensor under its full name, or without the base prefix, or with the prefix where the base model was saved alone.
+    fn find(&self, name: &str, prefix: &str) -> Option<(&TensorFile, &str)> {
+        let stripped = name.strip_prefix(prefix).unwrap_or(name);
+        let (name, &file) = self.index.get_key_value(name).or_else(|| self.index.get_key_value(stripped))?;
+        Some((&self.files[file], name))
+    }
+}
+
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let whole = dir.join("model.safetensors");
+    if whole.is_file() {
+        return Ok(vec![whole]);
+    }
+    let index_path = dir.join("model.safetensors.index.json");
+    if index_path.is_file() {
+        let index = read_json(&index_path)?;
+        let map = index["weight_map"].as_object().ok_or_else(|| Error::bad_file(&index_path, "has no weight_map"))?;
+        let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        return names
+            .into_iter()
+            .map(|name| {
+                // A shard is a plain file name: an index from a stranger must not reach elsewhere.
+                if Path::new(name).components().count() != 1 || name.contains(['/', '\\']) || name == ".." {
+                    return Err(Error::bad_file(&index_path, format!("names the shard {name:?}: expected a file of the same folder")));
+                }
+                let path = dir.join(name);
+                if path.is_file() { Ok(path) } else { Err(Error::bad_file(&path, "is named in the index but missing: fetch the model again")) }
+            })
+            .collect();
+    }
+    let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    if let Some(pickle) = pickles.into_iter().find(|name| dir.join(name).exists()) {
+        return Err(Error::bad_file(
+            dir.join(pickle),
+            "is a Python pickle, which can run code when opened, and is not read. Convert it once with: \
+             python -c \"import sys; from transformers import AutoModel as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])\" OLD NEW \
+             (with AutoModelForCausalLM, AutoModelForMaskedLM, … in place of AutoModel to keep the head)",
+        ));
+    }
+    Err(Error::bad_file(dir, "holds no model.safetensors and no model.safetensors.index.json"))
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
+}
+
+/// Reads a folder's config.json.
+pub fn read_config(dir: &Path) -> Result<Value> {
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        return Err(Error::bad_file(dir, "is not a model folder: it has no config.json"));
+    }
+    read_json(&path)
+}
+
+/// Whether a folder holds a model.
+pub fn is_model_folder(dir: &Path) -> bool {
+    dir.join("config.json").is_file()
+}
+
+/// Finds what `--model` names: a model folder, a run folder (its result), or a Hub id.
+pub fn resolve(name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        let result = path.join("model");
+        return match (is_model_folder(path), is_model_folder(&result)) {
+            (true, _) => Ok(path.to_owned()),
+            (false, true) => Ok(result),
+            (false, false) if path.join("run.toml").is_file() => {
+                Err(Error::bad_file(path, format!("is a run folder without a result yet: finish it with `upgrayedd resume {name}`")))
+            }
+            _ => Err(Error::bad_file(path, "is not a model folder: it has no config.json")),
+        };
+    }
+    if path.exists() {
+        return Err(Error::bad_file(path, "is a file: expected a model folder (with config.json and model.safetensors) or a Hub id"));
+    }
+    hub::fetch_model(name)
+}
+
+impl Model {
+    /// Loads a model folder, run folder or Hub id.
+    pub fn from_pretrained(name: &str, options: &LoadOptions) -> Result<Self> {
+        let dir = resolve(name)?;
+        let mut model = Self::load(&dir, options)?;
+        // The result of a run brings the heads it lost.
+        let archive = dir.parent().map(|run| run.join(crate::run_dir::ARCHIVE_FILE)).filter(|a| a.is_file());
+        if let (Some(path), Some("model")) = (archive, dir.file_name().and_then(|n| n.to_str())) {
+            model.archive = Archive::load(&path, &model)?;
+        }
+        Ok(model)
+    }
+
+    /// Loads a Hugging Face folder.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        let config = read_config(dir)?;
+        let folder = TensorFolder::open(dir)?;
+        let names: Vec<String> = folder.index.keys().cloned().collect();
+        let with_path = |e: Error| match e {
+            Error::Invalid(message) => Error::bad_file(dir, message),
+            other => other,
+        };
+        let spec = family::recognise(&config, &names, options.family.as_deref()).map_err(with_path)?;
+        let heads = heads_from_config(&config, &spec).map_err(with_path)?;
+        let mut params = ParamSet::default();
+        for tensor in spec.family.tensors(&spec) {
+            match folder.find(&tensor.name, spec.family.base_prefix) {
+                Some((file, name)) => {
+                    let weight = read_canonical(file, name, &tensor, &spec, &heads)?;
+                    params.add(tensor.canonical, weight);
+                }
+                None if tensor.optional => {}
+                None => return Err(Error::bad_file(dir, format!("the weight {} is missing", tensor.name))),
+            }
+        }
+        let tokens = spec.family.tensors(&spec).into_iter().find(|t| t.canonical == "embed.tokens");
+        let dtype = match tokens.and_then(|t| folder.find(&t.name, spec.family.base_prefix)) {
+            Some((file, name)) => file.dtype(name)?,
+            None => DType::F32,
+        };
+        let mut model = Self::from_params(spec, config, params, heads, dtype);
+        model.source = Some(dir.to_owned());
+        Ok(model)
+    }
+}
+
+fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+    let Some(ours) = config.get(CONFIG_KEY) else {
+        let pruned = config["pruned_heads"].as_object().is_some_and(|p| !p.is_empty());
+        return if pruned { pruned_by_transformers(config, spec) } else { Ok(spec.full_heads()) };
+    };
+    let version = ours["format_version"].as_u64();
+    if version != Some(1) {
+        return Err(Error::invalid(format!("config.json: {CONFIG_KEY}.format_version is {}: this program reads version 1", ours["format_version"])));
+    }
+    let active: Vec<Vec<usize>> = serde_json::from_value(ours["heads"].clone())
+        .map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))?;
+    if active.len() != spec.num_layers {
+        return Err(Error::invalid(format!("config.json: {CONFIG_KEY}.heads lists {} layers of {}", active.len(), spec.num_layers)));
+    }
+    HeadMap::from_active(spec.num_heads, spec.num_kv_heads, active)
+}
+
+/// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
+fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone())
+        .map_err(|e| Error::invalid(format!("config.json: pruned_heads: {e}")))?;
+    let mut heads = spec.full_heads();
+    heads.remove(&pruned, 1)?;
+    Ok(heads)
+}
+
+/// Reads one weight in canonical layout, after its stored shape has been checked.
+fn read_canonical(file: &TensorFile, name: &str, tensor: &HfTensor, spec: &ModelSpec, heads: &HeadMap) -> Result<Tensor> {
+    let want = spec.shape_of(&tensor.canonical, heads);
+    let stored = stored_shape(&tensor.layout, &want);
+    let found = file.shape(name)?;
+    if found != stored {
+        return Err(Error::bad_file(
+            &file.path,
+            format!("tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"),
+        ));
+    }
+    let read = file.read(name)?;
+    Ok(match tensor.layout {
+        Layout::Plain => read,
+        Layout::Transposed => read.transposed(),
+        Layout::FusedThird(part) => {
+            let width = read.cols() / 3;
+            let columns: Vec<usize> = (part * width..(part + 1) * width).collect();
+            let third = read.take_cols(&columns);
+            if want.len() == 1 { third.reshaped(&want) } else { third.transposed() }
+        }
+    })
+}
+
+/// The shape in the file of a weight whose canonical shape is `want`.
+fn stored_shape(layout: &Layout, want: &[usize]) -> Vec<usize> {
+    match (layout, want) {
+        (Layout::Transposed, [out, input]) => vec![*input, *out],
+        (Layout::FusedThird(_), [out, input]) => vec![*input, 3 * out],
+        (Layout::FusedThird(_), [out]) => vec![3 * out],
+        _ => want.to_vec(),
+    }
+}

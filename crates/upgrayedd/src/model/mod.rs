@@ -1,0 +1,163 @@
+//! A model: spec, weights, heads, and what can be computed with it.
+
+mod cost;
+mod forward;
+mod generate;
+mod load;
+mod spec;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use upgrayedd_nn::ops::RopeTable;
+use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
+
+pub use cost::Cost;
+pub use forward::{Batch, Hooks, KvCache};
+pub use generate::{GenerateOptions, Generation};
+pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, is_model_folder, read_config, resolve};
+pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
+pub(crate) use spec::split_layer;
+
+use crate::heads::HeadMap;
+use crate::surgery::Archive;
+
+/// An affine map's parameters.
+#[derive(Debug, Clone, Copy)]
+struct LinearIds {
+    weight: ParamId,
+    bias: Option<ParamId>,
+}
+
+/// The parameters of one layer.
+#[derive(Debug, Clone, Copy)]
+struct LayerIds {
+    norm1: LinearIds,
+    q: LinearIds,
+    k: LinearIds,
+    v: LinearIds,
+    o: LinearIds,
+    norm2: LinearIds,
+    gate: Option<LinearIds>,
+    up: LinearIds,
+    down: LinearIds,
+}
+
+/// A transformer with the heads it still has.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The unpruned shape.
+    pub spec: ModelSpec,
+    /// config.json as read: keys this program does not know are kept.
+    pub config: Value,
+    /// Weights under their canonical names, in the order of the family's table.
+    pub params: ParamSet,
+    /// Which heads there are.
+    pub heads: HeadMap,
+    /// Heads that were removed.
+    pub archive: Archive,
+    /// Element type of the files it came from.
+    pub dtype: DType,
+    /// Where tokenizer and generation files lie, if anywhere.
+    pub source: Option<PathBuf>,
+    /// Where it computes.
+    pub device: Device,
+    /// Per layer: a factor for each active head's output while regrown heads warm up.
+    pub gates: Vec<Option<Tensor>>,
+    layers: Vec<LayerIds>,
+    rope: Option<RopeTable>,
+    state_id: u64,
+}
+
+fn next_state_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Model {
+    /// A model of these weights, which must have the names and shapes that the spec asks for.
+    pub(crate) fn from_params(spec: ModelSpec, config: Value, params: ParamSet, heads: HeadMap, dtype: DType) -> Self {
+        let id = |name: &str| params.find(name);
+        let must = |name: &str| id(name).unwrap_or_else(|| unreachable!("weight {name} was checked on loading"));
+        let linear = |name: String| LinearIds { weight: must(&format!("{name}.weight")), bias: id(&format!("{name}.bias")) };
+        let layers = (0..spec.num_layers)
+            .map(|i| {
+                let part = |name: &str| linear(format!("layers.{i}.{name}"));
+                LayerIds {
+                    norm1: part("norm1"),
+                    q: part("attn.q"),
+                    k: part("attn.k"),
+                    v: part("attn.v"),
+                    o: part("attn.o"),
+                    norm2: part("norm2"),
+                    gate: spec.gated_mlp.then(|| part("mlp.gate")),
+                    up: part("mlp.up"),
+                    down: part("mlp.down"),
+                }
+            })
+            .collect();
+        let rope = match &spec.positions {
+            Positions::Rope { inv_freq } => Some(RopeTable::new(spec.max_positions, inv_freq)),
+            Positions::Learned => None,
+        };
+        let gates = vec![None; spec.num_layers];
+        let archive = Archive::default();
+        Self { spec, config, params, heads, archive, dtype, source: None, device: Device::cpu(), gates, layers, rope, state_id: next_state_id() }
+    }
+
+    /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
+    pub fn initialised(spec: ModelSpec, config: Value, seed: u64) -> Self {
+        let heads = spec.full_heads();
+        let mut rng = crate::rng::stream(seed, "initial weights");
+        let mut params = ParamSet::default();
+        for tensor in spec.family.tensors(&spec) {
+            let shape = spec.shape_of(&tensor.canonical, &heads);
+            let count: usize = shape.iter().product();
+            let is_norm = tensor.canonical.contains("norm");
+            let data = match (is_norm, tensor.canonical.ends_with(".bias")) {
+                (true, false) => vec![1.0; count],
+                (_, true) => vec![0.0; count],
+                _ => crate::rng::normals(&mut rng, count, 0.02),
+            };
+            params.add(tensor.canonical, Tensor::from_vec(&shape, data));
+        }
+        Self::from_params(spec, config, params, heads, DType::F32)
+    }
+
+    /// The module path of a layer's attention: how files and Python name the layer.
+    pub fn layer_name(&self, layer: usize) -> String {
+        self.spec.family.attention_module(layer)
+    }
+
+    /// Changes whenever the weights or heads do: what was computed for another state no longer holds.
+    pub fn state_id(&self) -> u64 {
+        self.state_id
+    }
+
+    /// Says that weights or heads have changed.
+    pub(crate) fn touch(&mut self) {
+        self.state_id = next_state_id();
+    }
+
+    /// Number of parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.params.ids().map(|id| self.params.get(id).len()).sum()
+    }
+
+    /// A parameter that the objective reaches; a pooler without a classifier, say, is not.
+    pub(crate) fn is_used(&self, name: &str) -> bool {
+        !name.starts_with("pooler.") || matches!(self.spec.objective, Objective::Classifier { .. })
+    }
+
+    /// The rows or columns of a layer's weights that belong to heads at these positions.
+    pub(crate) fn features(&self, positions: &[usize]) -> Vec<usize> {
+        let d = self.spec.head_dim;
+        positions.iter().flat_map(|p| p * d..(p + 1) * d).collect()
+    }
+
+    fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
+        Arc::new((0..batch).flat_map(|_| first..first + queries).map(|p| p as u32).collect())
+    }
+}

@@ -1,0 +1,21 @@
+//! Uniform random scores: the baseline that any other score must beat.
+
+use rand::RngExt;
+
+use super::{Score, ScoreContext};
+use crate::heads::HeadScores;
+use crate::{Result, rng};
+
+pub(super) static SCORE: Score = Score {
+    name: "random",
+    summary: "uniform in [0, 1): a baseline",
+    higher_keeps: true,
+    needs_data: false,
+    compute,
+};
+
+fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
+    let mut random = rng::stream(context.seed, "random score");
+    let layer = |l: &crate::heads::LayerHeads| l.active().iter().map(|_| random.random::<f64>()).collect();
+    Ok(HeadScores { layers: context.model.heads.layers().iter().map(layer).collect() })
+}

@@ -1,0 +1,67 @@
+//! Prunes the heads whose attention is most spread out; grows where the remaining heads are most focused.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget};
+use crate::heads::{HeadScores, HeadSelection};
+use crate::score::{Score, ScoreContext};
+use crate::{Error, Result};
+
+pub(super) static INFO: StrategyInfo =
+    StrategyInfo { name: "entropy", summary: "prunes the highest attention entropy, grows in the layers with the lowest", build };
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct EntropyOptions {
+    attention_samples: usize,
+    use_cached_entropy: bool,
+}
+
+impl Default for EntropyOptions {
+    fn default() -> Self {
+        Self { attention_samples: 128, use_cached_entropy: true }
+    }
+}
+
+struct Entropy {
+    params: StrategyParams,
+    options: EntropyOptions,
+    cache: Cache,
+}
+
+fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+    let options: EntropyOptions = parse_options("entropy", options)?;
+    if options.attention_samples == 0 {
+        return Err(Error::invalid("attention_samples is 0: expected at least 1"));
+    }
+    Ok(Box::new(Entropy { params, options, cache: Cache::default() }))
+}
+
+impl Strategy for Entropy {
+    fn name(&self) -> &str {
+        INFO.name
+    }
+
+    fn params(&self) -> &StrategyParams {
+        &self.params
+    }
+
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+        let context = ScoreContext { samples: self.options.attention_samples, ..*context };
+        self.cache.get_or(self.options.use_cached_entropy, &context, || Score::named("entropy")?.compute(&context))
+    }
+
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+        importances.negated()
+    }
+
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+        Ok(within_budget(view, &view.importances.negated()))
+    }
+
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        Ok(spread(view.heads, &by_mean(view.importances, true), view.count, view.unit))
+    }
+}

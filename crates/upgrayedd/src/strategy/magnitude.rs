@@ -1,0 +1,100 @@
+//! Prunes the heads with the smallest weights; grows where the remaining heads have the largest.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget};
+use crate::budget::Unit;
+use crate::heads::{HeadScores, HeadSelection};
+use crate::score::magnitude::weights_per_head;
+use crate::score::{Score, ScoreContext};
+use crate::{Error, Result};
+
+pub(super) static INFO: StrategyInfo =
+    StrategyInfo { name: "magnitude", summary: "prunes the lowest L2 norm of Q, K, V, O, grows in the layers with the highest", build };
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MagnitudeOptions {
+    weight_threshold: f64,
+    use_cached_magnitudes: bool,
+}
+
+impl Default for MagnitudeOptions {
+    fn default() -> Self {
+        Self { weight_threshold: 0.01, use_cached_magnitudes: true }
+    }
+}
+
+struct Magnitude {
+    params: StrategyParams,
+    options: MagnitudeOptions,
+    cache: Cache,
+}
+
+fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+    let options: MagnitudeOptions = parse_options("magnitude", options)?;
+    if !(options.weight_threshold >= 0.0 && options.weight_threshold.is_finite()) {
+        return Err(Error::invalid(format!("weight_threshold is {}: expected 0 or more", options.weight_threshold)));
+    }
+    Ok(Box::new(Magnitude { params, options, cache: Cache::default() }))
+}
+
+impl Magnitude {
+    /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if every head of one is dead.
+    fn add_dead(&self, view: &PruneView<'_>, chosen: &mut HeadSelection) {
+        let dead_below = self.options.weight_threshold * (weights_per_head(view.model) as f64).sqrt();
+        for (layer, (heads, norms)) in view.model.heads.layers().iter().zip(&view.importances.layers).enumerate() {
+            let is_dead = |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
+            let mut dead: Vec<(f64, usize)> =
+                heads.active().iter().zip(norms).filter(|(h, _)| is_dead(**h)).map(|(h, n)| (*n, *h)).collect();
+            if view.budget.unit == Unit::KvGroup {
+                let group_dead = |h: usize| heads.active().iter().filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h)).all(|o| is_dead(*o));
+                dead.retain(|(_, h)| group_dead(*h));
+                dead.sort_by_key(|(_, h)| heads.kv_group_of(*h));
+            } else {
+                dead.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            }
+            let entry = chosen.entry(layer).or_default();
+            let step = if view.budget.unit == Unit::KvGroup { heads.total() / heads.kv_total() } else { 1 };
+            let fresh: Vec<usize> = dead.into_iter().map(|(_, h)| h).filter(|h| !entry.contains(h)).collect();
+            for unit in fresh.chunks(step) {
+                if heads.active().len() - entry.len() >= view.budget.min_heads + unit.len() {
+                    entry.extend(unit);
+                }
+            }
+            entry.sort_unstable();
+        }
+        chosen.retain(|_, heads| !heads.is_empty());
+    }
+}
+
+impl Strategy for Magnitude {
+    fn name(&self) -> &str {
+        INFO.name
+    }
+
+    fn params(&self) -> &StrategyParams {
+        &self.params
+    }
+
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+        let context = ScoreContext { data: None, ..*context };
+        self.cache.get_or(self.options.use_cached_magnitudes, &context, || Score::named("magnitude")?.compute(&context))
+    }
+
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+        importances.clone()
+    }
+
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+        let mut chosen = within_budget(view, view.importances);
+        self.add_dead(view, &mut chosen);
+        Ok(chosen)
+    }
+
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        Ok(spread(view.heads, &by_mean(view.importances, false), view.count, view.unit))
+    }
+}

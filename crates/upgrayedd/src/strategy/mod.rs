@@ -1,0 +1,180 @@
+//! Strategies: which heads go, and in which layers heads come back. One file a strategy; a registry that CLI and Python list.
+
+mod entropy;
+mod magnitude;
+mod random;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::{self, Budget, Unit};
+use crate::error::unknown_name;
+use crate::heads::{HeadMap, HeadScores, HeadSelection};
+use crate::score::ScoreContext;
+use crate::{Error, Model, Result};
+
+/// What every strategy takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StrategyParams {
+    /// Share of the active heads pruned per cycle, `0 ≤ r < 1`.
+    pub pruning_ratio: f64,
+    /// Share of the pruned heads grown back per cycle, `0 ≤ r ≤ 1`.
+    pub growth_ratio: f64,
+    /// Heads that every layer keeps, at least 1.
+    pub min_heads: usize,
+    /// For random choices; the run's seed if absent.
+    pub seed: Option<u64>,
+}
+
+impl Default for StrategyParams {
+    fn default() -> Self {
+        Self { pruning_ratio: 0.3, growth_ratio: 0.1, min_heads: 1, seed: None }
+    }
+}
+
+impl StrategyParams {
+    /// Refuses values outside their range.
+    pub fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.pruning_ratio) {
+            return Err(Error::invalid(format!("pruning_ratio is {}: expected at least 0 and less than 1", self.pruning_ratio)));
+        }
+        if !(0.0..=1.0).contains(&self.growth_ratio) {
+            return Err(Error::invalid(format!("growth_ratio is {}: expected 0 to 1", self.growth_ratio)));
+        }
+        if self.min_heads < 1 {
+            return Err(Error::invalid("min_heads is 0: expected at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// What a strategy sees when it prunes.
+#[derive(Debug, Clone, Copy)]
+pub struct PruneView<'a> {
+    /// The model before pruning.
+    pub model: &'a Model,
+    /// The strategy's own importances of the active heads.
+    pub importances: &'a HeadScores,
+    /// What the user's ratio comes to. Built-in strategies keep to it.
+    pub budget: Budget,
+}
+
+/// What a strategy sees when it grows.
+#[derive(Debug, Clone, Copy)]
+pub struct GrowView<'a> {
+    /// Which heads there are now.
+    pub heads: &'a HeadMap,
+    /// The importances of the heads that are left, as scored before pruning.
+    pub importances: &'a HeadScores,
+    /// How many heads may come back.
+    pub count: usize,
+    /// What comes back at once.
+    pub unit: Unit,
+    /// Random choices of this cycle.
+    pub seed: u64,
+}
+
+/// Decides which heads go and where heads come back. Decisions are pure: the pipeline carries them out.
+pub trait Strategy: Send {
+    /// The registered name.
+    fn name(&self) -> &str;
+    /// The common parameters.
+    fn params(&self) -> &StrategyParams;
+    /// The importance of every active head, in the strategy's own units.
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
+    /// The same such that higher means keep; what the archive remembers.
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores;
+    /// The heads to prune, by layer and original index.
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection>;
+    /// How many heads come back in which layer.
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
+}
+
+/// Parameters of a single strategy, by name.
+pub type Options = BTreeMap<String, toml::Value>;
+
+/// An entry of the registry.
+#[derive(Debug)]
+pub struct StrategyInfo {
+    /// The name on the command line and in `get_strategy`.
+    pub name: &'static str,
+    /// One line for help texts.
+    pub summary: &'static str,
+    build: fn(StrategyParams, Options) -> Result<Box<dyn Strategy>>,
+}
+
+/// Every built-in strategy, in the order in which messages and documents name them.
+pub const ALL: [&StrategyInfo; 3] = [&random::INFO, &entropy::INFO, &magnitude::INFO];
+
+/// The strategy called `name`, with checked parameters.
+pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+    let info = ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
+    params.check()?;
+    (info.build)(params, options)
+}
+
+/// Reads a strategy's own options; unknown names and wrong types are errors that say what there is.
+fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options) -> Result<T> {
+    let table: toml::Table = options.into_iter().collect();
+    T::deserialize(toml::Value::Table(table)).map_err(|e| Error::invalid(format!("options of strategy {strategy:?}: {}", e.message())))
+}
+
+/// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
+fn spread(heads: &HeadMap, order: &[usize], count: usize, unit: Unit) -> BTreeMap<usize, usize> {
+    let size = match unit {
+        Unit::Head => 1,
+        Unit::KvGroup => heads.layers().first().map_or(1, |l| l.total() / l.kv_total()),
+    };
+    let mut room: Vec<usize> = heads.layers().iter().map(|l| l.pruned().len()).collect();
+    let mut counts = BTreeMap::new();
+    let mut left = count;
+    loop {
+        let before = left;
+        for &layer in order {
+            if size <= left && size <= room[layer] {
+                room[layer] -= size;
+                left -= size;
+                *counts.entry(layer).or_insert(0) += size;
+            }
+        }
+        if left == before {
+            return counts;
+        }
+    }
+}
+
+/// Layers sorted by their mean importance, lowest or highest first; ties to the lower layer.
+fn by_mean(importances: &HeadScores, lowest_first: bool) -> Vec<usize> {
+    let means = importances.layer_means();
+    let mut order: Vec<usize> = (0..means.len()).collect();
+    order.sort_by(|&a, &b| if lowest_first { means[a].total_cmp(&means[b]) } else { means[b].total_cmp(&means[a]) });
+    order
+}
+
+/// Importances computed for one state of one model, so that they are never reused for another.
+#[derive(Debug, Default)]
+struct Cache {
+    entry: Option<(u64, String, HeadScores)>,
+}
+
+impl Cache {
+    fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<HeadScores>) -> Result<HeadScores> {
+        let data = context.data.map(|(d, r)| format!("{} {r:?} {}", d.hash, context.samples)).unwrap_or_default();
+        let state = context.model.state_id();
+        match &self.entry {
+            Some((cached, from, scores)) if enabled && *cached == state && *from == data => Ok(scores.clone()),
+            _ => {
+                let scores = compute()?;
+                self.entry = Some((state, data, scores.clone()));
+                Ok(scores)
+            }
+        }
+    }
+}
+
+/// The heads that `budget` takes, lowest `keep` first.
+fn within_budget(view: &PruneView<'_>, keep: &HeadScores) -> HeadSelection {
+    budget::choose(&view.model.heads, keep, view.budget)
+}

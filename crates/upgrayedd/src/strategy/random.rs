@@ -1,0 +1,66 @@
+//! Prunes and grows uniformly at random: the baseline.
+
+use std::collections::BTreeMap;
+
+use rand::RngExt;
+use serde::Deserialize;
+
+use super::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
+use crate::budget::Unit;
+use crate::heads::{HeadScores, HeadSelection};
+use crate::score::{Score, ScoreContext};
+use crate::{Result, rng};
+
+pub(super) static INFO: StrategyInfo =
+    StrategyInfo { name: "random", summary: "prunes and grows uniformly at random: a baseline", build };
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct NoOptions {}
+
+struct Random {
+    params: StrategyParams,
+}
+
+fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+    let NoOptions {} = parse_options("random", options)?;
+    Ok(Box::new(Random { params }))
+}
+
+impl Strategy for Random {
+    fn name(&self) -> &str {
+        INFO.name
+    }
+
+    fn params(&self) -> &StrategyParams {
+        &self.params
+    }
+
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+        Score::named("random")?.compute(context)
+    }
+
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+        importances.clone()
+    }
+
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+        Ok(within_budget(view, view.importances))
+    }
+
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
+        let mut random = rng::stream(view.seed, "random growth");
+        let size = match (view.unit, view.heads.layers().first()) {
+            (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
+            _ => 1,
+        };
+        let mut missing: Vec<usize> = view.heads.layers().iter().enumerate().flat_map(|(l, h)| vec![l; h.pruned().len() / size]).collect();
+        let mut counts = BTreeMap::new();
+        for _ in 0..(view.count / size).min(missing.len()) {
+            let layer = missing.swap_remove(random.random_range(0..missing.len()));
+            *counts.entry(layer).or_insert(0) += size;
+        }
+        Ok(counts)
+    }
+}

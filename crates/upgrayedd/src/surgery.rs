@@ -1,0 +1,345 @@
+//! Removes and restores heads in weights, archive and optimiser state together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::optim::{AdamW, Lanes};
+use upgrayedd_nn::{ParamId, Tensor};
+
+use crate::export::safetensors_file;
+use crate::heads::{HeadId, HeadScores, HeadSelection};
+use crate::model::{DType, Model, TensorFile};
+use crate::{Error, Result};
+
+/// Why and when a head left.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Departure {
+    /// Cycle, from 1; 0 if it was pruned outside a run.
+    pub cycle: usize,
+    /// Its importance then (higher = keep), if it was scored.
+    pub score: Option<f64>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct ArchivedHead {
+    departure: Departure,
+    /// Canonical part (`attn.q.weight`, …) → slice.
+    slices: BTreeMap<String, Tensor>,
+}
+
+/// Removed heads, bit for bit as they were.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Archive {
+    heads: BTreeMap<HeadId, ArchivedHead>,
+    /// Key/value heads whose last reader has gone: `(layer, group)` → slices.
+    groups: BTreeMap<(usize, usize), BTreeMap<String, Tensor>>,
+}
+
+/// Parts of a layer that belong to query heads, and to key/value heads.
+const QUERY_PARTS: [&str; 3] = ["attn.q.weight", "attn.q.bias", "attn.o.weight"];
+const KV_PARTS: [&str; 4] = ["attn.k.weight", "attn.k.bias", "attn.v.weight", "attn.v.bias"];
+
+impl Archive {
+    /// Whether the head can be restored.
+    pub fn contains(&self, head: HeadId) -> bool {
+        self.heads.contains_key(&head)
+    }
+
+    /// Every head that can be restored.
+    pub fn heads(&self) -> impl Iterator<Item = HeadId> + '_ {
+        self.heads.keys().copied()
+    }
+
+    /// When the head left and its score then.
+    pub fn departure(&self, head: HeadId) -> Option<Departure> {
+        self.heads.get(&head).map(|h| h.departure)
+    }
+
+    /// Writes the archive as one safetensors file.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for (id, head) in &self.heads {
+            for (part, slice) in &head.slices {
+                tensors.push((format!("layers.{}.heads.{}.{part}", id.layer, id.head), slice.clone()));
+            }
+        }
+        for ((layer, group), slices) in &self.groups {
+            for (part, slice) in slices {
+                tensors.push((format!("layers.{layer}.groups.{group}.{part}"), slice.clone()));
+            }
+        }
+        let departures: Vec<(HeadId, Departure)> = self.heads.iter().map(|(id, h)| (*id, h.departure)).collect();
+        let departures = serde_json::to_string(&departures).map_err(|e| Error::bad_file(path, e.to_string()))?;
+        safetensors_file::write(path, tensors, DType::F32, [("departures".to_owned(), departures)].into())
+    }
+
+    /// Reads an archive written by [`Archive::save`] and checks that it belongs to `model`.
+    pub fn load(path: &Path, model: &Model) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let metadata = file.metadata()?;
+        let departures: Vec<(HeadId, Departure)> = metadata
+            .get("departures")
+            .and_then(|d| serde_json::from_str(d).ok())
+            .ok_or_else(|| Error::bad_file(path, "is not an archive of heads"))?;
+        let mut archive = Self::default();
+        for (id, departure) in departures {
+            archive.heads.insert(id, ArchivedHead { departure, slices: BTreeMap::new() });
+        }
+        for name in file.names()? {
+            let parsed = parse_name(&name).ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
+            let slice = file.read(&name)?;
+            match parsed {
+                (layer, "heads", head, part) => {
+                    let head = archive.heads.get_mut(&HeadId { layer, head });
+                    let head = head.ok_or_else(|| Error::bad_file(path, format!("holds {name}, but no record of when it left")))?;
+                    head.slices.insert(part.to_owned(), slice);
+                }
+                (layer, _, group, part) => {
+                    archive.groups.entry((layer, group)).or_default().insert(part.to_owned(), slice);
+                }
+            }
+        }
+        archive.check(model).map_err(|e| Error::bad_file(path, e.to_string()))?;
+        Ok(archive)
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        for (layer, pruned) in model.heads.pruned() {
+            let heads = &model.heads.layers()[layer];
+            for head in pruned {
+                let Some(entry) = self.heads.get(&HeadId { layer, head }) else {
+                    return Err(Error::invalid(format!("head {head} of layer {layer} is pruned but not in the archive")));
+                };
+                check_slices(model, layer, &entry.slices, &QUERY_PARTS)?;
+                let group = heads.kv_group_of(head);
+                if heads.kv_active().binary_search(&group).is_err() {
+                    let slices = self.groups.get(&(layer, group));
+                    let slices = slices.ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
+                    check_slices(model, layer, slices, &KV_PARTS)?;
+                }
+            }
+        }
+        if self.heads.keys().any(|id| model.heads.layers().get(id.layer).is_none_or(|l| l.is_active(id.head) || id.head >= l.total())) {
+            return Err(Error::invalid("the archive holds heads that the model still has: they do not belong together"));
+        }
+        Ok(())
+    }
+}
+
+fn check_slices(model: &Model, layer: usize, slices: &BTreeMap<String, Tensor>, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
+        let weight = model.params.get(id);
+        let width = model.spec.head_dim;
+        let want = match (lanes, weight.shape()) {
+            (Lanes::Rows, [_, cols]) => vec![width, *cols],
+            (_, [rows, _]) => vec![*rows, width],
+            _ => vec![width],
+        };
+        if slices.get(*part).is_none_or(|s| s.shape() != want) {
+            return Err(Error::invalid(format!("the archive's {part} of a head in layer {layer} is missing or not shaped {want:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// `layers.3.heads.5.attn.q.weight` → `(3, "heads", 5, "attn.q.weight")`.
+fn parse_name(name: &str) -> Option<(usize, &str, usize, &str)> {
+    let (layer, rest) = crate::model::split_layer(name)?;
+    let (kind, rest) = rest.split_once('.')?;
+    let (index, part) = rest.split_once('.')?;
+    let known = (kind == "heads" && QUERY_PARTS.contains(&part)) || (kind == "groups" && KV_PARTS.contains(&part));
+    if known { Some((layer, kind, index.parse().ok()?, part)) } else { None }
+}
+
+/// A part's parameter and how it splits into heads; `None` where the model has no such bias.
+fn part_of(model: &Model, layer: usize, part: &str) -> Option<(ParamId, Lanes)> {
+    let name = format!("layers.{layer}.{part}");
+    Some((model.params.find(&name)?, model.spec.lanes_of(&name)))
+}
+
+/// The features `indices` of a tensor along its head axis. A vector stays a vector.
+fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
+    match (lanes, tensor.shape().len()) {
+        (Lanes::Rows, _) => tensor.take_rows(indices),
+        (_, 1) => tensor.take_cols(indices).reshaped(&[indices.len()]),
+        _ => tensor.take_cols(indices),
+    }
+}
+
+/// Two tensors one after the other along the head axis.
+fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
+    let (wide_a, wide_b) = (a.cols(), b.cols());
+    if lanes == Lanes::Rows {
+        let mut shape = a.shape().to_vec();
+        shape[0] += b.shape()[0];
+        return Tensor::from_vec(&shape, [a.data(), b.data()].concat());
+    }
+    let rows = a.data().chunks_exact(wide_a.max(1)).zip(b.data().chunks_exact(wide_b.max(1)));
+    let data: Vec<f32> = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+    let mut shape = a.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = wide_a + wide_b;
+    }
+    Tensor::from_vec(&shape, data)
+}
+
+/// Keeps only the given features of a parameter and of what the optimiser knows about it.
+fn keep(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, indices: &[usize]) {
+    let kept = take(model.params.get(id), lanes, indices);
+    *model.params.get_mut(id) = kept;
+    if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
+        for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
+            *moment = take(moment, lanes, indices);
+        }
+        state.steps = indices.iter().map(|&i| state.steps[i]).collect();
+        state.lr_scale = indices.iter().map(|&i| state.lr_scale[i]).collect();
+    }
+}
+
+/// Inserts features and reorders; the newcomers have no history and learn at `lr_scale`.
+fn insert(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, slice: &Tensor, order: &[usize], lr_scale: f32) {
+    let joined = concat(model.params.get(id), slice, lanes);
+    *model.params.get_mut(id) = take(&joined, lanes, order);
+    if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
+        let blank = Tensor::zeros(slice.shape());
+        for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
+            *moment = take(&concat(moment, &blank, lanes), lanes, order);
+        }
+        let added = order.len() - state.steps.len();
+        state.steps.extend(std::iter::repeat_n(0, added));
+        state.lr_scale.extend(std::iter::repeat_n(lr_scale, added));
+        state.steps = order.iter().map(|&i| state.steps[i]).collect();
+        state.lr_scale = order.iter().map(|&i| state.lr_scale[i]).collect();
+    }
+}
+
+/// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
+///
+/// `scores` (higher = keep) are remembered with the heads. Nothing changes if the selection is refused.
+pub fn remove(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &HeadSelection, cycle: usize, scores: Option<&HeadScores>) -> Result<()> {
+    let before = model.heads.clone();
+    model.heads.remove(selection, 1)?;
+    model.touch();
+    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+        fold_gates(model, layer);
+        let (old, new) = (&before.layers()[layer], model.heads.layers()[layer].clone());
+        for &head in heads {
+            let Ok(position) = old.active().binary_search(&head) else { continue };
+            let slices = cut(model, layer, &QUERY_PARTS, position);
+            let score = scores.and_then(|s| s.layers.get(layer)?.get(position).copied());
+            model.archive.heads.insert(HeadId { layer, head }, ArchivedHead { departure: Departure { cycle, score }, slices });
+        }
+        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
+        for (position, group) in old_groups.iter().enumerate().filter(|(_, g)| !new_groups.contains(g)) {
+            let slices = cut(model, layer, &KV_PARTS, position);
+            model.archive.groups.insert((layer, *group), slices);
+        }
+        shrink(model, optim.as_deref_mut(), layer, &QUERY_PARTS, old.active(), new.active());
+        shrink(model, optim.as_deref_mut(), layer, &KV_PARTS, &old_groups, &new_groups);
+    }
+    Ok(())
+}
+
+fn cut(model: &Model, layer: usize, parts: &[&str], position: usize) -> BTreeMap<String, Tensor> {
+    let features = model.features(&[position]);
+    let slice = |part: &&str| {
+        let (id, lanes) = part_of(model, layer, part)?;
+        Some(((*part).to_owned(), take(model.params.get(id), lanes, &features)))
+    };
+    parts.iter().filter_map(slice).collect()
+}
+
+fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, parts: &[&str], old: &[usize], new: &[usize]) {
+    let positions: Vec<usize> = (0..old.len()).filter(|&i| new.contains(&old[i])).collect();
+    if positions.len() == old.len() {
+        return;
+    }
+    let features = model.features(&positions);
+    for part in parts {
+        if let Some((id, lanes)) = part_of(model, layer, part) {
+            keep(model, optim.as_deref_mut(), id, lanes, &features);
+        }
+    }
+}
+
+/// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
+///
+/// Nothing changes if the selection is refused.
+pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32) -> Result<()> {
+    for (&layer, heads) in selection {
+        if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(HeadId { layer, head })) {
+            let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.head).collect();
+            return Err(Error::invalid(format!("head {head} of layer {layer} is not in the archive, which has {there:?} of that layer")));
+        }
+    }
+    let before = model.heads.clone();
+    model.heads.insert(selection)?;
+    model.touch();
+    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+        fold_gates(model, layer);
+        let old = &before.layers()[layer];
+        let new = model.heads.layers()[layer].clone();
+        let mut returning = heads.clone();
+        returning.sort_unstable();
+        let slices: Vec<_> =
+            returning.iter().filter_map(|&head| Some(model.archive.heads.remove(&HeadId { layer, head })?.slices)).collect();
+        grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);
+        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
+        let slices: Vec<_> = new_groups
+            .iter()
+            .filter(|g| !old_groups.contains(g))
+            .filter_map(|&group| model.archive.groups.remove(&(layer, group)))
+            .collect();
+        grow(model, optim.as_deref_mut(), layer, &KV_PARTS, (&old_groups, &new_groups), &slices, lr_scale);
+    }
+    Ok(())
+}
+
+/// `slices` are those of the members of `new` that are not in `old`, in ascending order.
+fn grow(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    layer: usize,
+    parts: &[&str],
+    (old, new): (&[usize], &[usize]),
+    slices: &[BTreeMap<String, Tensor>],
+    lr_scale: f32,
+) {
+    if slices.is_empty() {
+        return;
+    }
+    let mut added = old.len();
+    let positions: Vec<usize> = new
+        .iter()
+        .map(|member| {
+            old.iter().position(|o| o == member).unwrap_or_else(|| {
+                added += 1;
+                added - 1
+            })
+        })
+        .collect();
+    let order = model.features(&positions);
+    for part in parts {
+        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
+        let mut pieces = slices.iter().filter_map(|s| s.get(*part));
+        let Some(first) = pieces.next().cloned() else { continue };
+        let slice = pieces.fold(first, |all, piece| concat(&all, piece, lanes));
+        insert(model, optim.as_deref_mut(), id, lanes, &slice, &order, lr_scale);
+    }
+}
+
+/// Multiplies a layer's remaining gates into its output projection, which then needs none.
+pub fn fold_gates(model: &mut Model, layer: usize) {
+    let Some(gates) = model.gates[layer].take() else { return };
+    let Some((id, _)) = part_of(model, layer, "attn.o.weight") else { return };
+    let width = model.spec.head_dim;
+    let weight = model.params.get_mut(id);
+    let cols = weight.cols();
+    for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {
+        for (slice, &gate) in row.chunks_exact_mut(width).zip(gates.data()) {
+            slice.iter_mut().filter(|_| gate != 1.0).for_each(|w| *w *= gate);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Tokenizers as Hugging Face folders have them: `tokenizer.json`, else `vocab.json` with `merges.txt`, else BERT's `vocab.txt`.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
+
+use crate::{Error, Result};
+
+/// Text ↔ token ids.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    eos: Option<u32>,
+    mask: Option<u32>,
+    pad: Option<u32>,
+    fingerprint: String,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.inner.get_vocab_size(true)).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model folder.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let has = |name: &str| dir.join(name).is_file();
+        let inner = if has("tokenizer.json") {
+            let path = dir.join("tokenizer.json");
+            HfTokenizer::from_file(&path).map_err(|e| Error::bad_file(path, format!("is not a valid tokenizer: {e}")))?
+        } else if has("vocab.json") && has("merges.txt") {
+            byte_level_bpe(dir)?
+        } else if has("vocab.txt") {
+            word_piece(dir)?
+        } else {
+            return Err(Error::bad_file(dir, "has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt"));
+        };
+        let config = ["tokenizer_config.json", "special_tokens_map.json"].map(|name| read_or_null(&dir.join(name)));
+        Self::new(inner, &config, &read_or_null(&dir.join("config.json")))
+    }
+
+    /// A tokenizer from the text of a tokenizer.json.
+    pub fn from_json(json: &str, model_config: &Value) -> Result<Self> {
+        let inner = json.parse::<HfTokenizer>().map_err(|e| Error::invalid(format!("not a valid tokenizer: {e}")))?;
+        Self::new(inner, &[], model_config)
+    }
+
+    fn new(mut inner: HfTokenizer, configs: &[Value], model_config: &Value) -> Result<Self> {
+        // Limits stored for some other use must not cut the user's text.
+        inner.with_truncation(None).map_err(|e| Error::invalid(format!("tokenizer: {e}")))?;
+        inner.with_padding(None);
+        let special = |key: &str, common: &[&str]| {
+            let named = configs.iter().find_map(|c| c[key].as_str().or_else(|| c[key]["content"].as_str()));
+            let by_config = || model_config[format!("{key}_id")].as_u64().map(|id| id as u32);
+            let by_name = || common.iter().find_map(|name| inner.token_to_id(name));
+            named.and_then(|name| inner.token_to_id(name)).or_else(by_config).or_else(by_name)
+        };
+        let eos = special("eos_token", &["</s>", "<|endoftext|>", "[SEP]"]);
+        let (mask, pad) = (special("mask_token", &["[MASK]", "<mask>"]), special("pad_token", &["[PAD]", "<pad>"]));
+        let encode = |special: bool| inner.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| Error::invalid(format!("tokenizer: {e}")));
+        let (bare, wrapped) = (encode(false)?, encode(true)?);
+        let at = wrapped.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
+        let (prefix, suffix) = match bare.is_empty() {
+            true => (Vec::new(), Vec::new()),
+            false => (wrapped[..at].to_vec(), wrapped[at + bare.len()..].to_vec()),
+        };
+        let json = inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))?;
+        let fingerprint = blake3::hash(json.as_bytes()).to_hex().to_string();
+        Ok(Self { inner, prefix, suffix, eos, mask, pad, fingerprint })
+    }
+
+    /// Tokens of a text, without the special tokens that frame a sequence.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of tokens; special tokens are left out.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, true).map_err(|e| Error::invalid(format!("cannot decode tokens: {e}")))
+    }
+
+    /// Special tokens before a sequence (`<s>`, `[CLS]`).
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Special tokens after a sequence (`[SEP]`).
+    pub fn suffix(&self) -> &[u32] {
+        &self.suffix
+    }
+
+    /// End of text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// What stands for a masked token.
+    pub fn mask(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// What fills short sequences.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// A hash of everything that decides how text becomes tokens.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Ids of special tokens, which masking leaves alone.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut ids: Vec<u32> = added.into_iter().filter(|(_, t)| t.special).map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+fn read_or_null(path: &Path) -> Value {
+    std::fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(Value::Null)
+}
+
+fn byte_level_bpe(dir: &Path) -> Result<HfTokenizer> {
+    let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
+    let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
+        .build()
+        .map_err(|e| Error::bad_file(dir, format!("vocab.json and merges.txt are not a valid BPE: {e}")))?;
+    let mut tokenizer = HfTokenizer::new(bpe);
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    if tokenizer.token_to_id("<|endoftext|>").is_some() {
+        tokenizer.add_special_tokens([AddedToken::from("<|endoftext|>", true)]).map_err(|e| Error::bad_file(dir, e.to_string()))?;
+    }
+    Ok(tokenizer)
+}
+
+fn word_piece(dir: &Path) -> Result<HfTokenizer> {
+    let path = dir.join("vocab.txt");
+    let model = WordPiece::from_file(&path.to_string_lossy())
+        .unk_token("[UNK]".into())
+        .build()
+        .map_err(|e| Error::bad_file(&path, format!("is not a valid WordPiece vocabulary: {e}")))?;
+    let lower = read_or_null(&dir.join("tokenizer_config.json"))["do_lower_case"].as_bool().unwrap_or(true);
+    let mut tokenizer = HfTokenizer::new(model);
+    let normalizer = BertNormalizer::new(true, true, None, lower);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    let present: Vec<_> = special.into_iter().filter(|t| tokenizer.token_to_id(t).is_some()).map(|t| AddedToken::from(t, true)).collect();
+    tokenizer.add_special_tokens(present).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+    let frame = |name: &str| Some((name.to_owned(), tokenizer.token_to_id(name)?));
+    if let (Some(sep), Some(cls)) = (frame("[SEP]"), frame("[CLS]")) {
+        tokenizer.with_post_processor(Some(BertProcessing::new(sep, cls)));
+    }
+    Ok(tokenizer)
+}

@@ -1,0 +1,180 @@
+//! Learning: epochs over the training sequences with the model's own objective.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Lanes, Schedule, clip_factor};
+use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
+
+use crate::budget::named_enum;
+use crate::data::{Dataset, Pass};
+use crate::error::unknown_name;
+use crate::model::{Batch, Hooks};
+use crate::{Error, Model, Result, rng, surgery};
+
+named_enum! {
+    /// How the learning rate moves within a cycle after the warm-up.
+    LrSchedule, "learning-rate schedule" {
+        /// Down to zero in a straight line.
+        #[default]
+        Linear = "linear",
+        /// Down to zero as half a cosine.
+        Cosine = "cosine",
+        /// Not at all.
+        Constant = "constant",
+    }
+}
+
+/// How a cycle learns.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct TrainOptions {
+    /// Passes over the training data.
+    pub epochs: usize,
+    /// Optimiser steps at most.
+    pub max_steps: Option<u64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Sequences per backward pass.
+    pub batch_size: usize,
+    /// Backward passes per optimiser step.
+    pub gradient_accumulation: usize,
+    /// After the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Global gradient norm at most.
+    pub max_gradient_norm: f64,
+    /// Share of the cycle's steps over which regrown heads are faded in.
+    pub gate_warmup: f64,
+    /// For the order of the data.
+    pub seed: u64,
+}
+
+/// One optimiser step, as reported.
+#[derive(Debug, Clone, Copy)]
+pub struct StepReport {
+    /// From 1.
+    pub step: u64,
+    /// In all.
+    pub steps: u64,
+    /// Mean loss over the step's targets.
+    pub loss: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub gradient_norm: f64,
+    /// Targets of the step.
+    pub tokens: u64,
+}
+
+/// A fresh optimiser that knows which slices of which weights are heads.
+pub fn new_optimizer(model: &Model, weight_decay: f64) -> AdamW {
+    let config = AdamWConfig { weight_decay, ..AdamWConfig::default() };
+    AdamW::new(config, &model.params, |id| {
+        let name = model.params.name(id);
+        let lanes = model.spec.lanes_of(name);
+        (lanes, !name.contains("norm") && !name.ends_with(".bias"))
+    })
+}
+
+/// Makes every slice learn at the same rate again.
+pub fn reset_learning_rates(optim: &mut AdamW) {
+    optim.states.iter_mut().for_each(|s| s.lr_scale.fill(1.0));
+}
+
+/// Optimiser steps that `options` come to on `sequences` training sequences.
+pub fn steps(options: &TrainOptions, sequences: usize) -> u64 {
+    let per_epoch = sequences.div_ceil(options.batch_size * options.gradient_accumulation) as u64;
+    (per_epoch * options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
+}
+
+/// Learns for one cycle. `epoch` counts epochs over the whole run and decides the order of the data; it is advanced.
+///
+/// `growing[layer]` marks the positions of heads that are to be faded in. Returns after the last step, gates folded.
+pub fn learn(
+    model: &mut Model,
+    optim: &mut AdamW,
+    data: &Dataset,
+    train: &Range<usize>,
+    options: &TrainOptions,
+    (epoch, growing): (&mut u64, &[Vec<bool>]),
+    mut on_step: impl FnMut(StepReport) -> Result<()>,
+) -> Result<()> {
+    let total = steps(options, train.len());
+    let decay = match options.lr_schedule {
+        LrSchedule::Constant => Decay::Constant,
+        LrSchedule::Linear => Decay::Linear,
+        LrSchedule::Cosine => Decay::Cosine,
+    };
+    let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
+    let fade = (options.gate_warmup * total as f64).ceil() as u64;
+    let mut grads = Gradients::for_params(&model.params);
+    model.params.set_trainable(true);
+    let mut step = 0;
+    while step < total {
+        let order = rng::permutation(&mut rng::stream(options.seed, &format!("epoch {epoch}")), train.len());
+        for chunk in order.chunks(options.batch_size * options.gradient_accumulation).take((total - step) as usize) {
+            set_gates(model, growing, if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) });
+            let indices: Vec<usize> = chunk.iter().map(|i| train.start + i).collect();
+            let batches: Vec<Batch> = indices.chunks(options.batch_size).map(|c| data.batch(c, Pass::Train(*epoch))).collect();
+            let rate = schedule.rate(step);
+            step += 1;
+            let (loss, tokens, norm) = train_step(model, optim, &mut grads, &batches, rate, options.max_gradient_norm)
+                .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
+            on_step(StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })?;
+        }
+        *epoch += 1;
+    }
+    let last = if fade == 0 { 1.0 } else { (total as f32 / fade as f32).min(1.0) };
+    set_gates(model, growing, last);
+    (0..model.spec.num_layers).for_each(|layer| surgery::fold_gates(model, layer));
+    model.touch();
+    trim_buffers();
+    Ok(())
+}
+
+fn set_gates(model: &mut Model, growing: &[Vec<bool>], gate: f32) {
+    for (layer, marks) in growing.iter().enumerate().filter(|(_, m)| m.contains(&true)) {
+        let gates = marks.iter().map(|&grows| if grows { gate } else { 1.0 }).collect();
+        model.gates[layer] = Some(Tensor::from_vec(&[marks.len()], gates));
+    }
+}
+
+/// Forward, backward and update over micro-batches; returns mean loss, targets and the gradient norm before clipping.
+pub fn train_step(
+    model: &mut Model,
+    optim: &mut AdamW,
+    grads: &mut Gradients,
+    batches: &[Batch],
+    rate: f64,
+    max_norm: f64,
+) -> std::result::Result<(f64, u64, f64), String> {
+    let tokens: u64 = batches.iter().map(Batch::counted).sum();
+    let weight = 1.0 / tokens.max(1) as f32;
+    grads.clear();
+    let mut sum = 0.0;
+    for batch in batches {
+        let mut tape = Tape::recording(model.device, &model.params, grads);
+        let loss = model.loss(&mut tape, batch, weight, &mut Hooks::default());
+        sum += loss.sum;
+        tape.backward(loss.seeds);
+    }
+    let loss = sum / tokens.max(1) as f64;
+    let norm = grads.norm();
+    if !loss.is_finite() || !norm.is_finite() {
+        return Err(format!("the training loss is {loss} and the gradient norm {norm}"));
+    }
+    optim.step(model.device, &mut model.params, grads, rate, clip_factor(norm, max_norm));
+    Ok((loss, tokens, norm))
+}
+
+/// Which optimiser lanes a parameter has, for reading checkpoints.
+pub(crate) fn lane_count(tensor: &Tensor, lanes: Lanes) -> usize {
+    match lanes {
+        Lanes::Whole => 1,
+        Lanes::Rows => tensor.rows(),
+        Lanes::Cols => tensor.cols(),
+    }
+}
