@@ -52,8 +52,8 @@ pub struct OptimizeConfig {
     pub epochs_per_cycle: usize,
     /// Optimiser steps per cycle at most.
     pub max_steps_per_cycle: Option<u64>,
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// Peak learning rate; 5e-5, or 1e-3 for the built-in model, which is far smaller than what users bring.
+    pub learning_rate: Option<f64>,
     /// After the warm-up.
     pub lr_schedule: LrSchedule,
     /// Steps of linear warm-up in each cycle.
@@ -108,7 +108,7 @@ impl Default for OptimizeConfig {
             num_cycles: 3,
             epochs_per_cycle: 1,
             max_steps_per_cycle: None,
-            learning_rate: 5e-5,
+            learning_rate: None,
             lr_schedule: LrSchedule::Linear,
             warmup_steps: 8,
             weight_decay: 0.01,
@@ -137,7 +137,7 @@ impl OptimizeConfig {
             ("epochs_per_cycle", self.epochs_per_cycle as f64),
             ("batch_size", self.batch_size as f64),
             ("gradient_accumulation", self.gradient_accumulation as f64),
-            ("learning_rate", self.learning_rate),
+            ("learning_rate", self.peak_learning_rate()),
             ("max_gradient_norm", self.max_gradient_norm),
             ("growth_lr_multiplier", self.growth_lr_multiplier),
             ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
@@ -166,6 +166,10 @@ impl OptimizeConfig {
     /// The strategy's common parameters.
     pub fn strategy_params(&self) -> StrategyParams {
         StrategyParams { pruning_ratio: self.pruning_ratio, growth_ratio: self.growth_ratio, min_heads: self.min_heads, seed: None }
+    }
+
+    fn peak_learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(if self.model.is_some() { 5e-5 } else { 1e-3 })
     }
 
     pub(crate) fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
@@ -200,7 +204,7 @@ impl OptimizeConfig {
         TrainOptions {
             epochs: self.epochs_per_cycle,
             max_steps: self.max_steps_per_cycle,
-            learning_rate: self.learning_rate,
+            learning_rate: self.peak_learning_rate(),
             batch_size: self.batch_size,
             gradient_accumulation: self.gradient_accumulation,
             lr_schedule: self.lr_schedule,

@@ -158,7 +158,7 @@ pub struct Silent;
 impl Observer for Silent {}
 
 /// Heads by layer name.
-pub(crate) fn named_heads(model: &Model, heads: &HeadSelection) -> Map<String, Value> {
+pub fn named_heads(model: &Model, heads: &HeadSelection) -> Map<String, Value> {
     heads.iter().filter(|(_, h)| !h.is_empty()).map(|(&layer, h)| (model.layer_name(layer), Value::from(h.clone()))).collect()
 }
 

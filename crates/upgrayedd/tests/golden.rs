@@ -1,0 +1,109 @@
+//! Every family against transformers: logits, loss, every gradient, ten AdamW steps; dense and pruned.
+//! The files and the script that makes them are in `tests/golden`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{Batch, Hooks, LoadOptions, Model, Objective, TensorFile};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::{surgery, train};
+
+struct Case {
+    name: String,
+    dir: PathBuf,
+    model: Model,
+    batch: Batch,
+    golden: TensorFile,
+    pruned: HeadSelection,
+}
+
+fn cases() -> Vec<Case> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 11, "golden cases are missing");
+    dirs.into_iter().map(load).collect()
+}
+
+fn load(dir: PathBuf) -> Case {
+    let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+    let golden = TensorFile::open(&dir.join("golden.safetensors")).unwrap();
+    let pruned: HeadSelection = serde_json::from_str(&golden.metadata().unwrap()["pruned"]).unwrap();
+    let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
+    surgery::remove(&mut model, None, &pruned, 1, None).unwrap();
+    let ids = golden.read("input_ids").unwrap();
+    let (batch, len) = (ids.rows(), ids.cols());
+    let mask: Vec<u8> = golden.read("attention_mask").unwrap().data().iter().map(|m| *m as u8).collect();
+    let labels: Vec<i64> = golden.read("labels").map(|l| l.data().iter().map(|v| *v as i64).collect()).unwrap_or_default();
+    let targets = match model.spec.objective {
+        Objective::CausalLm => labels.chunks(len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect(),
+        _ => labels,
+    };
+    let tokens = Arc::new(ids.data().iter().map(|t| *t as u32).collect());
+    let mask = mask.contains(&0).then_some(mask);
+    let batch = Batch { tokens, batch, len, mask, targets };
+    Case { name, dir, model, batch, golden, pruned }
+}
+
+fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f32) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let scale = want.data().iter().fold(1e-3f32, |a, v| a.max(v.abs()));
+    for (i, (g, w)) in got.data().iter().zip(want.data()).enumerate() {
+        assert!((g - w).abs() <= tolerance * scale, "{what}: element {i} is {g}, transformers has {w}");
+    }
+}
+
+#[test]
+fn logits_agree_where_nothing_is_padding() {
+    for case in cases() {
+        let got = if case.model.spec.objective == Objective::Encoder {
+            let mut tape = Tape::inference(case.model.device, &case.model.params);
+            case.model.hidden(&mut tape, &case.batch, &mut Hooks::default()).tensor().clone()
+        } else {
+            case.model.logits(&case.batch, &mut Hooks::default())
+        };
+        let want = case.golden.read("logits").unwrap().reshaped(got.shape());
+        let per_sequence = got.rows() == case.batch.batch;
+        let rows: Vec<usize> =
+            (0..got.rows()).filter(|&r| per_sequence || case.batch.mask.as_ref().is_none_or(|m| m[r] == 1)).collect();
+        assert_close(&case.name, &got.take_rows(&rows), &want.take_rows(&rows), 2e-5);
+    }
+}
+
+#[test]
+fn loss_and_every_gradient_agree() {
+    for case in cases().into_iter().filter(|c| c.model.spec.objective != Objective::Encoder) {
+        let model = &case.model;
+        let mut grads = Gradients::for_params(&model.params);
+        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default());
+        tape.backward(loss.seeds);
+        let want = f64::from(case.golden.read("loss").unwrap().data()[0]);
+        assert!((loss.sum / loss.count as f64 - want).abs() < 1e-5 * want, "{}: loss", case.name);
+        // The gradients are stored as a model of their own; pruned like the model they belong to.
+        let mut expected = Model::load(&case.dir.join("grad"), &LoadOptions::default()).unwrap();
+        surgery::remove(&mut expected, None, &case.pruned, 1, None).unwrap();
+        for id in model.params.ids() {
+            let name = model.params.name(id);
+            let got = grads.get(id).unwrap_or_else(|| panic!("{}: {name} got no gradient", case.name));
+            assert_close(&format!("{}: {name}", case.name), got, expected.params.get(id), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn ten_adamw_steps_agree() {
+    for case in cases().into_iter().filter(|c| c.model.spec.objective != Objective::Encoder) {
+        let mut model = case.model;
+        let mut optim = train::new_optimizer(&model, 0.1);
+        let mut grads = Gradients::for_params(&model.params);
+        for want in case.golden.read("adamw_losses").unwrap().data() {
+            let batch = std::slice::from_ref(&case.batch);
+            let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, batch, 3e-3, 1.0).unwrap();
+            assert!((loss - f64::from(*want)).abs() < 2e-4 * f64::from(*want), "{}: loss {loss}, torch has {want}", case.name);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+"""Makes the golden files of this folder: tiny random models and what transformers computes with them.
+
+    python tests/golden/make_golden.py        (torch 2.15, transformers 5.23)
+
+Each case is a Hugging Face folder with `golden.safetensors` (inputs, logits, loss, ten AdamW losses) and `grad/`, a
+folder of the same shape that holds the gradients in place of the weights. A case with pruned heads is the dense model
+whose pruned heads are masked at the input of the output projection.
+"""
+
+import json
+import pathlib
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+HERE = pathlib.Path(__file__).parent
+VOCAB, LAYERS, HIDDEN = 40, 2, 24
+
+
+def llama(**kwargs):
+    config = dict(vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=36, num_hidden_layers=LAYERS, max_position_embeddings=32)
+    return LlamaForCausalLM(LlamaConfig(**(config | kwargs)))
+
+
+def gpt2(**kwargs):
+    config = dict(vocab_size=VOCAB, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    return GPT2LMHeadModel(GPT2Config(**(config | kwargs)))
+
+
+def bert(kind, **kwargs):
+    config = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=36,
+                  max_position_embeddings=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    return kind(BertConfig(**(config | kwargs)))
+
+
+GQA = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=True, mlp_bias=True)
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+CASES = {
+    "llama_mha": (lambda: llama(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True), {}),
+    "llama_gqa": (lambda: llama(**GQA), {}),
+    "llama_gqa_pruned": (lambda: llama(**GQA), {0: [1, 4, 5], 1: [0, 1, 2]}),
+    "llama3_rope": (lambda: llama(num_attention_heads=6, num_key_value_heads=3, rope_parameters=LLAMA3), {0: [5]}),
+    "gpt2": (gpt2, {}),
+    "gpt2_pruned": (gpt2, {0: [0, 2], 1: [3]}),
+    "bert_mlm": (lambda: bert(BertForMaskedLM), {}),
+    "bert_mlm_pruned": (lambda: bert(BertForMaskedLM), {0: [1], 1: [0, 1, 2]}),
+    "bert_classifier": (lambda: bert(BertForSequenceClassification, num_labels=3), {}),
+    "bert_classifier_pruned": (lambda: bert(BertForSequenceClassification, num_labels=3), {0: [0, 3]}),
+    "bert_encoder": (lambda: bert(BertModel), {}),
+}
+
+
+def randomise(model, generator):
+    """Weights large enough that every part matters, norms and biases included."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            is_norm = "norm" in name.lower() or ".ln_" in name
+            scale = 0.3 if p.dim() < 2 else 0.25
+            p.copy_(torch.randn(p.shape, generator=generator) * scale + (1.0 if is_norm and name.endswith("weight") else 0.0))
+
+
+def mask_heads(model, pruned):
+    """Zeroes the pruned heads' part of each output projection's input."""
+    for layer, heads in pruned.items():
+        if hasattr(model, "transformer"):
+            projection = model.transformer.h[layer].attn.c_proj
+        elif hasattr(model, "model"):
+            projection = model.model.layers[layer].self_attn.o_proj
+        else:
+            projection = model.bert.encoder.layer[layer].attention.output.dense
+        width = 6 if not hasattr(model.config, "head_dim") or model.config.head_dim is None else model.config.head_dim
+        size = projection.weight.shape[0] if hasattr(model, "transformer") else projection.weight.shape[1]
+        gate = torch.ones(size)
+        for head in heads:
+            gate[head * width : (head + 1) * width] = 0
+        projection.register_forward_pre_hook(lambda _, args, gate=gate: (args[0] * gate, *args[1:]))
+
+
+def inputs(name, model, generator):
+    ids = torch.randint(5, VOCAB, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    if name.startswith("bert"):
+        mask[1, 6:] = 0
+        mask[2, 4:] = 0
+        ids = ids * mask
+    if "classifier" in name:
+        return ids, mask, torch.tensor([2, 0, 1])
+    labels = ids.clone()
+    if name.startswith("bert"):
+        chosen = torch.rand(ids.shape, generator=generator) < 0.4
+        labels = torch.where(chosen & (mask == 1), ids, -100)
+    return ids, mask, labels
+
+
+def save(model, folder, tensors):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | {"architectures": [type(model).__name__]}, indent=1, default=str) + "\n")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def make(name, build, pruned):
+    generator = torch.Generator().manual_seed(len(name) * 1000 + sum(map(ord, name)))
+    model = build().eval()
+    randomise(model, generator)
+    save(model, HERE / name, weights(model))
+    mask_heads(model, pruned)
+    ids, mask, labels = inputs(name, model, generator)
+    golden = {"input_ids": ids.float(), "attention_mask": mask.float()}
+    if name == "bert_encoder":
+        golden["logits"] = model(input_ids=ids, attention_mask=mask).last_hidden_state.detach()
+    else:
+        run = lambda: model(input_ids=ids, attention_mask=mask, labels=labels)  # noqa: E731
+        result = run()
+        result.loss.backward()
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        save(model, HERE / name / "grad", gradients)
+        golden |= {"labels": labels.float(), "logits": result.logits.detach(), "loss": result.loss.detach().reshape(1)}
+        golden["adamw_losses"] = train(model, run)
+    save_file({k: v.contiguous() for k, v in golden.items()}, HERE / name / "golden.safetensors", {"pruned": json.dumps(pruned)})
+
+
+def train(model, run):
+    """Ten AdamW steps, gradients clipped to norm 1, decay on matrices only; the losses before each."""
+    decays = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decays, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = run().loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+for case, (build, pruned) in CASES.items():
+    make(case, build, pruned)
+    print(case)
