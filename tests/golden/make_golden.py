@@ -28,23 +28,42 @@ VOCAB, LAYERS, HIDDEN = 40, 2, 24
 
 
 def llama(**kwargs):
-    config = dict(vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=36, num_hidden_layers=LAYERS, max_position_embeddings=32)
+    config = dict(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=36, num_hidden_layers=LAYERS, max_position_embeddings=32
+    )
     return LlamaForCausalLM(LlamaConfig(**(config | kwargs)))
 
 
 def gpt2(**kwargs):
-    config = dict(vocab_size=VOCAB, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = dict(
+        vocab_size=VOCAB, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
     return GPT2LMHeadModel(GPT2Config(**(config | kwargs)))
 
 
 def bert(kind, **kwargs):
-    config = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=36,
-                  max_position_embeddings=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    config = dict(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=36,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+    )
     return kind(BertConfig(**(config | kwargs)))
 
 
 GQA = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=True, mlp_bias=True)
-LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
 CASES = {
     "llama_mha": (lambda: llama(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True), {}),
     "llama_gqa": (lambda: llama(**GQA), {}),
@@ -104,7 +123,9 @@ def inputs(name, model, generator):
 
 def save(model, folder, tensors):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | {"architectures": [type(model).__name__]}, indent=1, default=str) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(model.config.to_dict() | {"architectures": [type(model).__name__]}, indent=1, default=str) + "\n"
+    )
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
 
 

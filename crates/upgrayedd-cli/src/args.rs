@@ -262,7 +262,9 @@ pub struct InspectArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  upgrayedd generate --model ./llama --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95")]
+#[command(
+    after_help = "Example:\n  upgrayedd generate --model ./llama --prompt \"Once upon a time\" --temperature 0.8 --top-p 0.95"
+)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,

@@ -96,17 +96,26 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
     let data = open(&model, &args.data, length)?;
     let range = 0..data.len();
-    let context =
-        ScoreContext { model: &model, data: Some((&data, &range)), batch_size: args.batch_size.max(1), samples: args.samples.max(1), seed: args.data.seed };
+    let context = ScoreContext {
+        model: &model,
+        data: Some((&data, &range)),
+        batch_size: args.batch_size.max(1),
+        samples: args.samples.max(1),
+        seed: args.data.seed,
+    };
     let scores = score.compute(&context)?;
     if args.json {
         let layers: serde_json::Map<String, serde_json::Value> = scores
             .layers
             .iter()
             .enumerate()
-            .map(|(layer, values)| (model.layer_name(layer), json!({ "heads": model.heads.layers()[layer].active(), "scores": values })))
+            .map(|(layer, values)| {
+                (model.layer_name(layer), json!({ "heads": model.heads.layers()[layer].active(), "scores": values }))
+            })
             .collect();
-        return print_json(&json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.hash }));
+        return print_json(
+            &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.hash }),
+        );
     }
     report::print(&report::scores(score, &model, &scores));
     Ok(())
@@ -121,7 +130,12 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     let mut observer = progress::Console::new(false);
     let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
     observer.finish();
-    if args.json { print_json(&result) } else { report::print(&report::evaluation(&result)); Ok(()) }
+    if args.json {
+        print_json(&result)
+    } else {
+        report::print(&report::evaluation(&result));
+        Ok(())
+    }
 }
 
 fn inspect(args: InspectArgs) -> anyhow::Result<()> {
@@ -170,7 +184,9 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
     if args.json {
         let seconds = generation.decode_seconds;
         let rate = if generation.tokens.len() > 1 { Some((generation.tokens.len() - 1) as f64 / seconds) } else { None };
-        return print_json(&json!({ "text": text, "prompt_tokens": prompt, "tokens": generation.tokens, "prefill_seconds": generation.prefill_seconds, "tokens_per_second": rate }));
+        return print_json(
+            &json!({ "text": text, "prompt_tokens": prompt, "tokens": generation.tokens, "prefill_seconds": generation.prefill_seconds, "tokens_per_second": rate }),
+        );
     }
     report::print(&text);
     Ok(())

@@ -94,7 +94,18 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
     }
     take!(strategy, pruning_ratio, growth_ratio, min_heads, num_cycles, epochs_per_cycle, warmup_steps);
     take!(batch_size, gradient_accumulation, seed, device, label_field);
-    take_optional!(model, eval_data, text_field, family, max_steps_per_cycle, sequence_length, max_eval_windows, max_loss_increase, threads, learning_rate);
+    take_optional!(
+        model,
+        eval_data,
+        text_field,
+        family,
+        max_steps_per_cycle,
+        sequence_length,
+        max_eval_windows,
+        max_loss_increase,
+        threads,
+        learning_rate
+    );
     take_named!(scope, unit, schedule, lr_schedule, documents);
     if let Some(dtype) = &args.dtype {
         config.dtype = Some(dtype.parse()?);
@@ -103,9 +114,8 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         config.data = args.data.clone();
     }
     for option in &args.strategy_option {
-        let (name, value) = option
-            .split_once('=')
-            .ok_or_else(|| Error::invalid(format!("--strategy-option {option:?}: expected NAME=VALUE")))?;
+        let (name, value) =
+            option.split_once('=').ok_or_else(|| Error::invalid(format!("--strategy-option {option:?}: expected NAME=VALUE")))?;
         // A value is TOML where it can be, else a string.
         let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
         config.strategy_options.insert(name.to_owned(), parsed.unwrap_or_else(|| value.into()));
@@ -115,7 +125,8 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
 
 fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    toml::from_str(&text).map_err(|e| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " "))))
+    toml::from_str(&text)
+        .map_err(|e| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " "))))
 }
 
 /// `runs/MODEL-STRATEGY-N` with the first free number.

@@ -86,12 +86,16 @@ fn loss_note(loss: Option<f64>) -> String {
 }
 
 fn describe(event: &Event) -> Option<String> {
-    let count = |heads: &serde_json::Map<String, serde_json::Value>| heads.values().filter_map(|h| h.as_array().map(Vec::len)).sum::<usize>();
+    let count = |heads: &serde_json::Map<String, serde_json::Value>| {
+        heads.values().filter_map(|h| h.as_array().map(Vec::len)).sum::<usize>()
+    };
     Some(match event {
-        Event::RunStarted { family, parameters, heads, sequences: [train, calibration, held_out], steps_per_cycle, .. } => format!(
-            "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
+        Event::RunStarted { family, parameters, heads, sequences: [train, calibration, held_out], steps_per_cycle, .. } => {
+            format!(
+                "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
              {held_out} to measure on; {steps_per_cycle} steps per cycle"
-        ),
+            )
+        }
         Event::Evaluated { cycle, phase, evaluation } => {
             let quality = match (evaluation.perplexity, evaluation.accuracy) {
                 (Some(perplexity), _) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
@@ -109,7 +113,9 @@ fn describe(event: &Event) -> Option<String> {
         Event::Grown { cycle, heads, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(heads)),
         Event::Accepted { cycle, loss_change } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
         Event::RolledBack { cycle, loss_change, max_loss_increase } => {
-            format!("cycle {cycle}: rolled back, held-out loss {loss_change:+.4} is more than the allowed {max_loss_increase:+.4}")
+            format!(
+                "cycle {cycle}: rolled back, held-out loss {loss_change:+.4} is more than the allowed {max_loss_increase:+.4}"
+            )
         }
         Event::Notice { message, .. } => format!("note: {message}"),
         Event::Scored { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,

@@ -1,7 +1,7 @@
 //! AdamW with parameter groups, learning-rate schedules and gradient clipping.
 
-use crate::device::{AdamWStep, Device};
 pub use crate::device::Lanes;
+use crate::device::{AdamWStep, Device};
 use crate::{Gradients, ParamId, ParamSet, Tensor};
 
 /// How the learning rate moves after the warm-up.

@@ -120,8 +120,7 @@ impl Gradients {
         let mut total = 0.0;
         for slot in self.slots.iter().filter(|slot| slot.filled) {
             if let Some(tensor) = &slot.tensor {
-                let partial: Vec<f64> =
-                    tensor.data().par_chunks(CHUNK).map(crate::device::cpu::sum_of_squares).collect();
+                let partial: Vec<f64> = tensor.data().par_chunks(CHUNK).map(crate::device::cpu::sum_of_squares).collect();
                 total += partial.iter().sum::<f64>();
             }
         }

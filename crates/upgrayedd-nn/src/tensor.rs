@@ -139,7 +139,6 @@ impl Tensor {
 impl PartialEq for Tensor {
     /// Equal shapes and equal bits.
     fn eq(&self, other: &Self) -> bool {
-        self.shape == other.shape
-            && self.data().iter().zip(other.data()).all(|(a, b)| a.to_bits() == b.to_bits())
+        self.shape == other.shape && self.data().iter().zip(other.data()).all(|(a, b)| a.to_bits() == b.to_bits())
     }
 }

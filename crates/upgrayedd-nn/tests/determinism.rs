@@ -12,11 +12,11 @@ use upgrayedd_nn::{Device, Gradients, ParamSet, Tape, Tensor};
 /// A block with every kind of reduction; returns loss and all gradients.
 fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut random = |shape: &[usize]| {
-        Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-0.3f32..0.3)).collect())
-    };
+    let mut random =
+        |shape: &[usize]| Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-0.3f32..0.3)).collect());
     let mut params = ParamSet::default();
-    let ids = [[rows, width], [width, width], [width, width], [width, width], [3 * width, width]].map(|s| params.add("w", random(&s)));
+    let ids =
+        [[rows, width], [width, width], [width, width], [width, width], [3 * width, width]].map(|s| params.add("w", random(&s)));
     let vectors = [width, width, width].map(|s| params.add("v", random(&[s])));
     let mut grads = Gradients::for_params(&params);
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
@@ -25,8 +25,16 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
     let h = ops::layer_norm(&mut tape, &x, &gamma, &beta, 1e-5);
     let [q, k, v] = [&wq, &wk, &wv].map(|w| ops::linear(&mut tape, &h, w, Some(&bias)));
     let shape = AttentionShape {
-        batch: 2, queries: rows / 2, keys: rows / 2, head_dim: width / 8, kv_of: (0..8).collect(), kv_heads: 8,
-        scale: 1.0, causal: true, window: None, key_mask: None,
+        batch: 2,
+        queries: rows / 2,
+        keys: rows / 2,
+        head_dim: width / 8,
+        kv_of: (0..8).collect(),
+        kv_heads: 8,
+        scale: 1.0,
+        causal: true,
+        window: None,
+        key_mask: None,
     };
     let a = ops::attention(&mut tape, &q, &k, &v, None, &Arc::new(shape));
     let y = ops::add(&mut tape, &x, &a);
@@ -71,7 +79,11 @@ fn adamw_follows_its_definition_in_every_lane() {
             tape.backward(vec![(same, Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()))]);
             optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5);
             for i in 0..6 {
-                let lane = match lanes { Lanes::Whole => 0, Lanes::Rows => i / 3, Lanes::Cols => i % 3 };
+                let lane = match lanes {
+                    Lanes::Whole => 0,
+                    Lanes::Rows => i / 3,
+                    Lanes::Cols => i % 3,
+                };
                 let (t, lr) = if lane == young { (step, 0.05) } else { (old + step, 0.01) };
                 let g = f64::from(gradient[i]) * 0.5;
                 m[i] = 0.9 * m[i] + 0.1 * g;

@@ -147,7 +147,10 @@ fn attention_longer_than_a_block_of_queries() {
     for (h, &g) in shape.kv_of.iter().enumerate() {
         for i in 0..150usize {
             let keys: Vec<usize> = (i.saturating_sub(69)..=i).collect();
-            let score = |j: usize| (0..4).map(|c| f64::from(q.data()[i * 12 + h * 4 + c]) * f64::from(k.data()[j * 8 + g * 4 + c])).sum::<f64>() * 0.5;
+            let score = |j: usize| {
+                (0..4).map(|c| f64::from(q.data()[i * 12 + h * 4 + c]) * f64::from(k.data()[j * 8 + g * 4 + c])).sum::<f64>()
+                    * 0.5
+            };
             let e: Vec<f64> = keys.iter().map(|&j| score(j).exp()).collect();
             let sum: f64 = e.iter().sum();
             for c in 0..4 {
@@ -169,7 +172,11 @@ fn attention_longer_than_a_block_of_queries() {
 fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> ops::Loss) {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut params = ParamSet::default();
-    let ids = [params.add("x", random(&mut rng, &[4, 6])), params.add("w", random(&mut rng, &[5, 6])), params.add("b", random(&mut rng, &[5]))];
+    let ids = [
+        params.add("x", random(&mut rng, &[4, 6])),
+        params.add("w", random(&mut rng, &[5, 6])),
+        params.add("b", random(&mut rng, &[5])),
+    ];
     let run = |tape: &mut Tape<'_>| {
         let [x, w, b] = ids.map(|id| tape.param(id));
         loss(tape, &x, Head { weight: &w, bias: Some(&b) })

@@ -1,6 +1,5 @@
 //! Ratios → exact counts, and counts → heads. "Ask for 30 %, get 30 %."
 
-
 use serde::{Deserialize, Serialize};
 
 use crate::error::unknown_name;
@@ -95,7 +94,13 @@ pub fn prunable(heads: &HeadMap, unit: Unit, min_heads: usize) -> usize {
                 let mut sizes: Vec<usize> = units(l, unit).iter().map(Vec::len).collect();
                 sizes.sort_unstable();
                 let mut taken = 0;
-                sizes.into_iter().take_while(|s| { taken += s; taken <= spare }).sum()
+                sizes
+                    .into_iter()
+                    .take_while(|s| {
+                        taken += s;
+                        taken <= spare
+                    })
+                    .sum()
             }
         }
     };
@@ -112,13 +117,21 @@ pub struct CyclePlan {
 }
 
 /// How many heads go, and come back, in cycle `cycle` (from 1) of `cycles`.
-pub fn plan(schedule: Schedule, heads: &HeadMap, unit: Unit, ratios: (f64, f64), (cycle, cycles): (usize, usize)) -> Result<CyclePlan> {
+pub fn plan(
+    schedule: Schedule,
+    heads: &HeadMap,
+    unit: Unit,
+    ratios: (f64, f64),
+    (cycle, cycles): (usize, usize),
+) -> Result<CyclePlan> {
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
         return Ok(CyclePlan { prune: portion(pruning, heads.num_active()), grow: None });
     }
     if growth >= 1.0 {
-        return Err(Error::invalid("growth_ratio 1 brings every pruned head back, so schedule \"target\" can reach no target: expected less than 1"));
+        return Err(Error::invalid(
+            "growth_ratio 1 brings every pruned head back, so schedule \"target\" can reach no target: expected less than 1",
+        ));
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(heads, unit);
@@ -205,7 +218,9 @@ pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelecti
     let mut given = vec![0; queues.len()];
     loop {
         let next = (0..queues.len())
-            .filter_map(|l| queues[l].candidate(left).map(|(score, _)| (if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l)))
+            .filter_map(|l| {
+                queues[l].candidate(left).map(|(score, _)| (if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l))
+            })
             .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
         let Some((_, _, layer)) = next else { break };
         pick(&mut queues, layer, &mut left);
@@ -248,7 +263,13 @@ mod tests {
         use rand::RngExt;
         let mut rng = crate::rng::stream(seed, "test");
         // Few distinct values, so that ties occur.
-        HeadScores { layers: map.layers().iter().map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect()).collect() }
+        HeadScores {
+            layers: map
+                .layers()
+                .iter()
+                .map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect())
+                .collect(),
+        }
     }
 
     proptest! {

@@ -155,17 +155,26 @@ impl OptimizeConfig {
             return Err(Error::invalid(format!("gate_warmup is {}: expected 0 to 1", self.gate_warmup)));
         }
         if self.model.is_some() && self.data.is_empty() {
-            return Err(Error::invalid("no data: name at least one file with --data (.txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers)"));
+            return Err(Error::invalid(
+                "no data: name at least one file with --data (.txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers)",
+            ));
         }
         if self.model.is_none() && (!self.data.is_empty() || self.eval_data.is_some()) {
-            return Err(Error::invalid("data without a model: name the model with --model, or leave both out for the built-in example"));
+            return Err(Error::invalid(
+                "data without a model: name the model with --model, or leave both out for the built-in example",
+            ));
         }
         Ok(())
     }
 
     /// The strategy's common parameters.
     pub fn strategy_params(&self) -> StrategyParams {
-        StrategyParams { pruning_ratio: self.pruning_ratio, growth_ratio: self.growth_ratio, min_heads: self.min_heads, seed: None }
+        StrategyParams {
+            pruning_ratio: self.pruning_ratio,
+            growth_ratio: self.growth_ratio,
+            min_heads: self.min_heads,
+            seed: None,
+        }
     }
 
     fn peak_learning_rate(&self) -> f64 {

@@ -84,7 +84,9 @@ pub fn evaluate(
     }
     let loss = sum / tokens as f64;
     if !loss.is_finite() {
-        return Err(Error::NotFinite(format!("the loss on the measured data is {loss}: the model's weights give no finite prediction")));
+        return Err(Error::NotFinite(format!(
+            "the loss on the measured data is {loss}: the model's weights give no finite prediction"
+        )));
     }
     Ok(Evaluation {
         loss,
@@ -186,7 +188,8 @@ fn time_decode(model: &Model, length: usize) -> Option<f64> {
         return None;
     }
     let mut cache = KvCache::new(model, prompt + count);
-    let mut step = |length: usize| model.last_logits(&example(model, 1, length), &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
+    let mut step =
+        |length: usize| model.last_logits(&example(model, 1, length), &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
     step(prompt);
     let start = Instant::now();
     for _ in 0..count {

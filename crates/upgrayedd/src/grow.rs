@@ -16,9 +16,13 @@ pub fn choose(heads: &HeadMap, archive: &Archive, counts: &BTreeMap<usize, usize
         let Some(known) = heads.layers().get(layer) else {
             return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", heads.layers().len())));
         };
-        let restorable: Vec<usize> = known.pruned().into_iter().filter(|&head| archive.contains(HeadId { layer, head })).collect();
+        let restorable: Vec<usize> =
+            known.pruned().into_iter().filter(|&head| archive.contains(HeadId { layer, head })).collect();
         if count > restorable.len() {
-            return Err(Error::invalid(format!("{count} heads are to grow in layer {layer}, which has {} to restore", restorable.len())));
+            return Err(Error::invalid(format!(
+                "{count} heads are to grow in layer {layer}, which has {} to restore",
+                restorable.len()
+            )));
         }
         let score = |head: usize| archive.departure(HeadId { layer, head }).and_then(|d| d.score).unwrap_or(f64::NEG_INFINITY);
         let mut units: Vec<(f64, Vec<usize>)> = match unit {

@@ -215,7 +215,11 @@ impl HeadScores {
             }
         }
         if self.layers.len() != heads.layers().len() {
-            return Err(Error::invalid(format!("scores for {} layers, but the model has {}", self.layers.len(), heads.layers().len())));
+            return Err(Error::invalid(format!(
+                "scores for {} layers, but the model has {}",
+                self.layers.len(),
+                heads.layers().len()
+            )));
         }
         Ok(())
     }
@@ -248,7 +252,12 @@ mod tests {
     #[test]
     fn impossible_selections_are_refused_and_change_nothing() {
         let mut map = HeadMap::full(2, 4, 4);
-        for (layer, heads, word) in [(2, vec![0], "layer 2"), (0, vec![4], "does not exist"), (0, vec![1, 1], "twice"), (1, vec![0, 1, 2, 3], "at least 1")] {
+        for (layer, heads, word) in [
+            (2, vec![0], "layer 2"),
+            (0, vec![4], "does not exist"),
+            (0, vec![1, 1], "twice"),
+            (1, vec![0, 1, 2, 3], "at least 1"),
+        ] {
             let error = map.remove(&HeadSelection::from([(layer, heads)]), 1).expect_err("impossible").to_string();
             assert!(error.contains(word), "{error}");
         }

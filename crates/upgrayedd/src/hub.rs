@@ -45,7 +45,10 @@ pub(crate) fn fetch_model(id: &str) -> Result<PathBuf> {
         }
     }
     if offline() {
-        return Err(Error::Hub(format!("{id}: no such folder, not complete in the cache ({}), and HF_HUB_OFFLINE forbids to fetch it", cache.path().display())));
+        return Err(Error::Hub(format!(
+            "{id}: no such folder, not complete in the cache ({}), and HF_HUB_OFFLINE forbids to fetch it",
+            cache.path().display()
+        )));
     }
     let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty());
     let mut builder = ApiBuilder::from_env().with_progress(false);
@@ -76,7 +79,9 @@ fn shards(index: &serde_json::Value) -> Vec<String> {
 
 fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
     let fail = |file: &str, e: hf_hub::api::sync::ApiError| {
-        Error::Hub(format!("{id}: no such folder, and cannot fetch {file} from the Hub: {e} (check the name, the network, and HF_TOKEN for gated models)"))
+        Error::Hub(format!(
+            "{id}: no such folder, and cannot fetch {file} from the Hub: {e} (check the name, the network, and HF_TOKEN for gated models)"
+        ))
     };
     let info = repo.info().map_err(|e| fail("the list of files", e))?;
     let listed: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
@@ -89,7 +94,11 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
         let index = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, format!("is not valid JSON: {e}")))?;
         wanted.extend(shards(&index));
     } else {
-        let hint = if listed.contains(&"pytorch_model.bin") { " (only pytorch_model.bin, a pickle, which is not read: look for a safetensors revision)" } else { "" };
+        let hint = if listed.contains(&"pytorch_model.bin") {
+            " (only pytorch_model.bin, a pickle, which is not read: look for a safetensors revision)"
+        } else {
+            ""
+        };
         return Err(Error::Hub(format!("{id}: the repository has no safetensors weights{hint}")));
     }
     let mut dir = None;

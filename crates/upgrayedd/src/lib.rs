@@ -22,8 +22,8 @@ pub mod surgery;
 pub mod tokenizer;
 pub mod train;
 
-pub use error::{Error, Result};
 pub use config::OptimizeConfig;
+pub use error::{Error, Result};
 pub use model::Model;
 pub use pipeline::{Pipeline, Summary};
 pub use tokenizer::Tokenizer;

@@ -136,7 +136,11 @@ impl Pipeline {
         let (data, eval_data) = if config.data.is_empty() {
             (builtin::training_data(&model, tokenizer, &options)?, None)
         } else {
-            let eval = config.eval_data.as_ref().map(|f| Dataset::open(std::slice::from_ref(f), &model, tokenizer, &options)).transpose()?;
+            let eval = config
+                .eval_data
+                .as_ref()
+                .map(|f| Dataset::open(std::slice::from_ref(f), &model, tokenizer, &options))
+                .transpose()?;
             (Dataset::open(&config.data, &model, tokenizer, &options)?, eval)
         };
         let split = data.split(CALIBRATION, eval_data.as_ref())?;
@@ -406,10 +410,14 @@ impl Run<'_> {
         surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
         let active = model.heads.num_active();
         let notice = match (count, budget) {
-            (0, 0) => Some(format!("nothing to prune: pruning_ratio {} of the active heads rounds to none", config.pruning_ratio)),
-            (count, budget) if count < budget => {
-                Some(format!("{count} of {budget} heads pruned: min_heads {} and unit {} allow no more", config.min_heads, config.unit.name()))
+            (0, 0) => {
+                Some(format!("nothing to prune: pruning_ratio {} of the active heads rounds to none", config.pruning_ratio))
             }
+            (count, budget) if count < budget => Some(format!(
+                "{count} of {budget} heads pruned: min_heads {} and unit {} allow no more",
+                config.min_heads,
+                config.unit.name()
+            )),
             _ => None,
         };
         self.emit(Event::Pruned { cycle, budget, heads, active })?;
@@ -428,7 +436,13 @@ impl Run<'_> {
     }
 
     /// Brings heads back; returns them and, per layer, which positions are to be faded in.
-    fn grow(&mut self, cycle: usize, scores: &HeadScores, pruned: &HeadSelection, planned: Option<usize>) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
+    fn grow(
+        &mut self,
+        cycle: usize,
+        scores: &HeadScores,
+        pruned: &HeadSelection,
+        planned: Option<usize>,
+    ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
         let left = remaining(&self.pipeline.model, scores, pruned);
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;

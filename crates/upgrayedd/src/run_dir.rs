@@ -123,7 +123,8 @@ impl RunDir {
     fn checkpoints(&self) -> Result<Vec<PathBuf>> {
         let dir = self.path.join("checkpoints");
         let entries = std::fs::read_dir(&dir).map_err(Error::io(&dir, "read"))?;
-        let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.join("state.json").is_file()).collect();
+        let mut found: Vec<PathBuf> =
+            entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.join("state.json").is_file()).collect();
         found.sort();
         Ok(found)
     }
@@ -173,7 +174,11 @@ impl RunDir {
 
     /// Continues from the newest checkpoint: puts weights, heads, archive and optimiser back and cuts later events off.
     /// `model` must be the run's base model. `None` if no cycle has been completed.
-    pub fn load_checkpoint<S: DeserializeOwned>(&mut self, model: Model, optim: impl FnOnce(&Model) -> AdamW) -> Result<(Model, AdamW, Option<S>)> {
+    pub fn load_checkpoint<S: DeserializeOwned>(
+        &mut self,
+        model: Model,
+        optim: impl FnOnce(&Model) -> AdamW,
+    ) -> Result<(Model, AdamW, Option<S>)> {
         let Some(dir) = self.checkpoints()?.pop() else {
             *self = Self::open_events(&self.path, Some(0))?;
             let optim = optim(&model);
@@ -191,7 +196,10 @@ impl RunDir {
             let name = model.params.name(id);
             let tensor = weights.read(name)?;
             if tensor.shape() != model.spec.shape_of(name, &heads) {
-                return Err(Error::bad_file(&dir, format!("{name} has shape {:?}: the checkpoint does not fit the run's model", tensor.shape())));
+                return Err(Error::bad_file(
+                    &dir,
+                    format!("{name} has shape {:?}: the checkpoint does not fit the run's model", tensor.shape()),
+                ));
             }
             params.add(name, tensor);
         }

@@ -92,7 +92,8 @@ impl Archive {
             match parsed {
                 (layer, "heads", head, part) => {
                     let head = archive.heads.get_mut(&HeadId { layer, head });
-                    let head = head.ok_or_else(|| Error::bad_file(path, format!("holds {name}, but no record of when it left")))?;
+                    let head =
+                        head.ok_or_else(|| Error::bad_file(path, format!("holds {name}, but no record of when it left")))?;
                     head.slices.insert(part.to_owned(), slice);
                 }
                 (layer, _, group, part) => {
@@ -115,12 +116,18 @@ impl Archive {
                 let group = heads.kv_group_of(head);
                 if heads.kv_active().binary_search(&group).is_err() {
                     let slices = self.groups.get(&(layer, group));
-                    let slices = slices.ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
+                    let slices = slices.ok_or_else(|| {
+                        Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive"))
+                    })?;
                     check_slices(model, layer, slices, &KV_PARTS)?;
                 }
             }
         }
-        if self.heads.keys().any(|id| model.heads.layers().get(id.layer).is_none_or(|l| l.is_active(id.head) || id.head >= l.total())) {
+        if self
+            .heads
+            .keys()
+            .any(|id| model.heads.layers().get(id.layer).is_none_or(|l| l.is_active(id.head) || id.head >= l.total()))
+        {
             return Err(Error::invalid("the archive holds heads that the model still has: they do not belong together"));
         }
         Ok(())
@@ -138,7 +145,9 @@ fn check_slices(model: &Model, layer: usize, slices: &BTreeMap<String, Tensor>, 
             _ => vec![width],
         };
         if slices.get(*part).is_none_or(|s| s.shape() != want) {
-            return Err(Error::invalid(format!("the archive's {part} of a head in layer {layer} is missing or not shaped {want:?}")));
+            return Err(Error::invalid(format!(
+                "the archive's {part} of a head in layer {layer} is missing or not shaped {want:?}"
+            )));
         }
     }
     Ok(())
@@ -199,7 +208,15 @@ fn keep(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes,
 }
 
 /// Inserts features and reorders; the newcomers have no history and learn at `lr_scale`.
-fn insert(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, slice: &Tensor, order: &[usize], lr_scale: f32) {
+fn insert(
+    model: &mut Model,
+    optim: Option<&mut AdamW>,
+    id: ParamId,
+    lanes: Lanes,
+    slice: &Tensor,
+    order: &[usize],
+    lr_scale: f32,
+) {
     let joined = concat(model.params.get(id), slice, lanes);
     *model.params.get_mut(id) = take(&joined, lanes, order);
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
@@ -218,7 +235,13 @@ fn insert(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lane
 /// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
 ///
 /// `scores` (higher = keep) are remembered with the heads. Nothing changes if the selection is refused.
-pub fn remove(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &HeadSelection, cycle: usize, scores: Option<&HeadScores>) -> Result<()> {
+pub fn remove(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    cycle: usize,
+    scores: Option<&HeadScores>,
+) -> Result<()> {
     let before = model.heads.clone();
     model.heads.remove(selection, 1)?;
     model.touch();
@@ -271,7 +294,9 @@ pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Hea
     for (&layer, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(HeadId { layer, head })) {
             let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.head).collect();
-            return Err(Error::invalid(format!("head {head} of layer {layer} is not in the archive, which has {there:?} of that layer")));
+            return Err(Error::invalid(format!(
+                "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
+            )));
         }
     }
     let before = model.heads.clone();

@@ -43,7 +43,10 @@ impl Tokenizer {
         } else if has("vocab.txt") {
             word_piece(dir)?
         } else {
-            return Err(Error::bad_file(dir, "has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt"));
+            return Err(Error::bad_file(
+                dir,
+                "has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt",
+            ));
         };
         let config = ["tokenizer_config.json", "special_tokens_map.json"].map(|name| read_or_null(&dir.join(name)));
         Self::new(inner, &config, &read_or_null(&dir.join("config.json")))
@@ -67,7 +70,9 @@ impl Tokenizer {
         };
         let eos = special("eos_token", &["</s>", "<|endoftext|>", "[SEP]"]);
         let (mask, pad) = (special("mask_token", &["[MASK]", "<mask>"]), special("pad_token", &["[PAD]", "<pad>"]));
-        let encode = |special: bool| inner.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| Error::invalid(format!("tokenizer: {e}")));
+        let encode = |special: bool| {
+            inner.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
+        };
         let (bare, wrapped) = (encode(false)?, encode(true)?);
         let at = wrapped.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
         let (prefix, suffix) = match bare.is_empty() {
@@ -81,7 +86,8 @@ impl Tokenizer {
 
     /// Tokens of a text, without the special tokens that frame a sequence.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -147,7 +153,9 @@ fn byte_level_bpe(dir: &Path) -> Result<HfTokenizer> {
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     if tokenizer.token_to_id("<|endoftext|>").is_some() {
-        tokenizer.add_special_tokens([AddedToken::from("<|endoftext|>", true)]).map_err(|e| Error::bad_file(dir, e.to_string()))?;
+        tokenizer
+            .add_special_tokens([AddedToken::from("<|endoftext|>", true)])
+            .map_err(|e| Error::bad_file(dir, e.to_string()))?;
     }
     Ok(tokenizer)
 }
@@ -165,7 +173,8 @@ fn word_piece(dir: &Path) -> Result<HfTokenizer> {
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-    let present: Vec<_> = special.into_iter().filter(|t| tokenizer.token_to_id(t).is_some()).map(|t| AddedToken::from(t, true)).collect();
+    let present: Vec<_> =
+        special.into_iter().filter(|t| tokenizer.token_to_id(t).is_some()).map(|t| AddedToken::from(t, true)).collect();
     tokenizer.add_special_tokens(present).map_err(|e| Error::bad_file(&path, e.to_string()))?;
     let frame = |name: &str| Some((name.to_owned(), tokenizer.token_to_id(name)?));
     if let (Some(sep), Some(cls)) = (frame("[SEP]"), frame("[CLS]")) {

@@ -201,10 +201,28 @@ pub(crate) trait Kernels: Send + Sync {
     fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>);
 
     /// Scaled dot-product attention with a gate per head.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, shape: &AttentionShape, entropy: bool) -> AttentionOutput;
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        shape: &AttentionShape,
+        entropy: bool,
+    ) -> AttentionOutput;
     /// Gradients of [`Kernels::attention`].
     #[expect(clippy::too_many_arguments, reason = "the saved tensors of one op")]
-    fn attention_grad(&self, dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, lse: &Tensor, shape: &AttentionShape, grads: AttentionGrads<'_>);
+    fn attention_grad(
+        &self,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        lse: &Tensor,
+        shape: &AttentionShape,
+        grads: AttentionGrads<'_>,
+    );
 
     /// `out = f(x)`, or `f(gate) · x` when `up` is given.
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor;

@@ -39,8 +39,7 @@ pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i6
     let recording = tape.is_recording();
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let targets = &targets[rows];
-        let loss = tape.kernels().cross_entropy(logits, targets, weight, recording);
-        loss
+        tape.kernels().cross_entropy(logits, targets, weight, recording)
     });
     let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
     Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }

@@ -8,11 +8,7 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
     let (dx, dw, db) = (x.source(), weight.source(), bias.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
     tape.record(out, &[x, weight, bias], move |dy, grads| {
-        let mut taken = [
-            grads.take(dx, saved_x.shape()),
-            grads.take(dw, saved_w.shape()),
-            grads.take(db, saved_w.shape()),
-        ];
+        let mut taken = [grads.take(dx, saved_x.shape()), grads.take(dw, saved_w.shape()), grads.take(db, saved_w.shape())];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.layer_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));

@@ -27,7 +27,7 @@ const RUN_SEED: u64 = 2;
 /// The recipe of the built-in weights.
 const RECIPE_SEED: u64 = 1;
 const RECIPE_STORIES: u64 = 60_000;
-const RECIPE_STEPS: u64 = 4000;
+const RECIPE_STEPS: u64 = 2500;
 
 /// The built-in model: 4 layers of 8 heads.
 pub fn model() -> Result<Model> {
@@ -49,7 +49,8 @@ pub fn tokenizer() -> Result<Tokenizer> {
 /// Writes tokenizer and generation files of the built-in model into a model folder.
 pub(crate) fn write_companions(dir: &Path) -> Result<()> {
     export::write_file(&dir.join("tokenizer.json"), TOKENIZER.as_bytes())?;
-    let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" });
+    let config =
+        json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" });
     export::write_file(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
 }
 
@@ -121,7 +122,9 @@ fn make_tokenizer() -> String {
     for text in stories(RECIPE_SEED, 20_000) {
         let mut pieces = PreTokenizedString::from(text);
         if ByteLevel::default().add_prefix_space(false).pre_tokenize(&mut pieces).is_ok() {
-            words.extend(pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().map(|(word, ..)| word.to_owned()));
+            words.extend(
+                pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().map(|(word, ..)| word.to_owned()),
+            );
         }
     }
     let special = ["<unk>", "<s>", "</s>"];

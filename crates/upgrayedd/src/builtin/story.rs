@@ -17,17 +17,47 @@ const TEMPERS: [&str; 14] = [
 const COLOURS: [&str; 12] =
     ["red", "blue", "green", "yellow", "white", "black", "brown", "pink", "purple", "golden", "silver", "grey"];
 const THINGS: [&str; 28] = [
-    "ball", "cup", "book", "hat", "kite", "drum", "lamp", "key", "boat", "doll", "bell", "spoon", "scarf", "coin", "box", "pencil",
-    "ribbon", "basket", "whistle", "mirror", "blanket", "button", "ring", "feather", "candle", "bucket", "flute", "glove",
+    "ball", "cup", "book", "hat", "kite", "drum", "lamp", "key", "boat", "doll", "bell", "spoon", "scarf", "coin", "box",
+    "pencil", "ribbon", "basket", "whistle", "mirror", "blanket", "button", "ring", "feather", "candle", "bucket", "flute",
+    "glove",
 ];
 const PLACES: [&str; 20] = [
-    "under the bed", "on the shelf", "in the garden", "behind the door", "near the river", "in the kitchen", "on the roof",
-    "under the table", "in the barn", "beside the well", "in the drawer", "behind the tree", "on the chair", "by the window",
-    "in the tent", "near the gate", "on the bridge", "in the cave", "under the stairs", "behind the wall",
+    "under the bed",
+    "on the shelf",
+    "in the garden",
+    "behind the door",
+    "near the river",
+    "in the kitchen",
+    "on the roof",
+    "under the table",
+    "in the barn",
+    "beside the well",
+    "in the drawer",
+    "behind the tree",
+    "on the chair",
+    "by the window",
+    "in the tent",
+    "near the gate",
+    "on the bridge",
+    "in the cave",
+    "under the stairs",
+    "behind the wall",
 ];
 const ANIMALS: [(&str, &str); 14] = [
-    ("cat", "cats"), ("dog", "dogs"), ("bird", "birds"), ("frog", "frogs"), ("horse", "horses"), ("duck", "ducks"), ("goat", "goats"),
-    ("rabbit", "rabbits"), ("bee", "bees"), ("sheep", "sheep"), ("owl", "owls"), ("mouse", "mice"), ("fish", "fish"), ("hen", "hens"),
+    ("cat", "cats"),
+    ("dog", "dogs"),
+    ("bird", "birds"),
+    ("frog", "frogs"),
+    ("horse", "horses"),
+    ("duck", "ducks"),
+    ("goat", "goats"),
+    ("rabbit", "rabbits"),
+    ("bee", "bees"),
+    ("sheep", "sheep"),
+    ("owl", "owls"),
+    ("mouse", "mice"),
+    ("fish", "fish"),
+    ("hen", "hens"),
 ];
 const DOINGS: [&str; 10] =
     ["sleeping", "singing", "eating", "playing", "hiding", "resting", "jumping", "waiting", "drinking", "dancing"];
@@ -151,7 +181,12 @@ impl Teller {
     fn search(&mut self, hero: Person, friend: Person, thing: Thing) {
         let Thing { name, colour, place } = thing;
         match self.random.random_range(0..3) {
-            0 => self.say(&format!("{} came to visit {}. \"where is the {name}?\" asked {}.", friend.name, hero.object(), friend.name)),
+            0 => self.say(&format!(
+                "{} came to visit {}. \"where is the {name}?\" asked {}.",
+                friend.name,
+                hero.object(),
+                friend.name
+            )),
             1 => self.say(&format!("then {} came and asked {} for the {name}.", friend.name, hero.name)),
             _ => self.say(&format!("{} wanted to see the {colour} {name}.", friend.name)),
         }
@@ -160,7 +195,14 @@ impl Teller {
     }
 
     fn gift(&mut self, from: Person, to: Person, thing: Thing) {
-        self.say(&format!("{} gave the {} to {} because {} was {} friend.", from.name, thing.name, to.name, to.subject(), from.possessive()));
+        self.say(&format!(
+            "{} gave the {} to {} because {} was {} friend.",
+            from.name,
+            thing.name,
+            to.name,
+            to.subject(),
+            from.possessive()
+        ));
         if self.chance(2) {
             self.say(&format!("now the {} {} belonged to {}.", thing.colour, thing.name, to.name));
         }

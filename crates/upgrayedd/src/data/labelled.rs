@@ -51,9 +51,12 @@ pub(super) fn read(
 fn class_of(label: &str, model: &Model, labels: usize) -> std::result::Result<i64, String> {
     let by_name = model.config["label2id"][label].as_i64();
     let class = by_name.or_else(|| label.parse().ok());
-    class
-        .filter(|c| (0..labels as i64).contains(c))
-        .ok_or_else(|| format!("label {label:?} is none of the model's classes: expected 0 to {} or a name from label2id in config.json", labels - 1))
+    class.filter(|c| (0..labels as i64).contains(c)).ok_or_else(|| {
+        format!(
+            "label {label:?} is none of the model's classes: expected 0 to {} or a name from label2id in config.json",
+            labels - 1
+        )
+    })
 }
 
 type Add<'a> = dyn FnMut(usize, &str, &str) -> Result<()> + 'a;
@@ -69,7 +72,10 @@ fn tab_separated(path: &Path, options: &DataOptions, add: &mut Add<'_>) -> Resul
                 None => TEXT_FIELDS.iter().find_map(|f| find(f)),
             };
             let missing = |what: &str, flag: &str| {
-                Error::bad_file(path, format!("the header line names no {what} column (it has {}): name it with {flag}", cells.join(", ")))
+                Error::bad_file(
+                    path,
+                    format!("the header line names no {what} column (it has {}): name it with {flag}", cells.join(", ")),
+                )
             };
             let text = text.ok_or_else(|| missing("text", "--text-field"))?;
             let label = find(&options.label_field).ok_or_else(|| missing("label", "--label-field"))?;
@@ -94,7 +100,12 @@ fn json_lines(path: &Path, options: &DataOptions, add: &mut Add<'_>) -> Result<(
         let label = match &record[&options.label_field] {
             serde_json::Value::String(label) => label.clone(),
             serde_json::Value::Number(label) => label.to_string(),
-            _ => return Err(bad(format!("has no label in field {:?}: name the right one with --label-field", options.label_field))),
+            _ => {
+                return Err(bad(format!(
+                    "has no label in field {:?}: name the right one with --label-field",
+                    options.label_field
+                )));
+            }
         };
         add(number, text, &label)
     })

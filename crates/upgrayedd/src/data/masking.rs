@@ -22,7 +22,9 @@ pub(super) struct Masking {
 
 impl Masking {
     pub(super) fn new(tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
-        let mask = tokenizer.mask().ok_or_else(|| Error::invalid("the tokenizer has no mask token, which a masked language model learns with"))?;
+        let mask = tokenizer
+            .mask()
+            .ok_or_else(|| Error::invalid("the tokenizer has no mask token, which a masked language model learns with"))?;
         Ok(Self { mask, special: tokenizer.special_ids(), vocabulary: tokenizer.vocab_size() as u32, seed })
     }
 

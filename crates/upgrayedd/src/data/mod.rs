@@ -17,10 +17,10 @@ use crate::model::{Batch, Model, Objective};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-pub use tokens::cache_dir;
 use labelled::Example;
 use masking::Masking;
 use tokens::TokenStore;
+pub use tokens::cache_dir;
 
 /// How documents become sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -81,7 +81,10 @@ enum Source {
 #[derive(Debug)]
 enum Windows {
     /// All `length` long, end to end.
-    Even { length: usize, count: usize },
+    Even {
+        length: usize,
+        count: usize,
+    },
     Ragged(Vec<(u64, u32)>),
 }
 
@@ -136,7 +139,12 @@ impl Dataset {
     }
 
     /// Text in memory, a document each, for language models.
-    pub fn from_documents(texts: impl Iterator<Item = String>, model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
+    pub fn from_documents(
+        texts: impl Iterator<Item = String>,
+        model: &Model,
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+    ) -> Result<Self> {
         if let Objective::Classifier { .. } = model.spec.objective {
             return Err(Error::invalid("a classifier learns from labelled examples, not from plain text"));
         }
@@ -145,7 +153,12 @@ impl Dataset {
         })
     }
 
-    fn build(model: &Model, tokenizer: &Tokenizer, options: &DataOptions, source: impl FnOnce(bool, usize) -> Result<(Source, String)>) -> Result<Self> {
+    fn build(
+        model: &Model,
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+        source: impl FnOnce(bool, usize) -> Result<(Source, String)>,
+    ) -> Result<Self> {
         check_options(model, options)?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             return Err(Error::invalid(format!(
@@ -161,7 +174,11 @@ impl Dataset {
         let (prefix, suffix) = (frame(tokenizer.prefix()), frame(tokenizer.suffix()));
         let room = options.sequence_length.saturating_sub(prefix.len() + suffix.len());
         if room < 2 {
-            return Err(Error::invalid(format!("sequence length {} leaves no room for text: expected at least {}", options.sequence_length, options.sequence_length - room + 2)));
+            return Err(Error::invalid(format!(
+                "sequence length {} leaves no room for text: expected at least {}",
+                options.sequence_length,
+                options.sequence_length - room + 2
+            )));
         }
         let (source, hash) = source(in_stream, room)?;
         let masking = match objective {
@@ -261,7 +278,9 @@ fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Sou
 impl Windows {
     fn over(store: &TokenStore, documents: Documents, room: usize) -> Result<Self> {
         let too_short = |have: usize| {
-            Error::invalid(format!("the data has {have} tokens, less than one window of {room}: give more text or a shorter --sequence-length"))
+            Error::invalid(format!(
+                "the data has {have} tokens, less than one window of {room}: give more text or a shorter --sequence-length"
+            ))
         };
         match documents {
             Documents::Packed => {

@@ -73,7 +73,10 @@ pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Resul
             break;
         }
         let line = std::str::from_utf8(&bytes).map_err(|e| {
-            Error::bad_file(path, format!("line {number}, byte {}: not valid UTF-8; convert the file, for example with iconv", e.valid_up_to() + 1))
+            Error::bad_file(
+                path,
+                format!("line {number}, byte {}: not valid UTF-8; convert the file, for example with iconv", e.valid_up_to() + 1),
+            )
         })?;
         f(number, line)?;
     }
@@ -124,7 +127,8 @@ fn json_lines(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Re
         }
         let record: serde_json::Value =
             serde_json::from_str(line).map_err(|e| Error::bad_file(path, format!("line {number} is not valid JSON: {e}")))?;
-        let text = text_of(&record, options.text_field.as_deref()).map_err(|e| Error::bad_file(path, format!("line {number} {e}")))?;
+        let text =
+            text_of(&record, options.text_field.as_deref()).map_err(|e| Error::bad_file(path, format!("line {number} {e}")))?;
         f(Piece::whole(text.to_owned()))
     })
 }
@@ -141,7 +145,10 @@ fn parquet_rows(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> 
     };
     let Some(column) = wanted else {
         let name = options.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
-        return Err(Error::bad_file(path, format!("has no column {name:?} (it has {}): name the right one with --text-field", names.join(", "))));
+        return Err(Error::bad_file(
+            path,
+            format!("has no column {name:?} (it has {}): name the right one with --text-field", names.join(", ")),
+        ));
     };
     let projection = parquet::schema::types::Type::group_type_builder(schema.name())
         .with_fields(vec![schema.get_fields()[column].clone()])

@@ -67,7 +67,12 @@ impl TokenStore {
         }
         let content_hash = hash_files(files)?;
         let kinds: Vec<_> = files.iter().map(|f| f.extension().map(|e| e.to_ascii_lowercase())).collect();
-        let recipe = format!("{} {content_hash} {kinds:?} {:?} {:?} {in_stream}", tokenizer.fingerprint(), options.text_field, options.documents);
+        let recipe = format!(
+            "{} {content_hash} {kinds:?} {:?} {:?} {in_stream}",
+            tokenizer.fingerprint(),
+            options.text_field,
+            options.documents
+        );
         let dir = cache_dir()?.join("tokens");
         let path = dir.join(format!("{}.tok", blake3::hash(recipe.as_bytes()).to_hex()));
         if !path.is_file() {
@@ -85,7 +90,12 @@ impl TokenStore {
     }
 
     /// The tokens of texts in memory.
-    pub(super) fn from_documents(texts: impl Iterator<Item = String>, tokenizer: &Tokenizer, options: &DataOptions, in_stream: bool) -> Result<Self> {
+    pub(super) fn from_documents(
+        texts: impl Iterator<Item = String>,
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+        in_stream: bool,
+    ) -> Result<Self> {
         let mut hasher = blake3::Hasher::new();
         let mut writer = Writer::new(Vec::new(), tokenizer, options, in_stream);
         let memory = Path::new("memory");
@@ -166,7 +176,14 @@ struct Writer<'a, W> {
     round_bytes: usize,
 }
 
-fn tokenise(files: &[PathBuf], tokenizer: &Tokenizer, options: &DataOptions, in_stream: bool, dir: &Path, path: &Path) -> Result<()> {
+fn tokenise(
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+    in_stream: bool,
+    dir: &Path,
+    path: &Path,
+) -> Result<()> {
     let file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir, "write to the token cache in"))?;
     let mut writer = Writer::new(BufWriter::new(file), tokenizer, options, in_stream);
     let write = Error::io(path, "write");
@@ -219,7 +236,6 @@ impl<'a, W: Write> Writer<'a, W> {
         }
         Ok(())
     }
-
 }
 
 impl Writer<'_, BufWriter<tempfile::NamedTempFile>> {

@@ -108,7 +108,8 @@ fn expand(model: &Model, canonical: &str, weight: &Tensor) -> Tensor {
     let lanes = model.spec.lanes_of(canonical);
     let Some((layer, part)) = split_layer(canonical).filter(|_| lanes != Lanes::Whole) else { return weight.clone() };
     let heads = &model.heads.layers()[layer];
-    let present = if part.starts_with("attn.k") || part.starts_with("attn.v") { heads.kv_active() } else { heads.active().to_vec() };
+    let present =
+        if part.starts_with("attn.k") || part.starts_with("attn.v") { heads.kv_active() } else { heads.active().to_vec() };
     let features = model.features(&present);
     let shape = model.spec.shape_of(canonical, &model.spec.full_heads());
     let mut full = Tensor::zeros(&shape);

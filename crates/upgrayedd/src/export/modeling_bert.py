@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertForMaskedLM, BertForSeque
 
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
-    for layer, heads in zip(model.encoder.layer, config.upgrayedd["heads"]):
+    for layer, heads in zip(model.encoder.layer, config.upgrayedd["heads"], strict=True):
         attention = layer.attention.self
         width = len(heads) * attention.attention_head_size
         attention.num_attention_heads = len(heads)

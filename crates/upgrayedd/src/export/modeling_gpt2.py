@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
-    for block, heads in zip(model.h, config.upgrayedd["heads"]):
+    for block, heads in zip(model.h, config.upgrayedd["heads"], strict=True):
         attention = block.attn
         width = len(heads) * attention.head_dim
         attention.num_heads = len(heads)

@@ -25,7 +25,7 @@ class SharedHeads(nn.Linear):
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
     group_size = config.num_attention_heads // config.num_key_value_heads
-    for layer, heads in zip(model.layers, config.upgrayedd["heads"]):
+    for layer, heads in zip(model.layers, config.upgrayedd["heads"], strict=True):
         attention = layer.self_attn
         groups = sorted({head // group_size for head in heads})
         readers = [groups.index(head // group_size) for head in heads]

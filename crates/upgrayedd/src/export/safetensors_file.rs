@@ -47,7 +47,10 @@ impl View for Stored {
 pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata: HashMap<String, String>) -> Result<()> {
     for (name, tensor) in &tensors {
         if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
-            return Err(Error::NotFinite(format!("{name} holds {value}, which {} cannot store: export as float32 or bfloat16", dtype.name())));
+            return Err(Error::NotFinite(format!(
+                "{name} holds {value}, which {} cannot store: export as float32 or bfloat16",
+                dtype.name()
+            )));
         }
     }
     let dir = path.parent().unwrap_or(Path::new("."));

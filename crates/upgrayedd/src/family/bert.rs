@@ -24,7 +24,9 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let hidden_size = config.size("hidden_size", None)?;
     let num_heads = config.size("num_attention_heads", None)?;
     if let Some(kind) = config.0["position_embedding_type"].as_str().filter(|k| *k != "absolute") {
-        return Err(Error::invalid(format!("config.json: position_embedding_type {kind:?} is not supported: expected \"absolute\"")));
+        return Err(Error::invalid(format!(
+            "config.json: position_embedding_type {kind:?} is not supported: expected \"absolute\""
+        )));
     }
     if config.flag("is_decoder", false)? {
         return Err(Error::invalid("config.json: is_decoder = true is not supported for bert"));

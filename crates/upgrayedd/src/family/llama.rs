@@ -72,7 +72,9 @@ fn inv_freq(config: &Config<'_>, head_dim: usize) -> Result<Vec<f32>> {
                 .collect()
         }
         other => {
-            return Err(Error::invalid(format!("config.json: rope type {other:?} is not supported: expected default, linear or llama3")));
+            return Err(Error::invalid(format!(
+                "config.json: rope type {other:?} is not supported: expected default, linear or llama3"
+            )));
         }
     };
     Ok(scaled.into_iter().map(|f| f as f32).collect())

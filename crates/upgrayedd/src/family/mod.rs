@@ -6,8 +6,8 @@ mod llama;
 
 use serde_json::Value;
 
-use crate::model::{ModelSpec, Objective};
 use crate::error::unknown_name;
+use crate::model::{ModelSpec, Objective};
 use crate::{Error, Result};
 
 /// How a canonical weight lies in a Hugging Face tensor.
@@ -95,15 +95,15 @@ impl Family {
 pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<ModelSpec> {
     let architecture = config["architectures"][0].as_str();
     let by_architecture = || ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
-    let has = |family: &Family, name: &str| {
-        tensor_names.iter().any(|t| t == name || t.strip_prefix(family.base_prefix) == Some(name))
-    };
+    let has =
+        |family: &Family, name: &str| tensor_names.iter().any(|t| t == name || t.strip_prefix(family.base_prefix) == Some(name));
     let supported = ALL.map(|f| f.model_type).join(", ");
     let family = match (wanted, config["model_type"].as_str()) {
         (Some(name), _) => Family::named(name)?,
-        (None, Some(name)) => ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
-            Error::invalid(format!("model_type {name:?} is not supported: expected one of {supported}"))
-        })?,
+        (None, Some(name)) => ALL
+            .into_iter()
+            .find(|f| f.model_type == name)
+            .ok_or_else(|| Error::invalid(format!("model_type {name:?} is not supported: expected one of {supported}")))?,
         (None, None) => by_architecture().or_else(|| ALL.into_iter().find(|f| has(f, f.marker))).ok_or_else(|| {
             Error::invalid(format!(
                 "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
@@ -173,7 +173,11 @@ impl Config<'_> {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(GeluTanh),
             "silu" | "swish" => Ok(Silu),
             "relu" => Ok(Relu),
-            other => Err(unknown_name(&format!("{key} in config.json"), other, &["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"])),
+            other => Err(unknown_name(
+                &format!("{key} in config.json"),
+                other,
+                &["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"],
+            )),
         }
     }
 
@@ -184,12 +188,16 @@ impl Config<'_> {
             Task::Encoder => Objective::Encoder,
             Task::Classifier => {
                 if let Some(kind) = self.0["problem_type"].as_str().filter(|k| *k != "single_label_classification") {
-                    return Err(Error::invalid(format!("config.json: problem_type {kind:?} is not supported: expected \"single_label_classification\"")));
+                    return Err(Error::invalid(format!(
+                        "config.json: problem_type {kind:?} is not supported: expected \"single_label_classification\""
+                    )));
                 }
                 let from_names = self.0["id2label"].as_object().map(serde_json::Map::len);
                 let labels = self.size("num_labels", Some(from_names.unwrap_or(2)))?;
                 if labels < 2 {
-                    return Err(Error::invalid("config.json: the classifier has one label (regression), which is not supported: expected two or more"));
+                    return Err(Error::invalid(
+                        "config.json: the classifier has one label (regression), which is not supported: expected two or more",
+                    ));
                 }
                 Objective::Classifier { labels }
             }

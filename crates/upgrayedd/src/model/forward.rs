@@ -108,7 +108,9 @@ impl Model {
     fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
         let mut sum: Option<Var> = None;
         let zeros = || Arc::new(vec![0; batch.tokens.len()]);
-        for (name, ids) in [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", zeros())] {
+        for (name, ids) in
+            [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", zeros())]
+        {
             let Some(id) = self.params.find(name) else { continue };
             let table = tape.param(id);
             let part = ops::embedding(tape, &table, &ids);
@@ -124,7 +126,15 @@ impl Model {
         }
     }
 
-    fn layer(&self, tape: &mut Tape<'_>, index: usize, x: Var, batch: &Batch, positions: &Arc<Vec<u32>>, hooks: &mut Hooks<'_>) -> Var {
+    fn layer(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: Var,
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
         let ids = &self.layers[index];
         match self.spec.block {
             Block::PreNorm => {
@@ -158,7 +168,15 @@ impl Model {
         self.linear(tape, &hidden, ids.down)
     }
 
-    fn attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, batch: &Batch, positions: &Arc<Vec<u32>>, hooks: &mut Hooks<'_>) -> Var {
+    fn attention(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: Var,
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
         let ids = &self.layers[index];
         let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
         drop(x);

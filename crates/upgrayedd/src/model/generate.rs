@@ -35,7 +35,12 @@ pub struct Generation {
 
 impl Model {
     /// Continues `prompt`. `on_token` sees each new token as it comes and may stop by returning `false`.
-    pub fn generate(&self, prompt: &[u32], options: &GenerateOptions, mut on_token: impl FnMut(u32) -> bool) -> Result<Generation> {
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(u32) -> bool,
+    ) -> Result<Generation> {
         self.check_generation(prompt, options)?;
         let mut cache = KvCache::new(self, prompt.len() + options.max_new_tokens);
         let mut random = rng::stream(options.seed, "generate");
@@ -47,7 +52,8 @@ impl Model {
             let logits = self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
             let token = choose(logits.data(), options, &mut random);
             let seconds = start.elapsed().as_secs_f64();
-            *(if generation.tokens.is_empty() { &mut generation.prefill_seconds } else { &mut generation.decode_seconds }) += seconds;
+            *(if generation.tokens.is_empty() { &mut generation.prefill_seconds } else { &mut generation.decode_seconds }) +=
+                seconds;
             generation.tokens.push(token);
             if options.end_tokens.contains(&token) || !on_token(token) {
                 break;
@@ -59,7 +65,10 @@ impl Model {
 
     fn check_generation(&self, prompt: &[u32], options: &GenerateOptions) -> Result<()> {
         if self.spec.objective != Objective::CausalLm {
-            return Err(Error::invalid(format!("a {} model does not generate text: expected a causal language model", self.spec.objective.name())));
+            return Err(Error::invalid(format!(
+                "a {} model does not generate text: expected a causal language model",
+                self.spec.objective.name()
+            )));
         }
         if prompt.is_empty() {
             return Err(Error::invalid("the prompt is empty and the tokenizer adds no start token: give at least one token"));
@@ -93,7 +102,8 @@ fn choose(logits: &[f32], options: &GenerateOptions, random: &mut rng::Stream) -
     }
     order.sort_unstable_by(by_logit);
     let top = logits[order[0] as usize];
-    let weights: Vec<f64> = order.iter().map(|&t| (f64::from(logits[t as usize] - top) / f64::from(options.temperature)).exp()).collect();
+    let weights: Vec<f64> =
+        order.iter().map(|&t| (f64::from(logits[t as usize] - top) / f64::from(options.temperature)).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut kept = 0.0;
     let nucleus = weights.iter().take_while(|w| {

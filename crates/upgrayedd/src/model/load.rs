@@ -18,7 +18,7 @@ use super::{Model, ModelSpec};
 use crate::family::{self, HfTensor, Layout};
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
-use crate::{Error, Result, hub};
+use crate::{Error, Result, builtin, hub};
 
 /// The key in config.json under which an optimised model keeps its heads.
 pub const CONFIG_KEY: &str = "upgrayedd";
@@ -97,8 +97,12 @@ impl TensorFile {
     }
 
     fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map)
-            .map_err(|e| Error::bad_file(&self.path, format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again")))
+        SafeTensors::deserialize(&self.map).map_err(|e| {
+            Error::bad_file(
+                &self.path,
+                format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"),
+            )
+        })
     }
 
     /// Names of all tensors.
@@ -140,8 +144,12 @@ impl TensorFile {
         const CHUNK: usize = 1 << 16;
         out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(|(out, bytes)| match dtype {
             DType::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
-            DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32()),
-            DType::BF16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32()),
+            DType::F16 => {
+                out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32())
+            }
+            DType::BF16 => {
+                out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32())
+            }
         });
         if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
             return Err(Error::bad_file(
@@ -197,10 +205,17 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
             .map(|name| {
                 // A shard is a plain file name: an index from a stranger must not reach elsewhere.
                 if Path::new(name).components().count() != 1 || name.contains(['/', '\\']) || name == ".." {
-                    return Err(Error::bad_file(&index_path, format!("names the shard {name:?}: expected a file of the same folder")));
+                    return Err(Error::bad_file(
+                        &index_path,
+                        format!("names the shard {name:?}: expected a file of the same folder"),
+                    ));
                 }
                 let path = dir.join(name);
-                if path.is_file() { Ok(path) } else { Err(Error::bad_file(&path, "is named in the index but missing: fetch the model again")) }
+                if path.is_file() {
+                    Ok(path)
+                } else {
+                    Err(Error::bad_file(&path, "is named in the index but missing: fetch the model again"))
+                }
             })
             .collect();
     }
@@ -243,21 +258,28 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
         return match (is_model_folder(path), is_model_folder(&result)) {
             (true, _) => Ok(path.to_owned()),
             (false, true) => Ok(result),
-            (false, false) if path.join("run.toml").is_file() => {
-                Err(Error::bad_file(path, format!("is a run folder without a result yet: finish it with `upgrayedd resume {name}`")))
-            }
+            (false, false) if path.join("run.toml").is_file() => Err(Error::bad_file(
+                path,
+                format!("is a run folder without a result yet: finish it with `upgrayedd resume {name}`"),
+            )),
             _ => Err(Error::bad_file(path, "is not a model folder: it has no config.json")),
         };
     }
     if path.exists() {
-        return Err(Error::bad_file(path, "is a file: expected a model folder (with config.json and model.safetensors) or a Hub id"));
+        return Err(Error::bad_file(
+            path,
+            "is a file: expected a model folder (with config.json and model.safetensors) or a Hub id",
+        ));
     }
     hub::fetch_model(name)
 }
 
 impl Model {
-    /// Loads a model folder, run folder or Hub id.
+    /// Loads a model folder, run folder or Hub id; `builtin` is the model that is built in.
     pub fn from_pretrained(name: &str, options: &LoadOptions) -> Result<Self> {
+        if name == "builtin" {
+            return builtin::model();
+        }
         let dir = resolve(name)?;
         let mut model = Self::load(&dir, options)?;
         // The result of a run brings the heads it lost.
@@ -308,12 +330,19 @@ fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
     };
     let version = ours["format_version"].as_u64();
     if version != Some(1) {
-        return Err(Error::invalid(format!("config.json: {CONFIG_KEY}.format_version is {}: this program reads version 1", ours["format_version"])));
+        return Err(Error::invalid(format!(
+            "config.json: {CONFIG_KEY}.format_version is {}: this program reads version 1",
+            ours["format_version"]
+        )));
     }
     let active: Vec<Vec<usize>> = serde_json::from_value(ours["heads"].clone())
         .map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))?;
     if active.len() != spec.num_layers {
-        return Err(Error::invalid(format!("config.json: {CONFIG_KEY}.heads lists {} layers of {}", active.len(), spec.num_layers)));
+        return Err(Error::invalid(format!(
+            "config.json: {CONFIG_KEY}.heads lists {} layers of {}",
+            active.len(),
+            spec.num_layers
+        )));
     }
     HeadMap::from_active(spec.num_heads, spec.num_kv_heads, active)
 }
@@ -335,7 +364,9 @@ fn read_canonical(file: &TensorFile, name: &str, tensor: &HfTensor, spec: &Model
     if found != stored {
         return Err(Error::bad_file(
             &file.path,
-            format!("tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"),
+            format!(
+                "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
+            ),
         ));
     }
     let read = file.read(name)?;

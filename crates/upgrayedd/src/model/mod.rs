@@ -18,8 +18,8 @@ pub use cost::Cost;
 pub use forward::{Batch, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
 pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, is_model_folder, read_config, resolve};
-pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
 pub(crate) use spec::split_layer;
+pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
 
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
@@ -104,7 +104,20 @@ impl Model {
         };
         let gates = vec![None; spec.num_layers];
         let archive = Archive::default();
-        Self { spec, config, params, heads, archive, dtype, source: None, device: Device::cpu(), gates, layers, rope, state_id: next_state_id() }
+        Self {
+            spec,
+            config,
+            params,
+            heads,
+            archive,
+            dtype,
+            source: None,
+            device: Device::cpu(),
+            gates,
+            layers,
+            rope,
+            state_id: next_state_id(),
+        }
     }
 
     /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.

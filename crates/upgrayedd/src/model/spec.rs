@@ -122,7 +122,10 @@ impl ModelSpec {
             return refuse(format!("{} layers of {} heads: at most 4096 each are supported", self.num_layers, self.num_heads));
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            return refuse(format!("{} attention heads are not a multiple of {} key/value heads", self.num_heads, self.num_kv_heads));
+            return refuse(format!(
+                "{} attention heads are not a multiple of {} key/value heads",
+                self.num_heads, self.num_kv_heads
+            ));
         }
         let derived = matches!(self.positions, Positions::Learned);
         if derived && self.num_heads * self.head_dim != self.hidden_size {

@@ -32,7 +32,9 @@ fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
         }
     }
     if queries == 0 {
-        return Err(Error::invalid("the calibration data has no position that sees more than one token: attention entropy is undefined"));
+        return Err(Error::invalid(
+            "the calibration data has no position that sees more than one token: attention entropy is undefined",
+        ));
     }
     Ok(HeadScores { layers: sums.into_iter().map(|l| l.into_iter().map(|s| s / queries as f64).collect()).collect() })
 }

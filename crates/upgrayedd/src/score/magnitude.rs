@@ -27,7 +27,8 @@ fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
     let d = model.spec.head_dim;
     let weight = |part: &str| model.params.find(&format!("layers.{layer}.attn.{part}.weight")).map(|id| model.params.get(id));
     let by_rows = |part: &str| -> Vec<f64> {
-        weight(part).map_or_else(Vec::new, |w| w.data().chunks_exact(d * w.cols()).map(|head| sum_of_squares(head.iter())).collect())
+        weight(part)
+            .map_or_else(Vec::new, |w| w.data().chunks_exact(d * w.cols()).map(|head| sum_of_squares(head.iter())).collect())
     };
     let (q, k, v) = (by_rows("q"), by_rows("k"), by_rows("v"));
     let mut o = vec![0.0; q.len()];

@@ -6,13 +6,8 @@ use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::{Result, rng};
 
-pub(super) static SCORE: Score = Score {
-    name: "random",
-    summary: "uniform in [0, 1): a baseline",
-    higher_keeps: true,
-    needs_data: false,
-    compute,
-};
+pub(super) static SCORE: Score =
+    Score { name: "random", summary: "uniform in [0, 1): a baseline", higher_keeps: true, needs_data: false, compute };
 
 fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
     let mut random = rng::stream(context.seed, "random score");

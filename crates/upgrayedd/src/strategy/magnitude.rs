@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget};
+use super::{
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
+};
 use crate::budget::Unit;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::score::magnitude::weights_per_head;
 use crate::score::{Score, ScoreContext};
 use crate::{Error, Result};
 
-pub(super) static INFO: StrategyInfo =
-    StrategyInfo { name: "magnitude", summary: "prunes the lowest L2 norm of Q, K, V, O, grows in the layers with the highest", build };
+pub(super) static INFO: StrategyInfo = StrategyInfo {
+    name: "magnitude",
+    summary: "prunes the lowest L2 norm of Q, K, V, O, grows in the layers with the highest",
+    build,
+};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -50,7 +55,9 @@ impl Magnitude {
             let mut dead: Vec<(f64, usize)> =
                 heads.active().iter().zip(norms).filter(|(h, _)| is_dead(**h)).map(|(h, n)| (*n, *h)).collect();
             if view.budget.unit == Unit::KvGroup {
-                let group_dead = |h: usize| heads.active().iter().filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h)).all(|o| is_dead(*o));
+                let group_dead = |h: usize| {
+                    heads.active().iter().filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h)).all(|o| is_dead(*o))
+                };
                 dead.retain(|(_, h)| group_dead(*h));
                 dead.sort_by_key(|(_, h)| heads.kv_group_of(*h));
             } else {

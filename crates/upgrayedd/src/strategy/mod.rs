@@ -118,7 +118,8 @@ pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Res
 /// Reads a strategy's own options; unknown names and wrong types are errors that say what there is.
 fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options) -> Result<T> {
     let table: toml::Table = options.into_iter().collect();
-    T::deserialize(toml::Value::Table(table)).map_err(|e| Error::invalid(format!("options of strategy {strategy:?}: {}", e.message())))
+    T::deserialize(toml::Value::Table(table))
+        .map_err(|e| Error::invalid(format!("options of strategy {strategy:?}: {}", e.message())))
 }
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
@@ -160,7 +161,12 @@ struct Cache {
 }
 
 impl Cache {
-    fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<HeadScores>) -> Result<HeadScores> {
+    fn get_or(
+        &mut self,
+        enabled: bool,
+        context: &ScoreContext<'_>,
+        compute: impl FnOnce() -> Result<HeadScores>,
+    ) -> Result<HeadScores> {
         let data = context.data.map(|(d, r)| format!("{} {r:?} {}", d.hash, context.samples)).unwrap_or_default();
         let state = context.model.state_id();
         match &self.entry {

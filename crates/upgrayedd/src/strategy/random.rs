@@ -55,7 +55,8 @@ impl Strategy for Random {
             (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
             _ => 1,
         };
-        let mut missing: Vec<usize> = view.heads.layers().iter().enumerate().flat_map(|(l, h)| vec![l; h.pruned().len() / size]).collect();
+        let mut missing: Vec<usize> =
+            view.heads.layers().iter().enumerate().flat_map(|(l, h)| vec![l; h.pruned().len() / size]).collect();
         let mut counts = BTreeMap::new();
         for _ in 0..(view.count / size).min(missing.len()) {
             let layer = missing.swap_remove(random.random_range(0..missing.len()));

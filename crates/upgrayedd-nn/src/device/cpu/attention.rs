@@ -19,7 +19,15 @@ struct HeadView<'a> {
     mask: Option<&'a [u8]>,
 }
 
-fn head_view<'a>(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor, gates: Option<&Tensor>, s: &'a AttentionShape, b: usize, h: usize) -> HeadView<'a> {
+fn head_view<'a>(
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    gates: Option<&Tensor>,
+    s: &'a AttentionShape,
+    b: usize,
+    h: usize,
+) -> HeadView<'a> {
     let (d, g, heads) = (s.head_dim, s.kv_of[h], s.heads());
     let kv_at = b * s.keys * s.kv_heads * d + g * d;
     let gate = gates.map_or(1.0, |gates| gates.data()[if gates.len() == heads { h } else { b * heads + h }]);
@@ -135,7 +143,14 @@ fn interleave(head_major: &[f32], batch: usize, heads: usize, rows: usize, d: us
     });
 }
 
-pub(super) fn forward(q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, s: &AttentionShape, entropy: bool) -> AttentionOutput {
+pub(super) fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    gates: Option<&Tensor>,
+    s: &AttentionShape,
+    entropy: bool,
+) -> AttentionOutput {
     let (heads, d, rows) = (s.heads(), s.head_dim, s.queries);
     let mut context = pool::take(s.batch * heads * rows * d);
     let mut lse = Tensor::scratch(&[s.batch, heads, rows]);
@@ -176,11 +191,14 @@ fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context:
             row[visible.end..].fill(0.0);
             let first_key = block.keys.start + visible.start;
             let row = &mut row[visible];
-            let (row_lse, row_entropy, seen) = simd(|| {
-                let seen = apply_mask(row, first_key, head.mask);
-                let (lse, entropy) = softmax_row(row, seen, entropy);
-                (lse, entropy, seen)
-            });
+            let (row_lse, row_entropy, seen) = simd(
+                #[inline(always)]
+                || {
+                    let seen = apply_mask(row, first_key, head.mask);
+                    let (lse, entropy) = softmax_row(row, seen, entropy);
+                    (lse, entropy, seen)
+                },
+            );
             lse[query] = row_lse;
             let padding = head.mask.is_some_and(|m| m[query + s.keys - s.queries] == 0);
             if entropy && seen > 1 && !padding {
@@ -215,8 +233,7 @@ impl Backward<'_> {
         let mut dq = pool::take(s.batch * heads * s.queries * d);
         let mut dk = pool::take(s.batch * s.kv_heads * s.keys * d);
         let mut dv = pool::take(s.batch * s.kv_heads * s.keys * d);
-        let readers: Vec<Vec<usize>> =
-            (0..s.kv_heads).map(|g| (0..heads).filter(|&h| s.kv_of[h] == g).collect()).collect();
+        let readers: Vec<Vec<usize>> = (0..s.kv_heads).map(|g| (0..heads).filter(|&h| s.kv_of[h] == g).collect()).collect();
         let mut dq_of: Vec<Option<&mut [f32]>> = dq.chunks_exact_mut((s.queries * d).max(1)).map(Some).collect();
         let mut tasks = Vec::with_capacity(s.batch * s.kv_heads);
         let kv = dk.chunks_exact_mut((s.keys * d).max(1)).zip(dv.chunks_exact_mut((s.keys * d).max(1)));
@@ -275,7 +292,10 @@ impl Backward<'_> {
                     row[visible.end..].fill(0.0);
                 }
                 let (p, dp) = (&mut p[visible.clone()], &mut dp[visible]);
-                gate_grad += f64::from(simd(|| row_grad(p, dp, lse[query], first_key, &head, s.scale)));
+                gate_grad += f64::from(simd(
+                    #[inline(always)]
+                    || row_grad(p, dp, lse[query], first_key, &head, s.scale),
+                ));
             }
             let keys = block.keys.start * d..block.keys.end * d;
             let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));

@@ -27,12 +27,15 @@ fn matvec(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     const ROWS: usize = 64;
     let width = x.len();
     y.par_chunks_mut(ROWS).enumerate().for_each(|(block, y)| {
-        math::simd(|| {
-            for (j, y) in y.iter_mut().enumerate() {
-                let row = block * ROWS + j;
-                *y = math::dot(x, &w[row * width..(row + 1) * width]) + bias.map_or(0.0, |b| b[row]);
-            }
-        });
+        math::simd(
+            #[inline(always)]
+            || {
+                for (j, y) in y.iter_mut().enumerate() {
+                    let row = block * ROWS + j;
+                    *y = math::dot(x, &w[row * width..(row + 1) * width]) + bias.map_or(0.0, |b| b[row]);
+                }
+            },
+        );
     });
 }
 
@@ -57,7 +60,10 @@ pub(super) fn sum_rows(dy: &Tensor, db: Sink<'_>) {
         .par_chunks(block)
         .map(|rows| {
             let mut sum = vec![0.0; cols];
-            math::simd(|| rows.chunks_exact(cols).for_each(|row| add_into(&mut sum, row)));
+            math::simd(
+                #[inline(always)]
+                || rows.chunks_exact(cols).for_each(|row| add_into(&mut sum, row)),
+            );
             sum
         })
         .collect();

@@ -29,15 +29,18 @@ pub(super) fn cross_entropy(logits: &mut Tensor, targets: &[i64], weight: f32, w
             }
             let target = target as usize;
             let at_target = row[target];
-            simd(|| {
-                let (max, sum) = exponentiate(row);
-                if with_grad {
-                    let scale = weight / sum;
-                    row.iter_mut().for_each(|v| *v *= scale);
-                    row[target] -= weight;
-                }
-                f64::from(max) + f64::from(sum).ln() - f64::from(at_target)
-            })
+            simd(
+                #[inline(always)]
+                || {
+                    let (max, sum) = exponentiate(row);
+                    if with_grad {
+                        let scale = weight / sum;
+                        row.iter_mut().for_each(|v| *v *= scale);
+                        row[target] -= weight;
+                    }
+                    f64::from(max) + f64::from(sum).ln() - f64::from(at_target)
+                },
+            )
         })
         .collect();
     losses.iter().sum()
@@ -51,28 +54,28 @@ pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature:
         .zip(teacher.data().par_chunks(cols))
         .map(|(s, t)| {
             let mut p = t.to_vec();
-            simd(|| {
-                let inv = 1.0 / temperature;
-                p.iter_mut().zip(s.iter_mut()).for_each(|(p, s)| {
-                    *p *= inv;
-                    *s *= inv;
-                });
-                let q_scores = s.to_vec();
-                let p_scores = p.clone();
-                let (p_max, p_sum) = exponentiate(&mut p);
-                let (q_max, q_sum) = exponentiate(s);
-                let shift = f64::from(q_max) + f64::from(q_sum).ln() - f64::from(p_max) - f64::from(p_sum).ln();
-                let cross: f64 = p
-                    .iter()
-                    .zip(p_scores.iter().zip(&q_scores))
-                    .map(|(&p, (&a, &b))| f64::from(p) * f64::from(a - b))
-                    .sum();
-                if with_grad {
-                    let (a, b) = (weight * temperature / q_sum, weight * temperature / p_sum);
-                    s.iter_mut().zip(&p).for_each(|(s, &p)| *s = *s * a - p * b);
-                }
-                (cross / f64::from(p_sum) + shift) * f64::from(temperature * temperature)
-            })
+            simd(
+                #[inline(always)]
+                || {
+                    let inv = 1.0 / temperature;
+                    p.iter_mut().zip(s.iter_mut()).for_each(|(p, s)| {
+                        *p *= inv;
+                        *s *= inv;
+                    });
+                    let q_scores = s.to_vec();
+                    let p_scores = p.clone();
+                    let (p_max, p_sum) = exponentiate(&mut p);
+                    let (q_max, q_sum) = exponentiate(s);
+                    let shift = f64::from(q_max) + f64::from(q_sum).ln() - f64::from(p_max) - f64::from(p_sum).ln();
+                    let cross: f64 =
+                        p.iter().zip(p_scores.iter().zip(&q_scores)).map(|(&p, (&a, &b))| f64::from(p) * f64::from(a - b)).sum();
+                    if with_grad {
+                        let (a, b) = (weight * temperature / q_sum, weight * temperature / p_sum);
+                        s.iter_mut().zip(&p).for_each(|(s, &p)| *s = *s * a - p * b);
+                    }
+                    (cross / f64::from(p_sum) + shift) * f64::from(temperature * temperature)
+                },
+            )
         })
         .collect();
     losses.iter().sum()

@@ -121,7 +121,13 @@ mod tests {
     fn check(name: &str, f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64, range: f32, relative: f64, absolute: f64) {
         for i in -20_000..=20_000 {
             let x = i as f32 / 20_000.0 * range;
-            let (got, want) = (f64::from(simd(|| f(x))), exact(f64::from(x)));
+            let (got, want) = (
+                f64::from(simd(
+                    #[inline(always)]
+                    || f(x),
+                )),
+                exact(f64::from(x)),
+            );
             assert!((got - want).abs() <= relative * want.abs() + absolute, "{name}({x}) = {got}, expected {want}");
         }
     }
@@ -135,10 +141,12 @@ mod tests {
         let erf_exact = |x: f64| {
             let (n, g) = (400, |t: f64| (-t * t).exp() * 2.0 / std::f64::consts::PI.sqrt());
             let h = x / f64::from(n);
-            (0..n).map(|i| {
-                let a = f64::from(i) * h;
-                h / 6.0 * (g(a) + 4.0 * g(a + h / 2.0) + g(a + h))
-            }).sum::<f64>()
+            (0..n)
+                .map(|i| {
+                    let a = f64::from(i) * h;
+                    h / 6.0 * (g(a) + 4.0 * g(a + h / 2.0) + g(a + h))
+                })
+                .sum::<f64>()
         };
         for i in -300..=300 {
             let x = i as f32 / 50.0;

@@ -19,7 +19,14 @@ pub(crate) struct Cpu;
 
 /// Σ x², for gradient norms.
 pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
-    x.chunks(1 << 10).map(|x| f64::from(math::simd(|| math::dot(x, x)))).sum()
+    x.chunks(1 << 10)
+        .map(|x| {
+            f64::from(math::simd(
+                #[inline(always)]
+                || math::dot(x, x),
+            ))
+        })
+        .sum()
 }
 
 /// Writes `values` through the sink.
@@ -66,10 +73,28 @@ impl Kernels for Cpu {
     fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
         pointwise::rope(x, table, positions, sign, out);
     }
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, shape: &AttentionShape, entropy: bool) -> AttentionOutput {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        shape: &AttentionShape,
+        entropy: bool,
+    ) -> AttentionOutput {
         attention::forward(q, k, v, gates, shape, entropy)
     }
-    fn attention_grad(&self, dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, gates: Option<&Tensor>, lse: &Tensor, shape: &AttentionShape, grads: AttentionGrads<'_>) {
+    fn attention_grad(
+        &self,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        lse: &Tensor,
+        shape: &AttentionShape,
+        grads: AttentionGrads<'_>,
+    ) {
         attention::Backward { dout, q, k, v, gates, lse, shape }.run(grads);
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {

@@ -23,20 +23,23 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
         .zip(stats.data_mut().par_chunks_mut(rows * 2))
         .zip(x.data().par_chunks(rows * cols))
         .for_each(|((out, stats), x)| {
-            simd(|| {
-                let rows = out.chunks_exact_mut(cols).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(cols));
-                for ((out, stats), x) in rows {
-                    let mean = sum(x) / cols as f32;
-                    for (o, &v) in out.iter_mut().zip(x) {
-                        *o = v - mean;
+            simd(
+                #[inline(always)]
+                || {
+                    let rows = out.chunks_exact_mut(cols).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(cols));
+                    for ((out, stats), x) in rows {
+                        let mean = sum(x) / cols as f32;
+                        for (o, &v) in out.iter_mut().zip(x) {
+                            *o = v - mean;
+                        }
+                        let rstd = 1.0 / (dot(out, out) / cols as f32 + eps).sqrt();
+                        for ((o, &w), &b) in out.iter_mut().zip(w).zip(b) {
+                            *o = (*o * rstd).mul_add(w, b);
+                        }
+                        stats.copy_from_slice(&[mean, rstd]);
                     }
-                    let rstd = 1.0 / (dot(out, out) / cols as f32 + eps).sqrt();
-                    for ((o, &w), &b) in out.iter_mut().zip(w).zip(b) {
-                        *o = (*o * rstd).mul_add(w, b);
-                    }
-                    stats.copy_from_slice(&[mean, rstd]);
-                }
-            });
+                },
+            );
         });
     (out, stats)
 }
@@ -51,15 +54,18 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor
         .zip(stats.data_mut().par_chunks_mut(rows))
         .zip(x.data().par_chunks(rows * cols))
         .for_each(|((out, stats), x)| {
-            simd(|| {
-                for ((out, stat), x) in out.chunks_exact_mut(cols).zip(stats).zip(x.chunks_exact(cols)) {
-                    let rstd = 1.0 / (dot(x, x) / cols as f32 + eps).sqrt();
-                    for ((o, &v), &w) in out.iter_mut().zip(x).zip(w) {
-                        *o = v * rstd * w;
+            simd(
+                #[inline(always)]
+                || {
+                    for ((out, stat), x) in out.chunks_exact_mut(cols).zip(stats).zip(x.chunks_exact(cols)) {
+                        let rstd = 1.0 / (dot(x, x) / cols as f32 + eps).sqrt();
+                        for ((o, &v), &w) in out.iter_mut().zip(x).zip(w) {
+                            *o = v * rstd * w;
+                        }
+                        *stat = rstd;
                     }
-                    *stat = rstd;
-                }
-            });
+                },
+            );
         });
     (out, stats)
 }
@@ -84,13 +90,16 @@ impl Backward<'_> {
         let rows = rows_per_task(cols);
         let accumulate = dx.accumulate;
         dx.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, dx)| {
-            simd(|| {
-                for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
-                    let row = task * rows + i;
-                    let range = row * cols..(row + 1) * cols;
-                    self.input_row(row, &self.x.data()[range.clone()], &self.dy.data()[range], accumulate, dx);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
+                        let row = task * rows + i;
+                        let range = row * cols..(row + 1) * cols;
+                        self.input_row(row, &self.x.data()[range.clone()], &self.dy.data()[range], accumulate, dx);
+                    }
+                },
+            );
         });
     }
 
@@ -120,16 +129,19 @@ impl Backward<'_> {
             .into_par_iter()
             .map(|task| {
                 let mut sum = vec![0.0; cols];
-                simd(|| {
-                    for row in task * rows..((task + 1) * rows).min(self.x.rows()) {
-                        let (mean, rstd) = self.row_stats(row);
-                        let range = row * cols..(row + 1) * cols;
-                        let (x, dy) = (&self.x.data()[range.clone()], &self.dy.data()[range]);
-                        for ((s, &x), &dy) in sum.iter_mut().zip(x).zip(dy) {
-                            *s = (dy * rstd).mul_add(x - mean, *s);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for row in task * rows..((task + 1) * rows).min(self.x.rows()) {
+                            let (mean, rstd) = self.row_stats(row);
+                            let range = row * cols..(row + 1) * cols;
+                            let (x, dy) = (&self.x.data()[range.clone()], &self.dy.data()[range]);
+                            for ((s, &x), &dy) in sum.iter_mut().zip(x).zip(dy) {
+                                *s = (dy * rstd).mul_add(x - mean, *s);
+                            }
                         }
-                    }
-                });
+                    },
+                );
                 sum
             })
             .collect();
@@ -153,4 +165,3 @@ pub(super) fn rms_norm_grad(dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Te
     dx.into_iter().for_each(|dx| backward.input(dx));
     dw.into_iter().for_each(|dw| backward.weight(dw));
 }
-

@@ -2,14 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::math::{self, simd};
 use super::CHUNK;
+use super::math::{self, simd};
 use crate::Tensor;
 use crate::device::{Activation, AdamWStep, Lanes, Sink};
 
 pub(super) fn add_assign(a: &mut Tensor, b: &Tensor) {
     a.data_mut().par_chunks_mut(CHUNK).zip(b.data().par_chunks(CHUNK)).for_each(|(a, b)| {
-        simd(|| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
+        simd(
+            #[inline(always)]
+            || a.iter_mut().zip(b).for_each(|(a, b)| *a += b),
+        );
     });
 }
 
@@ -17,7 +20,10 @@ pub(super) fn add(a: &Tensor, b: &Tensor) -> Tensor {
     let mut out = Tensor::scratch(a.shape());
     let inputs = a.data().par_chunks(CHUNK).zip(b.data().par_chunks(CHUNK));
     out.data_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (a, b))| {
-        simd(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + b));
+        simd(
+            #[inline(always)]
+            || out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + b),
+        );
     });
     out
 }
@@ -126,10 +132,16 @@ fn forward<C: Curve>(x: &Tensor, up: Option<&Tensor>) -> Tensor {
         let range = i * CHUNK..i * CHUNK + out.len();
         let x = &x.data()[range.clone()];
         match up {
-            None => simd(|| out.iter_mut().zip(x).for_each(|(o, &x)| *o = C::value(x))),
+            None => simd(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(o, &x)| *o = C::value(x)),
+            ),
             Some(up) => {
                 let up = &up.data()[range];
-                simd(|| out.iter_mut().zip(x.iter().zip(up)).for_each(|(o, (&x, &u))| *o = C::value(x) * u));
+                simd(
+                    #[inline(always)]
+                    || out.iter_mut().zip(x.iter().zip(up)).for_each(|(o, (&x, &u))| *o = C::value(x) * u),
+                );
             }
         }
     });
@@ -141,30 +153,39 @@ fn backward<C: Curve>(dy: &Tensor, x: &Tensor, up: Option<&Tensor>, [dx, dup]: [
         each(dx, |range, out, accumulate| {
             let (x, dy) = (&x.data()[range.clone()], &dy.data()[range.clone()]);
             match up {
-                None => simd(|| {
-                    for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
-                        let value = dy * C::slope(x).1;
-                        *o = if accumulate { *o + value } else { value };
-                    }
-                }),
-                Some(up) => simd(|| {
-                    for (((o, &x), &dy), &u) in out.iter_mut().zip(x).zip(dy).zip(&up.data()[range]) {
-                        let value = dy * u * C::slope(x).1;
-                        *o = if accumulate { *o + value } else { value };
-                    }
-                }),
+                None => simd(
+                    #[inline(always)]
+                    || {
+                        for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
+                            let value = dy * C::slope(x).1;
+                            *o = if accumulate { *o + value } else { value };
+                        }
+                    },
+                ),
+                Some(up) => simd(
+                    #[inline(always)]
+                    || {
+                        for (((o, &x), &dy), &u) in out.iter_mut().zip(x).zip(dy).zip(&up.data()[range]) {
+                            let value = dy * u * C::slope(x).1;
+                            *o = if accumulate { *o + value } else { value };
+                        }
+                    },
+                ),
             }
         });
     }
     if let Some(dup) = dup {
         each(dup, |range, out, accumulate| {
             let (x, dy) = (&x.data()[range.clone()], &dy.data()[range]);
-            simd(|| {
-                for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
-                    let value = dy * C::value(x);
-                    *o = if accumulate { *o + value } else { value };
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for ((o, &x), &dy) in out.iter_mut().zip(x).zip(dy) {
+                        let value = dy * C::value(x);
+                        *o = if accumulate { *o + value } else { value };
+                    }
+                },
+            );
         });
     }
 }
@@ -181,23 +202,26 @@ pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out
     let (half, accumulate) = (head / 2, out.accumulate);
     let rows = (CHUNK / cols.max(1)).max(1);
     out.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, out)| {
-        simd(|| {
-            for (i, out) in out.chunks_exact_mut(cols).enumerate() {
-                let row = task * rows + i;
-                let at = positions[row] as usize * head;
-                let (cos, sin) = table.data()[at..at + head].split_at(half);
-                let x = &x.data()[row * cols..(row + 1) * cols];
-                for (out, x) in out.chunks_exact_mut(head).zip(x.chunks_exact(head)) {
-                    let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
-                    for j in 0..half {
-                        let s = sign * sin[j];
-                        let (ra, rb) = (a[j] * cos[j] - b[j] * s, b[j] * cos[j] + a[j] * s);
-                        out_a[j] = if accumulate { out_a[j] + ra } else { ra };
-                        out_b[j] = if accumulate { out_b[j] + rb } else { rb };
+        simd(
+            #[inline(always)]
+            || {
+                for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+                    let row = task * rows + i;
+                    let at = positions[row] as usize * head;
+                    let (cos, sin) = table.data()[at..at + head].split_at(half);
+                    let x = &x.data()[row * cols..(row + 1) * cols];
+                    for (out, x) in out.chunks_exact_mut(head).zip(x.chunks_exact(head)) {
+                        let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+                        for j in 0..half {
+                            let s = sign * sin[j];
+                            let (ra, rb) = (a[j] * cos[j] - b[j] * s, b[j] * cos[j] + a[j] * s);
+                            out_a[j] = if accumulate { out_a[j] + ra } else { ra };
+                            out_b[j] = if accumulate { out_b[j] + rb } else { rb };
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -229,21 +253,24 @@ pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, 
     let state = m.data_mut().par_chunks_mut(chunk).zip(v.data_mut().par_chunks_mut(chunk));
     let values = w.data_mut().par_chunks_mut(chunk).zip(g.data().par_chunks(chunk));
     values.zip(state).enumerate().for_each(|(i, ((w, g), (m, v)))| {
-        simd(|| match step.lanes {
-            Lanes::Whole => update(w, g, m, v, step, |_| 0),
-            Lanes::Rows => {
-                let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
-                for (r, ((w, g), (m, v))) in rows.enumerate() {
-                    update(w, g, m, v, step, |_| i * lanes_per_chunk + r);
+        simd(
+            #[inline(always)]
+            || match step.lanes {
+                Lanes::Whole => update(w, g, m, v, step, |_| 0),
+                Lanes::Rows => {
+                    let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                    for (r, ((w, g), (m, v))) in rows.enumerate() {
+                        update(w, g, m, v, step, |_| i * lanes_per_chunk + r);
+                    }
                 }
-            }
-            Lanes::Cols => {
-                let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
-                for ((w, g), (m, v)) in rows {
-                    update(w, g, m, v, step, |c| c);
+                Lanes::Cols => {
+                    let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                    for ((w, g), (m, v)) in rows {
+                        update(w, g, m, v, step, |c| c);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

@@ -1,0 +1,91 @@
+//! Times training steps and forward passes of a model with random weights; prints one line of JSON.
+#![allow(clippy::print_stdout, reason = "a command-line tool")]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+use upgrayedd::model::{Batch, Hooks, Model};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Gradients, Tape};
+use upgrayedd::{family, train};
+
+/// Times the engine on random weights.
+#[derive(Parser)]
+struct Args {
+    /// What to time
+    #[arg(value_enum)]
+    work: Work,
+    /// Model configuration, a config.json
+    #[arg(long)]
+    config: std::path::PathBuf,
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    #[arg(long, default_value_t = 256)]
+    length: usize,
+    /// Counted runs, after one that warms up
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Work {
+    /// Forward, backward, AdamW
+    Train,
+    /// Loss without gradients
+    Forward,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
+    let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
+    let spec = family::recognise(&config, &[], None)?;
+    let mut model = Model::initialised(spec, config, 1);
+    let batch = random_batch(&model, args.batch, args.length);
+    let mut grads = Gradients::for_params(&model.params);
+    let mut optim = train::new_optimizer(&model, 0.01);
+    let mut milliseconds = Vec::new();
+    let mut loss = 0.0;
+    for run in 0..=args.runs {
+        let start = Instant::now();
+        match args.work {
+            Work::Train => {
+                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 5e-5, 1.0)
+                    .map_err(anyhow::Error::msg)?;
+            }
+            Work::Forward => {
+                let mut tape = Tape::inference(model.device, &model.params);
+                let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+                loss = result.sum / result.count as f64;
+            }
+        }
+        if run > 0 {
+            milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    println!("{}", json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()? }));
+    Ok(())
+}
+
+fn random_batch(model: &Model, batch: usize, length: usize) -> Batch {
+    let mut state = 12_345u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u32 % model.spec.vocab_size as u32
+    };
+    let tokens: Vec<u32> = (0..batch * length).map(|_| next()).collect();
+    let targets = tokens.chunks(length).flat_map(|s| s[1..].iter().map(|&t| i64::from(t)).chain([IGNORE])).collect();
+    Batch { tokens: Arc::new(tokens), batch, len: length, mask: None, targets }
+}
+
+fn peak_rss_mib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}

@@ -1,0 +1,126 @@
+//! Models by Hub id, against a server of our own that speaks the Hub's protocol.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use crate::common::bench;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server was asked: paths, and the token if there was one.
+type Log = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+/// Serves the files of a folder as the repository `owner/small`.
+fn serve(folder: PathBuf) -> (String, Log) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let log = Log::default();
+    let seen = Arc::clone(&log);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (folder, seen) = (folder.clone(), Arc::clone(&seen));
+            std::thread::spawn(move || answer(stream, &folder, &seen));
+        }
+    });
+    (address, log)
+}
+
+fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+    let Some(request) = lines.next() else { return };
+    let headers: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
+    let header = |name: &str| {
+        headers.iter().find_map(|h| h.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned()))
+    };
+    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    seen.lock().unwrap().push((path.clone(), header("authorization")));
+    let reply = |stream: &mut TcpStream, status: &str, extra: &str, body: &[u8]| {
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n", body.len());
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    };
+    if path.starts_with("/api/models/owner/small") {
+        let files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| serde_json::json!({ "rfilename": e.unwrap().file_name().to_str() }))
+            .collect();
+        let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
+        return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes());
+    }
+    let file = path.strip_prefix("/owner/small/resolve/main/").map(|name| folder.join(name));
+    let Some(bytes) = file.and_then(|f| std::fs::read(f).ok()) else { return reply(&mut stream, "404 Not Found", "", b"") };
+    let (start, end) = header("range")
+        .and_then(|r| {
+            r.strip_prefix("bytes=")?.split_once('-').map(|(a, b)| (a.parse().unwrap_or(0), b.parse().unwrap_or(usize::MAX)))
+        })
+        .unwrap_or((0, usize::MAX));
+    let part = &bytes[start..end.saturating_add(1).min(bytes.len())];
+    let extra = format!(
+        "ETag: \"{}\"\r\nx-repo-commit: {COMMIT}\r\nContent-Range: bytes {start}-{}/{}\r\n",
+        bytes.len(),
+        start + part.len().max(1) - 1,
+        bytes.len()
+    );
+    reply(&mut stream, "206 Partial Content", &extra, part);
+}
+
+#[test]
+fn a_hub_id_comes_from_the_network_once_and_then_from_the_cache() {
+    let b = bench();
+    let (address, log) = serve(b.path("model"));
+    let fetch = |offline: &str, endpoint: &str| {
+        b.command(env!("CARGO_BIN_EXE_upgrayedd"))
+            .args(["inspect", "owner/small", "--json"])
+            .env("HF_ENDPOINT", endpoint)
+            .env("HF_TOKEN", "hf_secret")
+            .env("HF_HUB_OFFLINE", offline)
+            .output()
+            .unwrap()
+    };
+    // Offline and not in the cache: an error that says both.
+    let refused = fetch("1", &address);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("HF_HUB_OFFLINE"));
+    assert!(log.lock().unwrap().is_empty());
+    let first = fetch("0", &address);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert!(log.lock().unwrap().iter().all(|(_, token)| token.as_deref() == Some("Bearer hf_secret")));
+    assert!(b.path("hf/hub/models--owner--small/snapshots").is_dir(), "HF_HOME is where the cache lies");
+    // From the cache: nothing is asked, even online, and the network may be gone.
+    let asked = log.lock().unwrap().len();
+    let second = fetch("1", "http://127.0.0.1:9");
+    let third = fetch("0", &address);
+    assert!(second.status.success() && third.status.success());
+    assert_eq!(log.lock().unwrap().len(), asked);
+    assert_eq!(first.stdout, second.stdout);
+    // The tokenizer came along.
+    let text = b
+        .command(env!("CARGO_BIN_EXE_upgrayedd"))
+        .args(["generate", "--model", "owner/small", "--prompt", "Once there was a", "--max-new-tokens", "4"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&text.stdout).starts_with("Once there was a "));
+}
+
+#[test]
+fn what_the_hub_does_not_have_is_said() {
+    let b = bench();
+    std::fs::create_dir(b.path("pickled")).unwrap();
+    std::fs::copy(b.path("model/config.json"), b.path("pickled/config.json")).unwrap();
+    std::fs::write(b.path("pickled/pytorch_model.bin"), "pickle").unwrap();
+    let (address, _) = serve(b.path("pickled"));
+    let inspect = |id: &str| {
+        let output = b
+            .command(env!("CARGO_BIN_EXE_upgrayedd"))
+            .args(["inspect", id])
+            .env("HF_ENDPOINT", &address)
+            .env("HF_HUB_OFFLINE", "0")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(inspect("owner/small").contains("pytorch_model.bin"));
+    assert!(inspect("owner/missing").contains("HF_TOKEN"));
+}

@@ -1,0 +1,377 @@
+//! The jobs of the program, end to end in folders of their own.
+
+use std::fs;
+use std::path::Path;
+
+use crate::common::{Bench, bench};
+use serde_json::Value;
+
+const SHORT: [&str; 10] = [
+    "--sequence-length",
+    "64",
+    "--max-steps-per-cycle",
+    "3",
+    "--max-eval-windows",
+    "4",
+    "--num-cycles",
+    "2",
+    "--batch-size",
+    "2",
+];
+
+fn optimize<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["optimize", "--model", "model", "--data", "text.txt", "--out", out], &SHORT[..], more].concat()
+}
+
+fn active(summary: &Value) -> usize {
+    summary["after"]["heads"].as_array().unwrap().iter().map(|l| l.as_array().unwrap().len()).sum()
+}
+
+fn events(run: &Path) -> Vec<Value> {
+    fs::read_to_string(run.join("events.jsonl")).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn every_strategy_scope_unit_and_schedule_runs() {
+    let b = bench();
+    // 32 heads: 9 go and 0 come back, then 6 of 23 and 1 of 15.
+    let per_cycle = 32 - 9 - 6 + 1;
+    for (i, more) in [
+        vec!["--strategy", "magnitude"],
+        vec!["--strategy", "entropy", "--strategy-option", "attention_samples=8"],
+        vec!["--strategy", "random", "--scope", "global"],
+        vec!["--strategy", "random", "--unit", "kv_group"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let out = format!("run{i}");
+        let summary = b.json(&optimize(&out, more));
+        assert_eq!(active(&summary), per_cycle, "{more:?}");
+        assert!(summary["after"]["cost"]["parameters"].as_u64() < summary["before"]["cost"]["parameters"].as_u64());
+        assert!(summary["after"]["evaluation"]["loss"].as_f64().unwrap().is_finite());
+        // What was reported is what is stored.
+        let stored = b.json(&["inspect", &out]);
+        assert_eq!(stored["active_heads"], summary["after"]["heads"]);
+        assert_eq!(stored["parameters"], summary["after"]["cost"]["parameters"]);
+    }
+    let target = ["--schedule", "target", "--pruning-ratio", "0.5", "--growth-ratio", "0.2"];
+    assert_eq!(active(&b.json(&optimize("target", &target))), 16);
+}
+
+#[test]
+fn the_result_is_measured_as_it_is_stored() {
+    let b = bench();
+    let summary = b.json(&optimize("run", &["--eval-data", "text.txt"]));
+    let again = b.json(&[
+        "evaluate",
+        "--model",
+        "run",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--max-eval-windows",
+        "4",
+        "--batch-size",
+        "2",
+    ]);
+    assert_eq!(again["loss"], summary["after"]["evaluation"]["loss"]);
+    let kinds: Vec<String> = events(&b.path("run")).iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect();
+    let cycle = ["scored", "pruned", "evaluated", "grown", "step", "step", "step", "evaluated", "accepted"];
+    let want = [&["run_started", "evaluated"][..], &cycle, &cycle, &["evaluated", "run_finished"]].concat();
+    assert_eq!(kinds, want);
+}
+
+#[test]
+fn the_same_bits_in_two_runs_and_at_one_thread_and_two() {
+    let b = bench();
+    for (out, threads) in [("one", "1"), ("two", "2"), ("again", "2")] {
+        b.ok(&optimize(out, &["--threads", threads, "--strategy", "entropy"]));
+    }
+    for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl", "checkpoints/cycle-0002/optimizer.safetensors"]
+    {
+        let read = |run: &str| fs::read(b.path(run).join(file)).unwrap();
+        assert!(read("one") == read("two") && read("two") == read("again"), "{file}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() { copy(&path, &target) } else { fs::copy(&path, &target).map(|_| ()).unwrap() }
+    }
+}
+
+#[test]
+fn an_interrupted_run_is_continued_to_the_same_bits() {
+    let b = bench();
+    let steps = ["--max-steps-per-cycle", "40", "--num-cycles", "3"];
+    let arguments: Vec<&str> = [
+        "optimize",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--max-eval-windows",
+        "4",
+        "--batch-size",
+        "2",
+    ]
+    .to_vec();
+    let full = |out: &'static str| [&arguments[..], &steps, &["--out", out]].concat();
+    b.ok(&full("whole"));
+    // Ctrl-C as soon as the first cycle is saved.
+    let mut child = b
+        .command(env!("CARGO_BIN_EXE_upgrayedd"))
+        .args(full("cut"))
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !b.path("cut/checkpoints/cycle-0001").is_dir() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its first checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!b.path("cut/model").exists());
+    b.refused(1, &["upgrayedd resume"], &["inspect", "cut"]);
+    // A copy is continued as well, at another number of threads.
+    copy(&b.path("cut"), &b.path("copy"));
+    b.ok(&["resume", "cut"]);
+    b.ok(&["resume", "copy", "--threads", "1"]);
+    for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl"] {
+        let read = |run: &str| fs::read(b.path(run).join(file)).unwrap();
+        assert!(read("whole") == read("cut") && read("cut") == read("copy"), "{file}");
+    }
+    b.refused(1, &["complete already"], &["resume", "cut"]);
+}
+
+#[test]
+fn a_run_continues_only_with_the_data_it_was_started_with() {
+    let b = bench();
+    b.ok(&optimize("run", &[]));
+    fs::remove_dir_all(b.path("run/model")).unwrap();
+    let mut text = fs::read_to_string(b.path("text.txt")).unwrap();
+    text.push_str("\nMia was a kind girl.");
+    fs::write(b.path("text.txt"), text).unwrap();
+    let output = b.run(&["resume", "run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("data files have changed"));
+}
+
+#[test]
+fn an_optimised_model_can_be_optimised_further() {
+    let b = bench();
+    b.ok(&optimize("first", &["--growth-ratio", "0"]));
+    // From the run folder its archive comes along, so that heads lost in the first run can grow back.
+    let more = ["--model", "first", "--pruning-ratio", "0", "--growth-ratio", "0.5", "--num-cycles", "1"];
+    let arguments: Vec<&str> =
+        ["optimize", "--data", "text.txt", "--sequence-length", "64", "--max-steps-per-cycle", "2", "--out", "second"]
+            .into_iter()
+            .chain(more)
+            .collect();
+    let summary = b.json(&arguments);
+    // 32 − 9 − 6 = 17 left, 15 gone, 7 of them back.
+    assert_eq!(active(&summary), 17 + 7);
+    let notice = events(&b.path("second"))
+        .into_iter()
+        .any(|e| e["event"] == "notice" && e["message"].as_str().unwrap().contains("nothing to prune"));
+    assert!(notice, "a ratio that prunes nothing is said");
+}
+
+#[test]
+fn a_cycle_that_loses_too_much_is_rolled_back_exactly() {
+    let b = bench();
+    let more = ["--pruning-ratio", "0.8", "--max-loss-increase", "0.01", "--learning-rate", "1e-9", "--dtype", "float32"];
+    let summary = b.json(&optimize("run", &more));
+    assert_eq!(active(&summary), 32);
+    assert_eq!(summary["after"]["evaluation"]["loss"], summary["before"]["evaluation"]["loss"]);
+    assert!(summary["cycles"].as_array().unwrap().iter().all(|c| c["accepted"] == false));
+}
+
+#[test]
+fn options_come_from_a_file_and_the_command_line_wins() {
+    let b = bench();
+    fs::write(b.path("o.toml"), "model = \"model\"\ndata = [\"text.txt\"]\nstrategy = \"random\"\nseed = 5\nsequence_length = 64\nmax_steps_per_cycle = 1\nnum_cycles = 1\n").unwrap();
+    b.ok(&["optimize", "--config", "o.toml", "--seed", "6", "--out", "run"]);
+    let record: toml::Table = fs::read_to_string(b.path("run/run.toml")).unwrap().parse().unwrap();
+    assert_eq!(record["config"]["seed"].as_integer(), Some(6));
+    assert_eq!(record["config"]["strategy"].as_str(), Some("random"));
+    fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
+    b.refused(2, &["bad.toml", "prunning_ratio"], &["optimize", "--config", "bad.toml"]);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let b = bench();
+    let arguments = optimize("run", &["--dry-run", "--strategy", "magnitude"]);
+    let plan = b.json(&arguments);
+    let count: usize = plan["prune"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
+    assert_eq!(count, 9);
+    assert!(plan["prune"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
+    assert!(!b.path("run").exists());
+}
+
+#[test]
+fn scoring_evaluating_inspecting_and_generating() {
+    let b = bench();
+    for score in ["entropy", "magnitude", "random"] {
+        let scores = b.json(&["score", "--model", "model", "--data", "text.txt", "--score", score, "--sequence-length", "64"]);
+        let layer = &scores["layers"]["model.layers.3.self_attn"];
+        assert_eq!(layer["scores"].as_array().unwrap().len(), 8);
+        if score == "entropy" {
+            assert!(layer["scores"].as_array().unwrap().iter().all(|s| (0.0..=1.0).contains(&s.as_f64().unwrap())));
+        }
+    }
+    let e = b.json(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64"]);
+    assert!((e["loss"].as_f64().unwrap().exp() - e["perplexity"].as_f64().unwrap()).abs() < 1e-9);
+    assert_eq!(e["protocol"], "chunks");
+    let i = b.json(&["inspect", "model"]);
+    assert_eq!(
+        (i["layers"].as_u64(), i["heads"][0].as_u64(), i["kv_cache_bytes_per_token"].as_u64()),
+        (Some(4), Some(8), Some(2 * 4 * 128 * 2))
+    );
+    let text = b.ok(&["generate", "--model", "model", "--prompt", "Once there was a", "--max-new-tokens", "20"]);
+    assert!(text.starts_with("Once there was a ") && text.len() > 40, "{text}");
+    let human = b.ok(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64"]);
+    assert!(human.contains("perplexity"));
+}
+
+#[test]
+fn documents_of_every_kind_give_the_same_sequences() {
+    let b = bench();
+    let stories: Vec<String> = upgrayedd::builtin::stories(5, 12).collect();
+    fs::write(b.path("a.txt"), stories.join("\n")).unwrap();
+    let lines: Vec<String> = stories.iter().map(|s| serde_json::json!({ "text": s, "id": 1 }).to_string()).collect();
+    fs::write(b.path("a.jsonl"), lines.join("\n")).unwrap();
+    write_parquet(&b.path("a.parquet"), &stories);
+    let evaluate = |file: &str| {
+        b.json(&["evaluate", "--model", "model", "--data", file, "--documents", "separate", "--sequence-length", "128"])
+    };
+    let (txt, jsonl, parquet) = (evaluate("a.txt"), evaluate("a.jsonl"), evaluate("a.parquet"));
+    assert_eq!(txt["loss"], jsonl["loss"]);
+    assert_eq!(txt["loss"], parquet["loss"]);
+    assert!(txt["sequences"].as_u64().unwrap() >= 12);
+    // Cached tokens give the same again; several files add up.
+    assert_eq!(evaluate("a.jsonl")["loss"], jsonl["loss"]);
+    let both = b.json(&[
+        "evaluate",
+        "--model",
+        "model",
+        "--data",
+        "a.txt",
+        "--data",
+        "a.jsonl",
+        "--documents",
+        "separate",
+        "--sequence-length",
+        "128",
+    ]);
+    assert_eq!(both["sequences"].as_u64(), txt["sequences"].as_u64().map(|n| 2 * n));
+}
+
+fn write_parquet(path: &Path, texts: &[String]) {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::writer::SerializedFileWriter;
+    let schema = parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
+    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema.into(), Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let values: Vec<ByteArray> = texts.iter().map(|t| t.as_str().into()).collect();
+    column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+/// Puts a word-level tokenizer for `words` beside a golden model.
+fn with_tokenizer(b: &Bench, golden: &str, words: &[&str]) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(golden);
+    let dir = b.path(golden);
+    fs::create_dir(&dir).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(source.join(name), dir.join(name)).unwrap();
+    }
+    let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().chain(words).copied().collect::<Vec<_>>().join("\n");
+    fs::write(dir.join("vocab.txt"), vocab).unwrap();
+    golden.to_owned()
+}
+
+#[test]
+fn a_classifier_learns_its_labels() {
+    let b = bench();
+    let model = with_tokenizer(&b, "bert_classifier", &["good", "bad", "odd", "the", "film", "was"]);
+    let rows: Vec<String> = (0..120)
+        .map(|i| {
+            let (word, label) = [("good", 1), ("bad", 0), ("odd", 2)][i * 7 % 3];
+            format!("the film was {word}{}\t{label}", ["", " the film"][i % 2])
+        })
+        .collect();
+    fs::write(b.path("train.tsv"), format!("sentence\tlabel\n{}\n", rows.join("\n"))).unwrap();
+    let out = [
+        "optimize",
+        "--model",
+        &model,
+        "--data",
+        "train.tsv",
+        "--sequence-length",
+        "16",
+        "--learning-rate",
+        "3e-3",
+        "--num-cycles",
+        "2",
+        "--out",
+        "run",
+    ];
+    let summary = b.json(&[&out[..], &["--epochs-per-cycle", "3"]].concat());
+    assert_eq!(summary["after"]["evaluation"]["protocol"], "labels");
+    assert!(summary["after"]["evaluation"]["accuracy"].as_f64() >= summary["before"]["evaluation"]["accuracy"].as_f64());
+    assert!(summary["after"]["evaluation"]["accuracy"].as_f64().unwrap() > 0.9, "{summary}");
+    fs::write(b.path("bad.tsv"), "text\tlabel\nthe film\t7\n").unwrap();
+    b.refused(
+        1,
+        &["none of the model's classes", "0 to 2"],
+        &["evaluate", "--model", &model, "--data", "bad.tsv", "--sequence-length", "16"],
+    );
+}
+
+#[test]
+fn a_masked_language_model_learns_and_an_encoder_is_refused() {
+    let b = bench();
+    let words = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let model = with_tokenizer(&b, "bert_mlm", &words);
+    let text: Vec<String> = (0..80).map(|i| (0..10).map(|j| words[(i + j) % 8]).collect::<Vec<_>>().join(" ")).collect();
+    fs::write(b.path("abc.txt"), text.join("\n")).unwrap();
+    let arguments = |model: &'static str, out: &'static str| {
+        vec![
+            "optimize",
+            "--model",
+            model,
+            "--data",
+            "abc.txt",
+            "--documents",
+            "separate",
+            "--sequence-length",
+            "16",
+            "--learning-rate",
+            "3e-3",
+            "--num-cycles",
+            "2",
+            "--epochs-per-cycle",
+            "4",
+            "--out",
+            out,
+        ]
+    };
+    let summary = b.json(&arguments("bert_mlm", "run"));
+    assert_eq!((model.as_str(), &summary["after"]["evaluation"]["protocol"]), ("bert_mlm", &"masked".into()));
+    assert!(summary["after"]["evaluation"]["loss"].as_f64() < summary["before"]["evaluation"]["loss"].as_f64());
+    with_tokenizer(&b, "bert_encoder", &words);
+    b.refused(2, &["plain encoder", "masked-LM"], &arguments("bert_encoder", "other"));
+}

@@ -1,0 +1,7 @@
+//! The program from outside, each case in a folder of its own.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+mod hub;
+mod jobs;
+mod refusals;

@@ -1,0 +1,313 @@
+//! What must hold of every model: compact ≡ masked, prune then restore ≡ identity, save then load ≡ identity,
+//! every trainable weight learns, growth starts unchanged, the same bits with one thread and with two.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use upgrayedd::export::{Format, export};
+use upgrayedd::heads::{HeadId, HeadSelection};
+use upgrayedd::model::{Batch, DType, GenerateOptions, Hooks, LoadOptions, Model, Objective};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::surgery::Archive;
+use upgrayedd::{surgery, train};
+
+const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
+
+fn load(name: &str) -> Model {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    Model::load(&dir, &LoadOptions::default()).unwrap()
+}
+
+fn batch(model: &Model, rows: usize, len: usize) -> Batch {
+    let tokens: Vec<u32> = (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec.vocab_size as u32).collect();
+    let targets = match model.spec.objective {
+        Objective::Classifier { .. } => (0..rows as i64).map(|i| i % 2).collect(),
+        _ => (0..rows * len).map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) }).collect(),
+    };
+    Batch { tokens: Arc::new(tokens), batch: rows, len, mask: None, targets }
+}
+
+/// Some heads of each layer, never all, from the bits of `choice`.
+fn selection(model: &Model, choice: u64) -> HeadSelection {
+    let heads = |layer: usize| {
+        let count = model.heads.layers()[layer].active().len();
+        let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
+        chosen.into_iter().take(count - 1).collect()
+    };
+    (0..model.spec.num_layers).map(|layer| (layer, heads(layer))).collect()
+}
+
+fn weights(model: &Model) -> Vec<Tensor> {
+    model.params.ids().map(|id| model.params.get(id).clone()).collect()
+}
+
+fn all_slots(model: &Model) -> Vec<Vec<usize>> {
+    model.heads.layers().iter().map(|l| l.active().to_vec()).collect()
+}
+
+/// Logits of the dense model with gates that silence the chosen heads.
+fn masked_logits(model: &Model, pruned: &HeadSelection, batch: &Batch) -> Tensor {
+    let tape = Tape::inference(model.device, &model.params);
+    let gate = |layer: usize| {
+        let gone = pruned.get(&layer).cloned().unwrap_or_default();
+        let values: Vec<f32> =
+            model.heads.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
+        tape.constant(Tensor::from_vec(&[values.len()], values))
+    };
+    let gates: Vec<_> = (0..model.spec.num_layers).map(gate).collect();
+    model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn compact_equals_masked_and_restore_is_identity(name in proptest::sample::select(&MODELS[..]), choice: u64) {
+        let mut model = load(name);
+        let batch = batch(&model, 2, 11);
+        let (before, full) = (weights(&model), model.num_parameters());
+        let pruned = selection(&model, choice);
+        let count: usize = pruned.values().map(Vec::len).sum();
+        let want = masked_logits(&model, &pruned, &batch);
+        let mut optim = train::new_optimizer(&model, 0.0);
+        surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
+        prop_assert_eq!(model.heads.num_pruned(), count);
+        prop_assert!(count == 0 || model.num_parameters() < full);
+        let got = model.logits(&batch, &mut Hooks::default());
+        for (g, w) in got.data().iter().zip(want.data()) {
+            prop_assert!((g - w).abs() < 1e-4, "{} against {}", g, w);
+        }
+        for (id, state) in model.params.ids().zip(&optim.states) {
+            let lanes = model.spec.lanes_of(model.params.name(id));
+            let fits = upgrayedd::nn::optim::ParamState::new(model.params.get(id), lanes, true);
+            prop_assert_eq!(state.steps.len(), fits.steps.len());
+        }
+        // Back in two portions, in another order than they left.
+        let mut halves = [HeadSelection::new(), HeadSelection::new()];
+        for (&layer, heads) in &pruned {
+            for (i, &head) in heads.iter().enumerate().rev() {
+                halves[i % 2].entry(layer).or_default().push(head);
+            }
+        }
+        for half in &halves {
+            surgery::restore(&mut model, Some(&mut optim), half, 1.0).unwrap();
+        }
+        prop_assert!(weights(&model) == before, "a weight changed");
+        prop_assert_eq!(model.heads.num_pruned(), 0);
+        prop_assert_eq!(model.archive.heads().count(), 0);
+    }
+
+    #[test]
+    fn save_then_load_is_identity(name in proptest::sample::select(&MODELS[..]), choice: u64) {
+        let mut model = load(name);
+        let pruned = selection(&model, choice);
+        surgery::remove(&mut model, None, &pruned, 3, None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("model");
+        export(&model, Format::Hf, DType::F32, &out).unwrap();
+        let again = Model::load(&out, &LoadOptions::default()).unwrap();
+        prop_assert_eq!(&again.heads, &model.heads);
+        prop_assert!(weights(&again) == weights(&model));
+        let file = dir.path().join("archive.safetensors");
+        model.archive.save(&file).unwrap();
+        prop_assert!(Archive::load(&file, &again).unwrap() == model.archive);
+        // Dense: the original shape, the same logits.
+        let dense = dir.path().join("dense");
+        export(&model, Format::HfDense, DType::F32, &dense).unwrap();
+        let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
+        prop_assert_eq!(dense.heads.num_pruned(), 0);
+        let batch = batch(&model, 2, 7);
+        let (a, b) = (model.logits(&batch, &mut Hooks::default()), dense.logits(&batch, &mut Hooks::default()));
+        for (a, b) in a.data().iter().zip(b.data()) {
+            prop_assert!((a - b).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn optimiser_history_follows_its_head() {
+    for name in MODELS {
+        let mut model = load(name);
+        let batch = batch(&model, 2, 9);
+        let mut optim = train::new_optimizer(&model, 0.0);
+        let mut grads = Gradients::for_params(&model.params);
+        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 1e-3, 1.0).unwrap();
+        let before = optim.clone();
+        let pruned = selection(&model, 0b10_0101_0110);
+        surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
+        surgery::restore(&mut model, Some(&mut optim), &pruned, 5.0).unwrap();
+        for id in model.params.ids() {
+            let (old, new) = (&before.states[id.index()], &optim.states[id.index()]);
+            let (m_old, m_new) = (old.m.as_ref().unwrap(), new.m.as_ref().unwrap());
+            assert_eq!(m_old.shape(), m_new.shape());
+            for (lane, (&steps, &scale)) in new.steps.iter().zip(&new.lr_scale).enumerate() {
+                let values = |t: &Tensor| match new.lanes {
+                    upgrayedd::nn::optim::Lanes::Whole => t.clone(),
+                    upgrayedd::nn::optim::Lanes::Rows => t.take_rows(&[lane]),
+                    upgrayedd::nn::optim::Lanes::Cols => t.take_cols(&[lane]),
+                };
+                if steps == 1 {
+                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", model.params.name(id));
+                } else {
+                    assert!(steps == 0 && scale == 5.0 && values(m_new).data().iter().all(|m| *m == 0.0));
+                }
+            }
+        }
+        // And it goes on learning.
+        let mut grads = Gradients::for_params(&model.params);
+        train::train_step(&mut model, &mut optim, &mut grads, &[batch], 1e-3, 1.0).unwrap();
+    }
+}
+
+#[test]
+fn every_trainable_weight_gets_a_gradient() {
+    for name in MODELS {
+        let mut model = load(name);
+        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1])]), 1, None).unwrap();
+        // Every token and every position once, so that embeddings are reached as well.
+        let len = model.spec.max_positions;
+        let batch = batch(&model, 3, len);
+        let mut grads = Gradients::for_params(&model.params);
+        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+        tape.backward(loss.seeds);
+        for id in model.params.ids() {
+            let gradient = grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params.name(id)));
+            assert!(gradient.data().iter().any(|g| *g != 0.0), "{name}: {} is zero", model.params.name(id));
+        }
+    }
+}
+
+#[test]
+fn frozen_weights_get_none_and_gate_gradients_still_flow() {
+    let mut model = load("llama_gqa");
+    model.params.set_trainable(false);
+    let batch = batch(&model, 3, 9);
+    let loss_at = |layer: usize, head: usize, delta: f32| {
+        let tape = Tape::inference(model.device, &model.params);
+        let gates: Vec<_> = (0..2)
+            .map(|l| {
+                let mut values = vec![1.0; 6];
+                if l == layer {
+                    values[head] += delta;
+                }
+                tape.constant(Tensor::from_vec(&[6], values))
+            })
+            .collect();
+        let mut tape = Tape::inference(model.device, &model.params);
+        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).sum
+    };
+    let mut grads = Gradients::for_params(&model.params);
+    let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+    let gates: Vec<_> = (0..2).map(|_| tape.leaf(Tensor::full(&[3, 6], 1.0))).collect();
+    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
+    let leaves = tape.backward(loss.seeds);
+    assert!(model.params.ids().all(|id| grads.get(id).is_none()));
+    for (layer, gate) in gates.iter().enumerate() {
+        let per_sample = leaves.get(gate).unwrap();
+        for head in 0..6 {
+            let analytic: f32 = (0..3).map(|b| per_sample.data()[b * 6 + head]).sum();
+            let numeric = (loss_at(layer, head, 1e-2) - loss_at(layer, head, -1e-2)) / 2e-2;
+            assert!((f64::from(analytic) - numeric).abs() < 2e-2, "layer {layer} head {head}: {analytic} against {numeric}");
+        }
+    }
+}
+
+#[test]
+fn a_regrown_head_at_gate_zero_changes_nothing() {
+    for name in MODELS {
+        let mut model = load(name);
+        let batch = batch(&model, 2, 8);
+        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![0, 1]), (1, vec![2])]), 1, None).unwrap();
+        let before = model.logits(&batch, &mut Hooks::default());
+        surgery::restore(&mut model, None, &HeadSelection::from([(0, vec![1]), (1, vec![2])]), 5.0).unwrap();
+        for (layer, back) in [(0, 1), (1, 2)] {
+            let gates: Vec<f32> =
+                model.heads.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
+            model.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
+        }
+        let gated = model.logits(&batch, &mut Hooks::default());
+        let difference = before.data().iter().zip(gated.data()).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
+        assert!(difference < 1e-5, "{name}: {difference}");
+        (0..2).for_each(|layer| surgery::fold_gates(&mut model, layer));
+        let folded = model.logits(&batch, &mut Hooks::default());
+        assert!(gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5), "{name}: folded gates differ");
+    }
+}
+
+#[test]
+fn the_archive_remembers_when_and_why() {
+    let mut model = load("gpt2");
+    let scores = upgrayedd::heads::HeadScores { layers: vec![vec![4.0, 3.0, 2.0, 1.0]; 2] };
+    surgery::remove(&mut model, None, &HeadSelection::from([(1, vec![2])]), 7, Some(&scores)).unwrap();
+    let departure = model.archive.departure(HeadId { layer: 1, head: 2 }).unwrap();
+    assert_eq!((departure.cycle, departure.score), (7, Some(2.0)));
+    let error = surgery::restore(&mut model, None, &HeadSelection::from([(1, vec![0])]), 1.0).unwrap_err();
+    assert!(error.to_string().contains("not in the archive"), "{error}");
+    assert_eq!(all_slots(&model)[1], [0, 1, 3]);
+}
+
+#[test]
+fn training_gives_the_same_bits_with_one_thread_and_with_two() {
+    for name in MODELS {
+        let run = |threads| {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+                let mut model = load(name);
+                let batch = batch(&model, 4, 30);
+                let mut optim = train::new_optimizer(&model, 0.01);
+                let mut grads = Gradients::for_params(&model.params);
+                for _ in 0..3 {
+                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 1e-2, 1.0).unwrap();
+                }
+                weights(&model)
+            })
+        };
+        let (one, two, again) = (run(1), run(2), run(2));
+        assert!(one == two && two == again, "{name}");
+    }
+}
+
+#[test]
+fn generation_with_the_cache_equals_generation_without() {
+    for name in ["llama_mha", "llama_gqa", "llama3_rope", "gpt2"] {
+        let mut model = load(name);
+        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![0]), (1, vec![1, 2])]), 1, None).unwrap();
+        let options = GenerateOptions { max_new_tokens: 12, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: vec![] };
+        let prompt = [3u32, 17, 8];
+        let fast = model.generate(&prompt, &options, |_| true).unwrap().tokens;
+        let mut text = prompt.to_vec();
+        for _ in 0..12 {
+            let batch = Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), mask: None, targets: vec![] };
+            let logits = model.last_logits(&batch, &mut Hooks::default());
+            let best = (0..logits.len()).max_by(|&a, &b| logits.data()[a].total_cmp(&logits.data()[b])).unwrap();
+            text.push(best as u32);
+        }
+        assert_eq!(fast, text[3..], "{name}");
+        let sampled = |seed| {
+            model
+                .generate(&prompt, &GenerateOptions { temperature: 1.0, top_p: 0.9, seed, ..options.clone() }, |_| true)
+                .unwrap()
+                .tokens
+        };
+        assert_eq!(sampled(1), sampled(1));
+        assert!((2..6).any(|seed| sampled(seed) != sampled(1)));
+    }
+}
+
+#[test]
+fn half_precision_files_are_read_and_written() {
+    let model = load("llama_mha");
+    for dtype in [DType::F16, DType::BF16] {
+        let dir = tempfile::tempdir().unwrap();
+        let out: PathBuf = dir.path().join("half");
+        export(&model, Format::Hf, dtype, &out).unwrap();
+        let half = Model::load(&out, &LoadOptions::default()).unwrap();
+        assert_eq!(half.dtype, dtype);
+        for (a, b) in weights(&model).iter().zip(weights(&half)) {
+            assert!(a.data().iter().zip(b.data()).all(|(a, b)| dtype.round(*a) == *b));
+        }
+    }
+}

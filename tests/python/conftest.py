@@ -1,0 +1,55 @@
+"""What the tests share: the program, its examples, and real models where they are at hand."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("UPGRAYEDD_BUILD", ROOT / "target/debug"))
+
+
+class Program:
+    """Runs the program and its examples."""
+
+    def run(self, *args):
+        result = subprocess.run([BUILD / "upgrayedd", *map(str, args)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def json(self, *args):
+        return json.loads(self.run(*args, "--json"))
+
+    def example(self, name, *args):
+        subprocess.run([BUILD / "examples" / name, *map(str, args)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def program():
+    return Program()
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The folder of real models (`UPGRAYEDD_MODELS`), for checks that run only where they are."""
+
+    def find(name):
+        for folder in (os.environ.get("UPGRAYEDD_MODELS"), ROOT.parent / "shared/models"):
+            if folder and (pathlib.Path(folder) / name / "config.json").is_file():
+                return pathlib.Path(folder) / name
+        pytest.skip(f"{name} is not there: set UPGRAYEDD_MODELS to the folder that holds it")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def text():
+    def find(name):
+        path = ROOT.parent / "shared/data" / name
+        if not path.is_file():
+            pytest.skip(f"{name} is not there")
+        return path
+
+    return find

@@ -1,0 +1,139 @@
+"""What Upgrayedd writes, loaded in stock transformers: the same logits, the same text, really smaller."""
+
+import json
+import pathlib
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
+LOADERS = {
+    "llama": AutoModelForCausalLM,
+    "gpt2": AutoModelForCausalLM,
+    "bert_mlm": AutoModelForMaskedLM,
+    "bert_classifier": AutoModelForSequenceClassification,
+    "bert_encoder": AutoModel,
+}
+
+
+def loader(name):
+    return next(auto for prefix, auto in LOADERS.items() if name.startswith(prefix))
+
+
+def load(folder, auto=AutoModelForCausalLM):
+    return auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+def logits(model, ids, mask=None):
+    with torch.no_grad():
+        result = model(input_ids=ids, attention_mask=mask)
+    return result.logits if hasattr(result, "logits") else result.last_hidden_state
+
+
+def assert_close(got, want, tolerance=1e-4):
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= tolerance * want.abs().max()
+
+
+def padded_equal(got, want, mask):
+    if got.dim() == 3:
+        got, want = got[mask.bool()], want[mask.bool()]
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.iterdir() if p.is_dir()))
+def test_pruned_exports_load_in_stock_transformers(name, program, tmp_path):
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    with safe_open(GOLDEN / name / "golden.safetensors", "pt") as f:
+        pruned = json.loads(f.metadata()["pruned"])
+    program.example("prune", GOLDEN / name, json.dumps(pruned), tmp_path / "out")
+    ids, mask = golden["input_ids"].long(), golden["attention_mask"].long()
+    model = load(tmp_path / "out", loader(name))
+    padded_equal(logits(model, ids, mask), golden["logits"], mask)
+    if pruned:
+        dense = load(GOLDEN / name, loader(name))
+        assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in dense.parameters())
+        # It learns, and what it saves loads again.
+        model.train()(input_ids=ids, attention_mask=mask, labels=golden["labels"].long()).loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        model.eval().save_pretrained(tmp_path / "again")
+        padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask), golden["logits"], mask)
+
+
+def test_dense_export_needs_no_remote_code(program, tmp_path):
+    program.example("prune", GOLDEN / "gpt2", '{"0": [0, 2], "1": [3]}', tmp_path / "small")
+    program.run("export", "--model", tmp_path / "small", "--format", "hf-dense", "--out", tmp_path / "dense")
+    ids = torch.arange(5, 15)[None]
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    assert_close(logits(dense, ids), logits(load(tmp_path / "small"), ids))
+
+
+def windows(tokens, length, count):
+    return [tokens[i * length : (i + 1) * length] for i in range(count)]
+
+
+def perplexity_by_transformers(model, tokenizer, path, length, count):
+    tokens = torch.tensor(tokenizer.encode(path.read_text()).ids)
+    total, targets = 0.0, 0
+    for window in windows(tokens, length, count):
+        with torch.no_grad():
+            loss = model(input_ids=window[None], labels=window[None]).loss
+        total += loss.item() * (length - 1)
+        targets += length - 1
+    return torch.tensor(total / targets).exp().item()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "length"),
+    [("stories260K", "tinystories/stories.txt", 256), ("SmolLM2-135M-Instruct", "wikitext-2/valid.txt", 512)],
+)
+def test_perplexity_of_real_models(name, data, length, program, real, text):
+    from tokenizers import Tokenizer
+
+    folder, path = real(name), text(data)
+    count = 12
+    ours = program.json("evaluate", "--model", folder, "--data", path, "--sequence-length", length, "--max-eval-windows", count)
+    theirs = perplexity_by_transformers(load(folder), Tokenizer.from_file(str(folder / "tokenizer.json")), path, length, count)
+    assert ours["tokens"] == count * (length - 1)
+    assert abs(ours["perplexity"] / theirs - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "name", ["stories260K", "glassllm-en", "SmolLM2-135M-Instruct", "IgLM", "IgLM-S", "rxnfp-bert-mlm", "all-MiniLM-L6-v2"]
+)
+def test_logits_of_real_models(name, program, real, tmp_path):
+    folder = real(name)
+    config = json.loads((folder / "config.json").read_text())
+    ids = [(7 * i + 3) % min(config["vocab_size"], 1000) for i in range(40)]
+    # rxnfp's config names no model_type, which transformers cannot do without.
+    if "model_type" not in config:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/model.safetensors").symlink_to(folder / "model.safetensors")
+        (tmp_path / "model/config.json").write_text(
+            json.dumps(config | {"model_type": "bert", "architectures": ["BertForMaskedLM"]})
+        )
+        theirs = load(tmp_path / "model", AutoModelForMaskedLM)
+    elif name == "all-MiniLM-L6-v2":
+        pytest.skip("an encoder has no logits; the golden encoder compares hidden states")
+    else:
+        theirs = load(folder)
+    program.example("logits", folder, json.dumps(ids), tmp_path / "logits.safetensors")
+    assert_close(load_file(tmp_path / "logits.safetensors")["logits"], logits(theirs, torch.tensor([ids]))[0])
+
+
+def test_an_optimised_model_is_smaller_and_says_the_same(program, tmp_path):
+    summary = program.json("optimize", "--max-steps-per-cycle", 4, "--num-cycles", 2, "--out", tmp_path / "run")
+    folder = tmp_path / "run/model"
+    model = load(folder)
+    before, after = summary["before"]["cost"], summary["after"]["cost"]
+    assert sum(p.numel() for p in model.parameters()) == after["parameters"] < before["parameters"]
+    ours = program.json("generate", "--model", tmp_path / "run", "--prompt", "Once there was a", "--max-new-tokens", 40)
+    prompt = torch.tensor([ours["prompt_tokens"]])
+    theirs = model.generate(prompt, max_new_tokens=40, do_sample=False, eos_token_id=2, pad_token_id=2)
+    assert theirs[0, prompt.shape[1] :].tolist() == ours["tokens"]
+    ids = theirs[0].tolist()
+    program.example("logits", folder, json.dumps(ids), tmp_path / "logits.safetensors")
+    assert_close(load_file(tmp_path / "logits.safetensors")["logits"], logits(model, torch.tensor([ids]))[0])
