@@ -292,6 +292,9 @@ impl Model {
 
     /// Loads a Hugging Face folder.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        if let Some(name) = &options.family {
+            family::Family::named(name)?;
+        }
         let config = read_config(dir)?;
         let folder = TensorFolder::open(dir)?;
         let names: Vec<String> = folder.index.keys().cloned().collect();
