@@ -311,3 +311,24 @@ fn half_precision_files_are_read_and_written() {
         }
     }
 }
+
+#[test]
+fn accumulated_gradients_equal_those_of_one_large_batch() {
+    let step = |parts: &[Batch]| {
+        let mut model = load("llama_gqa");
+        let mut optim = train::new_optimizer(&model, 0.0);
+        let mut grads = Gradients::for_params(&model.params);
+        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, 1e-3, 1.0).unwrap();
+        (loss, tokens, norm)
+    };
+    let whole = batch(&load("llama_gqa"), 4, 10);
+    let part = |rows: std::ops::Range<usize>| Batch {
+        tokens: Arc::new(whole.tokens[rows.start * 10..rows.end * 10].to_vec()),
+        batch: rows.len(),
+        targets: whole.targets[rows.start * 10..rows.end * 10].to_vec(),
+        ..whole.clone()
+    };
+    let (one, three) = (step(std::slice::from_ref(&whole)), step(&[part(0..1), part(1..3), part(3..4)]));
+    assert_eq!(one.1, three.1);
+    assert!((one.0 - three.0).abs() < 1e-6 && (one.2 / three.2 - 1.0).abs() < 1e-5, "{one:?} against {three:?}");
+}

@@ -62,13 +62,14 @@ fn every_strategy_scope_unit_and_schedule_runs() {
 #[test]
 fn the_result_is_measured_as_it_is_stored() {
     let b = bench();
-    let summary = b.json(&optimize("run", &["--eval-data", "text.txt"]));
+    fs::write(b.path("other.txt"), upgrayedd::builtin::stories(78, 20).collect::<Vec<_>>().join("\n")).unwrap();
+    let summary = b.json(&optimize("run", &["--eval-data", "other.txt"]));
     let again = b.json(&[
         "evaluate",
         "--model",
         "run",
         "--data",
-        "text.txt",
+        "other.txt",
         "--sequence-length",
         "64",
         "--max-eval-windows",

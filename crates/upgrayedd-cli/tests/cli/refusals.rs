@@ -28,6 +28,7 @@ fn data_that_cannot_be_used() {
     b.refused(1, &["bad.jsonl", "line 2", "JSON"], &optimize("model", "bad.jsonl", &[]));
     b.refused(1, &["other.jsonl", "body", "--text-field"], &optimize("model", "other.jsonl", &[]));
     b.refused(1, &["fake.parquet", "Parquet"], &optimize("model", "fake.parquet", &[]));
+    b.refused(2, &["--eval-data", "same contents"], &optimize("model", "text.txt", &["--eval-data", "text.txt"]));
     b.refused(2, &["--data"], &["optimize", "--model", "model"]);
     b.refused(2, &["--model"], &["optimize", "--data", "text.txt"]);
 }

@@ -16,7 +16,7 @@ pub(super) struct Example {
     pub(super) label: i64,
 }
 
-/// Reads all examples and the hash of the files.
+/// Reads all examples and the hashes of the files.
 pub(super) fn read(
     files: &[PathBuf],
     model: &Model,
@@ -24,7 +24,7 @@ pub(super) fn read(
     options: &DataOptions,
     labels: usize,
     room: usize,
-) -> Result<(Vec<Example>, String)> {
+) -> Result<(Vec<Example>, Vec<String>)> {
     let mut examples = Vec::new();
     for path in files {
         let before = examples.len();

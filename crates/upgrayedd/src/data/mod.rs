@@ -97,8 +97,10 @@ pub struct Dataset {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     pad: u32,
-    /// blake3 of the files' contents, in order.
+    /// blake3 of the files' contents; of all of them together if there are several.
     pub hash: String,
+    /// blake3 of each file's contents.
+    pub file_hashes: Vec<String>,
 }
 
 /// Which sequences serve what, by index.
@@ -131,8 +133,8 @@ impl Dataset {
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
             if let Objective::Classifier { labels } = model.spec.objective {
-                let (examples, hash) = labelled::read(files, model, tokenizer, options, labels, room)?;
-                return Ok((Source::Examples(examples), hash));
+                let (examples, hashes) = labelled::read(files, model, tokenizer, options, labels, room)?;
+                return Ok((Source::Examples(examples), hashes));
             }
             windows(TokenStore::open(files, tokenizer, options, in_stream)?, options, room)
         })
@@ -157,7 +159,7 @@ impl Dataset {
         model: &Model,
         tokenizer: &Tokenizer,
         options: &DataOptions,
-        source: impl FnOnce(bool, usize) -> Result<(Source, String)>,
+        source: impl FnOnce(bool, usize) -> Result<(Source, Vec<String>)>,
     ) -> Result<Self> {
         check_options(model, options)?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
@@ -180,13 +182,14 @@ impl Dataset {
                 options.sequence_length - room + 2
             )));
         }
-        let (source, hash) = source(in_stream, room)?;
+        let (source, file_hashes) = source(in_stream, room)?;
+        let hash = tokens::joint_hash(&file_hashes);
         let masking = match objective {
             Objective::MaskedLm => Some(Masking::new(tokenizer, options.seed)?),
             _ => None,
         };
         let pad = tokenizer.pad().unwrap_or(0);
-        Ok(Self { source, objective, masking, prefix, suffix, pad, hash })
+        Ok(Self { source, objective, masking, prefix, suffix, pad, hash, file_hashes })
     }
 
     /// Number of sequences.
@@ -269,10 +272,10 @@ impl Dataset {
     }
 }
 
-fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, String)> {
+fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>)> {
     let windows = Windows::over(&store, options.documents, room)?;
-    let hash = store.content_hash.clone();
-    Ok((Source::Windows(store, windows), hash))
+    let hashes = store.file_hashes.clone();
+    Ok((Source::Windows(store, windows), hashes))
 }
 
 impl Windows {

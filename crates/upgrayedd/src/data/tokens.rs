@@ -27,7 +27,7 @@ pub(super) struct TokenStore {
     bytes: Bytes,
     tokens: usize,
     documents: usize,
-    pub(super) content_hash: String,
+    pub(super) file_hashes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -65,7 +65,8 @@ impl TokenStore {
                 return Err(Error::bad_file(file, "is empty: expected text"));
             }
         }
-        let content_hash = hash_files(files)?;
+        let file_hashes = hash_files(files)?;
+        let content_hash = joint_hash(&file_hashes);
         let kinds: Vec<_> = files.iter().map(|f| f.extension().map(|e| e.to_ascii_lowercase())).collect();
         let recipe = format!(
             "{} {content_hash} {kinds:?} {:?} {:?} {in_stream}",
@@ -79,14 +80,14 @@ impl TokenStore {
             std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create"))?;
             tokenise(files, tokenizer, options, in_stream, &dir, &path)?;
         }
-        Self::map(&path, content_hash)
+        Self::map(&path, file_hashes)
     }
 
-    fn map(path: &Path, content_hash: String) -> Result<Self> {
+    fn map(path: &Path, file_hashes: Vec<String>) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         // SAFETY: the map is read-only, and the file is never changed after it has been renamed into place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
-        Self::parse(Bytes::Mapped(map), content_hash).ok_or_else(|| Error::bad_file(path, "is a damaged token cache: delete it"))
+        Self::parse(Bytes::Mapped(map), file_hashes).ok_or_else(|| Error::bad_file(path, "is a damaged token cache: delete it"))
     }
 
     /// The tokens of texts in memory.
@@ -110,15 +111,15 @@ impl TokenStore {
         out.extend_from_slice(bytemuck::cast_slice(&ends));
         out[..HEADER].copy_from_slice(bytemuck::cast_slice(&header));
         let hash = hasher.finalize().to_hex().to_string();
-        Self::parse(Bytes::Owned(out), hash).ok_or_else(|| Error::invalid("no text to learn from"))
+        Self::parse(Bytes::Owned(out), vec![hash]).ok_or_else(|| Error::invalid("no text to learn from"))
     }
 
-    fn parse(map: Bytes, content_hash: String) -> Option<Self> {
+    fn parse(map: Bytes, file_hashes: Vec<String>) -> Option<Self> {
         let count = |at: usize| map.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0) as usize;
         let (tokens, documents) = (count(8), count(16));
         let length = tokens.checked_mul(4).and_then(|t| documents.checked_mul(8)?.checked_add(t)?.checked_add(HEADER));
         let valid = map.get(..8) == Some(&MAGIC) && length == Some(map.len());
-        valid.then_some(Self { bytes: map, tokens, documents, content_hash })
+        valid.then_some(Self { bytes: map, tokens, documents, file_hashes })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -145,23 +146,28 @@ impl TokenStore {
     }
 }
 
-/// blake3 over the files' contents, each preceded by its length.
-pub(super) fn hash_files(files: &[PathBuf]) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
+/// blake3 of each file's contents.
+pub(super) fn hash_files(files: &[PathBuf]) -> Result<Vec<String>> {
     let mut buffer = vec![0; 1 << 20];
-    for path in files {
+    let mut hash = |path: &PathBuf| {
+        let mut hasher = blake3::Hasher::new();
         let mut file = File::open(path).map_err(Error::io(path, "read"))?;
-        let length = file.metadata().map_err(Error::io(path, "read"))?.len();
-        hasher.update(&length.to_le_bytes());
         loop {
-            let count = file.read(&mut buffer).map_err(Error::io(path, "read"))?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
+            match file.read(&mut buffer).map_err(Error::io(path, "read"))? {
+                0 => return Ok(hasher.finalize().to_hex().to_string()),
+                count => hasher.update(&buffer[..count]),
+            };
         }
+    };
+    files.iter().map(&mut hash).collect()
+}
+
+/// One hash for several files in order.
+pub(super) fn joint_hash(hashes: &[String]) -> String {
+    match hashes {
+        [one] => one.clone(),
+        several => blake3::hash(several.concat().as_bytes()).to_hex().to_string(),
     }
-    Ok(hasher.finalize().to_hex().to_string())
 }
 
 struct Writer<'a, W> {

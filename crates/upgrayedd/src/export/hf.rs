@@ -79,7 +79,7 @@ fn hf_tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
         let weight = if dense { expand(model, &tensor.canonical, weight) } else { weight.clone() };
         // The base model of a plain encoder is saved without prefix, as transformers does.
         let name = match model.spec.objective {
-            Objective::Encoder => tensor.name.trim_start_matches(model.spec.family.base_prefix).to_owned(),
+            Objective::Encoder => tensor.name.strip_prefix(model.spec.family.base_prefix).unwrap_or(&tensor.name).to_owned(),
             _ => tensor.name,
         };
         parts.entry(name).or_default().push((tensor.layout, weight));

@@ -84,15 +84,17 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
 }
 
-/// Refuses a target that exists, or whose parent cannot take it.
+/// Refuses a target that exists, or whose parent cannot take it. Writes nothing that stays.
 pub fn check_new(out: &Path) -> Result<()> {
     if out.symlink_metadata().is_ok() {
         return Err(Error::bad_file(out, "already exists: choose another --out or remove it first"));
     }
-    let parent = parent_of(out);
-    std::fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
+    let mut nearest = parent_of(out);
+    while !nearest.exists() {
+        nearest = parent_of(&nearest);
+    }
     // The surest way to know that a folder can be written is to write.
-    tempfile::Builder::new().prefix(".probe-").tempfile_in(&parent).map_err(Error::io(&parent, "write in"))?;
+    tempfile::Builder::new().prefix(".probe-").tempfile_in(&nearest).map_err(Error::io(&nearest, "write in"))?;
     Ok(())
 }
 
@@ -107,6 +109,7 @@ fn parent_of(path: &Path) -> PathBuf {
 pub(crate) fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     check_new(out)?;
     let parent = parent_of(out);
+    std::fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
     let temporary = tempfile::Builder::new().prefix(".partial-").tempdir_in(&parent).map_err(Error::io(&parent, "write in"))?;
     fill(temporary.path())?;
     #[cfg(unix)]

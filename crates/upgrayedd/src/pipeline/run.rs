@@ -1,0 +1,255 @@
+//! A run under way: the cycle, step by step, and the result.
+
+use upgrayedd_nn::optim::AdamW;
+use upgrayedd_nn::trim_buffers;
+
+use super::{CycleRecord, Pipeline, Snapshot, State, Summary};
+use crate::budget;
+use crate::eval::{Evaluation, measure_speed};
+use crate::event::{Event, Observer, Phase, Progress, named_heads, named_scores};
+use crate::export::{self, Format};
+use crate::heads::{HeadScores, HeadSelection, LayerHeads};
+use crate::model::{DType, Model};
+use crate::run_dir::RunDir;
+use crate::strategy::GrowView;
+use crate::{Error, Result, grow, surgery, train};
+
+/// A run under way.
+pub(super) struct Run<'a> {
+    pub(super) pipeline: Pipeline,
+    pub(super) dir: RunDir,
+    pub(super) state: State,
+    pub(super) observer: &'a mut dyn Observer,
+}
+
+impl Run<'_> {
+    fn emit(&mut self, event: Event) -> Result<()> {
+        self.dir.write_event(&event)?;
+        self.observer.on_event(&event);
+        Ok(())
+    }
+
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let (model, split) = (&self.pipeline.model, &self.pipeline.split);
+        self.emit(Event::RunStarted {
+            version: env!("CARGO_PKG_VERSION"),
+            schema: 1,
+            family: model.spec.family.model_type,
+            parameters: model.num_parameters(),
+            heads: model.heads.num_active(),
+            sequences: [split.train.len(), split.calibration.len(), split.held_out.len()],
+            steps_per_cycle: self.pipeline.steps_per_cycle(),
+        })?;
+        let evaluation = self.state.baseline.clone();
+        self.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })
+    }
+
+    pub(super) fn cycles(&mut self) -> Result<()> {
+        while self.state.cycle < self.pipeline.config.num_cycles {
+            let cycle = self.state.cycle + 1;
+            self.cycle(cycle)?;
+            self.state.cycle = cycle;
+            let Pipeline { model, optim, .. } = &self.pipeline;
+            self.dir.save_checkpoint(cycle, model, optim, &self.state)?;
+        }
+        Ok(())
+    }
+
+    fn cycle(&mut self, cycle: usize) -> Result<()> {
+        let start = self.keep_for_roll_back();
+        let scores = self.score(cycle)?;
+        let (pruned, growth) = self.prune(cycle, &scores)?;
+        let after_pruning = self.measure(cycle, Phase::Pruned)?;
+        let (grown, growing) = self.grow(cycle, &scores, &pruned, growth)?;
+        self.learn(cycle, &growing)?;
+        let after_learning = self.measure(cycle, Phase::Learned)?;
+        let accepted = self.accept(cycle, start, after_learning.loss)?;
+        let count = |heads: &HeadSelection| heads.values().map(Vec::len).sum();
+        self.state.history.push(CycleRecord {
+            cycle,
+            pruned: count(&pruned),
+            grown: count(&grown),
+            active: self.pipeline.model.heads.num_active(),
+            loss_pruned: after_pruning.loss,
+            loss_learned: after_learning.loss,
+            accepted,
+        });
+        Ok(())
+    }
+
+    /// Tensors share memory until they are changed, so this costs nothing until the cycle learns.
+    fn keep_for_roll_back(&self) -> Option<(Model, AdamW)> {
+        self.pipeline.config.max_loss_increase.map(|_| (self.pipeline.model.clone(), self.pipeline.optim.clone()))
+    }
+
+    fn task(&self, cycle: usize, what: &str) -> String {
+        format!("cycle {cycle} of {}: {what}", self.pipeline.config.num_cycles)
+    }
+
+    fn score(&mut self, cycle: usize) -> Result<HeadScores> {
+        let task = self.task(cycle, "score");
+        self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+        let scores = self.pipeline.score(cycle)?;
+        trim_buffers();
+        let importances = named_scores(&self.pipeline.model, &scores);
+        let strategy = self.pipeline.strategy.name().to_owned();
+        self.emit(Event::Scored { cycle, strategy, importances })?;
+        Ok(scores)
+    }
+
+    fn prune(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, Option<usize>)> {
+        let (selection, budget, growth) = self.pipeline.select(cycle, scores)?;
+        let count: usize = selection.values().map(Vec::len).sum();
+        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
+        let heads = named_heads(model, &selection);
+        let keep = strategy.as_keep(scores);
+        surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
+        let active = model.heads.num_active();
+        let notice = match (count, budget) {
+            (0, 0) => {
+                Some(format!("nothing to prune: pruning_ratio {} of the active heads rounds to none", config.pruning_ratio))
+            }
+            (count, budget) if count < budget => Some(format!(
+                "{count} of {budget} heads pruned: min_heads {} and unit {} allow no more",
+                config.min_heads,
+                config.unit.name()
+            )),
+            _ => None,
+        };
+        self.emit(Event::Pruned { cycle, budget, heads, active })?;
+        if let Some(message) = notice {
+            self.emit(Event::Notice { cycle, message })?;
+        }
+        Ok((selection, growth))
+    }
+
+    fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {
+        let what = if phase == Phase::Pruned { "measure pruned" } else { "measure learned" };
+        let task = self.task(cycle, what);
+        let evaluation = self.pipeline.measure(&task, self.observer)?;
+        self.emit(Event::Evaluated { cycle, phase, evaluation: evaluation.clone() })?;
+        Ok(evaluation)
+    }
+
+    /// Brings heads back; returns them and, per layer, which positions are to be faded in.
+    fn grow(
+        &mut self,
+        cycle: usize,
+        scores: &HeadScores,
+        pruned: &HeadSelection,
+        planned: Option<usize>,
+    ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
+        let left = remaining(&self.pipeline.model, scores, pruned);
+        let seed = self.pipeline.cycle_seed(cycle);
+        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
+        let count = planned.unwrap_or_else(|| budget::growth(config.growth_ratio, &model.heads, config.unit));
+        let view = GrowView { heads: &model.heads, importances: &left, count, unit: config.unit, seed };
+        let counts = strategy.select_heads_to_grow(&view)?;
+        let selection = grow::choose(&model.heads, &model.archive, &counts, config.unit)?;
+        surgery::restore(model, Some(optim), &selection, config.growth_lr_multiplier as f32)?;
+        let marks = |(layer, heads): (usize, &LayerHeads)| {
+            heads.active().iter().map(|h| selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
+        };
+        let growing = model.heads.layers().iter().enumerate().map(marks).collect();
+        let (heads, active) = (named_heads(model, &selection), model.heads.num_active());
+        self.emit(Event::Grown { cycle, heads, active })?;
+        Ok((selection, growing))
+    }
+
+    fn learn(&mut self, cycle: usize, growing: &[Vec<bool>]) -> Result<()> {
+        let task = self.task(cycle, "learn");
+        let options = self.pipeline.train_options();
+        let Self { pipeline, dir, state, observer } = self;
+        let Pipeline { model, optim, data, split, .. } = pipeline;
+        let tokens = &mut state.tokens;
+        train::learn(model, optim, data, &split.train, &options, (&mut state.epoch, growing), |report| {
+            *tokens += report.tokens;
+            let event = Event::Step {
+                cycle,
+                step: report.step,
+                loss: report.loss,
+                learning_rate: report.learning_rate,
+                gradient_norm: report.gradient_norm,
+                tokens: *tokens,
+            };
+            dir.write_event(&event)?;
+            observer.on_event(&event);
+            observer.on_progress(Progress { task: &task, done: report.step, total: report.steps });
+            if observer.should_stop() { Err(Error::Interrupted) } else { Ok(()) }
+        })?;
+        train::reset_learning_rates(optim);
+        Ok(())
+    }
+
+    fn accept(&mut self, cycle: usize, start: Option<(Model, AdamW)>, loss: f64) -> Result<bool> {
+        let loss_change = loss - self.state.loss;
+        match (start, self.pipeline.config.max_loss_increase) {
+            (Some((model, optim)), Some(max_loss_increase)) if loss_change > max_loss_increase => {
+                (self.pipeline.model, self.pipeline.optim) = (model, optim);
+                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
+                Ok(false)
+            }
+            _ => {
+                self.state.loss = loss;
+                self.emit(Event::Accepted { cycle, loss_change })?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Rounds the weights to their stored type, measures that, compares it with the model as given, and writes it all.
+    pub(super) fn finish(mut self) -> Result<Summary> {
+        let config = self.pipeline.config.clone();
+        let dtype = config.dtype.unwrap_or(self.pipeline.model.dtype);
+        round_weights(&mut self.pipeline.model, dtype);
+        self.pipeline.optim.states.clear();
+        let evaluation = self.pipeline.measure("result", self.observer)?;
+        self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
+        self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
+        let mut dense = config.load_model()?;
+        dense.device = self.pipeline.model.device;
+        let model = &self.pipeline.model;
+        let length = config.sequence_length.unwrap_or_default();
+        let speeds = measure_speed(&[&dense, model], config.batch_size, length);
+        let snapshot = |model: &Model, evaluation, speed| Snapshot {
+            evaluation,
+            cost: model.cost(length),
+            speed,
+            heads: model.heads.layers().iter().map(|l| l.active().to_vec()).collect(),
+        };
+        let summary = Summary {
+            before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
+            after: snapshot(model, evaluation, speeds[1]),
+            total_heads: model.spec.num_heads,
+            cycles: self.state.history.clone(),
+            tokens_learned: self.state.tokens,
+            run: self.dir.path().to_owned(),
+        };
+        let (active, parameters) = (model.heads.num_active(), model.num_parameters());
+        self.dir.finish(&model.archive, &summary, |out| export::export(model, Format::Hf, dtype, out))?;
+        self.emit(Event::RunFinished { active, parameters })?;
+        Ok(summary)
+    }
+}
+
+/// The scores of the heads that pruning has left.
+fn remaining(model: &Model, scores: &HeadScores, pruned: &HeadSelection) -> HeadScores {
+    let layers = scores.layers.iter().enumerate().map(|(layer, scores)| {
+        let gone = pruned.get(&layer).map(Vec::as_slice).unwrap_or_default();
+        let mut before: Vec<usize> = model.heads.layers()[layer].active().iter().chain(gone).copied().collect();
+        before.sort_unstable();
+        before.iter().zip(scores).filter(|(h, _)| !gone.contains(h)).map(|(_, s)| *s).collect()
+    });
+    HeadScores { layers: layers.collect() }
+}
+
+fn round_weights(model: &mut Model, dtype: DType) {
+    model.dtype = dtype;
+    if dtype == DType::F32 {
+        return;
+    }
+    for id in model.params.ids() {
+        model.params.get_mut(id).data_mut().iter_mut().for_each(|v| *v = dtype.round(*v));
+    }
+    model.touch();
+}

@@ -1,0 +1,202 @@
+//! Reading what users have: shards, names with and without prefix, tokenizers of three kinds, data cut into parts.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
+use upgrayedd::export::{Format, export, safetensors_file};
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{DType, LoadOptions, Model, TensorFile};
+use upgrayedd::nn::Tensor;
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::{Tokenizer, builtin, surgery};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+fn load(dir: &Path) -> Model {
+    Model::load(dir, &LoadOptions::default()).unwrap()
+}
+
+fn tensors(dir: &Path) -> Vec<(String, Tensor)> {
+    let file = TensorFile::open(&dir.join("model.safetensors")).unwrap();
+    let mut names = file.names().unwrap();
+    names.sort();
+    names.into_iter().map(|n| (n.clone(), file.read(&n).unwrap())).collect()
+}
+
+fn assert_same(a: &Model, b: &Model) {
+    for id in a.params.ids() {
+        assert!(a.params.get(id) == b.params.get(id), "{}", a.params.name(id));
+    }
+}
+
+#[test]
+fn shards_and_missing_prefixes_give_the_same_model() {
+    for name in ["llama_mha", "gpt2", "bert_mlm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = load(&golden(name)).spec.family.base_prefix;
+        fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
+        let mut map = serde_json::Map::new();
+        for (i, (name, tensor)) in tensors(&golden(name)).into_iter().enumerate() {
+            let short = name.strip_prefix(prefix).unwrap_or(&name).to_owned();
+            let shard = format!("part-{}.safetensors", i % 3);
+            map.insert(short.clone(), shard.into());
+            let path = dir.path().join(format!("{i}.safetensors"));
+            safetensors_file::write(&path, vec![(short, tensor)], DType::F32, Default::default()).unwrap();
+        }
+        // One file a tensor first, then joined into three shards.
+        for shard in 0..3 {
+            let parts = (0..map.len()).filter(|i| i % 3 == shard).flat_map(|i| {
+                let path = dir.path().join(format!("{i}.safetensors"));
+                let file = TensorFile::open(&path).unwrap();
+                file.names().unwrap().into_iter().map(|n| (n.clone(), file.read(&n).unwrap())).collect::<Vec<_>>()
+            });
+            let path = dir.path().join(format!("part-{shard}.safetensors"));
+            safetensors_file::write(&path, parts.collect(), DType::F32, Default::default()).unwrap();
+        }
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+        fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        assert_same(&load(dir.path()), &load(&golden(name)));
+        fs::remove_file(dir.path().join("part-1.safetensors")).unwrap();
+        let error = Model::load(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("part-1.safetensors") && error.contains("missing"), "{error}");
+    }
+}
+
+#[test]
+fn unknown_config_keys_and_companions_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    fs::create_dir(&source).unwrap();
+    fs::copy(golden("llama_gqa").join("model.safetensors"), source.join("model.safetensors")).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(golden("llama_gqa").join("config.json")).unwrap()).unwrap();
+    config["my_own_key"] = serde_json::json!({ "a": [1, 2.5] });
+    fs::write(source.join("config.json"), config.to_string()).unwrap();
+    fs::write(source.join("generation_config.json"), "{\"temperature\": 0.7}").unwrap();
+    fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
+    let mut model = load(&source);
+    surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1])]), 1, None).unwrap();
+    export(&model, Format::Hf, DType::F32, &out).unwrap();
+    let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(written["my_own_key"], config["my_own_key"]);
+    assert_eq!(written["upgrayedd"]["heads"][0], serde_json::json!([0, 2, 3, 4, 5]));
+    for name in ["generation_config.json", "tokenizer_config.json"] {
+        assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(source.join(name)).unwrap());
+    }
+}
+
+#[test]
+fn heads_pruned_by_transformers_4_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = load(&golden("gpt2"));
+    surgery::remove(&mut model, None, &HeadSelection::from([(1, vec![0, 3])]), 1, None).unwrap();
+    let out = dir.path().join("out");
+    export(&model, Format::Hf, DType::F32, &out).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("upgrayedd");
+    config["pruned_heads"] = serde_json::json!({ "1": [0, 3] });
+    fs::write(out.join("config.json"), config.to_string()).unwrap();
+    let again = load(&out);
+    assert_eq!(again.heads, model.heads);
+    assert_same(&again, &model);
+}
+
+#[test]
+fn tokenizers_without_tokenizer_json() {
+    let dir = tempfile::tempdir().unwrap();
+    // Byte-level BPE: "Ġ" is a leading space.
+    let vocab = serde_json::json!({ "h": 0, "e": 1, "l": 2, "o": 3, "Ġ": 4, "he": 5, "ll": 6, "hell": 7, "hello": 8, "Ġhello": 9, "<|endoftext|>": 10 });
+    fs::write(dir.path().join("vocab.json"), vocab.to_string()).unwrap();
+    fs::write(dir.path().join("merges.txt"), "#version: 0.2\nh e\nl l\nhe ll\nhell o\nĠ hello\n").unwrap();
+    let bpe = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(bpe.encode("hello hello").unwrap(), [8, 9]);
+    assert_eq!(bpe.decode(&[8, 9]).unwrap(), "hello hello");
+    assert_eq!((bpe.eos(), bpe.prefix().len()), (Some(10), 0));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nun\n##believ\n##able\ntruth\n").unwrap();
+    let bert = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(bert.encode("Unbelievable truth").unwrap(), [5, 6, 7, 8]);
+    assert_eq!((bert.prefix(), bert.suffix(), bert.mask(), bert.pad()), (&[2][..], &[3][..], Some(4), Some(0)));
+    let error = Tokenizer::load(&dir.path().join("nowhere")).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("vocab.txt"), "{error}");
+}
+
+fn stories(count: u64, options: &DataOptions) -> Dataset {
+    Dataset::from_documents(builtin::stories(3, count), &builtin::model().unwrap(), &builtin::tokenizer().unwrap(), options)
+        .unwrap()
+}
+
+#[test]
+fn parts_of_the_data_never_overlap() {
+    let options = DataOptions { sequence_length: 64, ..DataOptions::default() };
+    for count in [4, 10, 40, 300] {
+        let data = stories(count, &options);
+        let split = data.split(128, None).unwrap();
+        assert_eq!(split.train.start, 0);
+        assert_eq!(split.train.end, split.calibration.start);
+        assert_eq!(split.calibration.end, split.held_out.start);
+        assert_eq!(split.held_out.end, data.len());
+        assert!(!split.train.is_empty() && !split.calibration.is_empty() && !split.held_out.is_empty());
+        let other = stories(2, &options);
+        let split = data.split(128, Some(&other)).unwrap();
+        assert_eq!((split.held_out.clone(), split.calibration.end), (0..other.len(), data.len()));
+    }
+}
+
+#[test]
+fn windows_tile_the_text_and_documents_stay_apart() {
+    let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
+    let tokenizer = builtin::tokenizer().unwrap();
+    let packed = stories(5, &options);
+    let stream: Vec<u32> =
+        builtin::stories(3, 5).flat_map(|s| [tokenizer.prefix(), &tokenizer.encode(&s).unwrap()].concat()).collect();
+    let windows: Vec<u32> = (0..packed.len()).flat_map(|i| packed.tokens(i)).collect();
+    assert_eq!(windows, stream[..windows.len()]);
+    assert!(stream.len() - windows.len() < 32);
+    let separate = stories(5, &DataOptions { documents: Documents::Separate, sequence_length: 200, ..options });
+    assert_eq!(separate.len(), 5);
+    let batch = separate.batch(&[0, 1, 2], Pass::Fixed);
+    let mask = batch.mask.unwrap();
+    for (row, index) in [0, 1, 2].into_iter().enumerate() {
+        let length = separate.tokens(index).len();
+        let row = row * batch.len..(row + 1) * batch.len;
+        assert_eq!(mask[row.clone()].iter().map(|m| *m as usize).sum::<usize>(), length);
+        let targets = &batch.targets[row];
+        assert!(targets[length - 1..].iter().all(|t| *t == IGNORE) && targets[..length - 1].iter().all(|t| *t != IGNORE));
+    }
+}
+
+#[test]
+fn masking_is_seeded_and_differs_between_epochs() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("bert_mlm").join("config.json"), dir.path().join("config.json")).unwrap();
+    fs::copy(golden("bert_mlm").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let words: Vec<String> = (0..30).map(|i| format!("w{i}")).collect();
+    fs::write(dir.path().join("vocab.txt"), format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{}\n", words.join("\n"))).unwrap();
+    let (model, tokenizer) = (load(dir.path()), Tokenizer::load(dir.path()).unwrap());
+    let open = |seed| {
+        let options = DataOptions { sequence_length: 32, seed, ..DataOptions::default() };
+        let text = (0..600).map(|i| words[i * i % 30].clone()).collect::<Vec<_>>().join(" ");
+        Dataset::from_documents([text].into_iter(), &model, &tokenizer, &options).unwrap()
+    };
+    let (data, same, other) = (open(1), open(1), open(2));
+    let all: Vec<usize> = (0..data.len()).collect();
+    let tokens = |d: &Dataset, pass| d.batch(&all, pass).tokens.to_vec();
+    assert_eq!(tokens(&data, Pass::Fixed), tokens(&same, Pass::Fixed));
+    assert_ne!(tokens(&data, Pass::Fixed), tokens(&other, Pass::Fixed));
+    assert_ne!(tokens(&data, Pass::Train(0)), tokens(&data, Pass::Train(1)));
+    let batch = data.batch(&all, Pass::Fixed);
+    let share = batch.counted() as f64 / (all.len() * 30) as f64;
+    assert!((0.1..0.2).contains(&share), "{share}");
+    for (row, sequence) in batch.tokens.chunks(32).enumerate() {
+        assert_eq!((sequence[0], sequence[31]), (2, 3), "special tokens are never masked");
+        let original = data.tokens(row);
+        for (i, target) in batch.targets[row * 32..(row + 1) * 32].iter().enumerate() {
+            assert!(if *target == IGNORE { sequence[i] == original[i] } else { i64::from(original[i]) == *target });
+        }
+    }
+}
