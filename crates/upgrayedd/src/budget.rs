@@ -135,8 +135,10 @@ pub fn plan(
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(heads, unit);
-    let goal = portion(pruning, heads.total()) / size * cycle / cycles;
-    let gone = heads.num_pruned() / size;
+    let (target, gone) = (portion(pruning, heads.total()) / size, heads.num_pruned() / size);
+    // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
+    let cycles_left = cycles + 1 - cycle;
+    let goal = if target >= gone { gone + (target - gone) / cycles_left } else { gone - (gone - target) / cycles_left };
     // The smallest number of units pruned at the peak that growth brings down to the goal.
     let peak = (goal.max(gone)..).find(|&p| p - portion(growth, p) >= goal).unwrap_or(goal);
     Ok(CyclePlan { prune: (peak - gone) * size, grow: Some((peak - goal) * size) })

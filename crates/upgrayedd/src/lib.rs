@@ -1,4 +1,34 @@
-//! Upgrayedd: smaller, faster Hugging Face transformers by *neural plasticity cycles*.
+//! Upgrayedd: smaller, faster Hugging Face transformers by *neural plasticity cycles*: score the attention heads,
+//! prune the least useful, measure, grow heads back where capacity is missed, learn, measure again.
+//!
+//! The whole job, on the model and text that are built in:
+//!
+//! ```no_run
+//! use upgrayedd::event::Silent;
+//! use upgrayedd::{OptimizeConfig, Pipeline};
+//!
+//! let config = OptimizeConfig { strategy: "entropy".into(), num_cycles: 2, ..OptimizeConfig::default() };
+//! let summary = Pipeline::new(config)?.run("runs/first".as_ref(), &mut Silent)?;
+//! println!("{} → {} parameters", summary.before.cost.parameters, summary.after.cost.parameters);
+//! # Ok::<(), upgrayedd::Error>(())
+//! ```
+//!
+//! Or by hand:
+//!
+//! ```
+//! use upgrayedd::heads::HeadSelection;
+//! use upgrayedd::{builtin, surgery};
+//!
+//! let mut model = builtin::model()?;
+//! let (weights, heads) = (model.num_parameters(), HeadSelection::from([(0, vec![1, 3]), (2, vec![0])]));
+//! surgery::remove(&mut model, None, &heads, 0, None)?;
+//! assert!(model.num_parameters() < weights);
+//! assert_eq!(model.heads.layers()[0].active(), [0, 2, 4, 5, 6, 7]);
+//!
+//! surgery::restore(&mut model, None, &heads, 1.0)?;
+//! assert_eq!(model.num_parameters(), weights);
+//! # Ok::<(), upgrayedd::Error>(())
+//! ```
 
 pub mod budget;
 pub mod builtin;
