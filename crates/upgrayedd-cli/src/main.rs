@@ -92,6 +92,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 fn score(args: ScoreArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
     let score = Score::named(&args.score)?;
+    positive(&[("batch-size", args.batch_size), ("samples", args.samples)])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
     let data = open(&model, &args.data, length)?;
@@ -99,8 +100,8 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let context = ScoreContext {
         model: &model,
         data: Some((&data, &range)),
-        batch_size: args.batch_size.max(1),
-        samples: args.samples.max(1),
+        batch_size: args.batch_size,
+        samples: args.samples,
         seed: args.data.seed,
     };
     let scores = score.compute(&context)?;
@@ -121,12 +122,21 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses options that are 0.
+fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
+    match options.iter().find(|(_, value)| *value == 0) {
+        Some((name, _)) => Err(Error::invalid(format!("--{name} is 0: expected at least 1"))),
+        None => Ok(()),
+    }
+}
+
 fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
+    positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
     let data = open(&model, &args.data, length)?;
-    let options = EvalOptions { batch_size: args.batch_size.max(1), max_windows: args.max_eval_windows, window: length };
+    let options = EvalOptions { batch_size: args.batch_size, max_windows: args.max_eval_windows, window: length };
     let mut observer = progress::Console::new(false);
     let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
     observer.finish();
@@ -189,7 +199,7 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
         );
     }
     report::print(&text);
-    Ok(())
+    if STOP.load(Ordering::SeqCst) { Err(Error::Interrupted.into()) } else { Ok(()) }
 }
 
 fn export_model(args: ExportArgs) -> anyhow::Result<()> {

@@ -17,9 +17,7 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     config.check()?;
     set_threads(config.threads)?;
     let out = args.out.clone().unwrap_or_else(|| default_out(&config));
-    if !args.dry_run {
-        upgrayedd::export::check_new(&out)?;
-    }
+    upgrayedd::export::check_new(&out)?;
     let mut pipeline = Pipeline::new(config)?;
     if args.dry_run {
         return dry_run(&mut pipeline, args.json);
@@ -31,9 +29,10 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
 }
 
 pub fn resume(args: ResumeArgs) -> Result<()> {
-    set_threads(args.threads)?;
+    let recorded = Pipeline::recorded_config(&args.run)?.threads;
+    set_threads(args.threads.or(recorded))?;
     let mut console = Console::new(true);
-    let result = Pipeline::resume(&args.run, args.threads, &mut console);
+    let result = Pipeline::resume(&args.run, &mut console);
     console.finish();
     finish(result, &args.run, args.json)
 }
@@ -63,7 +62,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
         return print_json(&json!({ "prune": heads, "split": split, "steps_per_cycle": pipeline.steps_per_cycle() }));
     }
     let mut text = format!(
-        "Everything is in order; nothing was written.\n\
+        "Everything is in order; no run was started.\n\
          Sequences: {} to learn from, {} to score on, {} to measure on; {} steps per cycle.\nThe first cycle would prune:\n",
         split.train.len(),
         split.calibration.len(),

@@ -112,26 +112,22 @@ pub fn prunable(heads: &HeadMap, unit: Unit, min_heads: usize) -> usize {
 pub struct CyclePlan {
     /// To prune.
     pub prune: usize,
-    /// To grow back once `pruned + prune` heads are gone; `None` leaves it to the ratio.
-    pub grow: Option<usize>,
+    /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
+    pub goal: Option<usize>,
 }
 
-/// How many heads go, and come back, in cycle `cycle` (from 1) of `cycles`.
+/// How many heads go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
 pub fn plan(
     schedule: Schedule,
     heads: &HeadMap,
     unit: Unit,
     ratios: (f64, f64),
     (cycle, cycles): (usize, usize),
-) -> Result<CyclePlan> {
+    most: usize,
+) -> CyclePlan {
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
-        return Ok(CyclePlan { prune: portion(pruning, heads.num_active()), grow: None });
-    }
-    if growth >= 1.0 {
-        return Err(Error::invalid(
-            "growth_ratio 1 brings every pruned head back, so schedule \"target\" can reach no target: expected less than 1",
-        ));
+        return CyclePlan { prune: portion(pruning, heads.num_active()), goal: None };
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(heads, unit);
@@ -139,18 +135,20 @@ pub fn plan(
     // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
     let cycles_left = cycles + 1 - cycle;
     let goal = if target >= gone { gone + (target - gone) / cycles_left } else { gone - (gone - target) / cycles_left };
-    // The smallest number of units pruned at the peak that growth brings down to the goal.
-    let peak = (goal.max(gone)..).find(|&p| p - portion(growth, p) >= goal).unwrap_or(goal);
-    Ok(CyclePlan { prune: (peak - gone) * size, grow: Some((peak - goal) * size) })
+    // The smallest number of units pruned at the peak that growth brings down to the goal, if so many can go.
+    let lowest = goal.max(gone);
+    let peak = (lowest..=gone + most / size).find(|&p| p - portion(growth, p) >= goal).unwrap_or(lowest);
+    CyclePlan { prune: (peak - gone) * size, goal: Some(goal * size) }
 }
 
 /// ⌊growth · pruned⌋, in whole units.
-pub fn growth(ratio: f64, heads: &HeadMap, unit: Unit) -> usize {
+pub fn growth(ratio: f64, pruned: usize, heads: &HeadMap, unit: Unit) -> usize {
     let size = unit_size(heads, unit);
-    portion(ratio, heads.num_pruned()) / size * size
+    portion(ratio, pruned) / size * size
 }
 
-fn unit_size(heads: &HeadMap, unit: Unit) -> usize {
+/// Query heads that go or return at once.
+pub(crate) fn unit_size(heads: &HeadMap, unit: Unit) -> usize {
     match (unit, heads.layers().first()) {
         (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
         _ => 1,
@@ -328,7 +326,7 @@ mod tests {
 
         #[test]
         fn target_schedules_end_on_target(
-            layers in 1usize..6, group in 1usize..4, kv in 1usize..6, percent in 0u32..90, growth_percent in 0u32..60, cycles in 1usize..6, groups: bool,
+            layers in 1usize..6, group in 1usize..4, kv in 1usize..6, percent in 0u32..90, growth_percent in 0u32..=100, cycles in 1usize..6, groups: bool,
         ) {
             let unit = if groups { Unit::KvGroup } else { Unit::Head };
             let (ratio, growth_ratio) = (f64::from(percent) / 100.0, f64::from(growth_percent) / 100.0);
@@ -337,14 +335,16 @@ mod tests {
             let goal = portion(ratio, full.total()) / size * size;
             let mut map = full.clone();
             for cycle in 1..=cycles {
-                let plan = plan(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles)).expect("possible");
-                if plan.prune > prunable(&map, unit, 1) {
+                let most = prunable(&map, unit, 1);
+                if goal > map.num_pruned() + most {
                     return Ok(());
                 }
+                let plan = plan(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles), most);
+                prop_assert!(plan.prune <= most);
                 let keep = scores(&map, 1);
                 let chosen = choose(&map, &keep, Budget { heads: plan.prune, scope: Scope::Global, unit, min_heads: 1 });
                 map.remove(&chosen, 1).expect("valid");
-                let mut grow = plan.grow.expect("a target says how many") / size;
+                let mut grow = (map.num_pruned() - plan.goal.expect("a target has one")) / size;
                 while grow > 0 {
                     let pruned = map.pruned();
                     let (&layer, heads) = pruned.iter().next().expect("something is pruned");

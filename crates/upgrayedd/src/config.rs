@@ -80,7 +80,7 @@ pub struct OptimizeConfig {
     pub seed: u64,
     /// Where to compute.
     pub device: String,
-    /// Threads; all cores if absent.
+    /// Threads of the program; all cores if absent. A library user sets up rayon's pool instead.
     pub threads: Option<usize>,
     /// Element type of the result; that of the model if absent.
     pub dtype: Option<DType>,
@@ -147,6 +147,16 @@ impl OptimizeConfig {
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
             return Err(Error::invalid(format!("{name} is {value}: expected more than 0")));
         }
+        let most = [
+            ("batch_size", self.batch_size, 1 << 20),
+            ("gradient_accumulation", self.gradient_accumulation, 1 << 20),
+            ("epochs_per_cycle", self.epochs_per_cycle, 1 << 20),
+            ("num_cycles", self.num_cycles, 1 << 20),
+            ("threads", self.threads.unwrap_or(1), 4096),
+        ];
+        if let Some((name, value, limit)) = most.into_iter().find(|(_, value, limit)| value > limit) {
+            return Err(Error::invalid(format!("{name} is {value}: expected at most {limit}")));
+        }
         let at_least_zero = [("weight_decay", self.weight_decay), ("max_loss_increase", self.max_loss_increase.unwrap_or(0.0))];
         if let Some((name, value)) = at_least_zero.into_iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
             return Err(Error::invalid(format!("{name} is {value}: expected 0 or more")));
@@ -174,6 +184,19 @@ impl OptimizeConfig {
             growth_ratio: self.growth_ratio,
             min_heads: self.min_heads,
             seed: None,
+        }
+    }
+
+    /// Paths that hold wherever the run is continued from.
+    pub(crate) fn make_paths_absolute(&mut self) {
+        let absolute = |path: &mut PathBuf| {
+            if let Ok(full) = path.canonicalize() {
+                *path = full;
+            }
+        };
+        self.data.iter_mut().chain(&mut self.eval_data).for_each(absolute);
+        if let Some(full) = self.model.as_ref().and_then(|m| std::path::Path::new(m).canonicalize().ok()) {
+            self.model = Some(full.to_string_lossy().into_owned());
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 
+use crate::model::shard_names;
 use crate::{Error, Result};
 
 /// Files that a model needs beside its weights; all but the first may be missing.
@@ -64,17 +65,10 @@ fn complete(dir: &Path) -> bool {
     if dir.join("model.safetensors").exists() {
         return true;
     }
-    let index = std::fs::read_to_string(dir.join("model.safetensors.index.json")).ok();
-    let index = index.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-    index.is_some_and(|index| shards(&index).iter().all(|shard| dir.join(shard).exists()))
-}
-
-fn shards(index: &serde_json::Value) -> Vec<String> {
-    let map = index["weight_map"].as_object();
-    let mut names: Vec<String> = map.into_iter().flatten().filter_map(|(_, v)| v.as_str().map(str::to_owned)).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
+    let path = dir.join("model.safetensors.index.json");
+    let index = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let shards = index.and_then(|index| shard_names(&path, &index).ok());
+    shards.is_some_and(|shards| shards.iter().all(|shard| dir.join(shard).exists()))
 }
 
 fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
@@ -92,7 +86,7 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
         let path = repo.get("model.safetensors.index.json").map_err(|e| fail("model.safetensors.index.json", e))?;
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
         let index = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, format!("is not valid JSON: {e}")))?;
-        wanted.extend(shards(&index));
+        wanted.extend(shard_names(&path, &index)?);
     } else {
         let hint = if listed.contains(&"pytorch_model.bin") {
             " (only pytorch_model.bin, a pickle, which is not read: look for a safetensors revision)"

@@ -78,6 +78,9 @@ impl RunDir {
         if !path.join(RUN_FILE).is_file() {
             return Err(Error::bad_file(path, "is not a run folder: it has no run.toml"));
         }
+        for dir in [path.to_owned(), path.join("checkpoints")] {
+            remove_partial(&dir)?;
+        }
         Self::open_events(path, None)
     }
 
@@ -93,11 +96,6 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Where the base model's small files are.
-    pub fn base(&self) -> PathBuf {
-        self.path.join("base")
     }
 
     /// Where the result is.
@@ -123,8 +121,11 @@ impl RunDir {
     fn checkpoints(&self) -> Result<Vec<PathBuf>> {
         let dir = self.path.join("checkpoints");
         let entries = std::fs::read_dir(&dir).map_err(Error::io(&dir, "read"))?;
-        let mut found: Vec<PathBuf> =
-            entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.join("state.json").is_file()).collect();
+        let complete = |path: &PathBuf| {
+            let named = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("cycle-"));
+            named && path.join("state.json").is_file()
+        };
+        let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(complete).collect();
         found.sort();
         Ok(found)
     }
@@ -188,6 +189,9 @@ impl RunDir {
         let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
         let file: CheckpointFile<S> =
             serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
+        if file.format_version != 1 {
+            return Err(Error::bad_file(&state_path, format!("has format {}: this program reads 1", file.format_version)));
+        }
         let heads = HeadMap::from_active(model.spec.num_heads, model.spec.num_kv_heads, file.heads)
             .map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
         let weights = TensorFile::open(&dir.join("weights.safetensors"))?;
@@ -232,6 +236,18 @@ impl RunDir {
     pub fn discard(self) -> Result<()> {
         std::fs::remove_dir_all(&self.path).map_err(Error::io(&self.path, "remove"))
     }
+}
+
+/// Removes what a killed process left half written.
+fn remove_partial(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "read"))?.flatten() {
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(".partial-") {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    Ok(())
 }
 
 fn read_moments(dir: &Path, model: &Model, optim: &mut AdamW, lanes: Vec<LaneState>) -> Result<()> {

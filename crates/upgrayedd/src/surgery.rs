@@ -8,7 +8,7 @@ use upgrayedd_nn::optim::{AdamW, Lanes};
 use upgrayedd_nn::{ParamId, Tensor};
 
 use crate::export::safetensors_file;
-use crate::heads::{HeadId, HeadScores, HeadSelection};
+use crate::heads::{HeadId, HeadMap, HeadScores, HeadSelection, LayerHeads};
 use crate::model::{DType, Model, TensorFile};
 use crate::{Error, Result};
 
@@ -105,30 +105,30 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Per layer: how many of its pruned heads can be restored. A model may have lost heads before it came to this program.
+    pub fn restorable(&self, heads: &HeadMap) -> Vec<usize> {
+        let count = |(layer, known): (usize, &LayerHeads)| {
+            known.pruned().into_iter().filter(|&head| self.contains(HeadId { layer, head })).count()
+        };
+        heads.layers().iter().enumerate().map(count).collect()
+    }
+
     fn check(&self, model: &Model) -> Result<()> {
-        for (layer, pruned) in model.heads.pruned() {
-            let heads = &model.heads.layers()[layer];
-            for head in pruned {
-                let Some(entry) = self.heads.get(&HeadId { layer, head }) else {
-                    return Err(Error::invalid(format!("head {head} of layer {layer} is pruned but not in the archive")));
-                };
-                check_slices(model, layer, &entry.slices, &QUERY_PARTS)?;
-                let group = heads.kv_group_of(head);
-                if heads.kv_active().binary_search(&group).is_err() {
-                    let slices = self.groups.get(&(layer, group));
-                    let slices = slices.ok_or_else(|| {
-                        Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive"))
-                    })?;
-                    check_slices(model, layer, slices, &KV_PARTS)?;
-                }
+        for (&HeadId { layer, head }, entry) in &self.heads {
+            let known = model.heads.layers().get(layer).filter(|l| head < l.total() && !l.is_active(head));
+            let Some(known) = known else {
+                return Err(Error::invalid(format!(
+                    "the archive holds head {head} of layer {layer}, which the model still has or never had"
+                )));
+            };
+            check_slices(model, layer, &entry.slices, &QUERY_PARTS)?;
+            let group = known.kv_group_of(head);
+            if known.kv_active().binary_search(&group).is_err() {
+                let slices = self.groups.get(&(layer, group));
+                let slices = slices
+                    .ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
+                check_slices(model, layer, slices, &KV_PARTS)?;
             }
-        }
-        if self
-            .heads
-            .keys()
-            .any(|id| model.heads.layers().get(id.layer).is_none_or(|l| l.is_active(id.head) || id.head >= l.total()))
-        {
-            return Err(Error::invalid("the archive holds heads that the model still has: they do not belong together"));
         }
         Ok(())
     }

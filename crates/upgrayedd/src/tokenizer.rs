@@ -48,8 +48,8 @@ impl Tokenizer {
                 "has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt",
             ));
         };
-        let config = ["tokenizer_config.json", "special_tokens_map.json"].map(|name| read_or_null(&dir.join(name)));
-        Self::new(inner, &config, &read_or_null(&dir.join("config.json")))
+        let configs = [read_optional(&dir.join("tokenizer_config.json"))?, read_optional(&dir.join("special_tokens_map.json"))?];
+        Self::new(inner, &configs, &read_optional(&dir.join("config.json"))?)
     }
 
     /// A tokenizer from the text of a tokenizer.json.
@@ -64,7 +64,13 @@ impl Tokenizer {
         inner.with_padding(None);
         let special = |key: &str, common: &[&str]| {
             let named = configs.iter().find_map(|c| c[key].as_str().or_else(|| c[key]["content"].as_str()));
-            let by_config = || model_config[format!("{key}_id")].as_u64().map(|id| id as u32);
+            // Configs name ids that their tokenizer never had (a copied 50256, say): those mean nothing.
+            let by_config = || {
+                model_config[format!("{key}_id")]
+                    .as_u64()
+                    .and_then(|id| u32::try_from(id).ok())
+                    .filter(|id| inner.id_to_token(*id).is_some())
+            };
             let by_name = || common.iter().find_map(|name| inner.token_to_id(name));
             named.and_then(|name| inner.token_to_id(name)).or_else(by_config).or_else(by_name)
         };
@@ -80,7 +86,8 @@ impl Tokenizer {
             false => (wrapped[..at].to_vec(), wrapped[at + bare.len()..].to_vec()),
         };
         let json = inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))?;
-        let fingerprint = blake3::hash(json.as_bytes()).to_hex().to_string();
+        let recipe = format!("{json} {prefix:?} {suffix:?} {eos:?} {mask:?} {pad:?}");
+        let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
         Ok(Self { inner, prefix, suffix, eos, mask, pad, fingerprint })
     }
 
@@ -140,8 +147,13 @@ impl Tokenizer {
     }
 }
 
-fn read_or_null(path: &Path) -> Value {
-    std::fs::read_to_string(path).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(Value::Null)
+/// A JSON file's contents; null if there is no such file.
+fn read_optional(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        return Ok(Value::Null);
+    }
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
 }
 
 fn byte_level_bpe(dir: &Path) -> Result<HfTokenizer> {
@@ -166,7 +178,7 @@ fn word_piece(dir: &Path) -> Result<HfTokenizer> {
         .unk_token("[UNK]".into())
         .build()
         .map_err(|e| Error::bad_file(&path, format!("is not a valid WordPiece vocabulary: {e}")))?;
-    let lower = read_or_null(&dir.join("tokenizer_config.json"))["do_lower_case"].as_bool().unwrap_or(true);
+    let lower = read_optional(&dir.join("tokenizer_config.json"))?["do_lower_case"].as_bool().unwrap_or(true);
     let mut tokenizer = HfTokenizer::new(model);
     let normalizer = BertNormalizer::new(true, true, None, lower);
     tokenizer.with_normalizer(Some(normalizer)).map_err(|e| Error::bad_file(&path, e.to_string()))?;

@@ -87,7 +87,7 @@ pub fn reset_learning_rates(optim: &mut AdamW) {
 /// Optimiser steps that `options` come to on `sequences` training sequences.
 pub fn steps(options: &TrainOptions, sequences: usize) -> u64 {
     let per_epoch = sequences.div_ceil(options.batch_size * options.gradient_accumulation) as u64;
-    (per_epoch * options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
+    per_epoch.saturating_mul(options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
 }
 
 /// Learns for one cycle. `epoch` counts epochs over the whole run and decides the order of the data; it is advanced.

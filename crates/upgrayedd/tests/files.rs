@@ -200,3 +200,32 @@ fn masking_is_seeded_and_differs_between_epochs() {
         }
     }
 }
+
+#[test]
+fn layer_norms_under_their_old_names_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("bert_mlm").join("config.json"), dir.path().join("config.json")).unwrap();
+    let old = |name: String| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let renamed = tensors(&golden("bert_mlm")).into_iter().map(|(name, tensor)| (old(name), tensor)).collect();
+    safetensors_file::write(&dir.path().join("model.safetensors"), renamed, DType::F32, Default::default()).unwrap();
+    assert_same(&load(dir.path()), &load(&golden("bert_mlm")));
+}
+
+#[test]
+fn a_weight_that_would_be_ignored_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("llama_mha").join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut all = tensors(&golden("llama_mha"));
+    // A buffer of old checkpoints is harmless.
+    all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros(&[3])));
+    let write = |all: &[(String, Tensor)]| {
+        safetensors_file::write(&dir.path().join("model.safetensors"), all.to_vec(), DType::F32, Default::default()).unwrap();
+    };
+    write(&all);
+    assert_same(&load(dir.path()), &load(&golden("llama_mha")));
+    // A bias that config.json does not announce is not.
+    all.push(("model.layers.1.self_attn.q_proj.bias".into(), Tensor::zeros(&[24])));
+    write(&all);
+    let error = Model::load(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.1.self_attn.q_proj.bias"), "{error}");
+}

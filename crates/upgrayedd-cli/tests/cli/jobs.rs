@@ -187,6 +187,33 @@ fn an_optimised_model_can_be_optimised_further() {
 }
 
 #[test]
+fn a_pruned_model_without_its_archive_can_be_optimised_too() {
+    let b = bench();
+    b.ok(&optimize("first", &["--growth-ratio", "0"]));
+    b.ok(&["export", "--model", "first", "--format", "hf", "--out", "bare"]);
+    let arguments = ["optimize", "--model", "bare", "--data", "text.txt", "--growth-ratio", "0.5", "--out", "second"];
+    let summary = b.json(&[&arguments[..], &SHORT].concat());
+    // 17 left: 5 go and 2 of those come back; 4 of 14 go and 3 of 7 come back. What the first run took stays away.
+    assert_eq!(active(&summary), 17 - 5 + 2 - 4 + 3);
+    let notice = events(&b.path("second"))
+        .into_iter()
+        .any(|e| e["event"] == "notice" && e["message"].as_str().unwrap().contains("15 heads"));
+    assert!(notice, "heads that cannot return are said");
+    // Its result loads with the archive it has.
+    assert_eq!(b.json(&["inspect", "second"])["active_heads"], summary["after"]["heads"]);
+}
+
+#[test]
+fn a_target_is_reached_whatever_grows() {
+    let b = bench();
+    for growth in ["0", "0.5", "0.9", "1"] {
+        let out = format!("growth-{growth}");
+        let target = ["--schedule", "target", "--pruning-ratio", "0.5", "--growth-ratio", growth, "--strategy", "random"];
+        assert_eq!(active(&b.json(&optimize(&out, &target))), 16, "growth {growth}");
+    }
+}
+
+#[test]
 fn a_cycle_that_loses_too_much_is_rolled_back_exactly() {
     let b = bench();
     let more = ["--pruning-ratio", "0.8", "--max-loss-increase", "0.01", "--learning-rate", "1e-9", "--dtype", "float32"];

@@ -24,11 +24,13 @@ fn data_that_cannot_be_used() {
     b.refused(1, &["empty.txt", "is empty"], &optimize("model", "empty.txt", &[]));
     b.refused(1, &["table.csv", ".txt, .jsonl, .parquet"], &optimize("model", "table.csv", &[]));
     b.refused(2, &["less than one window", "--sequence-length"], &optimize("model", "short.txt", &[]));
-    b.refused(1, &["latin.txt", "line 1, byte 4", "UTF-8"], &optimize("model", "latin.txt", &[]));
+    b.refused(1, &["latin.txt", "byte 4", "UTF-8"], &optimize("model", "latin.txt", &[]));
     b.refused(1, &["bad.jsonl", "line 2", "JSON"], &optimize("model", "bad.jsonl", &[]));
     b.refused(1, &["other.jsonl", "body", "--text-field"], &optimize("model", "other.jsonl", &[]));
     b.refused(1, &["fake.parquet", "Parquet"], &optimize("model", "fake.parquet", &[]));
     b.refused(2, &["--eval-data", "same contents"], &optimize("model", "text.txt", &["--eval-data", "text.txt"]));
+    fs::copy(b.path("text.txt"), b.path("copy.txt")).unwrap();
+    b.refused(2, &["same contents", "--data"], &optimize("model", "text.txt", &["--data", "copy.txt"]));
     b.refused(2, &["--data"], &["optimize", "--model", "model"]);
     b.refused(2, &["--model"], &["optimize", "--data", "text.txt"]);
 }
@@ -56,6 +58,7 @@ fn parameters_out_of_range() {
         ("--device", "tpu", ["tpu", "auto, cpu, cuda"]),
         ("--dtype", "int8", ["dtype", "float16"]),
         ("--max-loss-increase", "-1", ["max_loss_increase", "0 or more"]),
+        ("--batch-size", "18446744073709551615", ["batch_size", "at most"]),
         ("--threads", "0", ["threads", "more than 0"]),
     ] {
         let mut arguments = vec!["optimize", "--model", "model", "--data", "text.txt", "--out", "run", flag, value];

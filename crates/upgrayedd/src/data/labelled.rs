@@ -33,6 +33,9 @@ pub(super) fn read(
             let label = class_of(label, model, labels).map_err(bad)?;
             let mut tokens = tokenizer.encode(text)?;
             tokens.truncate(room);
+            if tokens.is_empty() {
+                return Err(bad("the text is empty".to_owned()));
+            }
             examples.push(Example { tokens, label });
             Ok(())
         };

@@ -1,7 +1,7 @@
 //! Documents from text files, streamed piece by piece so that memory does not grow with the file.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -83,25 +83,39 @@ pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Resul
     Ok(())
 }
 
+/// One document in pieces that end at a line, or at a space where lines are longer than a piece.
 fn whole_text(path: &Path, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    // One piece is kept back, since only the last one ends the document.
-    let (mut piece, mut held, mut starts) = (String::new(), None::<String>, true);
-    for_each_line(path, |_, line| {
-        piece.push_str(line);
-        if piece.len() >= PIECE_BYTES
-            && let Some(text) = held.replace(std::mem::take(&mut piece))
-        {
+    let mut file = File::open(path).map_err(Error::io(path, "read"))?;
+    // What has been read but not yet handed on; the last piece is kept back, since only it ends the document.
+    let (mut bytes, mut offset, mut held, mut starts) = (Vec::new(), 0usize, None::<String>, true);
+    loop {
+        let wanted = (PIECE_BYTES - bytes.len()) as u64;
+        let count = file.by_ref().take(wanted).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        if bytes.is_empty() {
+            break;
+        }
+        let end = if count < wanted as usize { bytes.len() } else { cut(&bytes) };
+        let rest = bytes.split_off(end);
+        let text = String::from_utf8(std::mem::replace(&mut bytes, rest))
+            .map_err(|e| not_utf8(path, offset + e.utf8_error().valid_up_to()))?;
+        offset += end;
+        if let Some(text) = held.replace(text) {
             f(Piece { text, starts, ends: false })?;
             starts = false;
         }
-        Ok(())
-    })?;
-    let parts: Vec<String> = held.into_iter().chain((!piece.is_empty()).then_some(piece)).collect();
-    let last = parts.len().saturating_sub(1);
-    for (i, text) in parts.into_iter().enumerate() {
-        f(Piece { text, starts: starts && i == 0, ends: i == last })?;
     }
-    Ok(())
+    held.map_or(Ok(()), |text| f(Piece { text, starts, ends: true }))
+}
+
+/// Where to cut a full block: after the last line end, else after the last space, else between two characters.
+fn cut(bytes: &[u8]) -> usize {
+    let after = |byte: u8| bytes.iter().rposition(|b| *b == byte).map(|i| i + 1);
+    let boundary = || (1..=bytes.len().min(4)).map(|back| bytes.len() - back).find(|&i| i > 0 && bytes[i] & 0xC0 != 0x80);
+    after(b'\n').or_else(|| after(b' ')).or_else(boundary).unwrap_or(bytes.len())
+}
+
+fn not_utf8(path: &Path, at: usize) -> Error {
+    Error::bad_file(path, format!("byte {}: not valid UTF-8; convert the file, for example with iconv", at + 1))
 }
 
 /// The text of a JSON record.

@@ -77,7 +77,12 @@ impl TokenStore {
         let dir = cache_dir()?.join("tokens");
         let path = dir.join(format!("{}.tok", blake3::hash(recipe.as_bytes()).to_hex()));
         if !path.is_file() {
-            let no_place = |e| Error::invalid(format!("{}: cannot create the token cache: {e}; set UPGRAYEDD_CACHE to a writable folder", dir.display()));
+            let no_place = |e| {
+                Error::invalid(format!(
+                    "{}: cannot create the token cache: {e}; set UPGRAYEDD_CACHE to a writable folder",
+                    dir.display()
+                ))
+            };
             std::fs::create_dir_all(&dir).map_err(no_place)?;
             tokenise(files, tokenizer, options, in_stream, &dir, &path)?;
         }

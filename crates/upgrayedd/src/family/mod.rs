@@ -85,13 +85,21 @@ impl Family {
         (self.module)(layer)
     }
 
+    /// Whether a tensor's name is that of a weight inside a layer; buffers that old checkpoints hold are not.
+    pub(crate) fn is_layer_weight(&self, name: &str) -> bool {
+        const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+        let base = name.strip_prefix(self.base_prefix).unwrap_or(name);
+        let layers = self.marker.split("0.").next().unwrap_or_default();
+        base.starts_with(layers) && !BUFFERS.iter().any(|b| base.ends_with(b))
+    }
+
     /// All weights of a model of this family.
     pub fn tensors(&self, spec: &ModelSpec) -> Vec<HfTensor> {
         (self.tensors)(spec)
     }
 }
 
-/// Finds the family of a checkpoint and reads its config. `wanted` is the user's word and overrules what the files say.
+/// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
 pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<ModelSpec> {
     let architecture = config["architectures"][0].as_str();
     let by_architecture = || ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
@@ -99,6 +107,9 @@ pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) 
         |family: &Family, name: &str| tensor_names.iter().any(|t| t == name || t.strip_prefix(family.base_prefix) == Some(name));
     let supported = ALL.map(|f| f.model_type).join(", ");
     let family = match (wanted, config["model_type"].as_str()) {
+        (Some(name), Some(said)) if name != said => {
+            return Err(Error::invalid(format!("config.json says model_type {said:?}, so --family {name} cannot be right")));
+        }
         (Some(name), _) => Family::named(name)?,
         (None, Some(name)) => ALL
             .into_iter()

@@ -40,13 +40,16 @@ impl Model {
             0
         };
         let layers = self.heads.layers().iter();
-        let attention: usize = layers.clone().map(|l| 2 * context * l.active().len() * self.spec.head_dim).sum();
+        let attention: usize = layers
+            .clone()
+            .map(|l| (2 * l.active().len() * self.spec.head_dim).saturating_mul(context))
+            .fold(0, usize::saturating_add);
         let kv_heads: usize = layers.map(|l| l.kv_active().len()).sum();
         let generates = self.spec.objective == Objective::CausalLm;
         Cost {
             parameters,
             bytes: parameters * self.dtype.size(),
-            macs_per_token: (matrices + tied + attention) as u64,
+            macs_per_token: (matrices + tied).saturating_add(attention) as u64,
             context,
             kv_cache_bytes_per_token: if generates { 2 * kv_heads * self.spec.head_dim * self.dtype.size() } else { 0 },
         }

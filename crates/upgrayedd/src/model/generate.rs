@@ -82,7 +82,7 @@ impl Model {
         if !(options.top_p > 0.0 && options.top_p <= 1.0) {
             return Err(Error::invalid(format!("top_p is {}: expected more than 0 and at most 1", options.top_p)));
         }
-        if prompt.len() + options.max_new_tokens > self.spec.max_positions {
+        if prompt.len().saturating_add(options.max_new_tokens) > self.spec.max_positions {
             return Err(Error::invalid(format!(
                 "{} prompt tokens and {} new ones exceed the model's {} positions: lower max-new-tokens",
                 prompt.len(),

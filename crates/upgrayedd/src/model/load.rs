@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "weights are memory-mapped")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -180,10 +180,11 @@ impl TensorFolder {
         Ok(folder)
     }
 
-    /// The tensor under its full name, or without the base prefix, or with the prefix where the base model was saved alone.
+    /// The tensor under its full name or without the base prefix; a LayerNorm also under the names that TensorFlow gave it.
     fn find(&self, name: &str, prefix: &str) -> Option<(&TensorFile, &str)> {
-        let stripped = name.strip_prefix(prefix).unwrap_or(name);
-        let (name, &file) = self.index.get_key_value(name).or_else(|| self.index.get_key_value(stripped))?;
+        let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let candidates = [name, &old].into_iter().flat_map(|n| [n, n.strip_prefix(prefix).unwrap_or(n)]);
+        let (name, &file) = candidates.into_iter().find_map(|n| self.index.get_key_value(n))?;
         Some((&self.files[file], name))
     }
 }
@@ -196,20 +197,9 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let index_path = dir.join("model.safetensors.index.json");
     if index_path.is_file() {
         let index = read_json(&index_path)?;
-        let map = index["weight_map"].as_object().ok_or_else(|| Error::bad_file(&index_path, "has no weight_map"))?;
-        let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        return names
+        return shard_names(&index_path, &index)?
             .into_iter()
             .map(|name| {
-                // A shard is a plain file name: an index from a stranger must not reach elsewhere.
-                if Path::new(name).components().count() != 1 || name.contains(['/', '\\']) || name == ".." {
-                    return Err(Error::bad_file(
-                        &index_path,
-                        format!("names the shard {name:?}: expected a file of the same folder"),
-                    ));
-                }
                 let path = dir.join(name);
                 if path.is_file() {
                     Ok(path)
@@ -229,6 +219,18 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         ));
     }
     Err(Error::bad_file(dir, "holds no model.safetensors and no model.safetensors.index.json"))
+}
+
+/// The shards that an index names: plain file names, for an index from a stranger must not reach elsewhere.
+pub(crate) fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
+    let map =
+        index["weight_map"].as_object().filter(|m| !m.is_empty()).ok_or_else(|| Error::bad_file(path, "has no weight_map"))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let plain = |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
+    match names.iter().find(|name| !plain(name)) {
+        Some(name) => Err(Error::bad_file(path, format!("names the shard {name:?}: expected a file of the same folder"))),
+        None => Ok(names.into_iter().map(str::to_owned).collect()),
+    }
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -277,7 +279,7 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 impl Model {
     /// Loads a model folder, run folder or Hub id; `builtin` is the model that is built in.
     pub fn from_pretrained(name: &str, options: &LoadOptions) -> Result<Self> {
-        if name == "builtin" {
+        if name == "builtin" && !Path::new(name).exists() {
             return builtin::model();
         }
         let dir = resolve(name)?;
@@ -305,15 +307,26 @@ impl Model {
         let spec = family::recognise(&config, &names, options.family.as_deref()).map_err(with_path)?;
         let heads = heads_from_config(&config, &spec).map_err(with_path)?;
         let mut params = ParamSet::default();
+        let mut unread: BTreeSet<&str> = folder.index.keys().map(String::as_str).collect();
         for tensor in spec.family.tensors(&spec) {
             match folder.find(&tensor.name, spec.family.base_prefix) {
                 Some((file, name)) => {
+                    unread.remove(name);
                     let weight = read_canonical(file, name, &tensor, &spec, &heads)?;
                     params.add(tensor.canonical, weight);
                 }
                 None if tensor.optional => {}
                 None => return Err(Error::bad_file(dir, format!("the weight {} is missing", tensor.name))),
             }
+        }
+        if let Some(name) = unread.into_iter().find(|name| spec.family.is_layer_weight(name)) {
+            return Err(Error::bad_file(
+                dir,
+                format!(
+                    "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
+                    spec.family.model_type
+                ),
+            ));
         }
         let tokens = spec.family.tensors(&spec).into_iter().find(|t| t.canonical == "embed.tokens");
         let dtype = match tokens.and_then(|t| folder.find(&t.name, spec.family.base_prefix)) {

@@ -17,6 +17,7 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 pub use cost::Cost;
 pub use forward::{Batch, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
+pub(crate) use load::shard_names;
 pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, is_model_folder, read_config, resolve};
 pub(crate) use spec::split_layer;
 pub use spec::{Block, ModelSpec, Norm, Objective, Positions};

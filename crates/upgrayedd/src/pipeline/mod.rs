@@ -24,7 +24,7 @@ use crate::{Error, Result, builtin, export};
 
 use run::Run;
 
-/// Calibration sequences that a strategy may ask for at most.
+/// Calibration sequences set aside where the strategy does not say how many it wants.
 const CALIBRATION: usize = 128;
 
 /// `run.toml`: everything that decides the result.
@@ -34,7 +34,7 @@ pub struct RunRecord {
     pub format_version: u32,
     /// Version of the program.
     pub program_version: String,
-    /// blake3 over all weights as they were given.
+    /// blake3 over config.json, tokenizer and all weights as they were given.
     pub model_hash: String,
     /// blake3 of the training files.
     pub data_hash: String,
@@ -122,9 +122,9 @@ impl Pipeline {
     /// Reads model and data and checks that the run is possible.
     pub fn new(config: OptimizeConfig) -> Result<Self> {
         config.check()?;
+        let (device, strategy) = (config.device.parse()?, config.build_strategy()?);
         let mut model = config.load_model()?;
-        model.device = config.device.parse()?;
-        let strategy = config.build_strategy()?;
+        model.device = device;
         let tokenizer = config.load_tokenizer(&model)?;
         Self::assemble(config, model, &tokenizer, strategy)
     }
@@ -133,6 +133,7 @@ impl Pipeline {
         // A shorter model is not an error of the user's as long as no length was asked for.
         let length = config.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
         config.sequence_length = Some(length);
+        config.make_paths_absolute();
         check_heads(&config, &model)?;
         let options = config.data_options(length);
         let (data, eval_data) = if config.data.is_empty() {
@@ -146,9 +147,9 @@ impl Pipeline {
             (Dataset::open(&config.data, &model, tokenizer, &options)?, eval)
         };
         check_disjoint(&data, eval_data.as_ref())?;
-        let split = data.split(CALIBRATION, eval_data.as_ref())?;
+        let split = data.split(strategy.calibration_samples().unwrap_or(CALIBRATION), eval_data.as_ref())?;
         let optim = train::new_optimizer(&model, config.weight_decay);
-        let model_hash = hash_weights(&model);
+        let model_hash = hash_model(&model, tokenizer);
         Ok(Self { config, model, data, eval_data, split, strategy, optim, model_hash })
     }
 
@@ -193,21 +194,37 @@ impl Pipeline {
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
-            Err(error) if !matches!(error, Error::Interrupted) && !run.dir.has_checkpoint() => run.dir.discard().and(Err(error)),
+            Err(error) if !matches!(error, Error::Interrupted) && !run.dir.has_checkpoint() => {
+                // The first error is the one that matters, even if its traces cannot be removed.
+                let _ = run.dir.discard();
+                Err(error)
+            }
             Err(error) => Err(error),
         }
     }
 
+    /// The configuration that a run was started with.
+    pub fn recorded_config(path: &Path) -> Result<OptimizeConfig> {
+        Ok(RunDir::open(path)?.read_run::<RunRecord>()?.config)
+    }
+
     /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
-    pub fn resume(path: &Path, threads: Option<usize>, observer: &mut dyn Observer) -> Result<Summary> {
+    pub fn resume(path: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         let mut dir = RunDir::open(path)?;
         let record: RunRecord = dir.read_run()?;
+        if record.format_version != 1 || record.program_version != env!("CARGO_PKG_VERSION") {
+            return Err(Error::bad_file(
+                path,
+                format!(
+                    "was started by version {} of this program: only that continues it to the same result",
+                    record.program_version
+                ),
+            ));
+        }
         if dir.result().is_dir() {
             return Err(Error::bad_file(path, "is complete already: its result is in model/"));
         }
-        let mut config = record.config.clone();
-        config.threads = threads.or(config.threads);
-        let mut pipeline = Self::new(config)?;
+        let mut pipeline = Self::new(record.config.clone())?;
         let same_eval = pipeline.eval_data.as_ref().map(|d| d.hash.clone()) == record.eval_data_hash;
         if pipeline.model_hash != record.model_hash {
             return Err(Error::bad_file(path, "the model has changed since the run was started: it cannot be continued"));
@@ -254,7 +271,7 @@ impl Pipeline {
             model: &self.model,
             data: Some((&self.data, &self.split.calibration)),
             batch_size: self.config.batch_size,
-            samples: CALIBRATION,
+            samples: self.split.calibration.len(),
             seed: self.cycle_seed(cycle),
         };
         let scores = self.strategy.importances(&context)?;
@@ -262,16 +279,17 @@ impl Pipeline {
         Ok(scores)
     }
 
-    /// What goes in this cycle, what the budget asked for, and how many are to come back (`None`: by ratio).
+    /// What goes in this cycle, what the budget asked for, and how many are to be gone after growth (`None`: by ratio).
     fn select(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, usize, Option<usize>)> {
         let config = &self.config;
         let ratios = (config.pruning_ratio, config.growth_ratio);
-        let plan = budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles))?;
+        let most = budget::prunable(&self.model.heads, config.unit, config.min_heads);
+        let plan = budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most);
         let budget = Budget { heads: plan.prune, scope: config.scope, unit: config.unit, min_heads: config.min_heads };
         let view = PruneView { model: &self.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
         self.model.heads.clone().remove(&selection, config.min_heads)?;
-        Ok((selection, plan.prune, plan.grow))
+        Ok((selection, plan.prune, plan.goal))
     }
 
     fn eval_options(&self) -> EvalOptions {
@@ -314,6 +332,12 @@ fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
 
 /// The same file to learn from and to be measured on would make the result look better than it is.
 fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
+    let repeated = data.file_hashes.iter().enumerate().any(|(i, hash)| data.file_hashes[..i].contains(hash));
+    if repeated {
+        return Err(Error::invalid(
+            "two files of --data have the same contents: name each text once, or some of it would be learned from and measured on",
+        ));
+    }
     match eval.and_then(|eval| eval.file_hashes.iter().find(|hash| data.file_hashes.contains(hash))) {
         Some(_) => Err(Error::invalid(
             "--eval-data has the same contents as a file of --data: measure on text that is not learned from, or leave --eval-data out",
@@ -322,8 +346,9 @@ fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
     }
 }
 
-fn hash_weights(model: &Model) -> String {
+fn hash_model(model: &Model, tokenizer: &Tokenizer) -> String {
     let mut hasher = blake3::Hasher::new();
+    hasher.update(model.config.to_string().as_bytes()).update(tokenizer.fingerprint().as_bytes());
     for id in model.params.ids() {
         hasher.update(model.params.name(id).as_bytes());
         hasher.update(bytemuck::cast_slice(model.params.get(id).data()));

@@ -31,17 +31,28 @@ impl Run<'_> {
 
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.model, &self.pipeline.split);
+        let lost = model.heads.num_pruned() - model.archive.restorable(&model.heads).iter().sum::<usize>();
+        let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
+        let evaluation = self.state.baseline.clone();
         self.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
             schema: 1,
             family: model.spec.family.model_type,
             parameters: model.num_parameters(),
             heads: model.heads.num_active(),
-            sequences: [split.train.len(), split.calibration.len(), split.held_out.len()],
+            sequences: [split.train.len(), there, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
-        let evaluation = self.state.baseline.clone();
-        self.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })
+        self.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
+        if lost > 0 {
+            let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
+            self.emit(Event::Notice { cycle: 0, message })?;
+        }
+        if let Some(wanted) = wanted.filter(|w| *w > there) {
+            let message = format!("scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for");
+            self.emit(Event::Notice { cycle: 0, message })?;
+        }
+        Ok(())
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
@@ -57,13 +68,25 @@ impl Run<'_> {
 
     fn cycle(&mut self, cycle: usize) -> Result<()> {
         let start = self.keep_for_roll_back();
+        let tokens_before = self.state.tokens;
         let scores = self.score(cycle)?;
-        let (pruned, growth) = self.prune(cycle, &scores)?;
+        let (pruned, goal) = self.prune(cycle, &scores)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
-        let (grown, growing) = self.grow(cycle, &scores, &pruned, growth)?;
-        self.learn(cycle, &growing)?;
-        let after_learning = self.measure(cycle, Phase::Learned)?;
-        let accepted = self.accept(cycle, start, after_learning.loss)?;
+        let (grown, growing) = self.grow(cycle, &scores, &pruned, goal)?;
+        let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
+        let loss_learned = match learned {
+            Ok(evaluation) => evaluation.loss,
+            // A cycle that diverged is rolled back like any other that lost too much.
+            Err(Error::NotFinite(message)) if start.is_some() => {
+                self.emit(Event::Notice { cycle, message })?;
+                f64::MAX
+            }
+            Err(error) => return Err(error),
+        };
+        let accepted = self.accept(cycle, start, loss_learned)?;
+        if !accepted {
+            self.state.tokens = tokens_before;
+        }
         let count = |heads: &HeadSelection| heads.values().map(Vec::len).sum();
         self.state.history.push(CycleRecord {
             cycle,
@@ -71,7 +94,7 @@ impl Run<'_> {
             grown: count(&grown),
             active: self.pipeline.model.heads.num_active(),
             loss_pruned: after_pruning.loss,
-            loss_learned: after_learning.loss,
+            loss_learned,
             accepted,
         });
         Ok(())
@@ -98,7 +121,7 @@ impl Run<'_> {
     }
 
     fn prune(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, Option<usize>)> {
-        let (selection, budget, growth) = self.pipeline.select(cycle, scores)?;
+        let (selection, budget, goal) = self.pipeline.select(cycle, scores)?;
         let count: usize = selection.values().map(Vec::len).sum();
         let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
         let heads = named_heads(model, &selection);
@@ -106,8 +129,13 @@ impl Run<'_> {
         surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
         let active = model.heads.num_active();
         let notice = match (count, budget) {
-            (0, 0) => {
-                Some(format!("nothing to prune: pruning_ratio {} of the active heads rounds to none", config.pruning_ratio))
+            (0, 0) => Some(format!(
+                "nothing to prune: pruning_ratio {} with schedule {} comes to no head",
+                config.pruning_ratio,
+                config.schedule.name()
+            )),
+            (count, budget) if count > budget => {
+                Some(format!("{} heads pruned beyond the ratio: the strategy holds them for dead", count - budget))
             }
             (count, budget) if count < budget => Some(format!(
                 "{count} of {budget} heads pruned: min_heads {} and unit {} allow no more",
@@ -120,7 +148,7 @@ impl Run<'_> {
         if let Some(message) = notice {
             self.emit(Event::Notice { cycle, message })?;
         }
-        Ok((selection, growth))
+        Ok((selection, goal))
     }
 
     fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {
@@ -137,13 +165,18 @@ impl Run<'_> {
         cycle: usize,
         scores: &HeadScores,
         pruned: &HeadSelection,
-        planned: Option<usize>,
+        goal: Option<usize>,
     ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
         let left = remaining(&self.pipeline.model, scores, pruned);
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
-        let count = planned.unwrap_or_else(|| budget::growth(config.growth_ratio, &model.heads, config.unit));
-        let view = GrowView { heads: &model.heads, importances: &left, count, unit: config.unit, seed };
+        let restorable = model.archive.restorable(&model.heads);
+        let can_return: usize = restorable.iter().sum();
+        let count = match goal {
+            Some(goal) => model.heads.num_pruned().saturating_sub(goal).min(can_return),
+            None => budget::growth(config.growth_ratio, can_return, &model.heads, config.unit),
+        };
+        let view = GrowView { heads: &model.heads, restorable: &restorable, importances: &left, count, unit: config.unit, seed };
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&model.heads, &model.archive, &counts, config.unit)?;
         surgery::restore(model, Some(optim), &selection, config.growth_lr_multiplier as f32)?;

@@ -55,9 +55,4 @@ impl Score {
         scores.check(&context.model.heads)?;
         Ok(scores)
     }
-
-    /// The scores such that higher means keep.
-    pub fn as_importance(&self, scores: &HeadScores) -> HeadScores {
-        if self.higher_keeps { scores.clone() } else { scores.negated() }
-    }
 }

@@ -50,6 +50,10 @@ impl Strategy for Entropy {
         &self.params
     }
 
+    fn calibration_samples(&self) -> Option<usize> {
+        Some(self.options.attention_samples)
+    }
+
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let context = ScoreContext { samples: self.options.attention_samples, ..*context };
         self.cache.get_or(self.options.use_cached_entropy, &context, || Score::named("entropy")?.compute(&context))
@@ -64,6 +68,6 @@ impl Strategy for Entropy {
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view.heads, &by_mean(view.importances, true), view.count, view.unit))
+        Ok(spread(view, &by_mean(view.importances, true)))
     }
 }

@@ -102,6 +102,6 @@ impl Strategy for Magnitude {
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view.heads, &by_mean(view.importances, false), view.count, view.unit))
+        Ok(spread(view, &by_mean(view.importances, false)))
     }
 }

@@ -66,6 +66,8 @@ pub struct PruneView<'a> {
 pub struct GrowView<'a> {
     /// Which heads there are now.
     pub heads: &'a HeadMap,
+    /// Per layer: how many heads can be restored.
+    pub restorable: &'a [usize],
     /// The importances of the heads that are left, as scored before pruning.
     pub importances: &'a HeadScores,
     /// How many heads may come back.
@@ -82,6 +84,10 @@ pub trait Strategy: Send {
     fn name(&self) -> &str;
     /// The common parameters.
     fn params(&self) -> &StrategyParams;
+    /// Sequences that the strategy wants to score on; `None` if it reads weights only.
+    fn calibration_samples(&self) -> Option<usize> {
+        None
+    }
     /// The importance of every active head, in the strategy's own units.
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
     /// The same such that higher means keep; what the archive remembers.
@@ -123,14 +129,11 @@ fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options)
 }
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
-fn spread(heads: &HeadMap, order: &[usize], count: usize, unit: Unit) -> BTreeMap<usize, usize> {
-    let size = match unit {
-        Unit::Head => 1,
-        Unit::KvGroup => heads.layers().first().map_or(1, |l| l.total() / l.kv_total()),
-    };
-    let mut room: Vec<usize> = heads.layers().iter().map(|l| l.pruned().len()).collect();
+fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
+    let size = budget::unit_size(view.heads, view.unit);
+    let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
-    let mut left = count;
+    let mut left = view.count;
     loop {
         let before = left;
         for &layer in order {

@@ -6,7 +6,7 @@ use rand::RngExt;
 use serde::Deserialize;
 
 use super::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
-use crate::budget::Unit;
+use crate::budget::unit_size;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::score::{Score, ScoreContext};
 use crate::{Result, rng};
@@ -51,12 +51,8 @@ impl Strategy for Random {
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
         let mut random = rng::stream(view.seed, "random growth");
-        let size = match (view.unit, view.heads.layers().first()) {
-            (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
-            _ => 1,
-        };
-        let mut missing: Vec<usize> =
-            view.heads.layers().iter().enumerate().flat_map(|(l, h)| vec![l; h.pruned().len() / size]).collect();
+        let size = unit_size(view.heads, view.unit);
+        let mut missing: Vec<usize> = view.restorable.iter().enumerate().flat_map(|(l, n)| vec![l; n / size]).collect();
         let mut counts = BTreeMap::new();
         for _ in 0..(view.count / size).min(missing.len()) {
             let layer = missing.swap_remove(random.random_range(0..missing.len()));
