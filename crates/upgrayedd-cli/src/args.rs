@@ -141,7 +141,7 @@ pub struct OptimizeArgs {
     /// Run folder, which must not exist [default: runs/MODEL-STRATEGY-N]
     #[arg(long, value_name = "RUN_DIR")]
     pub out: Option<PathBuf>,
-    /// Options from a TOML file (or a run.toml's [config] table as a file)
+    /// Options from a TOML file (the config table of a run.toml, saved as a file, is one)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print the summary as JSON

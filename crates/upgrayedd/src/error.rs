@@ -20,14 +20,14 @@ pub enum Error {
         message: String,
     },
     /// The system refused to read or write.
-    #[error("{path}: cannot {action}: {source}", path = path.display())]
+    #[error("{path}: cannot {action}: {reason}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was tried, as a verb: "read", "write".
         action: &'static str,
         /// The system's reason.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The Hugging Face Hub could not provide a file.
     #[error("{0}")]
@@ -57,7 +57,7 @@ impl Error {
     /// Wraps an I/O error with the path and what was tried.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::Io { path, action, source }
+        move |reason| Self::Io { path, action, reason }
     }
 
     /// Whether the user's request itself was wrong (exit code 2), rather than its execution.

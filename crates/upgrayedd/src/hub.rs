@@ -5,23 +5,9 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 
+use crate::export::COMPANIONS;
 use crate::model::shard_names;
 use crate::{Error, Result};
-
-/// Files that a model needs beside its weights; all but the first may be missing.
-const SMALL_FILES: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "chat_template.jinja",
-    "modeling_upgrayedd.py",
-];
 
 fn offline() -> bool {
     std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false" | "no"))
@@ -79,7 +65,8 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
     };
     let info = repo.info().map_err(|e| fail("the list of files", e))?;
     let listed: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-    let mut wanted: Vec<String> = SMALL_FILES.iter().filter(|f| listed.contains(*f)).map(|f| (*f).to_owned()).collect();
+    let small = ["config.json", "modeling_upgrayedd.py"].into_iter().chain(COMPANIONS);
+    let mut wanted: Vec<String> = small.filter(|f| listed.contains(f)).map(str::to_owned).collect();
     if listed.contains(&"model.safetensors") {
         wanted.push("model.safetensors".to_owned());
     } else if listed.contains(&"model.safetensors.index.json") {

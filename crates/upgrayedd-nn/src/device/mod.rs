@@ -1,4 +1,4 @@
-//! Where tensors live and kernels run. A device is one implementation of [`Kernels`]; ops and tape know nothing else of it.
+//! Where tensors live and kernels run. A device is one implementation of `Kernels`; ops and tape know nothing else of it.
 
 pub(crate) mod cpu;
 

@@ -41,7 +41,7 @@ impl FromStr for Format {
 }
 
 /// Files of a model folder that come along unchanged.
-const COMPANIONS: [&str; 10] = [
+pub(crate) const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -57,7 +57,7 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
     let temporary = tempfile::Builder::new().prefix(".partial-").tempfile_in(dir).map_err(Error::io(dir, "write in"))?;
     let views = tensors.into_iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
     let failed = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.to_owned(), action: "write", source },
+        safetensors::SafeTensorError::IoError(reason) => Error::Io { path: path.to_owned(), action: "write", reason },
         other => Error::bad_file(path, format!("cannot write: {other}")),
     };
     safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(failed)?;
