@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use upgrayedd::event::{Event, Observer, Phase, Progress};
+use upgrayedd::event::{Control, Event, Observer, Phase, Progress};
 
 /// A plain line about work in progress at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -76,8 +76,8 @@ impl Observer for Console {
         }
     }
 
-    fn should_stop(&self) -> bool {
-        crate::STOP.load(Ordering::SeqCst)
+    fn control(&mut self) -> Control {
+        if crate::STOP.load(Ordering::SeqCst) { Control::Interrupt } else { Control::Continue }
     }
 }
 
@@ -118,6 +118,6 @@ fn describe(event: &Event) -> Option<String> {
             )
         }
         Event::Notice { message, .. } => format!("note: {message}"),
-        Event::Scored { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,
+        Event::Scored { .. } | Event::Saved { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,
     })
 }

@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Schedule, Scope, Unit};
 use crate::data::{DataOptions, Documents};
-use crate::model::{DType, LoadOptions};
+use crate::model::{Companions, DType, LoadOptions};
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
-use crate::tokenizer::Tokenizer;
 use crate::train::{LrSchedule, TrainOptions};
 use crate::{Error, Model, Result, builtin};
 
@@ -137,7 +136,7 @@ impl OptimizeConfig {
             ("epochs_per_cycle", self.epochs_per_cycle as f64),
             ("batch_size", self.batch_size as f64),
             ("gradient_accumulation", self.gradient_accumulation as f64),
-            ("learning_rate", self.peak_learning_rate()),
+            ("learning_rate", self.learning_rate.unwrap_or(1.0)),
             ("max_gradient_norm", self.max_gradient_norm),
             ("growth_lr_multiplier", self.growth_lr_multiplier),
             ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
@@ -164,12 +163,18 @@ impl OptimizeConfig {
         if !(0.0..=1.0).contains(&self.gate_warmup) {
             return Err(Error::invalid(format!("gate_warmup is {}: expected 0 to 1", self.gate_warmup)));
         }
-        if self.model.is_some() && self.data.is_empty() {
+        Ok(())
+    }
+
+    /// Refuses a model without data and data without a model, unless they are given otherwise.
+    pub(crate) fn check_sources(&self, model_given: bool, data_given: bool) -> Result<()> {
+        let (model, data) = (self.model.is_some() || model_given, !self.data.is_empty() || data_given);
+        if model && !data {
             return Err(Error::invalid(
                 "no data: name at least one file with --data (.txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers)",
             ));
         }
-        if self.model.is_none() && (!self.data.is_empty() || self.eval_data.is_some()) {
+        if !model && (data || self.eval_data.is_some()) {
             return Err(Error::invalid(
                 "data without a model: name the model with --model, or leave both out for the built-in example",
             ));
@@ -187,8 +192,12 @@ impl OptimizeConfig {
         }
     }
 
-    /// Paths that hold wherever the run is continued from.
-    pub(crate) fn make_paths_absolute(&mut self) {
+    /// Fills in what follows from the model, and makes paths hold wherever the run is continued from.
+    pub(crate) fn resolve(&mut self, model: &Model) {
+        // A shorter model is not an error of the user's as long as no length was asked for.
+        self.sequence_length = Some(self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions)));
+        let rate = if model.companions == Companions::BuiltIn { 1e-3 } else { 5e-5 };
+        self.learning_rate = Some(self.learning_rate.unwrap_or(rate));
         let absolute = |path: &mut PathBuf| {
             if let Ok(full) = path.canonicalize() {
                 *path = full;
@@ -200,10 +209,6 @@ impl OptimizeConfig {
         }
     }
 
-    fn peak_learning_rate(&self) -> f64 {
-        self.learning_rate.unwrap_or(if self.model.is_some() { 5e-5 } else { 1e-3 })
-    }
-
     pub(crate) fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
         get_strategy(&self.strategy, self.strategy_params(), self.strategy_options.clone())
     }
@@ -212,13 +217,6 @@ impl OptimizeConfig {
         match &self.model {
             Some(name) => Model::from_pretrained(name, &LoadOptions { family: self.family.clone() }),
             None => builtin::model(),
-        }
-    }
-
-    pub(crate) fn load_tokenizer(&self, model: &Model) -> Result<Tokenizer> {
-        match &model.source {
-            Some(dir) => Tokenizer::load(dir),
-            None => builtin::tokenizer(),
         }
     }
 
@@ -236,15 +234,13 @@ impl OptimizeConfig {
         TrainOptions {
             epochs: self.epochs_per_cycle,
             max_steps: self.max_steps_per_cycle,
-            learning_rate: self.peak_learning_rate(),
-            batch_size: self.batch_size,
+            learning_rate: self.learning_rate.unwrap_or(5e-5),
             gradient_accumulation: self.gradient_accumulation,
             lr_schedule: self.lr_schedule,
             warmup_steps: self.warmup_steps,
             weight_decay: self.weight_decay,
             max_gradient_norm: self.max_gradient_norm,
             gate_warmup: self.gate_warmup,
-            seed: self.seed,
         }
     }
 }

@@ -35,6 +35,9 @@ pub enum Error {
     /// Training or evaluation produced a number that is not finite.
     #[error("{0}")]
     NotFinite(String),
+    /// The caller's own code (a strategy, a loader) failed with an error of its own.
+    #[error("{0}")]
+    Caller(Box<dyn std::error::Error + Send + Sync>),
     /// The user asked to stop; what was reached has been saved.
     #[error("interrupted")]
     Interrupted,

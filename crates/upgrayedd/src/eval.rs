@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tape;
 
 use crate::data::{Dataset, Pass};
-use crate::event::{Observer, Progress};
+use crate::event::{Control, Observer, Progress};
 use crate::model::{Batch, Hooks, KvCache, Objective};
 use crate::{Error, Model, Result};
 
@@ -61,7 +61,7 @@ pub fn evaluate(
     let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
     let mut done = 0;
     for indices in indices.chunks(options.batch_size.max(1)) {
-        if observer.should_stop() {
+        if observer.control() == Control::Interrupt {
             return Err(Error::Interrupted);
         }
         let batch = data.batch(indices, Pass::Fixed);

@@ -112,6 +112,11 @@ pub enum Event {
         /// What was allowed.
         max_loss_increase: f64,
     },
+    /// The cycle is saved: the run can be continued from here.
+    Saved {
+        /// Cycle, from 1.
+        cycle: usize,
+    },
     /// Something that the user should know.
     Notice {
         /// Cycle, 0 before the first.
@@ -139,15 +144,26 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
+/// What a watcher wants a run to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Stop learning, complete this cycle and write the result.
+    Finish,
+    /// End with [`crate::Error::Interrupted`]; completed cycles are saved.
+    Interrupt,
+}
+
 /// Watches a run and may stop it.
 pub trait Observer {
     /// Something happened.
     fn on_event(&mut self, _event: &Event) {}
     /// Work went on.
     fn on_progress(&mut self, _progress: Progress<'_>) {}
-    /// Asked between steps: `true` ends the run with [`crate::Error::Interrupted`].
-    fn should_stop(&self) -> bool {
-        false
+    /// Asked between steps, batches and cycles.
+    fn control(&mut self) -> Control {
+        Control::Continue
     }
 }
 

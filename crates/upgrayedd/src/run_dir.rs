@@ -3,7 +3,7 @@
 //! ```text
 //! run.toml              resolved configuration, versions, hashes, what is trained and measured on
 //! events.jsonl          one event a line
-//! base/                 config.json and tokenizer files of the model that was given
+//! base/                 config.json and tokenizer files of the model that was given, and its weights if it came from memory
 //! checkpoints/cycle-N/  weights, archive and optimiser as f32, and state.json
 //! model/                the result, a Hugging Face folder
 //! archive.safetensors   the heads that the result has lost
@@ -20,7 +20,7 @@ use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::{ParamSet, Tensor};
 
 use crate::event::Event;
-use crate::export::{copy_companions, safetensors_file, sync_dir, write_file, write_folder};
+use crate::export::{safetensors_file, sync_dir, write_companions, write_file, write_folder, write_weights};
 use crate::heads::{HeadMap, LayerHeads};
 use crate::model::{DType, Model, TensorFile};
 use crate::surgery::Archive;
@@ -58,7 +58,8 @@ struct CheckpointFile<S> {
 
 impl RunDir {
     /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
-    pub fn create(path: &Path, run: &impl Serialize, model: &Model) -> Result<Self> {
+    /// A model that was given in memory leaves its weights there too.
+    pub fn create(path: &Path, run: &impl Serialize, model: &Model, keep_weights: bool) -> Result<Self> {
         let text = toml::to_string_pretty(run).map_err(|e| Error::invalid(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
@@ -68,7 +69,11 @@ impl RunDir {
             }
             let config = serde_json::to_string_pretty(&model.config).map_err(|e| Error::invalid(e.to_string()))?;
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
-            model.source.as_ref().map_or(Ok(()), |source| copy_companions(source, &dir.join("base")))
+            if keep_weights {
+                write_weights(model, &dir.join("base"))?;
+                model.archive.save(&dir.join("base").join(ARCHIVE_FILE))?;
+            }
+            write_companions(model, &dir.join("base"))
         })?;
         Self::open_events(path, None)
     }
@@ -96,6 +101,11 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where the model that was given left its small files, and its weights if it was given in memory.
+    pub fn base(&self) -> PathBuf {
+        self.path.join("base")
     }
 
     /// Where the result is.
@@ -208,7 +218,7 @@ impl RunDir {
             params.add(name, tensor);
         }
         let mut restored = Model::from_params(model.spec, model.config, params, heads, model.dtype);
-        restored.source = model.source;
+        restored.companions = model.companions;
         restored.archive = Archive::load(&dir.join(ARCHIVE_FILE), &restored)?;
         let mut optim = optim(&restored);
         read_moments(&dir, &restored, &mut optim, file.lanes)?;

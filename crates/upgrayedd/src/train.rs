@@ -1,16 +1,16 @@
 //! Learning: epochs over the training sequences with the model's own objective.
 
-use std::ops::Range;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Lanes, Schedule, clip_factor};
 use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 
 use crate::budget::named_enum;
-use crate::data::{Dataset, Pass};
+use crate::data::BatchSource;
 use crate::error::unknown_name;
 use crate::model::{Batch, Hooks};
-use crate::{Error, Model, Result, rng, surgery};
+use crate::{Error, Model, Result, surgery};
 
 named_enum! {
     /// How the learning rate moves within a cycle after the warm-up.
@@ -34,8 +34,6 @@ pub struct TrainOptions {
     pub max_steps: Option<u64>,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Sequences per backward pass.
-    pub batch_size: usize,
     /// Backward passes per optimiser step.
     pub gradient_accumulation: usize,
     /// After the warm-up.
@@ -48,8 +46,6 @@ pub struct TrainOptions {
     pub max_gradient_norm: f64,
     /// Share of the cycle's steps over which regrown heads are faded in.
     pub gate_warmup: f64,
-    /// For the order of the data.
-    pub seed: u64,
 }
 
 /// One optimiser step, as reported.
@@ -84,25 +80,25 @@ pub fn reset_learning_rates(optim: &mut AdamW) {
     optim.states.iter_mut().for_each(|s| s.lr_scale.fill(1.0));
 }
 
-/// Optimiser steps that `options` come to on `sequences` training sequences.
-pub fn steps(options: &TrainOptions, sequences: usize) -> u64 {
-    let per_epoch = sequences.div_ceil(options.batch_size * options.gradient_accumulation) as u64;
+/// Optimiser steps that `options` come to with so many batches in an epoch.
+pub fn steps(options: &TrainOptions, batches_per_epoch: usize) -> u64 {
+    let per_epoch = batches_per_epoch.div_ceil(options.gradient_accumulation) as u64;
     per_epoch.saturating_mul(options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
 }
 
 /// Learns for one cycle. `epoch` counts epochs over the whole run and decides the order of the data; it is advanced.
 ///
-/// `growing[layer]` marks the positions of heads that are to be faded in. Returns after the last step, gates folded.
+/// `growing[layer]` marks the positions of heads that are to be faded in. Returns after the last step or when `on_step`
+/// breaks, gates folded.
 pub fn learn(
     model: &mut Model,
     optim: &mut AdamW,
-    data: &Dataset,
-    train: &Range<usize>,
+    data: &mut dyn BatchSource,
     options: &TrainOptions,
     (epoch, growing): (&mut u64, &[Vec<bool>]),
-    mut on_step: impl FnMut(StepReport) -> Result<()>,
+    mut on_step: impl FnMut(StepReport) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    let total = steps(options, train.len());
+    let total = steps(options, data.batches_per_epoch());
     let decay = match options.lr_schedule {
         LrSchedule::Constant => Decay::Constant,
         LrSchedule::Linear => Decay::Linear,
@@ -113,21 +109,36 @@ pub fn learn(
     let mut grads = Gradients::for_params(&model.params);
     model.params.set_trainable(true);
     let mut step = 0;
-    while step < total {
-        let order = rng::permutation(&mut rng::stream(options.seed, &format!("epoch {epoch}")), train.len());
-        for chunk in order.chunks(options.batch_size * options.gradient_accumulation).take((total - step) as usize) {
-            set_gates(model, growing, if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) });
-            let indices: Vec<usize> = chunk.iter().map(|i| train.start + i).collect();
-            let batches: Vec<Batch> = indices.chunks(options.batch_size).map(|c| data.batch(c, Pass::Train(*epoch))).collect();
-            let rate = schedule.rate(step);
-            step += 1;
-            let (loss, tokens, norm) = train_step(model, optim, &mut grads, &batches, rate, options.max_gradient_norm)
-                .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
-            on_step(StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })?;
+    let mut group: Vec<Batch> = Vec::new();
+    let mut stopped = false;
+    let mut one_step = |step: &mut u64, batches: &[Batch]| {
+        set_gates(model, growing, if fade == 0 { 1.0 } else { (*step as f32 / fade as f32).min(1.0) });
+        let rate = schedule.rate(*step);
+        *step += 1;
+        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, rate, options.max_gradient_norm)
+            .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
+        on_step(StepReport { step: *step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })
+    };
+    while step < total && !stopped {
+        let before = step;
+        data.epoch(*epoch, &mut |batch| {
+            group.push(batch);
+            if group.len() < options.gradient_accumulation {
+                return Ok(ControlFlow::Continue(()));
+            }
+            stopped = one_step(&mut step, &std::mem::take(&mut group))?.is_break();
+            Ok(if stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        let rest = std::mem::take(&mut group);
+        if !rest.is_empty() && step < total && !stopped {
+            stopped = one_step(&mut step, &rest)?.is_break();
+        }
+        if step == before {
+            return Err(Error::invalid(format!("epoch {} of the training data has no batches", *epoch + 1)));
         }
         *epoch += 1;
     }
-    let last = if fade == 0 { 1.0 } else { (total as f32 / fade as f32).min(1.0) };
+    let last = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     set_gates(model, growing, last);
     (0..model.spec.num_layers).for_each(|layer| surgery::fold_gates(model, layer));
     model.touch();

@@ -163,7 +163,7 @@ fn a_run_continues_only_with_the_data_it_was_started_with() {
     fs::write(b.path("text.txt"), text).unwrap();
     let output = b.run(&["resume", "run"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("data files have changed"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("data has changed"));
 }
 
 #[test]

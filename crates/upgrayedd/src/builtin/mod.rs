@@ -3,16 +3,18 @@
 mod story;
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokenizers::PreTokenizer as _;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString};
 
-use crate::data::{DataOptions, Dataset};
+use crate::data::{DataOptions, Dataset, DatasetBatches};
 use crate::family;
-use crate::model::{DType, LoadOptions, Model};
+use crate::model::{Companions, DType, LoadOptions, Model};
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, LrSchedule, StepReport, TrainOptions};
 use crate::{Error, Result, export};
@@ -37,7 +39,7 @@ pub fn model() -> Result<Model> {
         export::write_file(&dir.path().join(name), bytes)?;
     }
     let mut model = Model::load(dir.path(), &LoadOptions::default())?;
-    model.source = None;
+    model.companions = Companions::BuiltIn;
     Ok(model)
 }
 
@@ -97,19 +99,19 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         epochs: 100,
         max_steps: Some(RECIPE_STEPS),
         learning_rate: 3e-3,
-        batch_size: 8,
         gradient_accumulation: 1,
         lr_schedule: LrSchedule::Cosine,
         warmup_steps: 100,
         weight_decay: 0.1,
         max_gradient_norm: 1.0,
         gate_warmup: 0.0,
-        seed: RECIPE_SEED,
     };
     let mut optim = train::new_optimizer(&model, train.weight_decay);
-    train::learn(&mut model, &mut optim, &data, &(0..data.len()), &train, (&mut 0, &[]), |report| {
+    let range = 0..data.len();
+    let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
+    train::learn(&mut model, &mut optim, &mut source, &train, (&mut 0, &[]), |report| {
         on_step(report);
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     })?;
     export::export(&model, export::Format::Hf, DType::F16, out)?;
     export::write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;

@@ -2,16 +2,16 @@
 
 mod labelled;
 mod masking;
+mod rows;
+mod source;
 mod text;
 mod tokens;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use upgrayedd_nn::ops::IGNORE;
 
 use crate::model::{Batch, Model, Objective};
 use crate::tokenizer::Tokenizer;
@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 use labelled::Example;
 use masking::Masking;
+pub use rows::Row;
+pub use source::{BatchSource, DatasetBatches, Part, RunData, TakeBatch};
 use tokens::TokenStore;
 pub use tokens::cache_dir;
 
@@ -76,6 +78,7 @@ enum Source {
     /// Windows `(first token, tokens)` over a token stream.
     Windows(TokenStore, Windows),
     Examples(Vec<Example>),
+    Rows(Vec<Row>),
 }
 
 #[derive(Debug)]
@@ -155,6 +158,19 @@ impl Dataset {
         })
     }
 
+    /// Sequences that the caller has tokenised and checked ([`Row::check`]).
+    pub fn from_rows(rows: Vec<Row>, objective: Objective, pad: u32) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for row in &rows {
+            hasher.update(&(row.tokens.len() as u64).to_le_bytes());
+            hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(&row.targets));
+        }
+        let hash = hasher.finalize().to_hex().to_string();
+        let (prefix, suffix) = (Vec::new(), Vec::new());
+        let file_hashes = vec![hash.clone()];
+        Self { source: Source::Rows(rows), objective, masking: None, prefix, suffix, pad, hash, file_hashes }
+    }
+
     fn build(
         model: &Model,
         tokenizer: &Tokenizer,
@@ -198,6 +214,7 @@ impl Dataset {
             Source::Windows(_, Windows::Even { count, .. }) => *count,
             Source::Windows(_, Windows::Ragged(windows)) => windows.len(),
             Source::Examples(examples) => examples.len(),
+            Source::Rows(rows) => rows.len(),
         }
     }
 
@@ -215,39 +232,33 @@ impl Dataset {
                 store.slice(start as usize, length as usize)
             }
             Source::Examples(examples) => examples[index].tokens.clone(),
+            Source::Rows(rows) => rows[index].tokens.clone(),
         };
         [&self.prefix[..], &body, &self.suffix].concat()
     }
 
     /// Sequences `indices` as one batch, padded to the longest.
     pub fn batch(&self, indices: &[usize], pass: Pass) -> Batch {
-        let mut sequences: Vec<Vec<u32>> = indices.iter().map(|&i| self.tokens(i)).collect();
-        let len = sequences.iter().map(Vec::len).max().unwrap_or(0);
-        let mut targets = Vec::new();
-        for (sequence, &index) in sequences.iter_mut().zip(indices) {
-            targets.extend(self.targets(sequence, index, len, pass));
-        }
-        let ragged = sequences.iter().any(|s| s.len() < len);
-        let mask = ragged.then(|| sequences.iter().flat_map(|s| (0..len).map(|i| u8::from(i < s.len()))).collect());
-        let mut tokens = Vec::with_capacity(indices.len() * len);
-        for sequence in &sequences {
-            tokens.extend_from_slice(sequence);
-            tokens.resize(tokens.len() + len - sequence.len(), self.pad);
-        }
-        Batch { tokens: Arc::new(tokens), batch: indices.len(), len, mask, targets }
+        let rows: Vec<Row> = indices.iter().map(|&i| self.row(i, pass)).collect();
+        Batch::from_rows(&rows, self.pad)
     }
 
-    /// Targets of one sequence, padded to `len`; masks its tokens for a masked language model.
-    fn targets(&self, sequence: &mut [u32], index: usize, len: usize, pass: Pass) -> Vec<i64> {
-        if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
-            return vec![examples[index].label];
+    /// One sequence with its targets; masks its tokens for a masked language model.
+    fn row(&self, index: usize, pass: Pass) -> Row {
+        if let Source::Rows(rows) = &self.source {
+            return rows[index].clone();
         }
-        let mut targets = match &self.masking {
-            Some(masking) => masking.apply(sequence, index, pass),
-            None => sequence.iter().skip(1).map(|&t| i64::from(t)).collect(),
-        };
-        targets.resize(len, IGNORE);
-        targets
+        let mut tokens = self.tokens(index);
+        if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
+            return Row { tokens, mask: None, targets: vec![examples[index].label] };
+        }
+        match &self.masking {
+            Some(masking) => {
+                let targets = masking.apply(&mut tokens, index, pass);
+                Row { tokens, mask: None, targets }
+            }
+            None => Row::causal(tokens, None, None),
+        }
     }
 
     /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless `eval` is

@@ -28,8 +28,23 @@ pub(super) fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Res
         };
         write_file(&dir.join(format!("{MODELING_FILE}.py")), code.as_bytes())?;
     }
+    write_tensors(tensors(model, dense), dtype, dir)
+}
+
+fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Result<()> {
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors_file::write(&dir.join("model.safetensors"), hf_tensors(model, dense), dtype, metadata)
+    safetensors_file::write(&dir.join("model.safetensors"), tensors, dtype, metadata)
+}
+
+/// Writes the weights alone, with the heads that are left, in the model's own element type.
+pub(crate) fn write_weights(model: &Model, dir: &Path) -> Result<()> {
+    write_tensors(tensors(model, false), model.dtype, dir)
+}
+
+/// The model with a config.json that describes it as it is, heads included.
+pub fn with_own_config(mut model: Model) -> Model {
+    model.config = config_json(&model, model.heads.num_pruned() > 0, model.dtype);
+    model
 }
 
 /// The config as it was read, with the heads that are left.
@@ -70,8 +85,8 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     config
 }
 
-/// All weights under their Hugging Face names and in their layout.
-fn hf_tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
+/// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing.
+pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
     let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
     for tensor in model.spec.family.tensors(&model.spec) {
         let Some(id) = model.params.find(&tensor.canonical) else { continue };

@@ -6,8 +6,11 @@ pub mod safetensors_file;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::model::{DType, Model};
+use crate::model::{Companions, DType, Model};
 use crate::{Error, Result};
+
+pub(crate) use hf::write_weights;
+pub use hf::{tensors, with_own_config};
 
 /// A format that other programs load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,15 +61,17 @@ pub(crate) const COMPANIONS: [&str; 10] = [
 pub fn export(model: &Model, format: Format, dtype: DType, out: &Path) -> Result<()> {
     write_folder(out, |dir| {
         hf::write(model, format == Format::HfDense, dtype, dir)?;
-        match &model.source {
-            Some(source) => copy_companions(source, dir),
-            None => crate::builtin::write_companions(dir),
-        }
+        write_companions(model, dir)
     })
 }
 
-/// Copies tokenizer and generation files from one model folder to another.
-pub(crate) fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+/// Writes the tokenizer and generation files that belong to the model into a folder.
+pub(crate) fn write_companions(model: &Model, to: &Path) -> Result<()> {
+    let from = match &model.companions {
+        Companions::Folder(from) => from,
+        Companions::BuiltIn => return crate::builtin::write_companions(to),
+        Companions::None => return Ok(()),
+    };
     for name in COMPANIONS {
         let source = from.join(name);
         if source.is_file() {
@@ -96,6 +101,11 @@ pub fn check_new(out: &Path) -> Result<()> {
     // The surest way to know that a folder can be written is to write.
     tempfile::Builder::new().prefix(".probe-").tempfile_in(&nearest).map_err(Error::io(&nearest, "write in"))?;
     Ok(())
+}
+
+/// Whether a folder holds any tokenizer or generation file.
+pub(crate) fn has_tokenizer(dir: &Path) -> bool {
+    COMPANIONS.iter().any(|name| dir.join(name).is_file())
 }
 
 fn parent_of(path: &Path) -> PathBuf {

@@ -64,6 +64,8 @@ pub struct Hooks<'a> {
     pub gates: Option<&'a [Var]>,
     /// Filled with each layer's attention entropy.
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
+    /// Filled with each layer's queries and keys, positions included: `(batch · len, heads · head_dim)` each.
+    pub queries_keys: Option<&'a mut Vec<(Tensor, Tensor)>>,
     /// Continue from here.
     pub cache: Option<&'a mut KvCache>,
 }
@@ -183,6 +185,9 @@ impl Model {
         if let Some(table) = &self.rope {
             q = ops::rope(tape, &q, table, positions);
             k = ops::rope(tape, &k, table, positions);
+        }
+        if let Some(captured) = hooks.queries_keys.as_deref_mut() {
+            captured.push((q.tensor().clone(), k.tensor().clone()));
         }
         let mut keys = batch.len;
         if let Some(cache) = hooks.cache.as_deref_mut() {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrayedd_nn::{ParamSet, Tensor};
 
-use super::{Model, ModelSpec};
+use super::{Companions, Model, ModelSpec};
 use crate::family::{self, HfTensor, Layout};
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
@@ -161,10 +161,40 @@ impl TensorFile {
     }
 }
 
+/// Weights by their Hugging Face names: in a folder's files, or in memory.
+pub trait Weights {
+    /// Every name.
+    fn names(&self) -> Vec<String>;
+    /// Shape of one tensor.
+    fn shape(&self, name: &str) -> Result<Vec<usize>>;
+    /// Element type of one tensor.
+    fn dtype(&self, name: &str) -> Result<DType>;
+    /// One tensor as `f32`; anything not finite is refused.
+    fn read(&self, name: &str) -> Result<Tensor>;
+}
+
 /// All tensors of a folder, by name.
 struct TensorFolder {
     files: Vec<TensorFile>,
     index: BTreeMap<String, usize>,
+}
+
+impl Weights for TensorFolder {
+    fn names(&self) -> Vec<String> {
+        self.index.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.files[self.index[name]].shape(name)
+    }
+
+    fn dtype(&self, name: &str) -> Result<DType> {
+        self.files[self.index[name]].dtype(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        self.files[self.index[name]].read(name)
+    }
 }
 
 impl TensorFolder {
@@ -179,14 +209,14 @@ impl TensorFolder {
         }
         Ok(folder)
     }
+}
 
-    /// The tensor under its full name or without the base prefix; a LayerNorm also under the names that TensorFlow gave it.
-    fn find(&self, name: &str, prefix: &str) -> Option<(&TensorFile, &str)> {
-        let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-        let candidates = [name, &old].into_iter().flat_map(|n| [n, n.strip_prefix(prefix).unwrap_or(n)]);
-        let (name, &file) = candidates.into_iter().find_map(|n| self.index.get_key_value(n))?;
-        Some((&self.files[file], name))
-    }
+/// The name that a tensor has among `names`: its full name or without the base prefix; a LayerNorm also under the names that
+/// TensorFlow gave it.
+fn find<'n>(names: &'n BTreeSet<String>, name: &str, prefix: &str) -> Option<&'n str> {
+    let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let mut candidates = [name, &old].into_iter().flat_map(|n| [n, n.strip_prefix(prefix).unwrap_or(n)]);
+    candidates.find_map(|n| names.get(n)).map(String::as_str)
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -298,44 +328,45 @@ impl Model {
             family::Family::named(name)?;
         }
         let config = read_config(dir)?;
-        let folder = TensorFolder::open(dir)?;
-        let names: Vec<String> = folder.index.keys().cloned().collect();
-        let with_path = |e: Error| match e {
+        let mut model = Self::from_weights(config, &TensorFolder::open(dir)?, options).map_err(|e| match e {
             Error::Invalid(message) => Error::bad_file(dir, message),
             other => other,
-        };
-        let spec = family::recognise(&config, &names, options.family.as_deref()).map_err(with_path)?;
-        let heads = heads_from_config(&config, &spec).map_err(with_path)?;
+        })?;
+        model.companions = Companions::Folder(dir.to_owned());
+        Ok(model)
+    }
+
+    /// A model of the weights that a config.json describes, wherever they are.
+    pub fn from_weights(config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
+        let names: BTreeSet<String> = weights.names().into_iter().collect();
+        let spec = family::recognise(&config, &names.iter().cloned().collect::<Vec<_>>(), options.family.as_deref())?;
+        let heads = heads_from_config(&config, &spec)?;
+        let prefix = spec.family.base_prefix;
         let mut params = ParamSet::default();
-        let mut unread: BTreeSet<&str> = folder.index.keys().map(String::as_str).collect();
+        let mut unread: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         for tensor in spec.family.tensors(&spec) {
-            match folder.find(&tensor.name, spec.family.base_prefix) {
-                Some((file, name)) => {
+            match find(&names, &tensor.name, prefix) {
+                Some(name) => {
                     unread.remove(name);
-                    let weight = read_canonical(file, name, &tensor, &spec, &heads)?;
+                    let weight = read_canonical(weights, name, &tensor, &spec, &heads)?;
                     params.add(tensor.canonical, weight);
                 }
                 None if tensor.optional => {}
-                None => return Err(Error::bad_file(dir, format!("the weight {} is missing", tensor.name))),
+                None => return Err(Error::invalid(format!("the weight {} is missing", tensor.name))),
             }
         }
         if let Some(name) = unread.into_iter().find(|name| spec.family.is_layer_weight(name)) {
-            return Err(Error::bad_file(
-                dir,
-                format!(
-                    "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
-                    spec.family.model_type
-                ),
-            ));
+            return Err(Error::invalid(format!(
+                "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
+                spec.family.model_type
+            )));
         }
         let tokens = spec.family.tensors(&spec).into_iter().find(|t| t.canonical == "embed.tokens");
-        let dtype = match tokens.and_then(|t| folder.find(&t.name, spec.family.base_prefix)) {
-            Some((file, name)) => file.dtype(name)?,
+        let dtype = match tokens.and_then(|t| find(&names, &t.name, prefix)) {
+            Some(name) => weights.dtype(name)?,
             None => DType::F32,
         };
-        let mut model = Self::from_params(spec, config, params, heads, dtype);
-        model.source = Some(dir.to_owned());
-        Ok(model)
+        Ok(Self::from_params(spec, config, params, heads, dtype))
     }
 }
 
@@ -373,19 +404,16 @@ fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
 }
 
 /// Reads one weight in canonical layout, after its stored shape has been checked.
-fn read_canonical(file: &TensorFile, name: &str, tensor: &HfTensor, spec: &ModelSpec, heads: &HeadMap) -> Result<Tensor> {
+fn read_canonical(weights: &dyn Weights, name: &str, tensor: &HfTensor, spec: &ModelSpec, heads: &HeadMap) -> Result<Tensor> {
     let want = spec.shape_of(&tensor.canonical, heads);
     let stored = stored_shape(&tensor.layout, &want);
-    let found = file.shape(name)?;
+    let found = weights.shape(name)?;
     if found != stored {
-        return Err(Error::bad_file(
-            &file.path,
-            format!(
-                "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
-            ),
-        ));
+        return Err(Error::invalid(format!(
+            "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
+        )));
     }
-    let read = file.read(name)?;
+    let read = weights.read(name)?;
     Ok(match tensor.layout {
         Layout::Plain => read,
         Layout::Transposed => read.transposed(),

@@ -1,5 +1,6 @@
 //! A model: spec, weights, heads, and what can be computed with it.
 
+mod attention_map;
 mod cost;
 mod forward;
 mod generate;
@@ -18,12 +19,14 @@ pub use cost::Cost;
 pub use forward::{Batch, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
 pub(crate) use load::shard_names;
-pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, is_model_folder, read_config, resolve};
+pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, Weights, is_model_folder, read_config, resolve};
 pub(crate) use spec::split_layer;
 pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
 
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, builtin};
 
 /// An affine map's parameters.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +49,18 @@ struct LayerIds {
     down: LinearIds,
 }
 
+/// Where the tokenizer and generation files that belong to a model lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Companions {
+    /// Nowhere: the model was made from weights alone.
+    #[default]
+    None,
+    /// In this program.
+    BuiltIn,
+    /// In a folder.
+    Folder(PathBuf),
+}
+
 /// A transformer with the heads it still has.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -61,8 +76,8 @@ pub struct Model {
     pub archive: Archive,
     /// Element type of the files it came from.
     pub dtype: DType,
-    /// Where tokenizer and generation files lie, if anywhere.
-    pub source: Option<PathBuf>,
+    /// Tokenizer and generation files.
+    pub companions: Companions,
     /// Where it computes.
     pub device: Device,
     /// Per layer: a factor for each active head's output while regrown heads warm up.
@@ -112,7 +127,7 @@ impl Model {
             heads,
             archive,
             dtype,
-            source: None,
+            companions: Companions::None,
             device: Device::cpu(),
             gates,
             layers,
@@ -138,6 +153,15 @@ impl Model {
             params.add(tensor.canonical, Tensor::from_vec(&shape, data));
         }
         Self::from_params(spec, config, params, heads, DType::F32)
+    }
+
+    /// The tokenizer that came with the model.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.companions {
+            Companions::Folder(dir) => Tokenizer::load(dir),
+            Companions::BuiltIn => builtin::tokenizer(),
+            Companions::None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
+        }
     }
 
     /// The module path of a layer's attention: how files and Python name the layer.

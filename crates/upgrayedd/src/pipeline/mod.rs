@@ -10,14 +10,15 @@ use upgrayedd_nn::trim_buffers;
 
 use crate::budget::{self, Budget};
 use crate::config::OptimizeConfig;
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
 use crate::event::Observer;
 use crate::heads::{HeadScores, HeadSelection};
-use crate::model::{Cost, Model};
-use crate::run_dir::RunDir;
+use crate::model::{Companions, Cost, LoadOptions, Model};
+use crate::run_dir::{ARCHIVE_FILE, RunDir};
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
+use crate::surgery::Archive;
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, TrainOptions};
 use crate::{Error, Result, builtin, export};
@@ -25,7 +26,7 @@ use crate::{Error, Result, builtin, export};
 use run::Run;
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
-const CALIBRATION: usize = 128;
+pub const CALIBRATION: usize = 128;
 
 /// `run.toml`: everything that decides the result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,10 +41,35 @@ pub struct RunRecord {
     pub data_hash: String,
     /// blake3 of the evaluation files, if there are any of their own.
     pub eval_data_hash: Option<String>,
+    /// Which parts the caller gave itself; they are not in the configuration.
+    #[serde(default)]
+    pub given: GivenParts,
     /// Which sequences serve what.
     pub split: Split,
     /// The resolved configuration.
     pub config: OptimizeConfig,
+}
+
+/// The parts of a run that a caller has made itself; what is absent comes from the configuration.
+#[derive(Default)]
+pub struct Given {
+    /// The model to optimise. Its weights are kept in the run folder.
+    pub model: Option<Model>,
+    /// What to learn from and be measured on. Whoever continues the run must give it again.
+    pub data: Option<RunData>,
+    /// What decides. Whoever continues the run must give it again.
+    pub strategy: Option<Box<dyn Strategy>>,
+}
+
+/// Which parts were [`Given`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenParts {
+    /// The model is in `base/`.
+    pub model: bool,
+    /// The batches came from the caller.
+    pub data: bool,
+    /// The decisions came from the caller.
+    pub strategy: bool,
 }
 
 /// What a cycle came to.
@@ -110,9 +136,8 @@ pub struct Summary {
 pub struct Pipeline {
     config: OptimizeConfig,
     model: Model,
-    data: Dataset,
-    eval_data: Option<Dataset>,
-    split: Split,
+    data: RunData,
+    given: GivenParts,
     strategy: Box<dyn Strategy>,
     optim: AdamW,
     model_hash: String,
@@ -121,36 +146,36 @@ pub struct Pipeline {
 impl Pipeline {
     /// Reads model and data and checks that the run is possible.
     pub fn new(config: OptimizeConfig) -> Result<Self> {
-        config.check()?;
-        let (device, strategy) = (config.device.parse()?, config.build_strategy()?);
-        let mut model = config.load_model()?;
-        model.device = device;
-        let tokenizer = config.load_tokenizer(&model)?;
-        Self::assemble(config, model, &tokenizer, strategy)
+        Self::with(config, Given::default())
     }
 
-    fn assemble(mut config: OptimizeConfig, model: Model, tokenizer: &Tokenizer, strategy: Box<dyn Strategy>) -> Result<Self> {
-        // A shorter model is not an error of the user's as long as no length was asked for.
-        let length = config.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
-        config.sequence_length = Some(length);
-        config.make_paths_absolute();
-        check_heads(&config, &model)?;
-        let options = config.data_options(length);
-        let (data, eval_data) = if config.data.is_empty() {
-            (builtin::training_data(&model, tokenizer, &options)?, None)
-        } else {
-            let eval = config
-                .eval_data
-                .as_ref()
-                .map(|f| Dataset::open(std::slice::from_ref(f), &model, tokenizer, &options))
-                .transpose()?;
-            (Dataset::open(&config.data, &model, tokenizer, &options)?, eval)
+    /// The same with parts that the caller has made itself.
+    pub fn with(mut config: OptimizeConfig, given: Given) -> Result<Self> {
+        config.check()?;
+        let parts = GivenParts { model: given.model.is_some(), data: given.data.is_some(), strategy: given.strategy.is_some() };
+        config.check_sources(parts.model, parts.data)?;
+        let device = config.device.parse()?;
+        let strategy = match given.strategy {
+            Some(strategy) => strategy,
+            None => config.build_strategy()?,
         };
-        check_disjoint(&data, eval_data.as_ref())?;
-        let split = data.split(strategy.calibration_samples().unwrap_or(CALIBRATION), eval_data.as_ref())?;
+        let mut model = match given.model {
+            Some(model) => export::with_own_config(model),
+            None => config.load_model()?,
+        };
+        model.device = device;
+        config.resolve(&model);
+        check_heads(&config, &model)?;
+        // Batches need no tokenizer, but one that is there belongs to the model's identity.
+        let tokenizer = model.tokenizer();
+        let fingerprint = tokenizer.as_ref().map_or(String::new(), |t| t.fingerprint().to_owned());
+        let data = match given.data {
+            Some(data) => data,
+            None => read_data(&config, &model, &tokenizer?, strategy.calibration_samples())?,
+        };
         let optim = train::new_optimizer(&model, config.weight_decay);
-        let model_hash = hash_model(&model, tokenizer);
-        Ok(Self { config, model, data, eval_data, split, strategy, optim, model_hash })
+        let model_hash = hash_model(&model, &fingerprint);
+        Ok(Self { config, model, data, given: parts, strategy, optim, model_hash })
     }
 
     /// The model as it is now.
@@ -160,12 +185,12 @@ impl Pipeline {
 
     /// Which sequences serve what.
     pub fn split(&self) -> &Split {
-        &self.split
+        &self.data.split
     }
 
     /// Optimiser steps in every cycle.
     pub fn steps_per_cycle(&self) -> u64 {
-        train::steps(&self.train_options(), self.split.train.len())
+        train::steps(&self.train_options(), self.data.train.batches_per_epoch())
     }
 
     /// The heads that the first cycle would prune and their importances, without changing anything.
@@ -176,7 +201,7 @@ impl Pipeline {
     }
 
     /// Runs all cycles into a new run folder and writes the result.
-    pub fn run(self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
+    pub fn run(mut self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         export::check_new(out)?;
         let baseline = self.measure("baseline", observer)?;
         let record = RunRecord {
@@ -184,17 +209,19 @@ impl Pipeline {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             model_hash: self.model_hash.clone(),
             data_hash: self.data.hash.clone(),
-            eval_data_hash: self.eval_data.as_ref().map(|d| d.hash.clone()),
-            split: self.split.clone(),
+            eval_data_hash: self.data.eval_hash.clone(),
+            given: self.given,
+            split: self.data.split.clone(),
             config: self.config.clone(),
         };
-        let dir = RunDir::create(out, &record, &self.model)?;
+        let dir = RunDir::create(out, &record, &self.model, self.given.model)?;
+        self.keep_companions(&dir);
         let state = State { cycle: 0, epoch: 0, tokens: 0, loss: baseline.loss, baseline, history: Vec::new() };
-        let mut run = Run { pipeline: self, dir, state, observer };
+        let mut run = Run { pipeline: self, dir, state, observer, ending: false };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
-            Err(error) if !matches!(error, Error::Interrupted) && !run.dir.has_checkpoint() => {
+            Err(error) if !matches!(error, Error::Interrupted | Error::Caller(_)) && !run.dir.has_checkpoint() => {
                 // The first error is the one that matters, even if its traces cannot be removed.
                 let _ = run.dir.discard();
                 Err(error)
@@ -210,6 +237,19 @@ impl Pipeline {
 
     /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
     pub fn resume(path: &Path, observer: &mut dyn Observer) -> Result<Summary> {
+        Self::resume_with(path, Given::default(), observer)
+    }
+
+    /// What the run at `path` was started with, and from which model.
+    pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
+        let dir = RunDir::open(path)?;
+        let record: RunRecord = dir.read_run()?;
+        let model = load_base(&dir, &record.config, record.given.model)?;
+        Ok((record, model))
+    }
+
+    /// The same for a run with parts that the caller had made itself: data and strategy must be given again.
+    pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
         let mut dir = RunDir::open(path)?;
         let record: RunRecord = dir.read_run()?;
         if record.format_version != 1 || record.program_version != env!("CARGO_PKG_VERSION") {
@@ -224,13 +264,26 @@ impl Pipeline {
         if dir.result().is_dir() {
             return Err(Error::bad_file(path, "is complete already: its result is in model/"));
         }
-        let mut pipeline = Self::new(record.config.clone())?;
-        let same_eval = pipeline.eval_data.as_ref().map(|d| d.hash.clone()) == record.eval_data_hash;
+        for (what, was_given, is_given) in [
+            ("data loader", record.given.data, given.data.is_some()),
+            ("strategy object", record.given.strategy, given.strategy.is_some()),
+        ] {
+            if was_given && !is_given {
+                let message = format!("was started with a {what} of the caller's: continue it from Python, with the same {what}");
+                return Err(Error::bad_file(path, message));
+            }
+        }
+        if record.given.model && given.model.is_none() {
+            given.model = Some(load_base(&dir, &record.config, true)?);
+        }
+        let mut pipeline = Self::with(record.config.clone(), given)?;
+        pipeline.keep_companions(&dir);
+        let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
         if pipeline.model_hash != record.model_hash {
             return Err(Error::bad_file(path, "the model has changed since the run was started: it cannot be continued"));
         }
-        if pipeline.data.hash != record.data_hash || !same_eval || pipeline.split != record.split {
-            return Err(Error::bad_file(path, "the data files have changed since the run was started: it cannot be continued"));
+        if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
+            return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
         }
         let weight_decay = pipeline.config.weight_decay;
         let device = pipeline.model.device;
@@ -245,12 +298,19 @@ impl Pipeline {
                 State { cycle: 0, epoch: 0, tokens: 0, loss: baseline.loss, baseline, history: Vec::new() }
             }
         };
-        let mut run = Run { pipeline, dir, state, observer };
+        let mut run = Run { pipeline, dir, state, observer, ending: false };
         if fresh {
             run.begin()?;
         }
         run.cycles()?;
         run.finish()
+    }
+
+    /// A model that was given brings files from a place that may not last: the run's own copies do.
+    fn keep_companions(&mut self, dir: &RunDir) {
+        if self.given.model && self.model.companions != Companions::None {
+            self.model.companions = Companions::Folder(dir.base());
+        }
     }
 
     fn train_options(&self) -> TrainOptions {
@@ -269,9 +329,9 @@ impl Pipeline {
     fn score(&mut self, cycle: usize) -> Result<HeadScores> {
         let context = ScoreContext {
             model: &self.model,
-            data: Some((&self.data, &self.split.calibration)),
+            data: Some((&self.data.calibration.data, &self.data.calibration.range)),
             batch_size: self.config.batch_size,
-            samples: self.split.calibration.len(),
+            samples: self.data.calibration.range.len(),
             seed: self.cycle_seed(cycle),
         };
         let scores = self.strategy.importances(&context)?;
@@ -298,11 +358,36 @@ impl Pipeline {
     }
 
     fn measure(&self, task: &str, observer: &mut dyn Observer) -> Result<Evaluation> {
-        let data = self.eval_data.as_ref().unwrap_or(&self.data);
-        let result = evaluate(&self.model, data, &self.split.held_out, self.eval_options(), task, observer);
+        let Part { data, range } = &self.data.held_out;
+        let result = evaluate(&self.model, data, range, self.eval_options(), task, observer);
         trim_buffers();
         result
     }
+}
+
+/// The model that a run started from.
+fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> Result<Model> {
+    if !given {
+        return config.load_model();
+    }
+    let mut model = Model::load(&dir.base(), &LoadOptions::default())?;
+    let archive = dir.base().join(ARCHIVE_FILE);
+    if archive.is_file() {
+        model.archive = Archive::load(&archive, &model)?;
+    }
+    if !export::has_tokenizer(&dir.base()) {
+        model.companions = Companions::None;
+    }
+    Ok(model)
+}
+
+fn read_data(config: &OptimizeConfig, model: &Model, tokenizer: &Tokenizer, samples: Option<usize>) -> Result<RunData> {
+    let options = config.data_options(config.sequence_length.unwrap_or_default());
+    let open = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
+    let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { open(&config.data)? };
+    let eval = config.eval_data.as_ref().map(|f| open(std::slice::from_ref(f))).transpose()?;
+    check_disjoint(&data, eval.as_ref())?;
+    RunData::split(data, eval, samples.unwrap_or(CALIBRATION), config.batch_size, config.seed)
 }
 
 fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
@@ -346,9 +431,9 @@ fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
     }
 }
 
-fn hash_model(model: &Model, tokenizer: &Tokenizer) -> String {
+fn hash_model(model: &Model, tokenizer: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(model.config.to_string().as_bytes()).update(tokenizer.fingerprint().as_bytes());
+    hasher.update(model.config.to_string().as_bytes()).update(tokenizer.as_bytes());
     for id in model.params.ids() {
         hasher.update(model.params.name(id).as_bytes());
         hasher.update(bytemuck::cast_slice(model.params.get(id).data()));

@@ -1,12 +1,14 @@
 //! A run under way: the cycle, step by step, and the result.
 
+use std::ops::ControlFlow;
+
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
-use super::{CycleRecord, Pipeline, Snapshot, State, Summary};
+use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
 use crate::budget;
 use crate::eval::{Evaluation, measure_speed};
-use crate::event::{Event, Observer, Phase, Progress, named_heads, named_scores};
+use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
 use crate::model::{DType, Model};
@@ -20,6 +22,8 @@ pub(super) struct Run<'a> {
     pub(super) dir: RunDir,
     pub(super) state: State,
     pub(super) observer: &'a mut dyn Observer,
+    /// The caller has asked for the result.
+    pub(super) ending: bool,
 }
 
 impl Run<'_> {
@@ -30,7 +34,7 @@ impl Run<'_> {
     }
 
     pub(super) fn begin(&mut self) -> Result<()> {
-        let (model, split) = (&self.pipeline.model, &self.pipeline.split);
+        let (model, split) = (&self.pipeline.model, &self.pipeline.data.split);
         let lost = model.heads.num_pruned() - model.archive.restorable(&model.heads).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.state.baseline.clone();
@@ -56,12 +60,19 @@ impl Run<'_> {
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
-        while self.state.cycle < self.pipeline.config.num_cycles {
+        while self.state.cycle < self.pipeline.config.num_cycles && !self.ending {
             let cycle = self.state.cycle + 1;
             self.cycle(cycle)?;
             self.state.cycle = cycle;
             let Pipeline { model, optim, .. } = &self.pipeline;
             self.dir.save_checkpoint(cycle, model, optim, &self.state)?;
+            // Not written: the checkpoint says how far the events go.
+            self.observer.on_event(&Event::Saved { cycle });
+            match self.observer.control() {
+                Control::Continue => {}
+                Control::Finish => self.ending = true,
+                Control::Interrupt => return Err(Error::Interrupted),
+            }
         }
         Ok(())
     }
@@ -72,7 +83,7 @@ impl Run<'_> {
         let scores = self.score(cycle)?;
         let (pruned, goal) = self.prune(cycle, &scores)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
-        let (grown, growing) = self.grow(cycle, &scores, &pruned, goal)?;
+        let (grown, growing) = self.grow(cycle, &scores, &pruned, goal, &after_pruning)?;
         let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
         let loss_learned = match learned {
             Ok(evaluation) => evaluation.loss,
@@ -166,6 +177,7 @@ impl Run<'_> {
         scores: &HeadScores,
         pruned: &HeadSelection,
         goal: Option<usize>,
+        evaluation: &Evaluation,
     ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
         let left = remaining(&self.pipeline.model, scores, pruned);
         let seed = self.pipeline.cycle_seed(cycle);
@@ -176,7 +188,17 @@ impl Run<'_> {
             Some(goal) => model.heads.num_pruned().saturating_sub(goal).min(can_return),
             None => budget::growth(config.growth_ratio, can_return, &model.heads, config.unit),
         };
-        let view = GrowView { heads: &model.heads, restorable: &restorable, importances: &left, count, unit: config.unit, seed };
+        let view = GrowView {
+            model,
+            restorable: &restorable,
+            importances: &left,
+            count,
+            unit: config.unit,
+            seed,
+            cycle,
+            evaluation,
+            history: &self.state.history,
+        };
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&model.heads, &model.archive, &counts, config.unit)?;
         surgery::restore(model, Some(optim), &selection, config.growth_lr_multiplier as f32)?;
@@ -192,10 +214,10 @@ impl Run<'_> {
     fn learn(&mut self, cycle: usize, growing: &[Vec<bool>]) -> Result<()> {
         let task = self.task(cycle, "learn");
         let options = self.pipeline.train_options();
-        let Self { pipeline, dir, state, observer } = self;
-        let Pipeline { model, optim, data, split, .. } = pipeline;
+        let Self { pipeline, dir, state, observer, ending } = self;
+        let Pipeline { model, optim, data, .. } = pipeline;
         let tokens = &mut state.tokens;
-        train::learn(model, optim, data, &split.train, &options, (&mut state.epoch, growing), |report| {
+        train::learn(model, optim, data.train.as_mut(), &options, (&mut state.epoch, growing), |report| {
             *tokens += report.tokens;
             let event = Event::Step {
                 cycle,
@@ -208,7 +230,14 @@ impl Run<'_> {
             dir.write_event(&event)?;
             observer.on_event(&event);
             observer.on_progress(Progress { task: &task, done: report.step, total: report.steps });
-            if observer.should_stop() { Err(Error::Interrupted) } else { Ok(()) }
+            match observer.control() {
+                Control::Continue => Ok(ControlFlow::Continue(())),
+                Control::Finish => {
+                    *ending = true;
+                    Ok(ControlFlow::Break(()))
+                }
+                Control::Interrupt => Err(Error::Interrupted),
+            }
         })?;
         train::reset_learning_rates(optim);
         Ok(())
@@ -239,7 +268,7 @@ impl Run<'_> {
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = config.load_model()?;
+        let mut dense = load_base(&self.dir, &config, self.pipeline.given.model)?;
         dense.device = self.pipeline.model.device;
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{self, Budget, Unit};
 use crate::error::unknown_name;
-use crate::heads::{HeadMap, HeadScores, HeadSelection};
+use crate::eval::Evaluation;
+use crate::heads::{HeadScores, HeadSelection};
+use crate::pipeline::CycleRecord;
 use crate::score::ScoreContext;
 use crate::{Error, Model, Result};
 
@@ -64,8 +66,8 @@ pub struct PruneView<'a> {
 /// What a strategy sees when it grows.
 #[derive(Debug, Clone, Copy)]
 pub struct GrowView<'a> {
-    /// Which heads there are now.
-    pub heads: &'a HeadMap,
+    /// The model after pruning.
+    pub model: &'a Model,
     /// Per layer: how many heads can be restored.
     pub restorable: &'a [usize],
     /// The importances of the heads that are left, as scored before pruning.
@@ -76,6 +78,12 @@ pub struct GrowView<'a> {
     pub unit: Unit,
     /// Random choices of this cycle.
     pub seed: u64,
+    /// The cycle, from 1.
+    pub cycle: usize,
+    /// The held-out quality after pruning.
+    pub evaluation: &'a Evaluation,
+    /// The cycles before this one.
+    pub history: &'a [CycleRecord],
 }
 
 /// Decides which heads go and where heads come back. Decisions are pure: the pipeline carries them out.
@@ -130,7 +138,7 @@ fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options)
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
 fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
-    let size = budget::unit_size(view.heads, view.unit);
+    let size = budget::unit_size(&view.model.heads, view.unit);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
     let mut left = view.count;

@@ -1,0 +1,223 @@
+//! The `upgrayedd` command line as a library, so that the program and the Python package are the same: arguments → library
+//! calls; progress; exit codes.
+
+mod args;
+mod optimize;
+mod progress;
+mod report;
+
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::json;
+use upgrayedd::data::Dataset;
+use upgrayedd::eval::{EvalOptions, evaluate};
+use upgrayedd::export::{Format, export};
+use upgrayedd::model::{GenerateOptions, LoadOptions, Objective};
+use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::{Error, Model};
+
+use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
+
+/// Set by Ctrl-C; work stops at the next step.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed, 2 wrong usage,
+/// 130 interrupted.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe leaves nobody to tell.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    // A second Ctrl-C ends the program at once.
+    let handler = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    });
+    if let Err(error) = handler {
+        eprintln!("warning: cannot watch for Ctrl-C: {error}");
+    }
+    match dispatch(cli) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            match error.downcast_ref::<Error>() {
+                Some(Error::Interrupted) => 130,
+                Some(error) if error.is_usage() => 2,
+                _ => 1,
+            }
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Optimize(args) => optimize::run(args),
+        Command::Resume(args) => optimize::resume(args),
+        Command::Score(args) => score(args),
+        Command::Evaluate(args) => evaluate_model(args),
+        Command::Inspect(args) => inspect(args),
+        Command::Generate(args) => generate(args),
+        Command::Export(args) => export_model(args),
+    }
+}
+
+/// Sets the size of the thread pool; `None` uses every core.
+fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    if threads == Some(0) {
+        return Err(Error::invalid("threads is 0: expected at least 1").into());
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global().context("cannot start the threads")
+}
+
+fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
+    let mut model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family.clone() })?;
+    model.device = args.device.parse()?;
+    Ok(model)
+}
+
+fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> upgrayedd::Result<Dataset> {
+    Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    report::print(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn score(args: ScoreArgs) -> anyhow::Result<()> {
+    set_threads(args.model.threads)?;
+    let score = Score::named(&args.score)?;
+    positive(&[("batch-size", args.batch_size), ("samples", args.samples)])?;
+    let model = load(&args.model)?;
+    let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
+    let data = open(&model, &args.data, length)?;
+    let range = 0..data.len();
+    let context = ScoreContext {
+        model: &model,
+        data: Some((&data, &range)),
+        batch_size: args.batch_size,
+        samples: args.samples,
+        seed: args.data.seed,
+    };
+    let scores = score.compute(&context)?;
+    if args.json {
+        let layers: serde_json::Map<String, serde_json::Value> = scores
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(layer, values)| {
+                (model.layer_name(layer), json!({ "heads": model.heads.layers()[layer].active(), "scores": values }))
+            })
+            .collect();
+        return print_json(
+            &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.hash }),
+        );
+    }
+    report::print(&report::scores(score, &model, &scores));
+    Ok(())
+}
+
+/// Refuses options that are 0.
+fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
+    match options.iter().find(|(_, value)| *value == 0) {
+        Some((name, _)) => Err(Error::invalid(format!("--{name} is 0: expected at least 1"))),
+        None => Ok(()),
+    }
+}
+
+fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
+    set_threads(args.model.threads)?;
+    positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
+    let model = load(&args.model)?;
+    let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
+    let data = open(&model, &args.data, length)?;
+    let options = EvalOptions { batch_size: args.batch_size, max_windows: args.max_eval_windows, window: length };
+    let mut observer = progress::Console::new(false);
+    let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
+    observer.finish();
+    if args.json {
+        print_json(&result)
+    } else {
+        report::print(&report::evaluation(&result));
+        Ok(())
+    }
+}
+
+fn inspect(args: InspectArgs) -> anyhow::Result<()> {
+    set_threads(None)?;
+    let model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family })?;
+    let cost = model.cost(args.context);
+    let heads = model.heads.layers();
+    if args.json {
+        return print_json(&json!({
+            "family": model.spec.family.model_type,
+            "objective": model.spec.objective.name(),
+            "layers": model.spec.num_layers,
+            "hidden_size": model.spec.hidden_size,
+            "head_dim": model.spec.head_dim,
+            "heads": heads.iter().map(|l| l.active().len()).collect::<Vec<_>>(),
+            "kv_heads": heads.iter().map(|l| l.kv_active().len()).collect::<Vec<_>>(),
+            "active_heads": heads.iter().map(|l| l.active()).collect::<Vec<_>>(),
+            "original_heads": model.spec.num_heads,
+            "original_kv_heads": model.spec.num_kv_heads,
+            "dtype": model.dtype.name(),
+            "parameters": cost.parameters,
+            "bytes": cost.bytes,
+            "macs_per_token": cost.macs_per_token,
+            "context": cost.context,
+            "kv_cache_bytes_per_token": cost.kv_cache_bytes_per_token,
+        }));
+    }
+    report::print(&report::inspection(&model, &cost));
+    Ok(())
+}
+
+fn generate(args: GenerateArgs) -> anyhow::Result<()> {
+    set_threads(args.model.threads)?;
+    let model = load(&args.model)?;
+    let tokenizer = model.tokenizer()?;
+    let prompt = [tokenizer.prefix(), &tokenizer.encode(&args.prompt)?].concat();
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        end_tokens: tokenizer.eos().filter(|_| model.spec.objective == Objective::CausalLm).into_iter().collect(),
+    };
+    let generation = model.generate(&prompt, &options, |_| !STOP.load(Ordering::SeqCst))?;
+    let text = tokenizer.decode(&[&prompt[..], &generation.tokens].concat())?;
+    if args.json {
+        let seconds = generation.decode_seconds;
+        let rate = if generation.tokens.len() > 1 { Some((generation.tokens.len() - 1) as f64 / seconds) } else { None };
+        return print_json(
+            &json!({ "text": text, "prompt_tokens": prompt, "tokens": generation.tokens, "prefill_seconds": generation.prefill_seconds, "tokens_per_second": rate }),
+        );
+    }
+    report::print(&text);
+    if STOP.load(Ordering::SeqCst) { Err(Error::Interrupted.into()) } else { Ok(()) }
+}
+
+fn export_model(args: ExportArgs) -> anyhow::Result<()> {
+    set_threads(None)?;
+    let format: Format = args.format.parse()?;
+    let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
+    upgrayedd::export::check_new(&args.out)?;
+    let model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family })?;
+    let dtype = dtype.unwrap_or(model.dtype);
+    export(&model, format, dtype, &args.out)?;
+    let note = match format {
+        Format::HfDense => "in its original shape with zeros where heads were: it loads anywhere and is no faster",
+        Format::Hf if model.heads.num_pruned() > 0 => "really smaller: load it in transformers with trust_remote_code=True",
+        Format::Hf => "all heads are there: it loads anywhere",
+    };
+    eprintln!("wrote {} ({}, {}): {note}", args.out.display(), format.name(), dtype.name());
+    Ok(())
+}

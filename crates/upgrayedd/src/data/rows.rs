@@ -1,0 +1,84 @@
+//! Sequences that a caller has tokenised, checked against the model before anything is computed with them.
+
+use std::sync::Arc;
+
+use upgrayedd_nn::ops::IGNORE;
+
+use crate::model::{Batch, ModelSpec, Objective};
+use crate::{Error, Result};
+
+/// One sequence and what to predict from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// 0 marks padding, which is anywhere; `None` where there is none.
+    pub mask: Option<Vec<u8>>,
+    /// For language models what to predict at each position (for causal ones the token after it), [`IGNORE`] where nothing;
+    /// for classifiers the label alone.
+    pub targets: Vec<i64>,
+}
+
+impl Row {
+    /// A sequence to learn the next token from: each real token predicts the real token after it.
+    pub fn causal(tokens: Vec<u32>, mask: Option<Vec<u8>>, labels: Option<&[i64]>) -> Self {
+        let real = |i: usize| mask.as_ref().is_none_or(|m| m[i] != 0);
+        let target = |i: usize| match labels {
+            _ if i >= tokens.len() || !real(i) => IGNORE,
+            Some(labels) => labels[i],
+            None => i64::from(tokens[i]),
+        };
+        let targets = (1..=tokens.len()).map(target).collect();
+        Self { tokens, mask, targets }
+    }
+
+    /// Refuses what the model cannot take; `number` is the row's, for the message.
+    pub fn check(&self, spec: &ModelSpec, number: usize) -> Result<()> {
+        let refuse = |message: String| Err(Error::invalid(format!("sequence {number} of the data: {message}")));
+        let length = self.tokens.len();
+        if length == 0 || length > spec.max_positions {
+            return refuse(format!("has {length} tokens: the model takes 1 to {}", spec.max_positions));
+        }
+        if let Some(token) = self.tokens.iter().find(|&&t| t as usize >= spec.vocab_size) {
+            return refuse(format!("token {token} is not below the model's vocabulary size {}", spec.vocab_size));
+        }
+        let (wanted, limit) = match spec.objective {
+            Objective::Classifier { labels } => (1, labels),
+            _ => (length, spec.vocab_size),
+        };
+        if self.targets.len() != wanted {
+            return refuse(format!("has {} labels for {wanted} predictions", self.targets.len()));
+        }
+        match self.targets.iter().find(|&&t| t != IGNORE && !(0..limit as i64).contains(&t)) {
+            Some(label) => refuse(format!("label {label} is not one of 0 to {} (or {IGNORE}, which does not count)", limit - 1)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Batch {
+    /// Rows side by side, padded with `pad` to the longest.
+    pub fn from_rows(rows: &[Row], pad: u32) -> Self {
+        let len = rows.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
+        let (mut tokens, mut mask, mut targets) = (Vec::with_capacity(rows.len() * len), Vec::new(), Vec::new());
+        let padded = rows.iter().any(|r| r.tokens.len() < len || r.mask.as_ref().is_some_and(|m| m.contains(&0)));
+        for row in rows {
+            let end = tokens.len() + len;
+            tokens.extend_from_slice(&row.tokens);
+            tokens.resize(end, pad);
+            if padded {
+                match &row.mask {
+                    Some(own) => mask.extend_from_slice(own),
+                    None => mask.resize(mask.len() + row.tokens.len(), 1),
+                }
+                mask.resize(end, 0);
+            }
+            let per_position = row.targets.len() == row.tokens.len();
+            targets.extend_from_slice(&row.targets);
+            if per_position {
+                targets.resize(end, IGNORE);
+            }
+        }
+        Self { tokens: Arc::new(tokens), batch: rows.len(), len, mask: padded.then_some(mask), targets }
+    }
+}

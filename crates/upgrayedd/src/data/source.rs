@@ -1,0 +1,92 @@
+//! Batches to learn from, epoch by epoch: those of a dataset in an order drawn from the seed, or whatever a caller has.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use super::{Dataset, Pass, Split};
+use crate::model::Batch;
+use crate::{Result, rng};
+
+/// Takes the batches of an epoch one after the other, until it breaks.
+pub type TakeBatch<'a> = dyn FnMut(Batch) -> Result<ControlFlow<()>> + 'a;
+
+/// Where training batches come from.
+pub trait BatchSource: Send {
+    /// Batches in an epoch; a cycle's length and learning-rate schedule follow from it.
+    fn batches_per_epoch(&self) -> usize;
+    /// Gives the batches of epoch `epoch` (from 0, over the whole run), in order, until `take` breaks.
+    fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()>;
+}
+
+/// Sequences of a dataset, in another order each epoch.
+#[derive(Debug)]
+pub struct DatasetBatches {
+    /// What they are taken from.
+    pub data: Arc<Dataset>,
+    /// Which of its sequences.
+    pub range: Range<usize>,
+    /// Sequences per batch.
+    pub batch_size: usize,
+    /// Of the order.
+    pub seed: u64,
+}
+
+impl BatchSource for DatasetBatches {
+    fn batches_per_epoch(&self) -> usize {
+        self.range.len().div_ceil(self.batch_size)
+    }
+
+    fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()> {
+        let mut order = rng::permutation(&mut rng::stream(self.seed, &format!("epoch {epoch}")), self.range.len());
+        order.iter_mut().for_each(|i| *i += self.range.start);
+        for indices in order.chunks(self.batch_size) {
+            if take(self.data.batch(indices, Pass::Train(epoch)))?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some sequences of a dataset.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// What they are taken from.
+    pub data: Arc<Dataset>,
+    /// Which of its sequences.
+    pub range: Range<usize>,
+}
+
+/// What a run learns from, scores on and is measured on: three parts that never overlap.
+pub struct RunData {
+    /// Learned from.
+    pub train: Box<dyn BatchSource>,
+    /// Scored on.
+    pub calibration: Part,
+    /// Measured on.
+    pub held_out: Part,
+    /// The same as indices, for the record.
+    pub split: Split,
+    /// blake3 of the training data.
+    pub hash: String,
+    /// blake3 of the evaluation data, if it is data of its own.
+    pub eval_hash: Option<String>,
+}
+
+impl RunData {
+    /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for scoring.
+    pub fn split(data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
+        let split = data.split(calibration, eval.as_ref())?;
+        let data = Arc::new(data);
+        let eval_hash = eval.as_ref().map(|e| e.hash.clone());
+        let measured = eval.map_or_else(|| data.clone(), Arc::new);
+        Ok(Self {
+            train: Box::new(DatasetBatches { data: data.clone(), range: split.train.clone(), batch_size, seed }),
+            calibration: Part { data: data.clone(), range: split.calibration.clone() },
+            held_out: Part { data: measured, range: split.held_out.clone() },
+            hash: data.hash.clone(),
+            eval_hash,
+            split,
+        })
+    }
+}
