@@ -33,6 +33,8 @@ pub struct OptimizeConfig {
     pub strategy: String,
     /// The strategy's own parameters.
     pub strategy_options: Options,
+    /// Of the strategy's random choices; the run's seed if absent.
+    pub strategy_seed: Option<u64>,
     /// Share of the active heads pruned per cycle.
     pub pruning_ratio: f64,
     /// Share of the pruned heads grown back per cycle.
@@ -98,6 +100,7 @@ impl Default for OptimizeConfig {
             documents: Documents::Packed,
             strategy: "magnitude".to_owned(),
             strategy_options: Options::new(),
+            strategy_seed: None,
             pruning_ratio: strategy.pruning_ratio,
             growth_ratio: strategy.growth_ratio,
             min_heads: strategy.min_heads,
@@ -188,7 +191,7 @@ impl OptimizeConfig {
             pruning_ratio: self.pruning_ratio,
             growth_ratio: self.growth_ratio,
             min_heads: self.min_heads,
-            seed: None,
+            seed: self.strategy_seed,
         }
     }
 

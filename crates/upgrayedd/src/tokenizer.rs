@@ -103,6 +103,11 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|e| Error::invalid(format!("cannot decode tokens: {e}")))
     }
 
+    /// The text of a tokenizer.json that makes the same tokenizer.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
+    }
+
     /// Special tokens before a sequence (`<s>`, `[CLS]`).
     pub fn prefix(&self) -> &[u32] {
         &self.prefix

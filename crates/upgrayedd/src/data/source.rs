@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Dataset, Pass, Split};
 use crate::model::Batch;
-use crate::{Result, rng};
+use crate::{Error, Result, rng};
 
 /// Takes the batches of an epoch one after the other, until it breaks.
 pub type TakeBatch<'a> = dyn FnMut(Batch) -> Result<ControlFlow<()>> + 'a;
@@ -76,6 +76,7 @@ pub struct RunData {
 impl RunData {
     /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for scoring.
     pub fn split(data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
+        check_disjoint(&data, eval.as_ref())?;
         let split = data.split(calibration, eval.as_ref())?;
         let data = Arc::new(data);
         let eval_hash = eval.as_ref().map(|e| e.hash.clone());
@@ -88,5 +89,21 @@ impl RunData {
             eval_hash,
             split,
         })
+    }
+}
+
+/// The same file to learn from and to be measured on would make the result look better than it is.
+fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
+    let repeated = data.file_hashes.iter().enumerate().any(|(i, hash)| data.file_hashes[..i].contains(hash));
+    if repeated {
+        return Err(Error::invalid(
+            "two files of --data have the same contents: name each text once, or some of it would be learned from and measured on",
+        ));
+    }
+    match eval.and_then(|eval| eval.file_hashes.iter().find(|hash| data.file_hashes.contains(hash))) {
+        Some(_) => Err(Error::invalid(
+            "--eval-data has the same contents as a file of --data: measure on text that is not learned from, or leave --eval-data out",
+        )),
+        None => Ok(()),
     }
 }

@@ -386,7 +386,6 @@ fn read_data(config: &OptimizeConfig, model: &Model, tokenizer: &Tokenizer, samp
     let open = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
     let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { open(&config.data)? };
     let eval = config.eval_data.as_ref().map(|f| open(std::slice::from_ref(f))).transpose()?;
-    check_disjoint(&data, eval.as_ref())?;
     RunData::split(data, eval, samples.unwrap_or(CALIBRATION), config.batch_size, config.seed)
 }
 
@@ -413,22 +412,6 @@ fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The same file to learn from and to be measured on would make the result look better than it is.
-fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
-    let repeated = data.file_hashes.iter().enumerate().any(|(i, hash)| data.file_hashes[..i].contains(hash));
-    if repeated {
-        return Err(Error::invalid(
-            "two files of --data have the same contents: name each text once, or some of it would be learned from and measured on",
-        ));
-    }
-    match eval.and_then(|eval| eval.file_hashes.iter().find(|hash| data.file_hashes.contains(hash))) {
-        Some(_) => Err(Error::invalid(
-            "--eval-data has the same contents as a file of --data: measure on text that is not learned from, or leave --eval-data out",
-        )),
-        None => Ok(()),
-    }
 }
 
 fn hash_model(model: &Model, tokenizer: &str) -> String {

@@ -1,0 +1,305 @@
+//! Python's batches and texts → the core's data. Each epoch asks the caller's loader anew.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use numpy::PyReadonlyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, Split, TakeBatch};
+use upgrayedd::model::{Batch, ModelSpec, Objective};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::{Error, Model, Result, Tokenizer};
+
+use crate::errors::from_py;
+
+/// Data as `upgrayedd._data` hands it over.
+pub enum Source {
+    /// An object with `epoch()`, an iterator over lists of rows, and `length()`.
+    Loader(Py<PyAny>),
+    /// An iterator over strings.
+    Texts(Py<PyAny>),
+    /// Files.
+    Files(Vec<PathBuf>),
+}
+
+impl<'py> FromPyObject<'_, 'py> for Source {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let (kind, payload): (String, Bound<'py, PyAny>) = object.extract()?;
+        Ok(match kind.as_str() {
+            "loader" => Self::Loader(payload.unbind()),
+            "texts" => Self::Texts(payload.unbind()),
+            _ => Self::Files(payload.extract()?),
+        })
+    }
+}
+
+impl Source {
+    /// All of it as one dataset. `labelled` refuses batches without labels where the model needs them.
+    pub fn dataset(&self, model: &Model, tokenizer: Option<&Tokenizer>, options: &DataOptions, labelled: bool) -> Result<Dataset> {
+        let tokenizer = || tokenizer.ok_or_else(|| Error::invalid("text needs a tokenizer: the model came without one"));
+        match self {
+            Self::Files(files) => Dataset::open(files, model, tokenizer()?, options),
+            Self::Texts(texts) => texts_dataset(texts, model, tokenizer()?, options),
+            Self::Loader(loader) => {
+                let reader = Reader { spec: &model.spec, labelled };
+                let mut rows = Vec::new();
+                let mut batches = Epoch::start(loader)?;
+                while let Some(batch) = batches.next(&reader, rows.len())? {
+                    rows.extend(batch);
+                }
+                if rows.is_empty() {
+                    return Err(Error::invalid("the data loader gave no batches"));
+                }
+                Ok(Dataset::from_rows(rows, model.spec.objective, 0))
+            }
+        }
+    }
+
+    /// Training, calibration and held-out parts for a run.
+    pub fn run_data(
+        &self,
+        eval: Option<&Self>,
+        model: &Model,
+        tokenizer: Option<&Tokenizer>,
+        options: &DataOptions,
+        (calibration, batch_size): (usize, usize),
+    ) -> Result<RunData> {
+        let eval = eval.map(|e| e.dataset(model, tokenizer, options, true)).transpose()?;
+        match self {
+            Self::Loader(loader) => loader_data(loader, eval, model, calibration),
+            _ => RunData::split(self.dataset(model, tokenizer, options, true)?, eval, calibration, batch_size, options.seed),
+        }
+    }
+}
+
+fn texts_dataset(texts: &Py<PyAny>, model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Dataset> {
+    let iterator = Python::attach(|py| Ok(texts.bind(py).try_iter()?.unbind())).map_err(from_py)?;
+    let mut failure = None;
+    let strings = std::iter::from_fn(|| {
+        let next = Python::attach(|py| iterator.bind(py).clone().next().map(|item| item?.extract::<String>()).transpose());
+        next.unwrap_or_else(|error| {
+            failure = Some(error);
+            None
+        })
+    });
+    let dataset = Dataset::from_documents(strings, model, tokenizer, options);
+    match failure {
+        Some(error) => Err(from_py(error)),
+        None => dataset,
+    }
+}
+
+/// How rows are read for a model.
+struct Reader<'a> {
+    spec: &'a ModelSpec,
+    labelled: bool,
+}
+
+impl Reader<'_> {
+    /// `(tokens, mask or None, labels or None)`, each an int64 array.
+    fn row(&self, item: &Bound<'_, PyAny>, number: usize) -> PyResult<Result<Row>> {
+        type Array<'py> = PyReadonlyArray1<'py, i64>;
+        let (tokens, mask, labels): (Array<'_>, Option<Array<'_>>, Option<Array<'_>>) = item.extract()?;
+        let tokens = tokens.as_slice()?;
+        let mask = mask.as_ref().map(|m| m.as_slice()).transpose()?;
+        let labels = labels.as_ref().map(|l| l.as_slice()).transpose()?;
+        Ok(self.build(tokens, mask, labels, number))
+    }
+
+    fn build(&self, tokens: &[i64], mask: Option<&[i64]>, labels: Option<&[i64]>, number: usize) -> Result<Row> {
+        let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
+        let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
+        let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
+        let mask: Option<Vec<u8>> = mask.map(|m| m.iter().map(|&v| u8::from(v != 0)).collect());
+        if mask.as_ref().is_some_and(|m| m.len() != ids.len()) {
+            return Err(refuse("attention_mask and input_ids differ in length".to_owned()));
+        }
+        let per_token = |labels: &[i64]| {
+            let message = || refuse(format!("has {} labels for {} tokens", labels.len(), ids.len()));
+            if labels.len() == ids.len() { Ok(()) } else { Err(message()) }
+        };
+        let row = match (self.spec.objective, labels) {
+            (Objective::CausalLm, labels) => {
+                labels.map_or(Ok(()), per_token)?;
+                Row::causal(ids, mask, labels)
+            }
+            (Objective::MaskedLm, Some(labels)) => {
+                per_token(labels)?;
+                Row { targets: labels.to_vec(), tokens: ids, mask }
+            }
+            (Objective::Classifier { .. }, Some(labels)) => Row { targets: labels.to_vec(), tokens: ids, mask },
+            (Objective::Classifier { .. }, None) if !self.labelled => Row { targets: vec![IGNORE], tokens: ids, mask },
+            (_, None) if !self.labelled => Row { targets: vec![IGNORE; ids.len()], tokens: ids, mask },
+            (objective, _) => {
+                return Err(refuse(format!(
+                    "has no labels, which a {} model learns from: give batches with labels, or texts",
+                    objective.name()
+                )));
+            }
+        };
+        row.check(self.spec, number)?;
+        Ok(row)
+    }
+}
+
+/// One pass over the caller's loader.
+struct Epoch(Py<PyAny>);
+
+impl Epoch {
+    fn start(loader: &Py<PyAny>) -> Result<Self> {
+        Python::attach(|py| Ok(Self(loader.bind(py).call_method0("epoch")?.unbind()))).map_err(from_py)
+    }
+
+    /// The next batch; `first` is the number of its first row, for messages.
+    fn next(&mut self, reader: &Reader<'_>, first: usize) -> Result<Option<Vec<Row>>> {
+        let batch = Python::attach(|py| -> PyResult<Option<Result<Vec<Row>>>> {
+            let Some(batch) = self.0.bind(py).try_iter()?.next() else { return Ok(None) };
+            let batch = batch?;
+            let items = batch.cast::<PyList>()?;
+            let rows: PyResult<Result<Vec<Row>>> =
+                items.iter().enumerate().map(|(i, item)| reader.row(&item, first + i)).collect();
+            Ok(Some(rows?))
+        });
+        batch.map_err(from_py)?.transpose()
+    }
+}
+
+/// Identifies a sequence whatever batch it comes in, and however its tokens are masked this time.
+fn row_key(row: &Row) -> u64 {
+    let per_position = row.targets.len() == row.tokens.len();
+    let original = |i: usize| match row.targets.get(i) {
+        // A masked token's label is the token itself; a causal target is the next one, which changes nothing here.
+        Some(&target) if per_position && target != IGNORE => target as u32,
+        _ => row.tokens[i],
+    };
+    let real = |i: &usize| row.mask.as_ref().is_none_or(|m| m[*i] != 0);
+    let tokens: Vec<u32> = (0..row.tokens.len()).filter(real).map(original).collect();
+    let hash = blake3::hash(bytemuck::cast_slice(&tokens));
+    u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
+}
+
+fn batch_key(rows: &[Row]) -> u64 {
+    rows.iter().fold(0, |key, row| key.rotate_left(7) ^ row_key(row))
+}
+
+/// Training batches from the caller's loader. Batches that come as they did when the loader was first read are told apart
+/// by their position; a loader that shuffles has the sequences that were set aside taken out wherever they turn up.
+struct LoaderBatches {
+    loader: Py<PyAny>,
+    spec: ModelSpec,
+    train: Range<usize>,
+    keys: Vec<u64>,
+    set_aside: HashSet<u64>,
+    rows_per_batch: usize,
+}
+
+impl BatchSource for LoaderBatches {
+    fn batches_per_epoch(&self) -> usize {
+        self.train.len()
+    }
+
+    fn epoch(&mut self, _epoch: u64, take: &mut TakeBatch<'_>) -> Result<()> {
+        let reader = Reader { spec: &self.spec, labelled: true };
+        let mut batches = Epoch::start(&self.loader)?;
+        let (mut index, mut seen) = (0, 0);
+        let mut left: Vec<Row> = Vec::new();
+        while let Some(rows) = batches.next(&reader, seen)? {
+            seen += rows.len();
+            let in_place = self.keys.get(index) == Some(&batch_key(&rows));
+            let trains = self.train.contains(&index);
+            index += 1;
+            if in_place && trains && left.is_empty() {
+                if take(Batch::from_rows(&rows, 0))?.is_break() {
+                    return Ok(());
+                }
+                continue;
+            }
+            left.extend(rows.into_iter().filter(|row| if in_place { trains } else { !self.set_aside.contains(&row_key(row)) }));
+            while left.len() >= self.rows_per_batch {
+                let rows: Vec<Row> = left.drain(..self.rows_per_batch).collect();
+                if take(Batch::from_rows(&rows, 0))?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        if !left.is_empty() {
+            let _ = take(Batch::from_rows(&left, 0))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the loader once: the last tenth of its batches is held out (unless there is data to measure on), batches of a tenth
+/// before it, with at most `calibration` sequences, serve for scoring.
+fn loader_data(loader: &Py<PyAny>, eval: Option<Dataset>, model: &Model, calibration: usize) -> Result<RunData> {
+    let reader = Reader { spec: &model.spec, labelled: true };
+    let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
+    let tenth = |n: usize| (n / 10).max(1);
+    let kept_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n)));
+    let (mut keys, mut counts, mut kept, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    let mut batches = Epoch::start(loader)?;
+    let mut seen = 0;
+    while let Some(rows) = batches.next(&reader, seen)? {
+        seen += rows.len();
+        // A sum does not depend on the order, which a loader may change from epoch to epoch.
+        hash = rows.iter().fold(hash, |sum, row| sum.wrapping_add(row_key(row)));
+        keys.push(batch_key(&rows));
+        counts.push(rows.len());
+        if keys.len() > kept_from {
+            kept.push(rows);
+        }
+    }
+    let count = keys.len();
+    if let Some(length) = length.filter(|n| *n != count) {
+        return Err(Error::invalid(format!("the data loader says that it has {length} batches, but gave {count}")));
+    }
+    let needed = if eval.is_some() { 2 } else { 3 };
+    if count < needed {
+        return Err(Error::invalid(format!(
+            "the data loader gave {count} batches, but {} need one each: give more or smaller batches",
+            if eval.is_some() { "training and calibration" } else { "training, calibration and measurement" }
+        )));
+    }
+    let rows_per_batch = counts.iter().copied().max().unwrap_or(1).max(1);
+    let rest = if eval.is_some() { count } else { count - tenth(count) };
+    let train = 0..rest - tenth(count).min(calibration.div_ceil(rows_per_batch)).max(1);
+    let part = |range: Range<usize>| -> Vec<Row> {
+        let first = kept_from.min(count);
+        kept[range.start - first..range.end - first].iter().flatten().cloned().collect()
+    };
+    let (scored, measured) = (part(train.end..rest), part(rest..count));
+    let set_aside = scored.iter().chain(&measured).map(row_key).collect();
+    let sequences: usize = counts[..train.end].iter().sum();
+    let scored_range = sequences..sequences + scored.len();
+    let whole = |rows: Vec<Row>| {
+        let data = Dataset::from_rows(rows, model.spec.objective, 0);
+        Part { range: 0..data.len(), data: Arc::new(data) }
+    };
+    let separate = eval.is_some();
+    let eval_hash = eval.as_ref().map(|e| e.hash.clone());
+    let held_out = match eval {
+        Some(data) => Part { range: 0..data.len(), data: Arc::new(data) },
+        None => whole(measured),
+    };
+    let start = if separate { 0 } else { scored_range.end };
+    let split = Split {
+        train: 0..sequences,
+        calibration: scored_range,
+        held_out: start..start + held_out.range.len(),
+        separate_eval_data: separate,
+    };
+    let loader = Python::attach(|py| loader.clone_ref(py));
+    Ok(RunData {
+        train: Box::new(LoaderBatches { loader, spec: model.spec.clone(), train, keys, set_aside, rows_per_batch }),
+        calibration: whole(scored),
+        held_out,
+        split,
+        hash: format!("{hash:016x}-{count}"),
+        eval_hash,
+    })
+}

@@ -1,0 +1,48 @@
+//! Core errors → Python exceptions. A panic of ours becomes one as well and never shows as such.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
+use pyo3::prelude::*;
+use upgrayedd::Error;
+
+/// An exception of the package's own, by its name in `upgrayedd.errors`.
+fn exception(name: &str, message: String) -> PyErr {
+    Python::attach(|py| match py.import("upgrayedd.errors").and_then(|m| m.getattr(name)?.call1((message.as_str(),))) {
+        Ok(value) => PyErr::from_value(value),
+        Err(_) => PyRuntimeError::new_err(message),
+    })
+}
+
+/// The Python exception for a core error; a caller's own comes back as it was raised.
+pub fn to_py(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::Caller(inner) => match inner.downcast::<PyErr>() {
+            Ok(own) => *own,
+            Err(_) => exception("UpgrayeddError", message),
+        },
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        Error::Invalid(_) | Error::Device(_) => exception("InvalidValueError", message),
+        Error::BadFile { .. } | Error::Io { .. } | Error::Hub(_) => exception("FileError", message),
+        _ => exception("UpgrayeddError", message),
+    }
+}
+
+/// A Python exception on its way through the core.
+pub fn from_py(error: PyErr) -> Error {
+    Error::Caller(Box::new(error))
+}
+
+/// Runs core work with the interpreter released.
+pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> upgrayedd::Result<T> + Send) -> PyResult<T> {
+    let result = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
+    match result {
+        Ok(result) => result.map_err(to_py),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(exception("UpgrayeddError", format!("internal error, please report it: {text}")))
+        }
+    }
+}

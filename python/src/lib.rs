@@ -1,0 +1,55 @@
+//! The native half of the Python package: translates between Python objects and the core, and decides nothing.
+
+mod data;
+mod errors;
+mod model;
+mod observer;
+mod pipeline;
+mod strategy;
+
+use pyo3::prelude::*;
+
+/// The core of Upgrayedd. Private: use the package `upgrayedd`.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::model::{Model, Tokenizer};
+    #[pymodule_export]
+    use super::pipeline::{check_config, optimize, recorded, resume};
+    #[pymodule_export]
+    use super::strategy::{check_strategy, select_to_grow, select_to_prune};
+    #[pymodule_export]
+    use super::{main, set_num_threads, strategy_names};
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Panics become exceptions (`errors::detached`): what they print would only repeat it.
+        std::panic::set_hook(Box::new(|_| {}));
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// Runs the command line and returns its exit code.
+#[pyfunction]
+fn main(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> PyResult<u8> {
+    errors::detached(py, || Ok(upgrayedd_cli::run(arguments)))
+}
+
+/// Names of the built-in strategies.
+#[pyfunction]
+fn strategy_names() -> Vec<&'static str> {
+    upgrayedd::strategy::ALL.iter().map(|s| s.name).collect()
+}
+
+/// Sets the number of threads, once, before any work.
+#[pyfunction]
+fn set_num_threads(count: usize) -> PyResult<()> {
+    if count == 0 {
+        return Err(errors::to_py(upgrayedd::Error::invalid("the number of threads is 0: expected at least 1")));
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(count).build_global().map_err(|_| {
+        errors::to_py(upgrayedd::Error::invalid("the threads have been started already: set their number before any work"))
+    })
+}

@@ -1,0 +1,356 @@
+//! A model and its tokenizer, seen from Python.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use numpy::ndarray::{ArrayViewD, IxDyn};
+use numpy::{PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Value, json};
+use upgrayedd::budget::{Budget, Unit};
+use upgrayedd::data::DataOptions;
+use upgrayedd::eval::{EvalOptions, evaluate};
+use upgrayedd::export::{self, Format};
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Weights};
+use upgrayedd::nn::Tensor;
+use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::{Error, Result, surgery};
+
+use crate::data::Source;
+use crate::errors::{detached, from_py, to_py};
+use crate::observer::PyObserver;
+
+/// What the cycle allows; set while a strategy is asked.
+#[derive(Clone, Copy, Default)]
+pub struct Allowed {
+    pub prune: Option<Budget>,
+    /// Heads that may come back, in which units, and the seed of random choices.
+    pub grow: Option<(usize, Unit, u64)>,
+}
+
+/// A transformer with the heads it still has.
+#[pyclass(module = "upgrayedd._native")]
+pub struct Model {
+    pub inner: upgrayedd::Model,
+    pub allowed: Allowed,
+}
+
+impl Model {
+    pub fn of(inner: upgrayedd::Model) -> Self {
+        Self { inner, allowed: Allowed::default() }
+    }
+}
+
+/// Keeps a tensor alive for the arrays that show it.
+#[pyclass(frozen)]
+struct Storage(Tensor);
+
+/// A read-only array over the tensor's own memory.
+fn array<'py>(py: Python<'py>, tensor: Tensor) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+    let shape = tensor.shape().to_vec();
+    let storage = Bound::new(py, Storage(tensor))?;
+    let view = ArrayViewD::from_shape(IxDyn(&shape), storage.get().0.data())
+        .map_err(|e| pyo3::exceptions::PyRuntimeError::new_err(e.to_string()))?;
+    #[allow(unsafe_code, reason = "arrays share the memory of weights")]
+    // SAFETY: the array's base object holds a reference to the tensor's buffer, which is never written while shared.
+    let array = unsafe { PyArrayDyn::borrow_from_array(&view, storage.clone().into_any()) };
+    let flags = PyDict::new(py);
+    flags.set_item("write", false)?;
+    array.getattr("setflags")?.call((), Some(&flags))?;
+    Ok(array)
+}
+
+/// Weights that Python hands over: float32 arrays and the element types they stand for.
+struct Arrays(BTreeMap<String, (Py<PyAny>, DType)>);
+
+impl Arrays {
+    fn with<T>(&self, name: &str, read: impl FnOnce(&PyReadonlyArrayDyn<'_, f32>) -> PyResult<T>) -> Result<T> {
+        Python::attach(|py| read(&self.0[name].0.bind(py).extract()?)).map_err(from_py)
+    }
+}
+
+impl Weights for Arrays {
+    fn names(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.with(name, |a| Ok(a.shape().to_vec()))
+    }
+
+    fn dtype(&self, name: &str) -> Result<DType> {
+        Ok(self.0[name].1)
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.with(name, |a| Ok(Tensor::from_vec(a.shape(), a.as_array().iter().copied().collect())))?;
+        match tensor.data().iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(Error::invalid(format!("tensor {name} holds {value}: the weights are damaged"))),
+            None => Ok(tensor),
+        }
+    }
+}
+
+#[pymethods]
+impl Model {
+    /// Loads a folder, run folder, Hub id or "builtin".
+    #[staticmethod]
+    fn load(py: Python<'_>, name: String, family: Option<String>) -> PyResult<Self> {
+        detached(py, || upgrayedd::Model::from_pretrained(&name, &LoadOptions { family })).map(Self::of)
+    }
+
+    /// A model of arrays: Hugging Face name → (float32 array, dtype that it stands for).
+    #[staticmethod]
+    fn from_arrays(py: Python<'_>, config: String, arrays: BTreeMap<String, (Py<PyAny>, String)>) -> PyResult<Self> {
+        let config: Value = serde_json::from_str(&config).map_err(|e| to_py(Error::invalid(format!("config: {e}"))))?;
+        let typed = |(name, (array, dtype)): (String, (Py<PyAny>, String))| Ok((name, (array, dtype.parse::<DType>()?)));
+        let arrays = Arrays(arrays.into_iter().map(typed).collect::<Result<_>>().map_err(to_py)?);
+        detached(py, || upgrayedd::Model::from_weights(config, &arrays, &LoadOptions::default())).map(Self::of)
+    }
+
+    /// The folder with tokenizer and generation files.
+    fn set_companions(&mut self, folder: Option<PathBuf>) {
+        self.inner.companions = folder.map_or(Companions::None, Companions::Folder);
+    }
+
+    /// Another model with the same weights, which are shared until one changes.
+    fn copy(&self) -> Self {
+        Self { inner: self.inner.clone(), allowed: self.allowed }
+    }
+
+    fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
+        let format: Format = format.parse().map_err(to_py)?;
+        let dtype = dtype.map_or(Ok(self.inner.dtype), str::parse).map_err(to_py)?;
+        detached(py, || export::export(&self.inner, format, dtype, &folder))
+    }
+
+    /// config.json of the model as it is, as JSON.
+    fn config(&self) -> String {
+        export::with_own_config(self.inner.clone()).config.to_string()
+    }
+
+    /// Everything that can be said in a line, as JSON.
+    fn info(&self, context: usize) -> String {
+        let (model, cost) = (&self.inner, self.inner.cost(context));
+        let spec = &model.spec;
+        json!({
+            "family": spec.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
+            "layers": spec.num_layers, "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
+            "heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "vocab_size": spec.vocab_size,
+            "max_positions": spec.max_positions, "cost": cost,
+        })
+        .to_string()
+    }
+
+    fn layer_names(&self) -> Vec<String> {
+        (0..self.inner.spec.num_layers).map(|l| self.inner.layer_name(l)).collect()
+    }
+
+    fn active_heads(&self) -> Vec<Vec<usize>> {
+        self.inner.heads.layers().iter().map(|l| l.active().to_vec()).collect()
+    }
+
+    /// Pruned heads that are in the archive, by layer.
+    fn restorable_heads(&self) -> Vec<Vec<usize>> {
+        let layers = self.inner.heads.layers().iter().enumerate();
+        let archived = |layer: usize, head: usize| self.inner.archive.contains(upgrayedd::heads::HeadId { layer, head });
+        layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
+    }
+
+    fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
+        let heads = &self.inner.heads.layers()[0];
+        if layer >= self.inner.spec.num_layers || head >= heads.total() {
+            return Err(to_py(Error::invalid(format!(
+                "layer {layer}, head {head}: the model has {} layers of {} heads",
+                self.inner.spec.num_layers,
+                heads.total()
+            ))));
+        }
+        Ok(heads.kv_group_of(head))
+    }
+
+    fn num_parameters(&self) -> usize {
+        self.inner.num_parameters()
+    }
+
+    /// Hugging Face name → read-only array.
+    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (name, tensor) in export::tensors(&self.inner, false) {
+            dict.set_item(name, array(py, tensor)?)?;
+        }
+        Ok(dict)
+    }
+
+    fn prune(&mut self, heads: HeadSelection) -> PyResult<()> {
+        surgery::remove(&mut self.inner, None, &heads, 0, None).map_err(to_py)
+    }
+
+    fn restore(&mut self, heads: HeadSelection) -> PyResult<()> {
+        surgery::restore(&mut self.inner, None, &heads, 1.0).map_err(to_py)
+    }
+
+    /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.
+    fn logits<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let logits = detached(py, || {
+            let batch = self.unlabelled(&rows)?;
+            let logits = self.inner.logits(&batch, &mut Hooks::default());
+            let classes = logits.cols();
+            let per_position = logits.rows() == batch.batch * batch.len && logits.rows() != batch.batch;
+            let shape = if per_position || batch.len == 1 && !self.classifies() {
+                vec![batch.batch, batch.len, classes]
+            } else {
+                vec![batch.batch, classes]
+            };
+            Ok(logits.reshaped(&shape))
+        })?;
+        array(py, logits)
+    }
+
+    /// Attention probabilities of one batch: per layer `(batch, active heads, length, length)`.
+    fn attention_maps<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
+        let maps = detached(py, || Ok(self.inner.attention_maps(&self.unlabelled(&rows)?)))?;
+        maps.into_iter().map(|map| array(py, map)).collect()
+    }
+
+    /// Loss and what goes with it, as JSON.
+    fn evaluate(
+        &self,
+        py: Python<'_>,
+        data: Source,
+        options: &str,
+        batch_size: usize,
+        max_windows: Option<usize>,
+    ) -> PyResult<String> {
+        let options = data_options(options)?;
+        let mut observer = PyObserver::new(None);
+        let result = detached(py, || {
+            let dataset = data.dataset(&self.inner, self.inner.tokenizer().ok().as_ref(), &options, true)?;
+            let range = 0..dataset.len();
+            let options = EvalOptions { batch_size, max_windows, window: options.sequence_length };
+            evaluate(&self.inner, &dataset, &range, options, "evaluate", &mut observer)
+        });
+        if let Some(raised) = observer.raised {
+            return Err(raised);
+        }
+        serde_json::to_string(&result?).map_err(|e| to_py(Error::invalid(e.to_string())))
+    }
+
+    /// A score by name: per layer the values of the active heads. `limits`: batch size, sequences, seed.
+    fn score(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        data: Option<Source>,
+        options: &str,
+        limits: (usize, usize, u64),
+    ) -> PyResult<Vec<Vec<f64>>> {
+        let options = data_options(options)?;
+        let (batch_size, samples, seed) = limits;
+        detached(py, || {
+            let score = Score::named(name)?;
+            let tokenizer = self.inner.tokenizer().ok();
+            let dataset = data.map(|d| d.dataset(&self.inner, tokenizer.as_ref(), &options, false)).transpose()?;
+            let range = 0..dataset.as_ref().map_or(0, |d| d.len());
+            let data = dataset.as_ref().map(|d| (d, &range));
+            Ok(score.compute(&ScoreContext { model: &self.inner, data, batch_size, samples, seed })?.layers)
+        })
+    }
+
+    fn generate(
+        &self,
+        py: Python<'_>,
+        prompt: Vec<u32>,
+        max_new_tokens: usize,
+        sampling: (f32, f32, u64),
+        end_tokens: Vec<u32>,
+    ) -> PyResult<Vec<u32>> {
+        let mut raised = None;
+        let (temperature, top_p, seed) = sampling;
+        let options = GenerateOptions { max_new_tokens, temperature, top_p, seed, end_tokens };
+        let result = detached(py, || {
+            self.inner.generate(&prompt, &options, |_| {
+                raised = Python::attach(|py| py.check_signals()).err();
+                raised.is_none()
+            })
+        });
+        match raised {
+            Some(error) => Err(error),
+            None => Ok(result?.tokens),
+        }
+    }
+
+    fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
+        detached(py, || self.inner.tokenizer()).map(Tokenizer)
+    }
+}
+
+impl Model {
+    fn classifies(&self) -> bool {
+        matches!(self.inner.spec.objective, upgrayedd::model::Objective::Classifier { .. })
+    }
+
+    fn unlabelled(&self, rows: &Source) -> Result<Batch> {
+        let dataset = rows.dataset(&self.inner, None, &DataOptions::default(), false)?;
+        let all: Vec<usize> = (0..dataset.len()).collect();
+        Ok(dataset.batch(&all, upgrayedd::data::Pass::Fixed))
+    }
+}
+
+/// `{"sequence_length", "text_field", "label_field", "documents", "seed"}`.
+pub fn data_options(json: &str) -> PyResult<DataOptions> {
+    let value: Value = serde_json::from_str(json).unwrap_or_default();
+    let text = |key: &str| value[key].as_str().map(str::to_owned);
+    let defaults = DataOptions::default();
+    Ok(DataOptions {
+        sequence_length: value["sequence_length"].as_u64().map_or(defaults.sequence_length, |n| n as usize),
+        text_field: text("text_field"),
+        label_field: text("label_field").unwrap_or(defaults.label_field),
+        documents: text("documents").map_or(Ok(defaults.documents), |d| d.parse()).map_err(to_py)?,
+        seed: value["seed"].as_u64().unwrap_or(defaults.seed),
+    })
+}
+
+/// Text ↔ token ids.
+#[pyclass(module = "upgrayedd._native", frozen)]
+pub struct Tokenizer(pub upgrayedd::Tokenizer);
+
+#[pymethods]
+impl Tokenizer {
+    /// The tokenizer of a model folder.
+    #[staticmethod]
+    fn load(folder: PathBuf) -> PyResult<Self> {
+        upgrayedd::Tokenizer::load(&folder).map(Self).map_err(to_py)
+    }
+
+    /// Token ids, framed by special tokens if asked.
+    fn encode(&self, text: &str, special: bool) -> PyResult<Vec<u32>> {
+        let ids = self.0.encode(text).map_err(to_py)?;
+        Ok(if special { [self.0.prefix(), &ids, self.0.suffix()].concat() } else { ids })
+    }
+
+    /// The text of a tokenizer.json.
+    fn to_json(&self) -> PyResult<String> {
+        self.0.to_json().map_err(to_py)
+    }
+
+    fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
+        self.0.decode(&ids).map_err(to_py)
+    }
+
+    /// Special tokens before and after a sequence.
+    fn frame(&self) -> (Vec<u32>, Vec<u32>) {
+        (self.0.prefix().to_vec(), self.0.suffix().to_vec())
+    }
+
+    fn eos(&self) -> Option<u32> {
+        self.0.eos()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+}
+

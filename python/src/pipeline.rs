@@ -1,0 +1,127 @@
+//! Runs: configuration and parts from Python, events to Python, the summary back.
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use upgrayedd::data::RunData;
+use upgrayedd::pipeline::{CALIBRATION, Given};
+use upgrayedd::strategy::Strategy;
+use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
+
+use crate::data::Source;
+use crate::errors::{detached, to_py};
+use crate::model::{Model, data_options};
+use crate::observer::PyObserver;
+use crate::strategy::PyStrategy;
+
+/// What Python gives a run, before it is turned into the core's parts.
+struct Parts {
+    model: upgrayedd::Model,
+    /// Training data, data to measure on; absent if the configuration names files or the built-in text.
+    data: Option<(Source, Option<Source>)>,
+    options: String,
+    strategy: Option<PyStrategy>,
+}
+
+impl Parts {
+    fn new(
+        model: &Model,
+        data: Option<(Source, Option<Source>)>,
+        options: String,
+        strategy: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let strategy = strategy.map(PyStrategy::new).transpose()?;
+        Ok(Self { model: model.inner.clone(), data, options, strategy })
+    }
+
+    fn given(self, config: &OptimizeConfig, keep_model: bool) -> upgrayedd::Result<Given> {
+        let Self { model, data, options, strategy } = self;
+        let strategy: Option<Box<dyn Strategy>> = strategy.map(|s| -> Box<dyn Strategy> { Box::new(s) });
+        let samples = strategy.as_ref().and_then(|s| s.calibration_samples());
+        let samples = samples.or_else(|| config.strategy_options.get("attention_samples")?.as_integer()?.try_into().ok());
+        let mut options = data_options(&options).map_err(crate::errors::from_py)?;
+        options.seed = config.seed;
+        options.sequence_length = config.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
+        let data = data
+            .map(|(train, eval)| -> upgrayedd::Result<RunData> {
+                let limits = (samples.unwrap_or(CALIBRATION), config.batch_size);
+                train.run_data(eval.as_ref(), &model, model.tokenizer().ok().as_ref(), &options, limits)
+            })
+            .transpose()?;
+        Ok(Given { model: keep_model.then_some(model), data, strategy })
+    }
+}
+
+fn read_config(config: &str) -> PyResult<OptimizeConfig> {
+    serde_json::from_str(config).map_err(|e| to_py(Error::invalid(e.to_string())))
+}
+
+fn outcome(result: PyResult<Summary>, observer: PyObserver) -> PyResult<String> {
+    if let Some(raised) = observer.raised {
+        return Err(raised);
+    }
+    serde_json::to_string(&result?).map_err(|e| to_py(Error::invalid(e.to_string())))
+}
+
+/// Refuses options that are unknown or out of range.
+#[pyfunction]
+pub fn check_config(config: &str) -> PyResult<()> {
+    let config = read_config(config)?;
+    config.check().and_then(|()| config.device.parse::<upgrayedd::nn::Device>().map(|_| ()).map_err(Error::from)).map_err(to_py)
+}
+
+/// Runs all cycles into the new folder `out`; returns the summary as JSON. `keep_model`: the model is not what the
+/// configuration names, so the run keeps its weights.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "one private call from Python")]
+pub fn optimize(
+    py: Python<'_>,
+    config: &str,
+    model: PyRef<'_, Model>,
+    keep_model: bool,
+    data: Option<(Source, Option<Source>)>,
+    options: String,
+    strategy: Option<Bound<'_, PyAny>>,
+    handler: Option<Py<PyAny>>,
+    out: PathBuf,
+) -> PyResult<String> {
+    let config = read_config(config)?;
+    let parts = Parts::new(&model, data, options, strategy)?;
+    drop(model);
+    let mut observer = PyObserver::new(handler);
+    let result = detached(py, || {
+        config.check()?;
+        upgrayedd::export::check_new(&out)?;
+        let given = parts.given(&config, keep_model)?;
+        Pipeline::with(config, given)?.run(&out, &mut observer)
+    });
+    outcome(result, observer)
+}
+
+/// How the run at `path` was started: its record as JSON, and its model as it was given.
+#[pyfunction]
+pub fn recorded(py: Python<'_>, path: PathBuf) -> PyResult<(String, Model)> {
+    let (record, model) = detached(py, || Pipeline::recorded(&path))?;
+    let json = serde_json::to_string(&record).map_err(|e| to_py(Error::invalid(e.to_string())))?;
+    Ok((json, Model::of(model)))
+}
+
+/// Continues the run at `path` to the same result as an uninterrupted one.
+#[pyfunction]
+pub fn resume(
+    py: Python<'_>,
+    path: PathBuf,
+    data: Option<(Source, Option<Source>)>,
+    options: String,
+    strategy: Option<Bound<'_, PyAny>>,
+    handler: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let (record, model) = detached(py, || Pipeline::recorded(&path))?;
+    let parts = Parts::new(&Model::of(model), data, options, strategy)?;
+    let mut observer = PyObserver::new(handler);
+    let result = detached(py, || {
+        let given = parts.given(&record.config, record.given.model)?;
+        Pipeline::resume_with(&path, given, &mut observer)
+    });
+    outcome(result, observer)
+}

@@ -1,0 +1,211 @@
+//! Strategies on both sides: Python objects that the core asks, and the core's decisions that Python classes call.
+
+use std::collections::BTreeMap;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use serde_json::json;
+use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
+use upgrayedd::data::Pass;
+use upgrayedd::eval::Evaluation;
+use upgrayedd::heads::{HeadScores, HeadSelection};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::score::ScoreContext;
+use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, StrategyParams, get_strategy};
+use upgrayedd::{Error, Result};
+
+use crate::errors::{from_py, to_py};
+use crate::model::{Allowed, Model};
+
+/// Parameters as JSON: the common ones, and the strategy's own under `options`.
+fn parse(params: &str) -> Result<(StrategyParams, Options)> {
+    let mut value: serde_json::Value = serde_json::from_str(params).map_err(|e| Error::invalid(e.to_string()))?;
+    let options = value.as_object_mut().and_then(|v| v.remove("options")).unwrap_or_else(|| json!({}));
+    let bad = |e: serde_json::Error| Error::invalid(e.to_string());
+    Ok((serde_json::from_value(value).map_err(bad)?, serde_json::from_value(options).map_err(bad)?))
+}
+
+/// Refuses parameters out of range.
+#[pyfunction]
+pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
+    let (params, options) = parse(params).map_err(to_py)?;
+    match name {
+        Some(name) => get_strategy(name, params, options).map(|_| ()),
+        None => params.check(),
+    }
+    .map_err(to_py)
+}
+
+/// What the built-in strategy `name` prunes: layer → heads.
+#[pyfunction]
+pub fn select_to_prune(
+    name: &str,
+    params: &str,
+    model: PyRef<'_, Model>,
+    importances: Vec<Vec<f64>>,
+) -> PyResult<HeadSelection> {
+    let decide = || {
+        let (params, options) = parse(params)?;
+        let importances = HeadScores { layers: importances };
+        importances.check(&model.inner.heads)?;
+        let mut strategy = get_strategy(name, params.clone(), options)?;
+        let budget = model.allowed.prune.unwrap_or_else(|| {
+            let most = budget::prunable(&model.inner.heads, Unit::Head, params.min_heads);
+            let ratios = (params.pruning_ratio, params.growth_ratio);
+            let plan = budget::plan(Schedule::PerCycle, &model.inner.heads, Unit::Head, ratios, (1, 1), most);
+            Budget { heads: plan.prune, scope: Scope::Layer, unit: Unit::Head, min_heads: params.min_heads }
+        });
+        strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })
+    };
+    decide().map_err(to_py)
+}
+
+/// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can come back.
+#[pyfunction]
+pub fn select_to_grow(
+    name: &str,
+    params: &str,
+    model: PyRef<'_, Model>,
+    restorable: Vec<usize>,
+    layer_means: Vec<f64>,
+) -> PyResult<BTreeMap<usize, usize>> {
+    let decide = || {
+        let (params, options) = parse(params)?;
+        let mut strategy = get_strategy(name, params.clone(), options)?;
+        let can_return = restorable.iter().sum();
+        let (count, unit, seed) = model.allowed.grow.unwrap_or_else(|| {
+            let count = budget::growth(params.growth_ratio, can_return, &model.inner.heads, Unit::Head);
+            (count, Unit::Head, params.seed.unwrap_or(42))
+        });
+        let importances = HeadScores { layers: layer_means.into_iter().map(|mean| vec![mean]).collect() };
+        let evaluation = Evaluation {
+            loss: 0.0,
+            perplexity: None,
+            accuracy: None,
+            tokens: 0,
+            sequences: 0,
+            protocol: String::new(),
+            window: 0,
+            data_hash: String::new(),
+        };
+        strategy.select_heads_to_grow(&GrowView {
+            model: &model.inner,
+            restorable: &restorable,
+            importances: &importances,
+            count,
+            unit,
+            seed,
+            cycle: 0,
+            evaluation: &evaluation,
+            history: &[],
+        })
+    };
+    decide().map_err(to_py)
+}
+
+/// A strategy written in Python, as `upgrayedd.strategies.base.Adapter` presents it.
+pub struct PyStrategy {
+    adapter: Py<PyAny>,
+    name: String,
+    params: StrategyParams,
+    higher_keeps: bool,
+    samples: Option<usize>,
+}
+
+impl PyStrategy {
+    pub fn new(adapter: Bound<'_, PyAny>) -> PyResult<Self> {
+        let params: String = adapter.call_method0("params")?.extract()?;
+        Ok(Self {
+            name: adapter.getattr("name")?.extract()?,
+            higher_keeps: adapter.getattr("higher_keeps")?.extract()?,
+            samples: adapter.getattr("samples")?.extract()?,
+            params: parse(&params).map_err(to_py)?.0,
+            adapter: adapter.unbind(),
+        })
+    }
+
+    fn ask<T>(&self, ask: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> Result<T> {
+        Python::attach(|py| ask(self.adapter.bind(py))).map_err(from_py)
+    }
+}
+
+impl Strategy for PyStrategy {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn params(&self) -> &StrategyParams {
+        &self.params
+    }
+
+    fn calibration_samples(&self) -> Option<usize> {
+        self.samples
+    }
+
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+        let model = Model::of(context.model.clone());
+        let layers = self.ask(|adapter| {
+            let batches = batches(adapter.py(), context)?;
+            adapter.call_method1("importances", (model, batches, context.seed))?.extract()
+        })?;
+        Ok(HeadScores { layers })
+    }
+
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+        if self.higher_keeps { importances.clone() } else { importances.negated() }
+    }
+
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+        let allowed = Allowed { prune: Some(view.budget), grow: None };
+        let model = Model { inner: view.model.clone(), allowed };
+        self.ask(|adapter| adapter.call_method1("prune", (model, view.importances.layers.clone()))?.extract())
+    }
+
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        let allowed = Allowed { prune: None, grow: Some((view.count, view.unit, view.seed)) };
+        let model = Model { inner: view.model.clone(), allowed };
+        let metrics = json!({
+            "cycle": view.cycle,
+            "evaluation": view.evaluation,
+            "layer_means": view.importances.layer_means(),
+            "allowed": view.count,
+            "history": view.history,
+        });
+        self.ask(|adapter| adapter.call_method1("grow", (model, metrics.to_string()))?.extract())
+    }
+}
+
+/// The calibration sequences as dictionaries of nested lists; labels are those of Hugging Face, not shifted.
+fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    let Some((data, range)) = context.data else { return Ok(list) };
+    let indices: Vec<usize> = range.clone().take(context.samples).collect();
+    let causal = context.model.spec.causal;
+    for chunk in indices.chunks(context.batch_size.max(1)) {
+        let batch = data.batch(chunk, Pass::Fixed);
+        let (rows, len) = (batch.batch, batch.len);
+        let tokens: Vec<i64> = batch.tokens.iter().map(|&t| i64::from(t)).collect();
+        let mask: Vec<i64> = batch.mask.map_or_else(|| vec![1; rows * len], |m| m.into_iter().map(i64::from).collect());
+        let mut labels = batch.targets;
+        if causal && labels.len() == rows * len {
+            for row in labels.chunks_exact_mut(len.max(1)) {
+                row.rotate_right(1);
+                row[0] = IGNORE;
+            }
+        }
+        let dict = PyDict::new(py);
+        dict.set_item("input_ids", shaped(py, tokens, rows)?)?;
+        dict.set_item("attention_mask", shaped(py, mask, rows)?)?;
+        dict.set_item("labels", if labels.len() == rows { shaped_flat(py, labels)? } else { shaped(py, labels, rows)? })?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+fn shaped<'py>(py: Python<'py>, values: Vec<i64>, rows: usize) -> PyResult<Bound<'py, PyAny>> {
+    shaped_flat(py, values)?.call_method1("reshape", (rows, -1))
+}
+
+fn shaped_flat<'py>(py: Python<'py>, values: Vec<i64>) -> PyResult<Bound<'py, PyAny>> {
+    Ok(numpy::PyArray1::from_vec(py, values).into_any())
+}

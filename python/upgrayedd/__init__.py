@@ -1,0 +1,34 @@
+"""Smaller, faster Hugging Face transformers by neural plasticity cycles: prune attention heads, measure, grow, learn, measure.
+
+```python
+from upgrayedd import UpgrayeddPipeline
+
+pipeline = UpgrayeddPipeline("builtin", strategy="entropy")
+smaller = pipeline.run_optimization(["Mia has a red ball. ..."] * 500, num_cycles=3)
+smaller.save_pretrained("smaller")
+```
+"""
+
+from upgrayedd._data import TextFiles
+from upgrayedd._native import __version__, set_num_threads
+from upgrayedd.callbacks import Callback, Control
+from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError
+from upgrayedd.model import Evaluation, Model, Tokenizer
+from upgrayedd.pipeline import Cycle, History, UpgrayeddPipeline
+
+__all__ = [
+    "Callback",
+    "Control",
+    "Cycle",
+    "Evaluation",
+    "FileError",
+    "History",
+    "InvalidValueError",
+    "Model",
+    "TextFiles",
+    "Tokenizer",
+    "UpgrayeddError",
+    "UpgrayeddPipeline",
+    "__version__",
+    "set_num_threads",
+]

@@ -1,0 +1,284 @@
+"""What users hold as data → rows of tokens, or texts, for the core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from upgrayedd.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from upgrayedd.model import Tokenizer
+
+Array: TypeAlias = "NDArray[np.int64]"
+Row: TypeAlias = "tuple[Array, Array | None, Array | None]"
+"""Token ids, attention mask, labels: one sequence."""
+
+Source: TypeAlias = tuple[str, Any]
+"""What `_native` takes: ("loader", Loader), ("texts", iterator) or ("files", paths)."""
+
+TEXT_FIELDS = ("text", "sentence")
+WHAT_WORKS = (
+    "expected dictionaries with input_ids (and attention_mask, labels), tuples of these, arrays of token ids, "
+    "texts, or dictionaries with text"
+)
+
+
+@dataclass(frozen=True, init=False)
+class TextFiles:
+    """Files to learn from or to be measured on, read, split and cached by the core exactly as the command line does.
+
+    Args:
+        paths: `.txt`, `.jsonl`, `.parquet`; for classifiers labelled `.tsv` or `.jsonl`.
+        text_field: Field or column with the text; None looks for `text`, then `sentence`.
+        label_field: Field or column with the label.
+        documents: "packed" puts documents one after the other in windows of equal length, "separate" keeps each a sequence.
+    """
+
+    paths: tuple[Path, ...]
+    text_field: str | None
+    label_field: str
+    documents: str
+
+    def __init__(
+        self,
+        *paths: str | os.PathLike[str],
+        text_field: str | None = None,
+        label_field: str = "label",
+        documents: str = "packed",
+    ) -> None:
+        if not paths:
+            raise InvalidValueError("TextFiles needs at least one file")
+        object.__setattr__(self, "paths", tuple(Path(p) for p in paths))
+        object.__setattr__(self, "text_field", text_field)
+        object.__setattr__(self, "label_field", label_field)
+        object.__setattr__(self, "documents", documents)
+
+    def options(self) -> dict[str, Any]:
+        """The core's names for the reading options."""
+        fields = {"text_field": self.text_field, "label_field": self.label_field, "documents": self.documents}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class Loader:
+    """A data loader that the core reads once per epoch: each batch a list of rows.
+
+    Args:
+        data: An iterable that can be iterated again, or a function that returns a new iterator.
+        tokenizer: For texts of classifiers.
+        batch_size: Sequences per batch where the data comes one by one.
+        max_length: Texts are cut to this many tokens.
+    """
+
+    def __init__(self, data: Any, tokenizer: Callable[[], Tokenizer], batch_size: int, max_length: int) -> None:
+        self._data = data
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._max_length = max_length
+
+    def length(self) -> int | None:
+        """Batches per epoch, if the data says so and comes in batches."""
+        first = next(iter(fresh(self._data)), None)
+        if first is None or isinstance(self._data, Iterator) or callable(self._data) and not hasattr(self._data, "__iter__"):
+            return None
+        try:
+            count = len(self._data)
+        except TypeError:
+            return None
+        return count if is_batch(first) else -(-count // self._batch_size)
+
+    def epoch(self) -> Iterator[list[Row]]:
+        """The batches of one epoch."""
+        pending: list[Row] = []
+        for item in fresh(self._data):
+            if is_batch(item):
+                yield self._rows(item)
+                continue
+            pending.extend(self._rows(item))
+            if len(pending) >= self._batch_size:
+                yield pending
+                pending = []
+        if pending:
+            yield pending
+
+    def _rows(self, item: Any) -> list[Row]:
+        if isinstance(item, Mapping) and "input_ids" not in item:
+            item = self._tokenised(item)
+        ids, mask, labels = columns(item)
+        tokens = sequences(ids, "input_ids")
+        masks = sequences(mask, "attention_mask") if mask is not None else [None] * len(tokens)
+        answers = [None] * len(tokens) if labels is None else split_labels(labels, len(tokens))
+        if len(masks) != len(tokens) or len(answers) != len(tokens):
+            raise InvalidValueError(
+                f"a batch has {len(tokens)} sequences, {len(masks)} attention masks and {len(answers)} labels: expected as many"
+            )
+        return list(zip(tokens, masks, answers, strict=True))
+
+    def _tokenised(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        texts = text_of(item)
+        if texts is None:
+            raise InvalidValueError(f"a batch has the fields {', '.join(map(repr, item))}: {WHAT_WORKS}")
+        tokenizer = self._tokenizer()
+        prefix, suffix = tokenizer.frame
+        room = self._max_length - len(prefix) - len(suffix)
+        single = isinstance(texts, str)
+        ids = [prefix + tokenizer.encode(t, special=False)[:room] + suffix for t in ([texts] if single else texts)]
+        labels = next((item[name] for name in ("labels", "label") if name in item), None)
+        return {"input_ids": ids, "labels": [labels] if single and labels is not None else labels}
+
+
+def fresh(data: Any) -> Iterable[Any]:
+    """A new pass over the data: from a function by calling it, from an iterable by iterating it."""
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__") and callable(data):
+        result: Iterable[Any] = data()
+        return result
+    again: Iterable[Any] = data
+    return again
+
+
+def text_of(item: Any) -> Any:
+    """The text or texts of an item, or None if it holds something else."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, Mapping):
+        return next((item[name] for name in TEXT_FIELDS if name in item), None) if "input_ids" not in item else None
+    if isinstance(item, (list, tuple)) and item and all(isinstance(part, str) for part in item):
+        return item
+    return None
+
+
+def columns(item: Any) -> tuple[Any, Any, Any]:
+    """Token ids, attention mask and labels of a batch or of a sequence."""
+    if isinstance(item, Mapping):
+        labels = item.get("labels", item.get("label"))
+        return item["input_ids"], item.get("attention_mask"), labels
+    # torch's DataLoader makes a list of tensors of a tuple.
+    collated = isinstance(item, list) and len(item) > 0 and getattr(item[0], "ndim", 0) > 1
+    if collated or isinstance(item, tuple) and not all(isinstance(part, int) for part in item):
+        if len(item) == 1:
+            return item[0], None, None
+        if len(item) == 2:
+            return item[0], None, item[1]
+        if len(item) == 3:
+            return item[0], item[1], item[2]
+        raise InvalidValueError(
+            f"a batch is a {type(item).__name__} of {len(item)}: expected (input_ids,), (input_ids, labels) or (input_ids, attention_mask, labels)"
+        )
+    return item, None, None
+
+
+def is_batch(item: Any) -> bool:
+    """Whether an item holds several sequences rather than one."""
+    if isinstance(item, Mapping) and "input_ids" not in item:
+        return not isinstance(text_of(item), str)
+    ids = columns(item)[0]
+    dimensions = getattr(ids, "ndim", None)
+    if dimensions is not None:
+        return int(dimensions) > 1
+    return isinstance(ids, Sequence) and len(ids) > 0 and hasattr(ids[0], "__len__")
+
+
+def integers(values: Any, name: str) -> Array:
+    """An int64 array of whatever holds integers."""
+    import numpy as np
+
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"{name} is a {type(values).__name__}, not integers: {WHAT_WORKS}") from error
+    if array.dtype.kind not in "iub":
+        raise InvalidValueError(f"{name} holds {array.dtype} values, not integers: {WHAT_WORKS}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def sequences(values: Any, name: str) -> list[Any]:
+    """One array a sequence; sequences may differ in length."""
+    if isinstance(values, (list, tuple)) and values and hasattr(values[0], "__len__"):
+        return [integers(row, name) for row in values]
+    array = integers(values, name)
+    if array.ndim not in (1, 2):
+        raise InvalidValueError(f"{name} has {array.ndim} dimensions: expected (batch, length) or (length,)")
+    return [array] if array.ndim == 1 else list(array)
+
+
+def split_labels(labels: Any, count: int) -> list[Any]:
+    """Labels per sequence: rows of per-token labels, or one class each."""
+    if isinstance(labels, (list, tuple)) and labels and hasattr(labels[0], "__len__"):
+        return [integers(row, "labels") for row in labels]
+    array = integers(labels, "labels")
+    if array.ndim == 0:
+        return [array.reshape(1)]
+    if array.ndim == 1 and count == 1 and len(array) > 1:
+        return [array]
+    return [row.reshape(-1) for row in array]
+
+
+def sources(
+    data: Any,
+    eval_data: Any,
+    *,
+    tokenizer: Callable[[], Tokenizer],
+    classifies: bool,
+    batch_size: int,
+    max_length: int,
+    epochs: int = 1,
+) -> tuple[Source, Source | None, dict[str, Any]]:
+    """Data and data to measure on as the core takes them, and the reading options that come with files.
+
+    Raises:
+        InvalidValueError: For what is no data, or a one-shot iterator that would have to be read more often.
+    """
+    options = data.options() if isinstance(data, TextFiles) else {}
+
+    def one(given: Any, name: str, epochs: int) -> Source:
+        given = as_files(given)
+        if isinstance(given, TextFiles):
+            return "files", list(given.paths)
+        given, first = peek(given, name, epochs)
+        texts = not classifies and text_of(first) is not None
+        return ("texts", all_texts(given)) if texts else ("loader", Loader(given, tokenizer, batch_size, max_length))
+
+    return one(data, "dataloader", epochs), None if eval_data is None else one(eval_data, "eval_dataloader", 1), options
+
+
+def as_files(data: Any) -> Any:
+    """A path is a file to read; everything else stays what it is."""
+    if isinstance(data, (str, os.PathLike)):
+        if not Path(data).exists():
+            raise InvalidValueError(f"{os.fspath(data)!r} is no file: give a path, a list of texts, or a data loader")
+        return TextFiles(data)
+    return data
+
+
+def peek(data: Any, name: str, epochs: int) -> tuple[Any, Any]:
+    """The data and its first item. What can be read only once is kept in memory if once is enough, and refused otherwise."""
+    if isinstance(data, Iterator):
+        if epochs > 1:
+            raise InvalidValueError(
+                f"{name} is an iterator that can be read only once, but {epochs} epochs are needed: "
+                "give a list, a DataLoader, or a function that returns a new iterator"
+            )
+        data = list(data)
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__") and not callable(data):
+        raise InvalidValueError(f"{name} is a {type(data).__name__}, which cannot be iterated: {WHAT_WORKS}")
+    first = next(iter(fresh(data)), None)
+    if first is None:
+        raise InvalidValueError(f"{name} is empty: {WHAT_WORKS}")
+    return data, first
+
+
+def all_texts(data: Any) -> Iterator[str]:
+    """Every text, whether it comes alone, in a batch, or in a field."""
+    for item in fresh(data):
+        texts = text_of(item)
+        if texts is None:
+            raise InvalidValueError(f"the data begins with texts, but later gives a {type(item).__name__}: {WHAT_WORKS}")
+        yield from [texts] if isinstance(texts, str) else texts

@@ -1,0 +1,84 @@
+"""To and from transformers' models, weights in memory."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+from upgrayedd import _native
+from upgrayedd.errors import InvalidValueError
+from upgrayedd.model import Model
+
+PLAIN = {
+    ("llama", "causal-lm"): "LlamaForCausalLM",
+    ("gpt2", "causal-lm"): "GPT2LMHeadModel",
+    ("bert", "masked-lm"): "BertForMaskedLM",
+    ("bert", "classifier"): "BertForSequenceClassification",
+    ("bert", "encoder"): "BertModel",
+}
+"""transformers' class for a model that has all its heads."""
+
+SUFFIXES = {
+    "causal-lm": "ForCausalLM",
+    "masked-lm": "ForMaskedLM",
+    "classifier": "ForSequenceClassification",
+    "encoder": "Model",
+}
+"""Our modeling files' classes for pruned models, after "Upgrayedd"."""
+
+
+def take(model: Any, tokenizer: Any) -> Model:
+    """Our model of a transformers model: one copy of each weight."""
+    import torch
+
+    config = model.config.to_dict()
+    config["architectures"] = [architecture(type(model).__name__, str(config.get("model_type")))]
+    config.pop("auto_map", None)
+    output, given = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None:
+        # What counts is whether the weights are shared, whatever the configuration says.
+        config["tie_word_embeddings"] = output.weight.data_ptr() == given.weight.data_ptr()
+    arrays = {}
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        kind = str(tensor.dtype).removeprefix("torch.")
+        wide = tensor.detach().to("cpu", torch.float32).contiguous()
+        arrays[name] = (wide.numpy(), kind if kind in ("float16", "bfloat16") else "float32")
+    ours = Model._of(_native.Model.from_arrays(json.dumps(config, default=str), arrays))
+    if tokenizer is not None:
+        from upgrayedd.pipeline import attach_tokenizer
+
+        attach_tokenizer(ours, tokenizer)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and ours._files is not None:
+        generation.save_pretrained(ours._files.name)
+    return ours
+
+
+def architecture(name: str, family: str) -> str:
+    """transformers' name for a class, ours included."""
+    objective = {"Upgrayedd" + suffix: objective for objective, suffix in SUFFIXES.items()}.get(name)
+    return name if objective is None else PLAIN.get((family, objective), name)
+
+
+def give(model: Model) -> Any:
+    """A transformers model of ours, in its own element type."""
+    import torch
+    import transformers
+
+    config, info = model.config, model._info()
+    family, objective = info["family"], info["objective"]
+    if "upgrayedd" in config:
+        module = importlib.import_module(f"upgrayedd.modeling_{family}")
+        cls = getattr(module, "Upgrayedd" + SUFFIXES[objective])
+    elif (family, objective) in PLAIN:
+        cls = getattr(transformers, PLAIN[family, objective])
+    else:
+        raise InvalidValueError(f"transformers has no class for a {family} model with objective {objective}")
+    values = {k: v for k, v in config.items() if k not in ("auto_map", "model_type")}
+    settings = transformers.AutoConfig.for_model(family, **values)
+    dtype = getattr(torch, info["dtype"])
+    state = {name: torch.tensor(array).to(dtype) for name, array in model.named_parameters().items()}
+    return cls.from_pretrained(None, config=settings, state_dict=state, dtype=dtype)

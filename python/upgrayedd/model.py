@@ -1,0 +1,410 @@
+"""A model with the heads it still has, its tokenizer, and what can be done with them outside a run."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from upgrayedd import _data, _native
+from upgrayedd.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement of quality, with what it takes to repeat it.
+
+    Attributes:
+        loss: Token-weighted mean negative log-likelihood, in nats.
+        perplexity: exp(loss); of masked tokens for a masked language model; None for classifiers.
+        accuracy: Share of right labels; None but for classifiers.
+        tokens: Targets that counted.
+        sequences: Sequences measured.
+        protocol: "chunks" (non-overlapping windows), "masked" (masked tokens) or "labels".
+        window: Tokens per window at most.
+        data_hash: blake3 of the data.
+    """
+
+    loss: float
+    tokens: int
+    sequences: int
+    protocol: str
+    window: int
+    data_hash: str
+    perplexity: float | None = None
+    accuracy: float | None = None
+
+
+class Tokenizer:
+    """Text ↔ token ids, from a model folder."""
+
+    def __init__(self, core: _native.Tokenizer) -> None:
+        self._core = core
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """Reads `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`."""
+        return cls(_native.Tokenizer.load(os.fspath(folder)))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text, framed by special tokens unless `special` is False."""
+        return self._core.encode(text, special)
+
+    def decode(self, ids: Any) -> str:
+        """Text of token ids; special tokens are left out."""
+        return self._core.decode([int(i) for i in ids])
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Special tokens before and after a sequence."""
+        return self._core.frame()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._core.vocab_size()
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size})"
+
+
+class Model:
+    """A transformer with the heads it still has: Llama, GPT-2 or BERT.
+
+    Make one with `from_pretrained` or `from_transformers`. Head indices are the original ones for the whole life of a model.
+    """
+
+    def __init__(self, core: _native.Model) -> None:
+        self._core = core
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._origin: str | None = None
+        self._seed = 42
+
+    @classmethod
+    def _of(cls, core: _native.Model) -> Model:
+        return cls(core)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *, family: str | None = None) -> Model:
+        """Loads a model.
+
+        Args:
+            name: Hugging Face folder, run folder, Hub id, or "builtin" for the small model that comes with the package.
+            family: "llama", "gpt2" or "bert", for a config.json that does not tell.
+
+        Raises:
+            FileError: (an OSError) for what is missing, damaged or not supported.
+        """
+        model = cls(_native.Model.load(os.fspath(name), family))
+        model._origin = os.fspath(name)
+        return model
+
+    @classmethod
+    def from_transformers(cls, model: Any, tokenizer: Any = None) -> Model:
+        """Takes the weights of a `transformers.PreTrainedModel`, which stays as it is.
+
+        Args:
+            model: A LlamaForCausalLM, GPT2LMHeadModel, BertForMaskedLM, BertForSequenceClassification or BertModel.
+            tokenizer: The tokenizer that belongs to it: saved with the result, and used for texts.
+        """
+        from upgrayedd._transformers import take
+
+        return take(model, tokenizer)
+
+    def to_transformers(self) -> Any:
+        """A `transformers.PreTrainedModel` with these weights and shapes, made in memory: it trains, generates and saves."""
+        from upgrayedd._transformers import give
+
+        return give(self)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], format: str = "hf", dtype: str | None = None) -> None:
+        """Writes the model as a new Hugging Face folder, which appears whole or not at all.
+
+        Args:
+            folder: Must not exist.
+            format: "hf", really smaller, for transformers with `trust_remote_code=True`; or "hf-dense", zeros in the
+                original shape, which loads anywhere and is no faster.
+            dtype: "float32", "float16" or "bfloat16"; None keeps the model's.
+
+        Raises:
+            FileError: (an OSError) if the folder exists or cannot be written.
+        """
+        self._core.save(os.fspath(folder), format, dtype)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the model.
+
+        Raises:
+            InvalidValueError: If it came without one.
+        """
+        return Tokenizer(self._core.tokenizer())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json as it is for the heads that are left; unknown keys are kept."""
+        config: dict[str, Any] = json.loads(self._core.config())
+        return config
+
+    def _info(self, context: int = 256) -> dict[str, Any]:
+        info: dict[str, Any] = json.loads(self._core.info(context))
+        return info
+
+    @property
+    def family(self) -> str:
+        """"llama", "gpt2" or "bert"."""
+        return str(self._info()["family"])
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers' attention modules: the keys of every dictionary by layer."""
+        return self._core.layer_names()
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads per layer of the unpruned model."""
+        return int(self._info()["heads"])
+
+    @property
+    def heads_per_layer(self) -> dict[str, int]:
+        """Layer name → number of query heads that it still has."""
+        return {name: len(heads) for name, heads in self.active_heads.items()}
+
+    @property
+    def active_heads(self) -> dict[str, list[int]]:
+        """Layer name → original indices of the query heads that it still has, ascending."""
+        return dict(zip(self.layer_names, self._core.active_heads(), strict=True))
+
+    @property
+    def pruned_heads(self) -> dict[str, list[int]]:
+        """Layer name → original indices of the pruned heads that can be restored; layers without any are left out."""
+        return {name: heads for name, heads in zip(self.layer_names, self._core.restorable_heads(), strict=True) if heads}
+
+    def kv_group_of(self, layer: str | int, head: int) -> int:
+        """The key/value head (original index) that a query head (original index) reads."""
+        return self._core.kv_group_of(self._layer(layer, "kv_group_of"), head)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights that are there."""
+        return self._core.num_parameters()
+
+    def named_parameters(self) -> dict[str, NDArray[np.float32]]:
+        """Hugging Face name → weights as a read-only array, where the layout allows over the model's own memory."""
+        return self._core.tensors()
+
+    def summary(self, context: int = 256) -> dict[str, Any]:
+        """Family, shape, heads per layer, parameters, bytes, multiply-accumulates per token and KV-cache bytes per token.
+
+        Args:
+            context: Visible keys that attention is counted with.
+        """
+        info = self._info(context)
+        return {**{k: v for k, v in info.items() if k != "cost"}, **info["cost"], "heads_per_layer": self.heads_per_layer}
+
+    def prune(self, heads: Mapping[str, list[int]]) -> None:
+        """Removes heads; their weights go into the model's archive.
+
+        Args:
+            heads: Layer name → original indices.
+
+        Raises:
+            InvalidValueError: (a ValueError) for an unknown layer, a head that is not there, or a layer's last head. Nothing
+                has changed then.
+        """
+        self._core.prune(self._heads_by_layer(heads, "prune"))
+
+    def restore(self, heads: Mapping[str, list[int]]) -> None:
+        """Brings pruned heads back, bit for bit as they were.
+
+        Args:
+            heads: Layer name → original indices, of `pruned_heads`.
+
+        Raises:
+            InvalidValueError: (a ValueError) for a head that is not in the archive. Nothing has changed then.
+        """
+        self._core.restore(self._heads_by_layer(heads, "restore"))
+
+    def copy(self) -> Model:
+        """An independent model; weights are shared until one of the two changes."""
+        other = Model(self._core.copy())
+        other._files = self._files
+        return other
+
+    def generate(
+        self,
+        prompt: str | list[int],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
+        """Continues a text (and returns text), or token ids (and returns the new ones).
+
+        Args:
+            prompt: Text, or token ids.
+            max_new_tokens: Tokens to add at most.
+            temperature: 0 takes the likeliest token.
+            top_p: Samples among the likeliest tokens whose probabilities reach this sum (Holtzman et al. 2020).
+            seed: For sampling.
+        """
+        is_text = isinstance(prompt, str)
+        tokenizer = self.tokenizer if is_text else None
+        ids = [int(i) for i in prompt] if tokenizer is None else tokenizer._core.encode(str(prompt), False)
+        if tokenizer is not None:
+            ids = tokenizer.frame[0] + ids
+        end = [] if tokenizer is None else [e for e in [tokenizer._core.eos()] if e is not None]
+        new = self._core.generate(ids, max_new_tokens, (temperature, top_p, seed), end)
+        return tokenizer.decode(ids + new) if tokenizer is not None else new
+
+    def logits(self, input_ids: Any, attention_mask: Any = None) -> NDArray[np.float32]:
+        """Logits of one batch: (batch, length, vocabulary), or (batch, classes) of a classifier."""
+        return self._core.logits(self._batch(input_ids, attention_mask))
+
+    def attention_maps(self, input_ids: Any, attention_mask: Any = None) -> dict[str, NDArray[np.float32]]:
+        """Who attends to whom: layer name → probabilities (batch, active heads, queries, keys).
+
+        For a few short batches: the memory of all layers is taken at once.
+        """
+        maps = self._core.attention_maps(self._batch(input_ids, attention_mask))
+        return dict(zip(self.layer_names, maps, strict=True))
+
+    def evaluate(
+        self,
+        dataloader: Any,
+        *,
+        sequence_length: int | None = None,
+        batch_size: int = 4,
+        max_eval_windows: int | None = None,
+        seed: int = 42,
+    ) -> Evaluation:
+        """Loss, perplexity or accuracy on data of any form that `UpgrayeddPipeline.run_optimization` takes.
+
+        Args:
+            dataloader: What to measure on.
+            sequence_length: Tokens per window of texts and files; 512 or the model's limit.
+            batch_size: Sequences at once.
+            max_eval_windows: Sequences at most, from the first.
+            seed: Of the masking of masked language models.
+        """
+        length = sequence_length or min(512, int(self._info()["max_positions"]))
+        source, options = self._source(dataloader, length, batch_size, seed)
+        return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows)))
+
+    def score(
+        self,
+        name: str,
+        dataloader: Any = None,
+        *,
+        samples: int = 128,
+        sequence_length: int | None = None,
+        batch_size: int = 4,
+        seed: int = 42,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Importance of every active head: layer name → array in the order of `active_heads[layer]`.
+
+        Args:
+            name: "entropy", "magnitude" or "random".
+            dataloader: Calibration data, for scores that need it (entropy).
+            samples: Sequences to use at most.
+            sequence_length: Tokens per window of texts and files; 256 or the model's limit.
+            batch_size: Sequences at once.
+            seed: Of random scores.
+        """
+        import numpy as np
+
+        length = sequence_length or min(256, int(self._info()["max_positions"]))
+        source, options = None, "{}"
+        if dataloader is not None:
+            source, options = self._source(dataloader, length, batch_size, seed)
+        layers = self._core.score(name, source, options, (batch_size, samples, seed))
+        return {name: np.asarray(values) for name, values in zip(self.layer_names, layers, strict=True)}
+
+    def __repr__(self) -> str:
+        info = self._info()
+        heads = sum(self.heads_per_layer.values())
+        return (
+            f"Model({info['family']}, {info['objective']}, {info['layers']} layers, {heads} of "
+            f"{info['layers'] * info['heads']} heads, {self.num_parameters:,} parameters)"
+        )
+
+    def _repr_html_(self) -> str:
+        total = self.num_heads
+        cell = '<td style="width:.8em;height:.8em;padding:0;border:1px solid #888;background:{}" title="{}"></td>'
+        rows = []
+        for name, heads in self.active_heads.items():
+            cells = "".join(
+                cell.format("#4472c4" if head in heads else "transparent", f"head {head}: {'kept' if head in heads else 'pruned'}")
+                for head in range(total)
+            )
+            label = f'<td style="text-align:left;padding:0 .6em 0 0">{html.escape(name)}</td>'
+            rows.append(f"<tr>{label}{cells}<td>{len(heads)}</td></tr>")
+        return f"<div>{html.escape(repr(self))}<table>{''.join(rows)}</table></div>"
+
+    def _classifies(self) -> bool:
+        return bool(self._info()["objective"] == "classifier")
+
+    def _source(self, dataloader: Any, length: int, batch_size: int, seed: int) -> tuple[_data.Source, str]:
+        source, _, options = _data.sources(
+            _data.as_files(dataloader),
+            None,
+            tokenizer=lambda: self.tokenizer,
+            classifies=self._classifies(),
+            batch_size=batch_size,
+            max_length=length,
+        )
+        return source, json.dumps({**options, "sequence_length": length, "seed": seed})
+
+    def _batch(self, input_ids: Any, attention_mask: Any) -> _data.Source:
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return "loader", _data.Loader([batch], lambda: self.tokenizer, 1, 0)
+
+    def _layer(self, name: Any, who: str) -> int:
+        if isinstance(name, int) and not isinstance(name, bool):
+            return name
+        names = self.layer_names
+        if name not in names:
+            raise InvalidValueError(f"{who}: unknown layer {name!r}: the layers are {', '.join(names)}")
+        return names.index(name)
+
+    def _heads_by_layer(self, heads: Any, who: str) -> dict[int, list[int]]:
+        if not isinstance(heads, Mapping):
+            raise InvalidValueError(f"{who}: {type(heads).__name__} given: expected layer name → list of head indices")
+        result: dict[int, list[int]] = {}
+        for name, indices in heads.items():
+            layer = self._layer(name, who)
+            try:
+                result[layer] = [int(i.__index__()) for i in indices]
+            except (TypeError, AttributeError) as error:
+                raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of head indices") from error
+            wrong = [i for i in result[layer] if not 0 <= i < self.num_heads]
+            if wrong:
+                raise InvalidValueError(
+                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {self.num_heads - 1}"
+                )
+        return result
+
+    def _values_by_layer(self, values: Any, who: str) -> list[list[float]]:
+        if not isinstance(values, Mapping):
+            raise InvalidValueError(f"{who}: {type(values).__name__} given: expected layer name → values of its active heads")
+        for name in values:
+            self._layer(name, who)
+        result = []
+        for name, heads in self.active_heads.items():
+            if name not in values:
+                raise InvalidValueError(f"{who}: no values for layer {name!r}")
+            given = values[name]
+            given = given.detach().cpu().tolist() if hasattr(given, "detach") else given
+            numbers = [float(value) for value in given]
+            if len(numbers) != len(heads):
+                raise InvalidValueError(f"{who}: {len(numbers)} values for the {len(heads)} active heads of layer {name!r}")
+            result.append(numbers)
+        return result

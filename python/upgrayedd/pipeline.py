@@ -1,0 +1,391 @@
+"""Neural plasticity cycles on a user's model and data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upgrayedd import _data, _native
+from upgrayedd._events import Dispatcher
+from upgrayedd.callbacks import Callback
+from upgrayedd.errors import InvalidValueError
+from upgrayedd.model import Model, Tokenizer
+from upgrayedd.strategies import STRATEGIES, BasePruningStrategy, get_strategy
+from upgrayedd.strategies._adapter import Adapter
+
+MANY_CYCLES = 1 << 20
+"""Of `run_continuous`, which ends when its condition holds."""
+
+
+@dataclass
+class Cycle:
+    """What a cycle came to.
+
+    Attributes:
+        cycle: From 1.
+        pruned: Heads removed, layer name → original indices.
+        grown: Heads grown back, layer name → original indices.
+        active: Heads at the end.
+        loss_pruned: Held-out loss after pruning, in nats.
+        loss_learned: Held-out loss after learning.
+        perplexity: exp(loss_learned); None for classifiers.
+        accuracy: After learning, for classifiers.
+        accepted: Whether the result was kept; False if it was rolled back.
+    """
+
+    cycle: int
+    pruned: dict[str, list[int]] = field(default_factory=dict)
+    grown: dict[str, list[int]] = field(default_factory=dict)
+    active: int = 0
+    loss_pruned: float | None = None
+    loss_learned: float | None = None
+    perplexity: float | None = None
+    accuracy: float | None = None
+    accepted: bool | None = None
+
+
+class History(Sequence[Cycle]):
+    """What has happened so far: the baseline, cycle by cycle, and the summary once the run is complete."""
+
+    def __init__(self) -> None:
+        self.baseline: dict[str, Any] | None = None
+        self.steps: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] | None = None
+        self._cycles: list[Cycle] = []
+
+    def __len__(self) -> int:
+        return len(self._cycles)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cycles[index]
+
+    def __iter__(self) -> Iterator[Cycle]:
+        return iter(self._cycles)
+
+    @classmethod
+    def read(cls, run_dir: str | os.PathLike[str]) -> History:
+        """The history of a run, from its folder."""
+        history = cls()
+        with open(Path(run_dir) / "events.jsonl", encoding="utf-8") as lines:
+            for line in lines:
+                history._record(json.loads(line))
+        summary = Path(run_dir) / "summary.json"
+        if summary.exists():
+            history.summary = json.loads(summary.read_text(encoding="utf-8"))
+        return history
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per cycle: `pandas.DataFrame(pipeline.history.rows())`."""
+        count = {"pruned": lambda c: sum(map(len, c.pruned.values())), "grown": lambda c: sum(map(len, c.grown.values()))}
+        return [{**asdict(c), **{name: of(c) for name, of in count.items()}} for c in self._cycles]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        cycles = [asdict(c) for c in self._cycles]
+        return {"baseline": self.baseline, "cycles": cycles, "steps": self.steps, "summary": self.summary}
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} cycles, {len(self.steps)} steps)"
+
+    def _record(self, event: dict[str, Any]) -> None:
+        kind, number = event["event"], event.get("cycle", 0)
+        if kind == "step":
+            self.steps.append({k: v for k, v in event.items() if k != "event"})
+            return
+        if kind == "evaluated" and event["phase"] == "baseline":
+            self.baseline = {k: v for k, v in event.items() if k not in ("event", "cycle", "phase")}
+            return
+        if number == 0 or kind not in ("pruned", "grown", "evaluated", "accepted", "rolled_back"):
+            return
+        if not self._cycles or self._cycles[-1].cycle < number:
+            self._cycles.append(Cycle(number))
+        cycle = self._cycles[-1]
+        if kind in ("pruned", "grown"):
+            setattr(cycle, kind, event["heads"])
+            cycle.active = event["active"]
+        elif kind == "evaluated" and event["phase"] == "pruned":
+            cycle.loss_pruned = event["loss"]
+        elif kind == "evaluated" and event["phase"] == "learned":
+            cycle.loss_learned = event["loss"]
+            cycle.perplexity, cycle.accuracy = event.get("perplexity"), event.get("accuracy")
+        elif kind in ("accepted", "rolled_back"):
+            cycle.accepted = kind == "accepted"
+
+
+class UpgrayeddPipeline:
+    """Prunes, measures, grows, learns and measures again, cycle by cycle; every run can be continued and repeated.
+
+    Args:
+        model: Hugging Face folder, run folder or Hub id, "builtin", a `Model`, or a `transformers.PreTrainedModel`.
+        tokenizer: The tokenizer where the model brings none: a folder, a `Tokenizer`'s folder, a `tokenizers.Tokenizer`,
+            or a transformers tokenizer. Texts need one, batches of token ids do not.
+        strategy: A name, a strategy object, or one of your own (`BasePruningStrategy`). By name it has its default parameters.
+        device: "auto" or "cpu".
+        output_dir: The run folder, which must not exist; None takes `runs/MODEL-STRATEGY-N`.
+        learning_rate: Peak learning rate; None takes 5e-5 (1e-3 for the built-in model).
+        callbacks: `Callback` objects.
+        seed: Of every random choice.
+        options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
+            `max_eval_windows`, `max_loss_increase`, `scope`, `unit`, `schedule`, `lr_schedule`, `warmup_steps`,
+            `weight_decay`, `max_gradient_norm`, `gradient_accumulation`, `growth_lr_multiplier`, `gate_warmup`, `dtype`,
+            `documents`.
+
+    Raises:
+        InvalidValueError: (a ValueError) for an unknown name or option, or a value out of range.
+        FileError: (an OSError) for a model that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        strategy: str | BasePruningStrategy = "magnitude",
+        device: str = "auto",
+        *,
+        output_dir: str | os.PathLike[str] | None = None,
+        learning_rate: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        seed: int = 42,
+        **options: Any,
+    ) -> None:
+        self.strategy = get_strategy(strategy) if isinstance(strategy, str) else strategy
+        if not isinstance(self.strategy, BasePruningStrategy):
+            raise InvalidValueError(
+                f"strategy is a {type(strategy).__name__}: expected {', '.join(map(repr, STRATEGIES))} "
+                "or an object of a subclass of BasePruningStrategy"
+            )
+        wrong = [c for c in callbacks if not isinstance(c, Callback)]
+        if wrong:
+            raise InvalidValueError(f"callbacks: {type(wrong[0]).__name__} given: expected objects of a subclass of Callback")
+        self.model = as_model(model, tokenizer)
+        self.history = History()
+        self.run_dir: Path | None = None
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._callbacks = list(callbacks)
+        self._resumed = False
+        self._documents = options.pop("documents", None)
+        self._config = {
+            **options,
+            **{k: v for k, v in {"learning_rate": learning_rate}.items() if v is not None},
+            "device": device,
+            "seed": seed,
+        }
+        _native.check_config(json.dumps(self._full_config(1, 1)))
+
+    @classmethod
+    def resume(
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        strategy: BasePruningStrategy | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> UpgrayeddPipeline:
+        """A pipeline that continues an interrupted run from its last complete cycle: call `run_optimization` on it.
+
+        Args:
+            run_dir: The folder of the run.
+            strategy: The same strategy object, if the run was started with one of your own.
+            callbacks: `Callback` objects.
+        """
+        text, core = _native.recorded(os.fspath(run_dir))
+        record = json.loads(text)
+        config = record["config"]
+        if record["given"]["strategy"] and strategy is None:
+            raise InvalidValueError("the run was started with a strategy of your own: give it again as strategy=")
+        pipeline = cls.__new__(cls)
+        if strategy is None:
+            shared = {k: config[k] for k in ("pruning_ratio", "growth_ratio", "min_heads")}
+            strategy = get_strategy(config["strategy"], **shared, **config["strategy_options"])
+        pipeline.strategy = strategy
+        pipeline.model = Model._of(core)
+        pipeline.history = History()
+        pipeline.run_dir = pipeline._output_dir = Path(run_dir)
+        pipeline._callbacks = list(callbacks)
+        pipeline._resumed = True
+        pipeline._documents = config["documents"]
+        pipeline._config = {**config, "needs_data": record["given"]["data"]}
+        return pipeline
+
+    def run_optimization(
+        self,
+        dataloader: Any = None,
+        num_cycles: int = 3,
+        epochs_per_cycle: int = 1,
+        eval_dataloader: Any = None,
+    ) -> Model:
+        """Runs the cycles and returns the optimised model, which is in `run_dir/model` too.
+
+        Args:
+            dataloader: What to learn from: `TextFiles` or a path; texts; a `torch.utils.data.DataLoader`, a
+                `datasets.Dataset`, or any iterable of dictionaries with `input_ids`, `attention_mask`, `labels` (tensors,
+                arrays or lists; ragged ones are padded, labels of -100 do not count), tuples of these, or arrays of token
+                ids; or a function that returns such an iterator. Each epoch reads it anew. None only for the built-in
+                model, which brings its own text, and for a run that is continued and read files.
+            num_cycles: Cycles.
+            epochs_per_cycle: Passes over the data per cycle.
+            eval_dataloader: What to measure on; None holds out the last tenth of `dataloader`.
+
+        Raises:
+            InvalidValueError: (a ValueError) for data that cannot be used, or an impossible decision of a strategy.
+            KeyboardInterrupt: On Ctrl-C; complete cycles are saved, and `UpgrayeddPipeline.resume(run_dir)` continues.
+        """
+        return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, lambda event: False)
+
+    def run_continuous(
+        self,
+        dataloader: Any,
+        until: Callable[[History], bool],
+        epochs_per_cycle: int = 1,
+        eval_dataloader: Any = None,
+    ) -> Model:
+        """Runs cycles until `until(history)` is true after one of them, and returns the optimised model.
+
+        Args:
+            dataloader: As for `run_optimization`.
+            until: Asked after every cycle.
+            epochs_per_cycle: Passes over the data per cycle.
+            eval_dataloader: As for `run_optimization`.
+        """
+        if self._config.get("schedule") == "target":
+            raise InvalidValueError("schedule 'target' spreads the ratio over a number of cycles: use run_optimization")
+
+        def ends(event: dict[str, Any]) -> bool:
+            return event["event"] == "saved" and bool(until(self.history))
+
+        return self._run(dataloader, MANY_CYCLES, epochs_per_cycle, eval_dataloader, ends)
+
+    def _run(
+        self, data: Any, num_cycles: int, epochs: int, eval_data: Any, ends: Callable[[dict[str, Any]], bool]
+    ) -> Model:
+        config = self._config if self._resumed else self._full_config(num_cycles, epochs)
+        if not self._resumed:
+            _native.check_config(json.dumps(config))
+        source, files = self._sources(data, eval_data, config)
+        # A built-in strategy is the core's own: the same bits as on the command line, and nothing to give again.
+        adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy, self._samples())
+        history = self.history = History()
+
+        def record(event: dict[str, Any]) -> bool:
+            history._record(event)
+            return ends(event)
+
+        handler = Dispatcher(self._callbacks, record)
+        options = json.dumps({"documents": self._documents} if self._documents else {})
+        if self._resumed:
+            summary = _native.resume(str(self.run_dir), source, options, adapter, handler)
+        else:
+            out = self.run_dir = self._output_dir or self._default_out()
+            config.update(files)
+            if self.model._origin == "builtin" and source is not None:
+                config["model"] = "builtin"
+            keep = self.model._origin is None
+            text = json.dumps(config)
+            summary = _native.optimize(text, self.model._core, keep, source, options, adapter, handler, str(out))
+        if self._resumed:
+            history = self.history = History.read(Path(str(self.run_dir)))
+        history.summary = json.loads(summary)
+        return Model.from_pretrained(str(Path(history.summary["run"])))
+
+    def _sources(
+        self, data: Any, eval_data: Any, config: dict[str, Any]
+    ) -> tuple[tuple[_data.Source, _data.Source | None] | None, dict[str, Any]]:
+        """What the core is given, or what the configuration says instead: the built-in text, or files that it reads itself."""
+        if data is None:
+            if self._resumed and config["needs_data"]:
+                raise InvalidValueError("the run was started with a data loader: give the same one again")
+            if not self._resumed and self.model._origin != "builtin":
+                raise InvalidValueError("no data: give a path, texts, or a data loader")
+            return None, {}
+        if self._resumed and not config["needs_data"]:
+            raise InvalidValueError("the run reads the files it was started with: call run_optimization without data")
+        data, eval_data = _data.as_files(data), _data.as_files(eval_data)
+        by_core = isinstance(data, _data.TextFiles) and (
+            eval_data is None or isinstance(eval_data, _data.TextFiles) and len(eval_data.paths) == 1
+        )
+        if by_core and self.model._origin not in (None, "builtin"):
+            files = {"data": [str(p) for p in data.paths], **data.options()}
+            return None, files if eval_data is None else {**files, "eval_data": str(eval_data.paths[0])}
+        train, measured, _ = _data.sources(
+            data,
+            eval_data,
+            tokenizer=lambda: self.model.tokenizer,
+            classifies=self.model._classifies(),
+            batch_size=config.get("batch_size", 4),
+            max_length=config.get("sequence_length") or min(256, int(self.model._info()["max_positions"])),
+            epochs=config["num_cycles"] * config["epochs_per_cycle"],
+        )
+        return (train, measured), {}
+
+    def _full_config(self, num_cycles: int, epochs_per_cycle: int) -> dict[str, Any]:
+        strategy = self.strategy
+        shared = {k: v for k, v in strategy._common().items() if k != "seed"}
+        seed = {} if strategy.seed is None else {"strategy_seed": strategy.seed}
+        config = {**self._config, **shared, **seed, "num_cycles": num_cycles, "epochs_per_cycle": epochs_per_cycle}
+        if type(strategy) in STRATEGIES.values():
+            config |= {"strategy": strategy.name, "strategy_options": strategy._options()}
+        if self._documents:
+            config["documents"] = self._documents
+        if self.model._origin not in (None, "builtin"):
+            config["model"] = self.model._origin
+        return config
+
+    def _samples(self) -> int:
+        return int(getattr(self.strategy, "attention_samples", 128))
+
+    def _default_out(self) -> Path:
+        origin = self.model._origin
+        stem = f"{Path(origin).name if origin else self.model.family}-{self.strategy.name or type(self.strategy).__name__}"
+        return next(p for n in itertools.count(1) if not (p := Path("runs") / f"{stem}-{n}").exists())
+
+
+def as_model(model: Any, tokenizer: Any) -> Model:
+    """Our model of whatever the user brings, with the tokenizer's files beside it."""
+    if isinstance(model, (str, os.PathLike)):
+        loaded = Model.from_pretrained(model)
+    elif isinstance(model, Model):
+        loaded = model.copy()
+        # Whoever brings an object may have changed it: the run keeps its weights.
+        loaded._origin = None
+    elif hasattr(model, "state_dict") and hasattr(model, "config"):
+        return Model.from_transformers(model, tokenizer)
+    else:
+        raise InvalidValueError(
+            f"model is a {type(model).__name__}: expected a folder, a Hub id, an upgrayedd.Model or a transformers.PreTrainedModel"
+        )
+    if tokenizer is not None:
+        attach_tokenizer(loaded, tokenizer)
+    return loaded
+
+
+def attach_tokenizer(model: Model, tokenizer: Any) -> None:
+    """Puts a tokenizer's files beside a model."""
+    model._files = tempfile.TemporaryDirectory(prefix="upgrayedd-")
+    folder = Path(model._files.name)
+    if isinstance(tokenizer, Tokenizer):
+        (folder / "tokenizer.json").write_text(tokenizer._core.to_json())
+    elif isinstance(tokenizer, (str, os.PathLike)):
+        source = Path(tokenizer)
+        names = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+        for path in [source] if source.is_file() else [source / name for name in names]:
+            if path.is_file():
+                (folder / path.name).write_bytes(path.read_bytes())
+    elif hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    elif hasattr(tokenizer, "save"):
+        tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        raise InvalidValueError(
+            f"tokenizer is a {type(tokenizer).__name__}: expected a folder, an upgrayedd.Tokenizer, a tokenizers.Tokenizer "
+            "or a transformers tokenizer"
+        )
+    # Read it once now: a tokenizer that cannot be used is better found before the work.
+    Tokenizer.from_pretrained(folder)
+    model._core.set_companions(str(folder))
+    if model._origin == "builtin":
+        model._origin = None
