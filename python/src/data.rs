@@ -40,7 +40,13 @@ impl<'py> FromPyObject<'_, 'py> for Source {
 
 impl Source {
     /// All of it as one dataset. `labelled` refuses batches without labels where the model needs them.
-    pub fn dataset(&self, model: &Model, tokenizer: Option<&Tokenizer>, options: &DataOptions, labelled: bool) -> Result<Dataset> {
+    pub fn dataset(
+        &self,
+        model: &Model,
+        tokenizer: Option<&Tokenizer>,
+        options: &DataOptions,
+        labelled: bool,
+    ) -> Result<Dataset> {
         let tokenizer = || tokenizer.ok_or_else(|| Error::invalid("text needs a tokenizer: the model came without one"));
         match self {
             Self::Files(files) => Dataset::open(files, model, tokenizer()?, options),

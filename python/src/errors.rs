@@ -1,10 +1,12 @@
 //! Core errors → Python exceptions. A panic of ours becomes one as well and never shows as such.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 use upgrayedd::Error;
+use upgrayedd::nn::interrupt::{Interrupted, watch};
 
 /// An exception of the package's own, by its name in `upgrayedd.errors`.
 fn exception(name: &str, message: String) -> PyErr {
@@ -36,9 +38,22 @@ pub fn from_py(error: PyErr) -> Error {
 
 /// Runs core work with the interpreter released.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> upgrayedd::Result<T> + Send) -> PyResult<T> {
-    let result = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
+    let raised = Arc::new(Mutex::new(None));
+    let seen = raised.clone();
+    // Only the interpreter knows of Ctrl-C; it is asked between ops.
+    let signalled = move || {
+        let error = Python::attach(|py| py.check_signals()).err();
+        let stop = error.is_some();
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        stop
+    };
+    let result = py.detach(|| catch_unwind(AssertUnwindSafe(|| watch(signalled, work))));
     match result {
-        Ok(result) => result.map_err(to_py),
+        Ok(Ok(result)) => result.map_err(to_py),
+        Ok(Err(Interrupted)) => {
+            let raised = raised.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Err(raised.unwrap_or_else(|| to_py(Error::Interrupted)))
+        }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

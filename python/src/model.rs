@@ -353,4 +353,3 @@ impl Tokenizer {
         self.0.vocab_size()
     }
 }
-

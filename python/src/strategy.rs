@@ -38,12 +38,7 @@ pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
 
 /// What the built-in strategy `name` prunes: layer → heads.
 #[pyfunction]
-pub fn select_to_prune(
-    name: &str,
-    params: &str,
-    model: PyRef<'_, Model>,
-    importances: Vec<Vec<f64>>,
-) -> PyResult<HeadSelection> {
+pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadSelection> {
     let decide = || {
         let (params, options) = parse(params)?;
         let importances = HeadScores { layers: importances };

@@ -4,7 +4,7 @@
 from upgrayedd import UpgrayeddPipeline
 
 pipeline = UpgrayeddPipeline("builtin", strategy="entropy")
-smaller = pipeline.run_optimization(["Mia has a red ball. ..."] * 500, num_cycles=3)
+smaller = pipeline.run_optimization(["Mia was a kind girl. ..."] * 500, num_cycles=3)
 smaller.save_pretrained("smaller")
 ```
 """

@@ -168,7 +168,8 @@ def columns(item: Any) -> tuple[Any, Any, Any]:
         if len(item) == 3:
             return item[0], item[1], item[2]
         raise InvalidValueError(
-            f"a batch is a {type(item).__name__} of {len(item)}: expected (input_ids,), (input_ids, labels) or (input_ids, attention_mask, labels)"
+            f"a batch is a {type(item).__name__} of {len(item)}: expected (input_ids,), (input_ids, labels) "
+            "or (input_ids, attention_mask, labels)"
         )
     return item, None, None
 

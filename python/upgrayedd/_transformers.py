@@ -28,6 +28,15 @@ SUFFIXES = {
 """Our modeling files' classes for pruned models, after "Upgrayedd"."""
 
 
+AUTO = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "classifier": "AutoModelForSequenceClassification",
+    "encoder": "AutoModel",
+}
+"""transformers' automatic class for an objective."""
+
+
 def take(model: Any, tokenizer: Any) -> Model:
     """Our model of a transformers model: one copy of each weight."""
     import torch
@@ -71,8 +80,10 @@ def give(model: Model) -> Any:
     config, info = model.config, model._info()
     family, objective = info["family"], info["objective"]
     if "upgrayedd" in config:
-        module = importlib.import_module(f"upgrayedd.modeling_{family}")
+        module = importlib.import_module(f"upgrayedd.modeling.{family}")
         cls = getattr(module, "Upgrayedd" + SUFFIXES[objective])
+        # So that save_pretrained writes the code beside the weights, for trust_remote_code.
+        cls.register_for_auto_class(AUTO[objective])
     elif (family, objective) in PLAIN:
         cls = getattr(transformers, PLAIN[family, objective])
     else:

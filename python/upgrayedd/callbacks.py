@@ -12,6 +12,7 @@ class StopWhenGoodEnough(Callback):
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -138,10 +139,10 @@ class TensorBoardCallback(MetricsCallback):
     def __init__(self, log_dir: str | os.PathLike[str] = "runs/tensorboard") -> None:
         super().__init__()
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            module: Any = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
-            from tensorboardX import SummaryWriter
-        self._writer = SummaryWriter(os.fspath(log_dir))
+            module = importlib.import_module("tensorboardX")
+        self._writer = module.SummaryWriter(os.fspath(log_dir))
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Adds scalars."""

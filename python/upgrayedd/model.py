@@ -160,7 +160,7 @@ class Model:
 
     @property
     def family(self) -> str:
-        """"llama", "gpt2" or "bert"."""
+        """The model's `model_type`: "llama", "gpt2" or "bert"."""
         return str(self._info()["family"])
 
     @property
@@ -267,7 +267,8 @@ class Model:
 
     def logits(self, input_ids: Any, attention_mask: Any = None) -> NDArray[np.float32]:
         """Logits of one batch: (batch, length, vocabulary), or (batch, classes) of a classifier."""
-        return self._core.logits(self._batch(input_ids, attention_mask))
+        logits: NDArray[np.float32] = self._core.logits(self._batch(input_ids, attention_mask))
+        return logits
 
     def attention_maps(self, input_ids: Any, attention_mask: Any = None) -> dict[str, NDArray[np.float32]]:
         """Who attends to whom: layer name → probabilities (batch, active heads, queries, keys).
@@ -338,13 +339,12 @@ class Model:
 
     def _repr_html_(self) -> str:
         total = self.num_heads
-        cell = '<td style="width:.8em;height:.8em;padding:0;border:1px solid #888;background:{}" title="{}"></td>'
+        cell = '<td style="width:.8em;height:.8em;padding:0;border:1px solid #888;background:{}" title="head {}: {}"></td>'
+        looks = {True: ("#4472c4", "kept"), False: ("transparent", "pruned")}
         rows = []
         for name, heads in self.active_heads.items():
-            cells = "".join(
-                cell.format("#4472c4" if head in heads else "transparent", f"head {head}: {'kept' if head in heads else 'pruned'}")
-                for head in range(total)
-            )
+            states = [looks[head in heads] for head in range(total)]
+            cells = "".join(cell.format(colour, head, state) for head, (colour, state) in enumerate(states))
             label = f'<td style="text-align:left;padding:0 .6em 0 0">{html.escape(name)}</td>'
             rows.append(f"<tr>{label}{cells}<td>{len(heads)}</td></tr>")
         return f"<div>{html.escape(repr(self))}<table>{''.join(rows)}</table></div>"

@@ -82,8 +82,11 @@ class History(Sequence[Cycle]):
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per cycle: `pandas.DataFrame(pipeline.history.rows())`."""
-        count = {"pruned": lambda c: sum(map(len, c.pruned.values())), "grown": lambda c: sum(map(len, c.grown.values()))}
-        return [{**asdict(c), **{name: of(c) for name, of in count.items()}} for c in self._cycles]
+
+        def count(heads: dict[str, list[int]]) -> int:
+            return sum(map(len, heads.values()))
+
+        return [{**asdict(c), "pruned": count(c.pruned), "grown": count(c.grown)} for c in self._cycles]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -260,13 +263,11 @@ class UpgrayeddPipeline:
 
         return self._run(dataloader, MANY_CYCLES, epochs_per_cycle, eval_dataloader, ends)
 
-    def _run(
-        self, data: Any, num_cycles: int, epochs: int, eval_data: Any, ends: Callable[[dict[str, Any]], bool]
-    ) -> Model:
+    def _run(self, data: Any, num_cycles: int, epochs: int, eval_data: Any, ends: Callable[[dict[str, Any]], bool]) -> Model:
         config = self._config if self._resumed else self._full_config(num_cycles, epochs)
         if not self._resumed:
             _native.check_config(json.dumps(config))
-        source, files = self._sources(data, eval_data, config)
+        source, files, reading = self._sources(data, eval_data, config)
         # A built-in strategy is the core's own: the same bits as on the command line, and nothing to give again.
         adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy, self._samples())
         history = self.history = History()
@@ -276,9 +277,8 @@ class UpgrayeddPipeline:
             return ends(event)
 
         handler = Dispatcher(self._callbacks, record)
-        options = json.dumps({"documents": self._documents} if self._documents else {})
         if self._resumed:
-            summary = _native.resume(str(self.run_dir), source, options, adapter, handler)
+            summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler)
         else:
             out = self.run_dir = self._output_dir or self._default_out()
             config.update(files)
@@ -286,7 +286,7 @@ class UpgrayeddPipeline:
                 config["model"] = "builtin"
             keep = self.model._origin is None
             text = json.dumps(config)
-            summary = _native.optimize(text, self.model._core, keep, source, options, adapter, handler, str(out))
+            summary = _native.optimize(text, self.model._core, keep, source, json.dumps(reading), adapter, handler, str(out))
         if self._resumed:
             history = self.history = History.read(Path(str(self.run_dir)))
         history.summary = json.loads(summary)
@@ -294,14 +294,14 @@ class UpgrayeddPipeline:
 
     def _sources(
         self, data: Any, eval_data: Any, config: dict[str, Any]
-    ) -> tuple[tuple[_data.Source, _data.Source | None] | None, dict[str, Any]]:
-        """What the core is given, or what the configuration says instead: the built-in text, or files that it reads itself."""
+    ) -> tuple[tuple[_data.Source, _data.Source | None] | None, dict[str, Any], dict[str, Any]]:
+        """What the core is given, or what the configuration says instead (the built-in text, files); how texts are read."""
         if data is None:
             if self._resumed and config["needs_data"]:
                 raise InvalidValueError("the run was started with a data loader: give the same one again")
             if not self._resumed and self.model._origin != "builtin":
                 raise InvalidValueError("no data: give a path, texts, or a data loader")
-            return None, {}
+            return None, {}, {}
         if self._resumed and not config["needs_data"]:
             raise InvalidValueError("the run reads the files it was started with: call run_optimization without data")
         data, eval_data = _data.as_files(data), _data.as_files(eval_data)
@@ -310,8 +310,8 @@ class UpgrayeddPipeline:
         )
         if by_core and self.model._origin not in (None, "builtin"):
             files = {"data": [str(p) for p in data.paths], **data.options()}
-            return None, files if eval_data is None else {**files, "eval_data": str(eval_data.paths[0])}
-        train, measured, _ = _data.sources(
+            return None, files if eval_data is None else {**files, "eval_data": str(eval_data.paths[0])}, {}
+        train, measured, reading = _data.sources(
             data,
             eval_data,
             tokenizer=lambda: self.model.tokenizer,
@@ -320,13 +320,20 @@ class UpgrayeddPipeline:
             max_length=config.get("sequence_length") or min(256, int(self.model._info()["max_positions"])),
             epochs=config["num_cycles"] * config["epochs_per_cycle"],
         )
-        return (train, measured), {}
+        documents = {"documents": self._documents} if self._documents else {}
+        return (train, measured), {}, {**documents, **reading}
 
     def _full_config(self, num_cycles: int, epochs_per_cycle: int) -> dict[str, Any]:
         strategy = self.strategy
         shared = {k: v for k, v in strategy._common().items() if k != "seed"}
         seed = {} if strategy.seed is None else {"strategy_seed": strategy.seed}
-        config = {**self._config, **shared, **seed, "num_cycles": num_cycles, "epochs_per_cycle": epochs_per_cycle}
+        config: dict[str, Any] = {
+            **self._config,
+            **shared,
+            **seed,
+            "num_cycles": num_cycles,
+            "epochs_per_cycle": epochs_per_cycle,
+        }
         if type(strategy) in STRATEGIES.values():
             config |= {"strategy": strategy.name, "strategy_options": strategy._options()}
         if self._documents:
@@ -356,7 +363,8 @@ def as_model(model: Any, tokenizer: Any) -> Model:
         return Model.from_transformers(model, tokenizer)
     else:
         raise InvalidValueError(
-            f"model is a {type(model).__name__}: expected a folder, a Hub id, an upgrayedd.Model or a transformers.PreTrainedModel"
+            f"model is a {type(model).__name__}: expected a folder, a Hub id, an upgrayedd.Model "
+            "or a transformers.PreTrainedModel"
         )
     if tokenizer is not None:
         attach_tokenizer(loaded, tokenizer)

@@ -16,6 +16,7 @@ use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{Format, export};
 use upgrayedd::model::{GenerateOptions, LoadOptions, Objective};
+use upgrayedd::nn::interrupt::{Interrupted, watch};
 use upgrayedd::score::{Score, ScoreContext};
 use upgrayedd::{Error, Model};
 
@@ -44,7 +45,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     if let Err(error) = handler {
         eprintln!("warning: cannot watch for Ctrl-C: {error}");
     }
-    match dispatch(cli) {
+    match interruptible(|| dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -55,6 +56,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             }
         }
     }
+}
+
+/// Runs work that ends at the next op after Ctrl-C.
+fn interruptible<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    watch(|| STOP.load(Ordering::SeqCst), work).unwrap_or_else(|Interrupted| Err(Error::Interrupted.into()))
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
 use crate::progress::Console;
-use crate::{print_json, report, set_threads};
+use crate::{interruptible, print_json, report, set_threads};
 
 pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     let config = configuration(&args)?;
@@ -23,7 +23,7 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
         return dry_run(&mut pipeline, args.json);
     }
     let mut console = Console::new(true);
-    let result = pipeline.run(&out, &mut console);
+    let result = interruptible(|| pipeline.run(&out, &mut console));
     console.finish();
     finish(result, &out, args.json)
 }
@@ -32,7 +32,7 @@ pub fn resume(args: ResumeArgs) -> Result<()> {
     let recorded = Pipeline::recorded_config(&args.run)?.threads;
     set_threads(args.threads.or(recorded))?;
     let mut console = Console::new(true);
-    let result = Pipeline::resume(&args.run, &mut console);
+    let result = interruptible(|| Pipeline::resume(&args.run, &mut console));
     console.finish();
     finish(result, &args.run, args.json)
 }

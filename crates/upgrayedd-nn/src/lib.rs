@@ -22,6 +22,7 @@
 //! ```
 
 pub mod device;
+pub mod interrupt;
 pub mod ops;
 pub mod optim;
 mod params;

@@ -2,7 +2,7 @@
 
 use crate::device::{Device, Kernels, Sink};
 use crate::params::Slot;
-use crate::{Gradients, ParamId, ParamSet, Tensor};
+use crate::{Gradients, ParamId, ParamSet, Tensor, interrupt};
 
 /// Where a value's gradient goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,7 @@ impl<'p> Tape<'p> {
         inputs: &[&Var],
         backward: impl FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'static,
     ) -> Var {
+        interrupt::check();
         if !self.is_recording() || !inputs.iter().any(|v| v.requires_grad()) {
             return self.constant(result);
         }
@@ -121,6 +122,7 @@ impl<'p> Tape<'p> {
         }
         let mut leaves = LeafGradients::default();
         for (index, node) in self.nodes.into_iter().enumerate().rev() {
+            interrupt::check();
             let slot = std::mem::take(&mut store.nodes[index]);
             match (node, slot.tensor) {
                 (Some(backward), Some(gradient)) => backward(&gradient, &mut store),

@@ -20,11 +20,12 @@ pub struct Row {
 }
 
 impl Row {
-    /// A sequence to learn the next token from: each real token predicts the real token after it.
+    /// A sequence to learn the next token from: each real token predicts the real token after it, or what `labels`
+    /// (not shifted, one a token) has in its place.
     pub fn causal(tokens: Vec<u32>, mask: Option<Vec<u8>>, labels: Option<&[i64]>) -> Self {
         let real = |i: usize| mask.as_ref().is_none_or(|m| m[i] != 0);
         let target = |i: usize| match labels {
-            _ if i >= tokens.len() || !real(i) => IGNORE,
+            _ if i >= tokens.len() || !real(i - 1) || !real(i) => IGNORE,
             Some(labels) => labels[i],
             None => i64::from(tokens[i]),
         };

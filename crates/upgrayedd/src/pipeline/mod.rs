@@ -164,6 +164,7 @@ impl Pipeline {
             None => config.load_model()?,
         };
         model.device = device;
+        config.strategy = strategy.name().to_owned();
         config.resolve(&model);
         check_heads(&config, &model)?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
@@ -278,6 +279,10 @@ impl Pipeline {
         }
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
+        if pipeline.strategy.name() != record.config.strategy {
+            let (was, is) = (&record.config.strategy, pipeline.strategy.name());
+            return Err(Error::bad_file(path, format!("was started with the strategy {was}: {is} cannot continue it")));
+        }
         let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
         if pipeline.model_hash != record.model_hash {
             return Err(Error::bad_file(path, "the model has changed since the run was started: it cannot be continued"));

@@ -1,0 +1,128 @@
+"""A model on its own: reading, writing, heads, measurements."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from upgrayedd import FileError, Model, Tokenizer
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "tests/golden"
+FIRST = "model.layers.0.self_attn"
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model.from_pretrained("builtin")
+
+
+@pytest.mark.parametrize("case", ["llama_gqa", "gpt2", "bert_mlm", "bert_classifier"])
+def test_every_family_is_read_pruned_restored_written_and_read_again(case: str, tmp_path: pathlib.Path) -> None:
+    model = Model.from_pretrained(GOLDEN / case)
+    before, tokens = model.named_parameters(), np.arange(8).reshape(1, 8)
+    logits = model.logits(tokens)
+    layer = model.layer_names[1]
+    model.prune({layer: [0, 2]})
+    assert 0 not in model.active_heads[layer] and model.pruned_heads == {layer: [0, 2]}
+    pruned = model.logits(tokens)
+    assert not np.array_equal(pruned, logits)
+    model.save_pretrained(tmp_path / "pruned")
+    again = Model.from_pretrained(tmp_path / "pruned")
+    assert again.active_heads == model.active_heads and np.array_equal(again.logits(tokens), pruned)
+    model.restore({layer: [2, 0]})
+    after = model.named_parameters()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert np.array_equal(model.logits(tokens), logits)
+
+
+def test_parameters_are_shown_without_a_copy_and_cannot_be_written(model: Model) -> None:
+    name = f"{FIRST}.q_proj.weight"
+    one, two = model.named_parameters()[name], model.named_parameters()[name]
+    assert np.shares_memory(one, two)
+    with pytest.raises(ValueError, match="read-only"):
+        one[0, 0] = 1.0
+    kept = one.copy()
+    model.prune({FIRST: [0]})
+    del two
+    assert np.array_equal(one, kept) and model.named_parameters()[name].shape == (112, 128)
+
+
+def test_a_copy_is_independent(model: Model) -> None:
+    other = model.copy()
+    other.prune({FIRST: [3]})
+    assert model.heads_per_layer[FIRST] == 8 and other.heads_per_layer[FIRST] == 7
+
+
+def test_attention_maps_are_probabilities_and_agree_with_the_entropy(model: Model, texts: list[str]) -> None:
+    tokens = np.array([model.tokenizer.encode(texts[0])[:24]])
+    maps = model.attention_maps(tokens)
+    scores = model.score("entropy", [tokens])
+    for name, values in maps.items():
+        assert values.shape == (1, 8, 24, 24)
+        np.testing.assert_allclose(values.sum(-1), 1, atol=1e-5)
+        assert np.triu(values, k=1).max() == 0
+        p = values[0, :, 1:].astype(np.float64)
+        entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1) / np.log(np.arange(2, 25))
+        np.testing.assert_allclose(entropy.mean(-1), scores[name], rtol=1e-4)
+
+
+def test_evaluation_says_what_was_measured(model: Model, texts: list[str]) -> None:
+    result = model.evaluate(texts, sequence_length=64, max_eval_windows=5)
+    assert (result.sequences, result.window, result.protocol, result.tokens) == (5, 64, "chunks", 5 * 63)
+    assert result.perplexity == pytest.approx(np.exp(result.loss))
+
+
+def test_generation_takes_text_or_tokens(model: Model) -> None:
+    text = model.generate("Mia was a", max_new_tokens=5)
+    assert text.startswith("Mia was a")
+    prompt = model.tokenizer.encode("Mia was a")
+    new = model.generate(prompt, max_new_tokens=5)
+    assert model.tokenizer.decode(prompt + new) == text
+    assert model.generate(prompt, 5, temperature=1.0, seed=3) == model.generate(prompt, 5, temperature=1.0, seed=3)
+
+
+def test_a_notebook_shows_the_head_map(model: Model) -> None:
+    model.prune({FIRST: [0, 5]})
+    html = model._repr_html_()
+    assert html.count("<tr>") == 4 and html.count("pruned") == 2 and html.count("kept") == 30
+    assert repr(model).startswith("Model(llama, causal-lm, 4 layers, 30 of 32 heads, ")
+
+
+def test_a_summary_counts_what_is_there(model: Model) -> None:
+    before = model.summary()
+    model.prune({FIRST: [0]})
+    after = model.summary()
+    assert before["parameters"] - after["parameters"] == 4 * 16 * 128 == before["parameters"] - model.num_parameters
+    assert after["heads_per_layer"][FIRST] == 7 and after["macs_per_token"] < before["macs_per_token"]
+
+
+def test_heads_share_keys_and_values_in_groups() -> None:
+    model = Model.from_pretrained(GOLDEN / "llama_gqa")
+    heads, groups = model.summary()["heads"], model.summary()["kv_heads"]
+    assert [model.kv_group_of(0, head) for head in range(heads)] == [head * groups // heads for head in range(heads)]
+
+
+def test_what_is_wrong_is_said_in_pythons_terms(model: Model, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OSError, match="no config.json") as caught:
+        Model.from_pretrained(tmp_path)
+    assert isinstance(caught.value, FileError)
+    with pytest.raises(OSError, match="already exists"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="unknown layer"):
+        model.prune({"x": [1]})
+    with pytest.raises(ValueError, match="at least 1 must stay"):
+        model.prune({FIRST: list(range(8))})
+    with pytest.raises(ValueError, match="not in the archive"):
+        model.restore({FIRST: [1]})
+    with pytest.raises(ValueError, match="unknown score"):
+        model.score("entrpy", [[1, 2, 3]])
+    with pytest.raises(ValueError, match="unknown format"):
+        model.save_pretrained(tmp_path / "new", format="onnx")
+
+
+def test_a_tokenizer_is_read_from_a_folder(model: Model, tmp_path: pathlib.Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "m")
+    ids = tokenizer.encode("Mia had a ball.")
+    assert tokenizer.decode(ids) == "Mia had a ball." and ids == model.tokenizer.encode("Mia had a ball.")
+    assert tokenizer.frame == ([1], []) and max(ids) < tokenizer.vocab_size

@@ -1,0 +1,240 @@
+"""Runs: history, callbacks, stopping and continuing, and the same bits as the command line."""
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from upgrayedd import Callback, Control, Model, UpgrayeddPipeline, _native
+from upgrayedd.callbacks import MetricsCallback
+from upgrayedd.strategies import STRATEGIES, get_strategy
+
+SMALL: dict[str, Any] = {"max_steps_per_cycle": 3, "sequence_length": 64}
+
+
+def same_weights(a: Model, b: Model) -> bool:
+    one, two = a.named_parameters(), b.named_parameters()
+    return a.active_heads == b.active_heads and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_python_and_the_command_line_give_the_same_bits(name: str, texts: list[str], tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts))
+    Model.from_pretrained("builtin").save_pretrained(tmp_path / "model")
+    options = ["--num-cycles", "2", "--max-steps-per-cycle", "3", "--sequence-length", "64", "--seed", "7"]
+    command = ["optimize", "--model", str(tmp_path / "model"), "--data", str(file), "--strategy", name, *options]
+    run_command([*command, "--out", str(tmp_path / "cli")])
+    from_cli = Model.from_pretrained(tmp_path / "cli")
+
+    strategy = get_strategy(name, seed=7)
+    by_path = UpgrayeddPipeline(tmp_path / "model", strategy=strategy, output_dir=tmp_path / "a", seed=7, **SMALL)
+    assert same_weights(by_path.run_optimization(file, num_cycles=2), from_cli)
+    in_memory = UpgrayeddPipeline(
+        Model.from_pretrained(tmp_path / "model"), strategy=strategy, output_dir=tmp_path / "b", seed=7, **SMALL
+    )
+    assert same_weights(in_memory.run_optimization(file, num_cycles=2), from_cli)
+    events = [(tmp_path / run / "events.jsonl").read_text() for run in ("cli", "a", "b")]
+    assert events[0] == events[1] == events[2]
+
+
+def run_command(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "upgrayedd", *arguments], capture_output=True, text=True, check=True, **options)
+
+
+def test_history_and_result_tell_the_same(texts: list[str], out: pathlib.Path) -> None:
+    pipeline = UpgrayeddPipeline("builtin", output_dir=out, **SMALL)
+    model = pipeline.run_optimization(texts, num_cycles=2)
+    assert pipeline.run_dir == out
+    assert [row["cycle"] for row in pipeline.history.rows()] == [1, 2]
+    summary = pipeline.history.summary
+    assert summary is not None and pipeline.history.baseline is not None
+    assert summary["before"]["evaluation"]["loss"] == pipeline.history.baseline["loss"]
+    for cycle, recorded in zip(pipeline.history, summary["cycles"], strict=True):
+        assert sum(map(len, cycle.pruned.values())) == recorded["pruned"]
+        assert sum(map(len, cycle.grown.values())) == recorded["grown"]
+        assert (cycle.loss_pruned, cycle.loss_learned) == (recorded["loss_pruned"], recorded["loss_learned"])
+    assert sum(model.heads_per_layer.values()) == pipeline.history[-1].active
+    assert json.loads(json.dumps(pipeline.history.to_dict()))["cycles"][1]["cycle"] == 2
+    assert len(pipeline.history.steps) == 6
+
+
+class Recorder(Callback):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_train_begin(self, control: Control, **event: Any) -> None:
+        self.calls.append("begin")
+
+    def on_step_end(self, control: Control, **event: Any) -> None:
+        self.calls.append("step")
+
+    def on_evaluate(self, control: Control, **event: Any) -> None:
+        self.calls.append(event["phase"])
+
+    def on_prune(self, control: Control, **event: Any) -> None:
+        self.calls.append("prune")
+
+    def on_grow(self, control: Control, **event: Any) -> None:
+        self.calls.append("grow")
+
+    def on_cycle_end(self, control: Control, **event: Any) -> None:
+        self.calls.append(f"cycle {event['accepted']}")
+
+    def on_save(self, control: Control, **event: Any) -> None:
+        self.calls.append("save")
+
+    def on_train_end(self, control: Control, **event: Any) -> None:
+        self.calls.append("end")
+
+
+def test_callbacks_are_called_in_order(texts: list[str], out: pathlib.Path) -> None:
+    recorder = Recorder()
+    UpgrayeddPipeline("builtin", output_dir=out, callbacks=[recorder], **SMALL).run_optimization(texts, num_cycles=1)
+    assert recorder.calls == [
+        "begin", "baseline", "prune", "pruned", "grow", "step", "step", "step", "learned", "cycle True", "save", "result", "end"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["stop", "false"])
+def test_a_callback_stops_a_run_which_still_gives_its_result(way: str, texts: list[str], out: pathlib.Path) -> None:
+    class Stops(Callback):
+        def on_step_end(self, control: Control, **event: Any) -> bool | None:
+            if way == "stop":
+                control.stop()
+            return None if way == "stop" else False
+
+    pipeline = UpgrayeddPipeline("builtin", output_dir=out, callbacks=[Stops()], **SMALL)
+    model = pipeline.run_optimization(texts, num_cycles=3)
+    assert len(pipeline.history) == 1 and len(pipeline.history.steps) == 1
+    assert sum(model.heads_per_layer.values()) == pipeline.history[0].active < 32
+
+
+def test_metrics_callbacks_write_numbers(texts: list[str], out: pathlib.Path) -> None:
+    written: list[tuple[int, dict[str, float]]] = []
+
+    class Keeps(MetricsCallback):
+        def write(self, values: dict[str, float], step: int) -> None:
+            written.append((step, values))
+
+    UpgrayeddPipeline("builtin", output_dir=out, callbacks=[Keeps()], **SMALL).run_optimization(texts, num_cycles=1)
+    names = {name for _, values in written for name in values}
+    assert {"train/loss", "eval/learned/perplexity", "heads/active"} <= names
+    assert [step for step, values in written if "train/loss" in values] == [1, 2, 3]
+
+
+def test_an_error_in_a_callback_arrives_as_it_was_raised(texts: list[str], out: pathlib.Path) -> None:
+    class Fails(Callback):
+        def on_step_end(self, control: Control, **event: Any) -> None:
+            raise LookupError("in the user's callback")
+
+    with pytest.raises(LookupError, match="in the user's callback"):
+        UpgrayeddPipeline("builtin", output_dir=out, callbacks=[Fails()], **SMALL).run_optimization(texts)
+
+
+def test_run_continuous_ends_when_its_condition_holds(texts: list[str], out: pathlib.Path) -> None:
+    pipeline = UpgrayeddPipeline("builtin", output_dir=out, **SMALL)
+    model = pipeline.run_continuous(texts, until=lambda history: history[-1].active <= 20)
+    actives = [cycle.active for cycle in pipeline.history]
+    assert actives[-1] <= 20 < actives[-2] and sum(model.heads_per_layer.values()) == actives[-1]
+
+
+def test_events_go_to_logging(texts: list[str], out: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="upgrayedd"):
+        UpgrayeddPipeline("builtin", output_dir=out, **SMALL).run_optimization(texts, num_cycles=1)
+    assert any("cycle 1: pruned" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"strategy": "entrpy"}, 'unknown strategy "entrpy".*entropy'),
+        ({"strategy": 3}, "strategy is a int"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"bach_size": 4}, "bach_size"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"device": "cuda"}, "cuda"),
+        ({"scope": "everywhere"}, "everywhere"),
+        ({"callbacks": [print]}, "expected objects of a subclass of Callback"),
+        ({"tokenizer": 3}, "tokenizer is a int"),
+        ({"model": 3}, "model is a int"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_work(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        UpgrayeddPipeline(**{"model": "builtin", **arguments})
+
+
+def test_an_output_folder_that_exists_is_refused(texts: list[str], out: pathlib.Path) -> None:
+    out.mkdir()
+    with pytest.raises(OSError, match="already exists"):
+        UpgrayeddPipeline("builtin", output_dir=out).run_optimization(texts)
+
+
+def test_a_model_in_memory_can_be_continued_from_its_run_folder(texts: list[str], tmp_path: pathlib.Path) -> None:
+    class Interrupts(Callback):
+        def on_step_end(self, control: Control, **event: Any) -> None:
+            if event["cycle"] == 2 and event["step"] == 2:
+                raise KeyboardInterrupt
+
+    def pipeline(name: str, **more: Any) -> UpgrayeddPipeline:
+        model = Model.from_pretrained("builtin")
+        model.prune({model.layer_names[0]: [5]})
+        return UpgrayeddPipeline(model, output_dir=tmp_path / name, **SMALL, **more)
+
+    whole = pipeline("whole").run_optimization(texts)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline("cut", callbacks=[Interrupts()]).run_optimization(texts)
+    resumed = UpgrayeddPipeline.resume(tmp_path / "cut")
+    assert same_weights(resumed.run_optimization(texts), whole)
+    assert [cycle.cycle for cycle in resumed.history] == [1, 2, 3]
+    events = [(tmp_path / run / "events.jsonl").read_text() for run in ("whole", "cut")]
+    assert events[0] == events[1]
+
+
+SLOW = """
+import sys
+from upgrayedd import Callback, UpgrayeddPipeline
+class Tells(Callback):
+    def on_step_end(self, control, **event):
+        print("working", flush=True)
+texts = ["Mia was a kind girl. She had a red ball."] * 3000
+UpgrayeddPipeline("builtin", output_dir=sys.argv[1], callbacks=[Tells()], batch_size=64).run_optimization(texts, num_cycles=50)
+"""
+
+
+def test_ctrl_c_stops_within_a_second_and_the_run_can_be_continued(out: pathlib.Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    start = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    # The promise is a second; a shared machine gets some more.
+    assert time.monotonic() - start < 5
+    assert errors.rstrip().endswith("KeyboardInterrupt") and "panic" not in errors
+    assert process.returncode in (130, -signal.SIGINT)
+    assert UpgrayeddPipeline.resume(out).run_dir == out
+
+
+def test_the_command_line_is_the_same_program(tmp_path: pathlib.Path) -> None:
+    inspected = json.loads(run_command(["inspect", "builtin", "--json"]).stdout)
+    assert inspected["family"] == "llama" and inspected["heads"] == [8, 8, 8, 8]
+    script = pathlib.Path(sys.executable).parent / "upgrayedd"
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version == f"upgrayedd {_native.__version__}\n"
+    wrong = subprocess.run([script, "optimize", "--strategy", "entrpy"], capture_output=True, text=True, cwd=tmp_path)
+    assert wrong.returncode == 2 and "entropy" in wrong.stderr
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, upgrayedd; sys.exit(bool({'torch', 'transformers', 'numpy', 'tqdm'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,1 @@
+../../../crates/upgrayedd/src/export/modeling_bert.py

@@ -1,1 +1,0 @@
-../../crates/upgrayedd/src/export/modeling_gpt2.py
