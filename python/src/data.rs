@@ -8,7 +8,7 @@ use std::sync::Arc;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, Split, TakeBatch};
+use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, Split, TakeBatch, Targets};
 use upgrayedd::model::{Batch, ModelSpec, Objective};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::{Error, Model, Result, Tokenizer};
@@ -136,11 +136,14 @@ impl Reader<'_> {
             }
             (Objective::MaskedLm, Some(labels)) => {
                 per_token(labels)?;
-                Row { targets: labels.to_vec(), tokens: ids, mask }
+                Row { targets: Targets::Tokens(labels.to_vec()), tokens: ids, mask }
             }
-            (Objective::Classifier { .. }, Some(labels)) => Row { targets: labels.to_vec(), tokens: ids, mask },
-            (Objective::Classifier { .. }, None) if !self.labelled => Row { targets: vec![IGNORE], tokens: ids, mask },
-            (_, None) if !self.labelled => Row { targets: vec![IGNORE; ids.len()], tokens: ids, mask },
+            (Objective::Classifier { .. }, Some(&[label])) => Row { targets: Targets::Label(label), tokens: ids, mask },
+            (Objective::Classifier { .. }, Some(labels)) => {
+                return Err(refuse(format!("has {} labels: a classifier takes one a sequence", labels.len())));
+            }
+            (Objective::Classifier { .. }, None) if !self.labelled => Row { targets: Targets::Label(IGNORE), tokens: ids, mask },
+            (_, None) if !self.labelled => Row { targets: Targets::Tokens(vec![IGNORE; ids.len()]), tokens: ids, mask },
             (objective, _) => {
                 return Err(refuse(format!(
                     "has no labels, which a {} model learns from: give batches with labels, or texts",
@@ -177,10 +180,9 @@ impl Epoch {
 
 /// Identifies a sequence whatever batch it comes in, and however its tokens are masked this time.
 fn row_key(row: &Row) -> u64 {
-    let per_position = row.targets.len() == row.tokens.len();
-    let original = |i: usize| match row.targets.get(i) {
-        // A masked token's label is the token itself; a causal target is the next one, which changes nothing here.
-        Some(&target) if per_position && target != IGNORE => target as u32,
+    let original = |i: usize| match &row.targets {
+        // A masked token's label is the token itself; a causal target is the next one, which serves as well.
+        Targets::Tokens(targets) if targets[i] != IGNORE => targets[i] as u32,
         _ => row.tokens[i],
     };
     let real = |i: &usize| row.mask.as_ref().is_none_or(|m| m[*i] != 0);

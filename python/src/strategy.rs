@@ -9,6 +9,7 @@ use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
 use upgrayedd::data::Pass;
 use upgrayedd::eval::Evaluation;
 use upgrayedd::heads::{HeadScores, HeadSelection};
+use upgrayedd::model::Objective;
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, StrategyParams, get_strategy};
@@ -175,14 +176,15 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     let list = PyList::empty(py);
     let Some((data, range)) = context.data else { return Ok(list) };
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
-    let causal = context.model.spec.causal;
+    let objective = context.model.spec.objective;
+    let (causal, classifies) = (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
     for chunk in indices.chunks(context.batch_size.max(1)) {
         let batch = data.batch(chunk, Pass::Fixed);
         let (rows, len) = (batch.batch, batch.len);
         let tokens: Vec<i64> = batch.tokens.iter().map(|&t| i64::from(t)).collect();
         let mask: Vec<i64> = batch.mask.map_or_else(|| vec![1; rows * len], |m| m.into_iter().map(i64::from).collect());
         let mut labels = batch.targets;
-        if causal && labels.len() == rows * len {
+        if causal {
             for row in labels.chunks_exact_mut(len.max(1)) {
                 row.rotate_right(1);
                 row[0] = IGNORE;
@@ -191,7 +193,7 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
         let dict = PyDict::new(py);
         dict.set_item("input_ids", shaped(py, tokens, rows)?)?;
         dict.set_item("attention_mask", shaped(py, mask, rows)?)?;
-        dict.set_item("labels", if labels.len() == rows { shaped_flat(py, labels)? } else { shaped(py, labels, rows)? })?;
+        dict.set_item("labels", if classifies { shaped_flat(py, labels)? } else { shaped(py, labels, rows)? })?;
         list.append(dict)?;
     }
     Ok(list)

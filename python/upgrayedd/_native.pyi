@@ -2,6 +2,22 @@
 
 from typing import Any, final
 
+__all__ = [
+    "Model",
+    "Tokenizer",
+    "__version__",
+    "check_config",
+    "check_strategy",
+    "main",
+    "optimize",
+    "recorded",
+    "resume",
+    "select_to_grow",
+    "select_to_prune",
+    "set_num_threads",
+    "strategy_names",
+]
+
 __version__: str
 
 def main(arguments: list[str]) -> int: ...

@@ -42,7 +42,7 @@ def take(model: Any, tokenizer: Any) -> Model:
     import torch
 
     config = model.config.to_dict()
-    config["architectures"] = [architecture(type(model).__name__, str(config.get("model_type")))]
+    config["architectures"] = [type(model).__name__]
     config.pop("auto_map", None)
     output, given = model.get_output_embeddings(), model.get_input_embeddings()
     if output is not None:
@@ -64,12 +64,6 @@ def take(model: Any, tokenizer: Any) -> Model:
     if generation is not None and ours._files is not None:
         generation.save_pretrained(ours._files.name)
     return ours
-
-
-def architecture(name: str, family: str) -> str:
-    """transformers' name for a class, ours included."""
-    objective = {"Upgrayedd" + suffix: objective for objective, suffix in SUFFIXES.items()}.get(name)
-    return name if objective is None else PLAIN.get((family, objective), name)
 
 
 def give(model: Model) -> Any:

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tape;
+use upgrayedd_nn::ops::IGNORE;
 
 use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
@@ -109,7 +110,8 @@ pub fn evaluate(
 fn classify(model: &Model, batch: &Batch) -> (f64, u64) {
     let logits = model.logits(batch, &mut Hooks::default());
     let (mut sum, mut right) = (0.0, 0);
-    for (row, &label) in logits.data().chunks_exact(logits.cols()).zip(&batch.targets) {
+    let labelled = logits.data().chunks_exact(logits.cols()).zip(&batch.targets).filter(|(_, label)| **label != IGNORE);
+    for (row, &label) in labelled {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let log_sum = row.iter().map(|v| f64::from(v - max).exp()).sum::<f64>().ln() + f64::from(max);
         sum += log_sum - f64::from(row[label as usize]);

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 use labelled::Example;
 use masking::Masking;
-pub use rows::Row;
+pub use rows::{Row, Targets};
 pub use source::{BatchSource, DatasetBatches, Part, RunData, TakeBatch};
 use tokens::TokenStore;
 pub use tokens::cache_dir;
@@ -163,7 +163,7 @@ impl Dataset {
         let mut hasher = blake3::Hasher::new();
         for row in &rows {
             hasher.update(&(row.tokens.len() as u64).to_le_bytes());
-            hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(&row.targets));
+            hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(row.targets.as_slice()));
         }
         let hash = hasher.finalize().to_hex().to_string();
         let (prefix, suffix) = (Vec::new(), Vec::new());
@@ -250,11 +250,11 @@ impl Dataset {
         }
         let mut tokens = self.tokens(index);
         if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
-            return Row { tokens, mask: None, targets: vec![examples[index].label] };
+            return Row { tokens, mask: None, targets: Targets::Label(examples[index].label) };
         }
         match &self.masking {
             Some(masking) => {
-                let targets = masking.apply(&mut tokens, index, pass);
+                let targets = Targets::Tokens(masking.apply(&mut tokens, index, pass));
                 Row { tokens, mask: None, targets }
             }
             None => Row::causal(tokens, None, None),

@@ -7,6 +7,25 @@ use upgrayedd_nn::ops::IGNORE;
 use crate::model::{Batch, ModelSpec, Objective};
 use crate::{Error, Result};
 
+/// What to predict from a sequence; [`IGNORE`] does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// Something at each position (for causal models the token after it).
+    Tokens(Vec<i64>),
+    /// One class.
+    Label(i64),
+}
+
+impl Targets {
+    /// All of them.
+    pub fn as_slice(&self) -> &[i64] {
+        match self {
+            Self::Tokens(targets) => targets,
+            Self::Label(label) => std::slice::from_ref(label),
+        }
+    }
+}
+
 /// One sequence and what to predict from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -14,9 +33,8 @@ pub struct Row {
     pub tokens: Vec<u32>,
     /// 0 marks padding, which is anywhere; `None` where there is none.
     pub mask: Option<Vec<u8>>,
-    /// For language models what to predict at each position (for causal ones the token after it), [`IGNORE`] where nothing;
-    /// for classifiers the label alone.
-    pub targets: Vec<i64>,
+    /// What to predict.
+    pub targets: Targets,
 }
 
 impl Row {
@@ -29,7 +47,7 @@ impl Row {
             Some(labels) => labels[i],
             None => i64::from(tokens[i]),
         };
-        let targets = (1..=tokens.len()).map(target).collect();
+        let targets = Targets::Tokens((1..=tokens.len()).map(target).collect());
         Self { tokens, mask, targets }
     }
 
@@ -43,14 +61,18 @@ impl Row {
         if let Some(token) = self.tokens.iter().find(|&&t| t as usize >= spec.vocab_size) {
             return refuse(format!("token {token} is not below the model's vocabulary size {}", spec.vocab_size));
         }
-        let (wanted, limit) = match spec.objective {
-            Objective::Classifier { labels } => (1, labels),
-            _ => (length, spec.vocab_size),
-        };
-        if self.targets.len() != wanted {
-            return refuse(format!("has {} labels for {wanted} predictions", self.targets.len()));
+        if self.mask.as_ref().is_some_and(|m| m.len() != length) {
+            return refuse("has an attention mask of another length".to_owned());
         }
-        match self.targets.iter().find(|&&t| t != IGNORE && !(0..limit as i64).contains(&t)) {
+        let limit = match (spec.objective, &self.targets) {
+            (Objective::Classifier { labels }, Targets::Label(_)) => labels,
+            (Objective::CausalLm | Objective::MaskedLm | Objective::Encoder, Targets::Tokens(t)) if t.len() == length => {
+                spec.vocab_size
+            }
+            (Objective::Classifier { .. }, _) => return refuse("has a label per token: a classifier takes one".to_owned()),
+            _ => return refuse(format!("has {} labels for {length} tokens", self.targets.as_slice().len())),
+        };
+        match self.targets.as_slice().iter().find(|&&t| t != IGNORE && !(0..limit as i64).contains(&t)) {
             Some(label) => refuse(format!("label {label} is not one of 0 to {} (or {IGNORE}, which does not count)", limit - 1)),
             None => Ok(()),
         }
@@ -74,9 +96,8 @@ impl Batch {
                 }
                 mask.resize(end, 0);
             }
-            let per_position = row.targets.len() == row.tokens.len();
-            targets.extend_from_slice(&row.targets);
-            if per_position {
+            targets.extend_from_slice(row.targets.as_slice());
+            if matches!(row.targets, Targets::Tokens(_)) {
                 targets.resize(end, IGNORE);
             }
         }

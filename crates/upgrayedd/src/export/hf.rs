@@ -8,7 +8,7 @@ use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::Lanes;
 
 use super::{safetensors_file, write_file};
-use crate::family::Layout;
+use crate::family::{Layout, Task};
 use crate::heads::LayerHeads;
 use crate::model::{CONFIG_KEY, DType, Model, Objective, split_layer};
 use crate::{Error, Result};
@@ -57,30 +57,23 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     map.entry("model_type").or_insert_with(|| json!(model.spec.family.model_type));
     let key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     map.insert(key.to_owned(), json!(dtype.name()));
-    let architecture = model.spec.family.architectures.iter().find(|(_, task)| {
-        use crate::family::Task;
-        matches!(
-            (task, model.spec.objective),
-            (Task::CausalLm, Objective::CausalLm)
-                | (Task::MaskedLm, Objective::MaskedLm)
-                | (Task::Classifier, Objective::Classifier { .. })
-                | (Task::Encoder, Objective::Encoder)
-        )
-    });
-    if let Some((name, _)) = architecture {
-        map.entry("architectures").or_insert_with(|| json!([name]));
+    let task = Task::of(model.spec.objective);
+    // A class of ours names the code of a pruned model; what it stands for is the stock one.
+    let named = map.get("architectures").and_then(|a| a[0].as_str()).is_some_and(|a| !a.starts_with("Upgrayedd"));
+    if let Some(name) = model.spec.family.architecture_of(task).filter(|_| !named) {
+        map.insert("architectures".to_owned(), json!([name]));
     }
     if pruned {
         let active: Vec<&[usize]> = model.heads.layers().iter().map(LayerHeads::active).collect();
         map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": 1, "heads": active }));
         let class = |name: &str| format!("{MODELING_FILE}.Upgrayedd{name}");
-        let (auto, name) = match model.spec.objective {
-            Objective::CausalLm => ("AutoModelForCausalLM", "ForCausalLM"),
-            Objective::MaskedLm => ("AutoModelForMaskedLM", "ForMaskedLM"),
-            Objective::Classifier { .. } => ("AutoModelForSequenceClassification", "ForSequenceClassification"),
-            Objective::Encoder => ("AutoModel", "Model"),
+        let auto = match task {
+            Task::CausalLm => "AutoModelForCausalLM",
+            Task::MaskedLm => "AutoModelForMaskedLM",
+            Task::Classifier => "AutoModelForSequenceClassification",
+            Task::Encoder => "AutoModel",
         };
-        map.insert("auto_map".to_owned(), json!({ "AutoModel": class("Model"), auto: class(name) }));
+        map.insert("auto_map".to_owned(), json!({ "AutoModel": class("Model"), auto: class(task.class()) }));
     }
     config
 }

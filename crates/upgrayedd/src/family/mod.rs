@@ -64,6 +64,28 @@ pub enum Task {
     Encoder,
 }
 
+impl Task {
+    /// What the class of a pruned model's modeling file is called, after `Upgrayedd`.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::CausalLm => "ForCausalLM",
+            Self::MaskedLm => "ForMaskedLM",
+            Self::Classifier => "ForSequenceClassification",
+            Self::Encoder => "Model",
+        }
+    }
+
+    /// The task of a model with this objective.
+    pub(crate) fn of(objective: Objective) -> Self {
+        match objective {
+            Objective::CausalLm => Self::CausalLm,
+            Objective::MaskedLm => Self::MaskedLm,
+            Objective::Classifier { .. } => Self::Classifier,
+            Objective::Encoder => Self::Encoder,
+        }
+    }
+}
+
 /// Every family, in the order in which messages name them.
 pub const ALL: [&Family; 3] = [&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY];
 
@@ -83,6 +105,18 @@ impl Family {
     /// The module path of a layer's attention, the layer's name in files and in Python.
     pub fn attention_module(&self, layer: usize) -> String {
         (self.module)(layer)
+    }
+
+    /// What an architecture learns, the classes of pruned models included.
+    fn task_of(&self, architecture: &str) -> Option<Task> {
+        let own = architecture.strip_prefix("Upgrayedd");
+        let known = self.architectures.iter();
+        known.filter(|(name, task)| *name == architecture || own == Some(task.class())).map(|(_, task)| *task).next()
+    }
+
+    /// transformers' class for a task.
+    pub(crate) fn architecture_of(&self, task: Task) -> Option<&'static str> {
+        self.architectures.iter().find(|(_, t)| *t == task).map(|(name, _)| *name)
     }
 
     /// Whether a tensor's name is that of a weight inside a layer; buffers that old checkpoints hold are not.
@@ -124,10 +158,10 @@ pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) 
     };
     let from_tensors = || family.task_markers.iter().find(|(name, _)| has(family, name)).map(|(_, task)| *task);
     let task = match architecture {
-        Some(architecture) => match family.architectures.iter().find(|(a, _)| *a == architecture) {
+        Some(architecture) => match family.task_of(architecture) {
             // The files overrule a base-model label: sentence encoders are often saved from a larger class, and the reverse.
-            Some((_, Task::Encoder)) | None if wanted.is_some() => from_tensors().unwrap_or(family.architectures[0].1),
-            Some((_, task)) => *task,
+            Some(Task::Encoder) | None if wanted.is_some() => from_tensors().unwrap_or(family.architectures[0].1),
+            Some(task) => task,
             None => {
                 let known: Vec<&str> = family.architectures.iter().map(|(a, _)| *a).collect();
                 return Err(Error::invalid(format!(
