@@ -32,7 +32,7 @@ class Fixed(BasePruningStrategy):
 
 
 def run(strategy: BasePruningStrategy, texts: list[str], out: pathlib.Path, cycles: int = 2) -> Model:
-    options = {"max_steps_per_cycle": 2, "sequence_length": 64}
+    options: dict[str, Any] = {"max_steps_per_cycle": 2, "sequence_length": 64}
     return UpgrayeddPipeline("builtin", strategy=strategy, output_dir=out, **options).run_optimization(texts, num_cycles=cycles)
 
 
