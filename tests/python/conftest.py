@@ -33,13 +33,13 @@ def program():
 
 @pytest.fixture(scope="session")
 def real():
-    """The folder of real models (`UPGRAYEDD_MODELS`), for checks that run only where they are."""
+    """The folder of real models (`UPGRAYEDD_MODELS`, one or several), for checks that run only where they are."""
 
     def find(name):
-        for folder in (os.environ.get("UPGRAYEDD_MODELS"), ROOT.parent / "shared/models"):
+        for folder in os.environ.get("UPGRAYEDD_MODELS", "").split(os.pathsep):
             if folder and (pathlib.Path(folder) / name / "config.json").is_file():
                 return pathlib.Path(folder) / name
-        pytest.skip(f"{name} is not there: set UPGRAYEDD_MODELS to the folder that holds it")
+        pytest.skip(f"{name} is not there: set UPGRAYEDD_MODELS to the folders that hold it")
 
     return find
 
@@ -47,9 +47,9 @@ def real():
 @pytest.fixture(scope="session")
 def text():
     def find(name):
-        path = ROOT.parent / "shared/data" / name
+        path = pathlib.Path(os.environ.get("UPGRAYEDD_TEXTS", "")) / name
         if not path.is_file():
-            pytest.skip(f"{name} is not there")
+            pytest.skip(f"{name} is not there: set UPGRAYEDD_TEXTS to the folder that holds it")
         return path
 
     return find
