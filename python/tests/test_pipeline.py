@@ -7,14 +7,16 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
 from upgrayedd import Callback, Control, Model, UpgrayeddPipeline, _native
-from upgrayedd.callbacks import MetricsCallback
+from upgrayedd.callbacks import MetricsCallback, MLflowCallback, WandbCallback
 from upgrayedd.strategies import STRATEGIES, get_strategy
 
 SMALL: dict[str, Any] = {"max_steps_per_cycle": 3, "sequence_length": 64}
@@ -129,6 +131,35 @@ def test_metrics_callbacks_write_numbers(texts: list[str], out: pathlib.Path) ->
     names = {name for _, values in written for name in values}
     assert {"train/loss", "eval/learned/perplexity", "heads/active"} <= names
     assert [step for step, values in written if "train/loss" in values] == [1, 2, 3]
+
+
+def test_wandb_and_mlflow_get_the_numbers(texts: list[str], out: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, list[Any]] = {"wandb": [], "mlflow": []}
+    wandb = types.SimpleNamespace(run=None, init=lambda **options: logged["wandb"].append(options))
+    wandb.log = lambda values, step: logged["wandb"].append((step, values))
+    mlflow = types.SimpleNamespace(log_metrics=lambda values, step: logged["mlflow"].append((step, values)))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    callbacks = [WandbCallback(project="p"), MLflowCallback()]
+    UpgrayeddPipeline("builtin", output_dir=out, callbacks=callbacks, **SMALL).run_optimization(texts, num_cycles=1)
+    assert logged["wandb"][0] == {"project": "p"} and logged["wandb"][1:] == logged["mlflow"]
+    assert [step for step, values in logged["mlflow"] if "train/loss" in values] == [1, 2, 3]
+
+
+def test_other_threads_go_on_while_the_core_works(texts: list[str]) -> None:
+    model, ticks, done = Model.from_pretrained("builtin"), 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    model.evaluate(texts, batch_size=100)
+    done.set()
+    thread.join()
+    assert ticks > 3
 
 
 def test_an_error_in_a_callback_arrives_as_it_was_raised(texts: list[str], out: pathlib.Path) -> None:

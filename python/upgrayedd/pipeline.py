@@ -395,5 +395,5 @@ def attach_tokenizer(model: Model, tokenizer: Any) -> None:
     # Read it once now: a tokenizer that cannot be used is better found before the work.
     Tokenizer.from_pretrained(folder)
     model._core.set_companions(str(folder))
-    if model._origin == "builtin":
-        model._origin = None
+    # What its name stands for has another tokenizer: the run keeps both.
+    model._origin = None
