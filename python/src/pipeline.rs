@@ -37,8 +37,10 @@ impl Parts {
     fn given(self, config: &OptimizeConfig, keep_model: bool) -> upgrayedd::Result<Given> {
         let Self { model, data, options, strategy } = self;
         let strategy: Option<Box<dyn Strategy>> = strategy.map(|s| -> Box<dyn Strategy> { Box::new(s) });
-        let samples = strategy.as_ref().and_then(|s| s.calibration_samples());
-        let samples = samples.or_else(|| config.strategy_options.get("attention_samples")?.as_integer()?.try_into().ok());
+        let samples = match &strategy {
+            Some(strategy) => strategy.calibration_samples(),
+            None => config.build_strategy()?.calibration_samples(),
+        };
         let mut options = data_options(&options).map_err(crate::errors::from_py)?;
         options.seed = config.seed;
         options.sequence_length = config.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));

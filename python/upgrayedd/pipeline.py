@@ -269,7 +269,7 @@ class UpgrayeddPipeline:
             _native.check_config(json.dumps(config))
         source, files, reading = self._sources(data, eval_data, config)
         # A built-in strategy is the core's own: the same bits as on the command line, and nothing to give again.
-        adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy, self._samples())
+        adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy)
         history = self.history = History()
 
         def record(event: dict[str, Any]) -> bool:
@@ -341,9 +341,6 @@ class UpgrayeddPipeline:
         if self.model._origin not in (None, "builtin"):
             config["model"] = self.model._origin
         return config
-
-    def _samples(self) -> int:
-        return int(getattr(self.strategy, "attention_samples", 128))
 
     def _default_out(self) -> Path:
         origin = self.model._origin

@@ -212,7 +212,8 @@ impl OptimizeConfig {
         }
     }
 
-    pub(crate) fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
+    /// The strategy with its parameters, checked.
+    pub fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
         get_strategy(&self.strategy, self.strategy_params(), self.strategy_options.clone())
     }
 

@@ -10,9 +10,18 @@ from upgrayedd.strategies.base import BasePruningStrategy
 from upgrayedd.strategies.entropy import EntropyPruningStrategy
 from upgrayedd.strategies.magnitude import MagnitudePruningStrategy
 from upgrayedd.strategies.random import RandomPruningStrategy
+from upgrayedd.strategies.scored import FisherPruningStrategy, GradientPruningStrategy, TaylorPruningStrategy
 
 STRATEGIES: dict[str, type[BasePruningStrategy]] = {
-    cls.name: cls for cls in (RandomPruningStrategy, EntropyPruningStrategy, MagnitudePruningStrategy)
+    cls.name: cls
+    for cls in (
+        RandomPruningStrategy,
+        EntropyPruningStrategy,
+        MagnitudePruningStrategy,
+        GradientPruningStrategy,
+        TaylorPruningStrategy,
+        FisherPruningStrategy,
+    )
 }
 """Every built-in strategy by name."""
 
@@ -20,8 +29,11 @@ __all__ = [
     "STRATEGIES",
     "BasePruningStrategy",
     "EntropyPruningStrategy",
+    "FisherPruningStrategy",
+    "GradientPruningStrategy",
     "MagnitudePruningStrategy",
     "RandomPruningStrategy",
+    "TaylorPruningStrategy",
     "get_strategy",
 ]
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Adapter:
     """A strategy object as the core asks it: layers by index in, layers by index out."""
 
-    def __init__(self, strategy: BasePruningStrategy, samples: int) -> None:
+    def __init__(self, strategy: BasePruningStrategy) -> None:
         self._strategy = strategy
         self.name = type(strategy).__name__
         self.higher_keeps = strategy.higher_keeps
-        self.samples = samples
+        self.samples = strategy._samples()
 
     def params(self) -> str:
         """The common parameters as JSON."""

@@ -45,5 +45,8 @@ class EntropyPruningStrategy(BuiltInStrategy):
         """Layer name → attention entropy; see `calculate_attention_entropy`."""
         return dict(self.calculate_attention_entropy(model, dataloader))
 
+    def _samples(self) -> int:
+        return self.attention_samples
+
     def _options(self) -> dict[str, Any]:
         return {"attention_samples": self.attention_samples, "use_cached_entropy": self.use_cached_entropy}

@@ -23,6 +23,13 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Targets that count, sequence by sequence.
+    pub fn counted_per_sequence(&self) -> Vec<u64> {
+        let per_sequence = self.targets.len() / self.batch.max(1);
+        let sequences = self.targets.chunks(per_sequence.max(1));
+        sequences.map(|s| s.iter().filter(|&&t| t != IGNORE).count() as u64).collect()
+    }
+
     /// Targets that count.
     pub fn counted(&self) -> u64 {
         self.targets.iter().filter(|&&t| t != IGNORE).count() as u64

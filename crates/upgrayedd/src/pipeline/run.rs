@@ -16,6 +16,11 @@ use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
 use crate::{Error, Result, grow, surgery, train};
 
+/// Nats by which pruning may raise the held-out loss before the user is told.
+const DAMAGE: f64 = 0.5;
+/// The strategy that the measurements speak for.
+const RECOMMENDED: &str = "fisher";
+
 /// A run under way.
 pub(super) struct Run<'a> {
     pub(super) pipeline: Pipeline,
@@ -83,6 +88,7 @@ impl Run<'_> {
         let scores = self.score(cycle)?;
         let (pruned, goal) = self.prune(cycle, &scores)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
+        self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
         let (grown, growing) = self.grow(cycle, &scores, &pruned, goal, &after_pruning)?;
         let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
         let loss_learned = match learned {
@@ -168,6 +174,23 @@ impl Run<'_> {
         let evaluation = self.pipeline.measure(&task, self.observer)?;
         self.emit(Event::Evaluated { cycle, phase, evaluation: evaluation.clone() })?;
         Ok(evaluation)
+    }
+
+    /// Says at once, in plain words, that pruning has cost more than learning usually repairs.
+    fn warn_of_damage(&mut self, cycle: usize, lost: f64) -> Result<()> {
+        if lost <= DAMAGE {
+            return Ok(());
+        }
+        let name = self.pipeline.strategy.name();
+        let advice = if name == RECOMMENDED {
+            "prune a smaller share per cycle".to_owned()
+        } else {
+            format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
+        };
+        let message = format!(
+            "pruning by {name} has raised the held-out loss by {lost:.2} nats, which learning may not repair: {advice}"
+        );
+        self.emit(Event::Notice { cycle, message })
     }
 
     /// Brings heads back; returns them and, per layer, which positions are to be faded in.

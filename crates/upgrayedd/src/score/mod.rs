@@ -1,8 +1,12 @@
 //! Importance scores: a number per head. One file a score.
 
 mod entropy;
+mod fisher;
+mod gates;
+mod gradient;
 pub(crate) mod magnitude;
 mod random;
+mod taylor;
 
 use std::ops::Range;
 
@@ -41,7 +45,8 @@ pub struct Score {
 }
 
 /// Every score, in the order in which messages and documents name them.
-pub const ALL: [&Score; 3] = [&random::SCORE, &entropy::SCORE, &magnitude::SCORE];
+pub const ALL: [&Score; 6] =
+    [&random::SCORE, &entropy::SCORE, &magnitude::SCORE, &gradient::SCORE, &taylor::SCORE, &fisher::SCORE];
 
 impl Score {
     /// The score called `name`.

@@ -3,6 +3,7 @@
 mod entropy;
 mod magnitude;
 mod random;
+mod scored;
 
 use std::collections::BTreeMap;
 
@@ -120,7 +121,8 @@ pub struct StrategyInfo {
 }
 
 /// Every built-in strategy, in the order in which messages and documents name them.
-pub const ALL: [&StrategyInfo; 3] = [&random::INFO, &entropy::INFO, &magnitude::INFO];
+pub const ALL: [&StrategyInfo; 6] =
+    [&random::INFO, &entropy::INFO, &magnitude::INFO, &scored::GRADIENT, &scored::TAYLOR, &scored::FISHER];
 
 /// The strategy called `name`, with checked parameters.
 pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {

@@ -1,0 +1,24 @@
+//! First-order Taylor term of removing a head, made comparable between layers (Molchanov et al. 2017).
+
+use super::gates::gate_sums;
+use super::{Score, ScoreContext};
+use crate::Result;
+use crate::heads::HeadScores;
+
+pub(super) static SCORE: Score = Score {
+    name: "taylor",
+    summary: "mean over sequences of |gate · ∂loss/∂gate|, divided by its L2 norm over the layer (Molchanov et al. 2017)",
+    higher_keeps: true,
+    needs_data: true,
+    compute,
+};
+
+fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
+    let mut scores = gate_sums(context)?.absolute;
+    for layer in &mut scores.layers {
+        let norm = layer.iter().map(|s| s * s).sum::<f64>().sqrt();
+        // A layer without any gradient stays at zero: all its heads are equally useless.
+        layer.iter_mut().filter(|_| norm > 0.0).for_each(|s| *s /= norm);
+    }
+    Ok(scores)
+}

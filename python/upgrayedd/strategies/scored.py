@@ -1,0 +1,64 @@
+"""Strategies that follow the gradient of the loss in each head's gate, a factor of 1 on the head's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from upgrayedd import _native
+from upgrayedd.strategies.base import BuiltInStrategy
+
+if TYPE_CHECKING:
+    from upgrayedd.model import Model
+
+
+class ScoredStrategy(BuiltInStrategy):
+    """Prunes the heads with the lowest score; grows in the layers whose remaining heads have the highest mean.
+
+    Args:
+        pruning_ratio: Share of the active heads pruned per cycle, 0 ≤ r < 1.
+        growth_ratio: Share of the pruned heads grown back per cycle, 0 to 1.
+        min_heads: Heads that every layer keeps, at least 1.
+        seed: Of random choices; None takes the run's.
+        calibration_samples: Sequences that the score is averaged over.
+    """
+
+    def __init__(
+        self,
+        pruning_ratio: float = 0.3,
+        growth_ratio: float = 0.1,
+        min_heads: int = 1,
+        seed: int | None = None,
+        calibration_samples: int = 128,
+    ) -> None:
+        super().__init__(pruning_ratio, growth_ratio, min_heads, seed)
+        self.calibration_samples = calibration_samples
+        _native.check_strategy(self.name, self._params())
+
+    def calculate_head_importances(self, model: Model, dataloader: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Layer name → the strategy's score of each active head."""
+        return dict(model.score(self.name, dataloader, samples=self.calibration_samples))
+
+    def _samples(self) -> int:
+        return self.calibration_samples
+
+    def _options(self) -> dict[str, Any]:
+        return {"calibration_samples": self.calibration_samples}
+
+
+class GradientPruningStrategy(ScoredStrategy):
+    """Mean over sequences of |∂loss/∂gate|, the absolute value per sequence (Michel et al. 2019). See `ScoredStrategy`."""
+
+    name = "gradient"
+
+
+class TaylorPruningStrategy(ScoredStrategy):
+    """The gate gradient divided by its L2 norm over the layer (Molchanov et al. 2017). See `ScoredStrategy`."""
+
+    name = "taylor"
+
+
+class FisherPruningStrategy(ScoredStrategy):
+    """Mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022). See `ScoredStrategy`."""
+
+    name = "fisher"
