@@ -91,7 +91,7 @@ class BasePruningStrategy(ABC):
 
         Padding never counts. High entropy is attention that is spread out.
         """
-        return model.score("entropy", dataloader, samples=self._samples())
+        return model.score("entropy", dataloader, samples=self._samples() or 128)
 
     def calculate_head_magnitudes(self, model: Model) -> dict[str, NDArray[np.float64]]:
         """Layer name → L2 norm over the Q, K, V and O weights of each active head."""
@@ -106,9 +106,9 @@ class BasePruningStrategy(ABC):
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.parameter_names() if hasattr(self, name))
         return f"{type(self).__name__}({values})"
 
-    def _samples(self) -> int:
-        """Calibration sequences that the strategy wants."""
-        return 128
+    def _samples(self) -> int | None:
+        """Calibration sequences that the strategy asks for."""
+        return None
 
     def _common(self) -> dict[str, Any]:
         names = ("pruning_ratio", "growth_ratio", "min_heads", "seed")

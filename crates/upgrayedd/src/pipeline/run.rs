@@ -140,12 +140,14 @@ impl Run<'_> {
     fn prune(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, Option<usize>)> {
         let (selection, budget, goal) = self.pipeline.select(cycle, scores)?;
         let count: usize = selection.values().map(Vec::len).sum();
-        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
+        let Pipeline { model, optim, strategy, config, given, .. } = &mut self.pipeline;
         let heads = named_heads(model, &selection);
         let keep = strategy.as_keep(scores);
         surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
         let active = model.heads.num_active();
         let notice = match (count, budget) {
+            // A strategy of the caller's decides freely.
+            _ if given.strategy => None,
             (0, 0) => Some(format!(
                 "nothing to prune: pruning_ratio {} with schedule {} comes to no head",
                 config.pruning_ratio,
