@@ -1,4 +1,4 @@
-//! Stopping long work between two ops. Whoever starts work may install a question that is asked now and then; a yes unwinds
+//! Stopping long work between two ops (or two chunks of the largest one). Whoever starts work may install a question that is asked now and then; a yes unwinds
 //! the stack to where it was installed. Parameters change only in the optimiser's step, which is never cut in two.
 
 use std::cell::RefCell;

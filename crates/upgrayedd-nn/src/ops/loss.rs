@@ -1,6 +1,6 @@
 //! Losses fused with the output projection, in chunks: logits of all tokens never exist at once.
 
-use crate::{Tape, Tensor, Var};
+use crate::{Tape, Tensor, Var, interrupt};
 
 /// A target that does not count (transformers' convention).
 pub const IGNORE: i64 = -100;
@@ -80,6 +80,7 @@ fn in_chunks(
     let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Vec::with_capacity(rows * width));
     let mut sum = 0.0;
     for start in (0..rows).step_by(chunk) {
+        interrupt::check();
         let range = start..(start + chunk).min(rows);
         let x_chunk = slice_rows(x.tensor(), range.clone());
         let mut logits = tape.kernels().linear(&x_chunk, head.weight.tensor(), head.bias.map(Var::tensor));

@@ -189,9 +189,8 @@ impl Run<'_> {
         } else {
             format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
         };
-        let message = format!(
-            "pruning by {name} has raised the held-out loss by {lost:.2} nats, which learning may not repair: {advice}"
-        );
+        let message =
+            format!("pruning by {name} has raised the held-out loss by {lost:.2} nats, which learning may not repair: {advice}");
         self.emit(Event::Notice { cycle, message })
     }
 
