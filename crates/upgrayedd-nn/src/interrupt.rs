@@ -1,5 +1,6 @@
-//! Stopping long work between two ops (or two chunks of the largest one). Whoever starts work may install a question that is asked now and then; a yes unwinds
-//! the stack to where it was installed. Parameters change only in the optimiser's step, which is never cut in two.
+//! Stopping long work between two ops, or two chunks of the largest one. Whoever starts work may install a question that is asked
+//! now and then; a yes unwinds the stack to where it was installed. Parameters change only in the optimiser's step, which is
+//! never cut in two.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
