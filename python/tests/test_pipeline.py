@@ -232,7 +232,9 @@ def test_a_model_in_memory_can_be_continued_from_its_run_folder(texts: list[str]
 
 
 SLOW = """
-import sys
+import signal, sys
+# A shell that puts a command in the background has it ignore Ctrl-C, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from upgrayedd import Callback, UpgrayeddPipeline
 class Tells(Callback):
     def on_step_end(self, control, **event):
