@@ -259,6 +259,27 @@ impl Model {
         })
     }
 
+    /// Repairs the output projections towards `parent`; per layer the share of the held-out error that is gone.
+    fn refit(
+        &mut self,
+        py: Python<'_>,
+        parent: PyRef<'_, Self>,
+        data: Source,
+        options: &str,
+        limits: (usize, usize),
+    ) -> PyResult<Vec<f64>> {
+        let options = data_options(options)?;
+        let (batch_size, samples) = limits;
+        let (model, parent) = (&mut self.inner, parent.inner.clone());
+        detached(py, || {
+            let tokenizer = model.tokenizer().ok();
+            let dataset = data.dataset(model, tokenizer.as_ref(), &options, false)?;
+            let range = 0..dataset.len().min(samples);
+            let layers = upgrayedd::refit::refit(model, &parent, &dataset, range, batch_size)?;
+            Ok(layers.into_iter().map(|l| l.repaired).collect())
+        })
+    }
+
     fn generate(
         &self,
         py: Python<'_>,

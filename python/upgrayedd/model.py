@@ -313,8 +313,8 @@ class Model:
         """Importance of every active head: layer name → array in the order of `active_heads[layer]`.
 
         Args:
-            name: "entropy", "magnitude" or "random".
-            dataloader: Calibration data, for scores that need it (entropy).
+            name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "loss_impact", "entropy", "magnitude" or "random".
+            dataloader: Calibration data, for all but "magnitude" and "random".
             samples: Sequences to use at most.
             sequence_length: Tokens per window of texts and files; 256 or the model's limit.
             batch_size: Sequences at once.
@@ -328,6 +328,35 @@ class Model:
             source, options = self._source(dataloader, length, batch_size, seed)
         layers = self._core.score(name, source, options, (batch_size, samples, seed))
         return {name: np.asarray(values) for name, values in zip(self.layer_names, layers, strict=True)}
+
+    def refit(
+        self,
+        parent: Model,
+        dataloader: Any,
+        *,
+        samples: int = 128,
+        sequence_length: int | None = None,
+        batch_size: int = 4,
+    ) -> dict[str, float]:
+        """Repairs what pruning has broken: least squares on the output projections, towards `parent`'s residual stream.
+
+        A fifth of the batches only judges: a layer changes only if that brings it closer to `parent` there. Nothing is learned
+        from labels.
+
+        Args:
+            parent: The model before pruning.
+            dataloader: Calibration data, as for `score`.
+            samples: Sequences to use at most.
+            sequence_length: Tokens per window of texts and files; 256 or the model's limit.
+            batch_size: Sequences at once.
+
+        Returns:
+            Layer name → share of the squared distance to `parent` (on what only judges) that is gone.
+        """
+        length = sequence_length or min(256, int(self._info()["max_positions"]))
+        source, options = self._source(dataloader, length, batch_size, 42)
+        repaired = self._core.refit(parent._core, source, options, (batch_size, samples))
+        return dict(zip(self.layer_names, repaired, strict=True))
 
     def __repr__(self) -> str:
         info = self._info()

@@ -110,7 +110,9 @@ class History(Sequence[Cycle]):
             self._cycles.append(Cycle(number))
         cycle = self._cycles[-1]
         if kind in ("pruned", "grown"):
-            setattr(cycle, kind, event["heads"])
+            heads = getattr(cycle, kind)
+            for layer, indices in event["heads"].items():
+                heads[layer] = heads.get(layer, []) + indices
             cycle.active = event["active"]
         elif kind == "evaluated" and event["phase"] == "pruned":
             cycle.loss_pruned = event["loss"]
@@ -135,7 +137,7 @@ class UpgrayeddPipeline:
         callbacks: `Callback` objects.
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
-            `max_eval_windows`, `max_loss_increase`, `scope`, `unit`, `schedule`, `lr_schedule`, `warmup_steps`,
+            `max_eval_windows`, `max_loss_increase`, `scope`, `steps_per_cycle`, `refit`, `unit`, `schedule`, `lr_schedule`, `warmup_steps`,
             `weight_decay`, `max_gradient_norm`, `gradient_accumulation`, `growth_lr_multiplier`, `gate_warmup`, `dtype`,
             `documents`.
 

@@ -57,7 +57,7 @@ pub struct OptimizeArgs {
     /// File to measure on [default: the last tenth of the data]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// Which heads go: magnitude, entropy or random [default: magnitude]
+    /// Which heads go: fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
     #[arg(long, value_name = "NAME")]
     pub strategy: Option<String>,
     /// A parameter of the strategy, such as attention_samples=64 or weight_threshold=0.02 (repeatable)
@@ -72,7 +72,7 @@ pub struct OptimizeArgs {
     /// Heads that every layer keeps [default: 1]
     #[arg(long, value_name = "N")]
     pub min_heads: Option<usize>,
-    /// Where heads compete: layer or global [default: layer]
+    /// Where heads compete: layer or global [default: what suits the strategy, mostly layer]
     #[arg(long, value_name = "SCOPE")]
     pub scope: Option<String>,
     /// What goes at once: head or kv_group [default: head]
@@ -81,6 +81,12 @@ pub struct OptimizeArgs {
     /// per-cycle: the ratio in every cycle; target: the ratio of the original heads at the end [default: per-cycle]
     #[arg(long, value_name = "SCHEDULE")]
     pub schedule: Option<String>,
+    /// Prune each cycle in this many parts, scoring anew before each [default: what suits the strategy, mostly 1]
+    #[arg(long, value_name = "N")]
+    pub steps_per_cycle: Option<usize>,
+    /// Do not repair the remaining heads' output projections by least squares after pruning
+    #[arg(long)]
+    pub no_refit: bool,
     /// Cycles [default: 3]
     #[arg(long, value_name = "N")]
     pub num_cycles: Option<usize>,

@@ -99,13 +99,18 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         text_field,
         family,
         max_steps_per_cycle,
+        steps_per_cycle,
         sequence_length,
         max_eval_windows,
         max_loss_increase,
         threads,
         learning_rate
     );
-    take_named!(scope, unit, schedule, lr_schedule, documents);
+    take_named!(unit, schedule, lr_schedule, documents);
+    if let Some(scope) = &args.scope {
+        config.scope = Some(scope.parse()?);
+    }
+    config.refit &= !args.no_refit;
     if let Some(dtype) = &args.dtype {
         config.dtype = Some(dtype.parse()?);
     }

@@ -111,6 +111,10 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Pruned { cycle, heads, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(heads)),
         Event::Grown { cycle, heads, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(heads)),
+        Event::Refit { cycle, layers } => {
+            let (best, worst) = layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
+            format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)
+        }
         Event::Accepted { cycle, loss_change } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
         Event::RolledBack { cycle, loss_change, max_loss_increase } => {
             format!(

@@ -41,12 +41,16 @@ pub struct OptimizeConfig {
     pub growth_ratio: f64,
     /// Heads that every layer keeps.
     pub min_heads: usize,
-    /// Where heads compete.
-    pub scope: Scope,
+    /// Where heads compete; what suits the strategy if absent.
+    pub scope: Option<Scope>,
     /// What is pruned at once.
     pub unit: Unit,
     /// How the ratio spreads over the cycles.
     pub schedule: Schedule,
+    /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent.
+    pub steps_per_cycle: Option<usize>,
+    /// Whether the remaining output projections are repaired by least squares after pruning and growing.
+    pub refit: bool,
     /// Cycles.
     pub num_cycles: usize,
     /// Passes over the training data per cycle.
@@ -104,9 +108,11 @@ impl Default for OptimizeConfig {
             pruning_ratio: strategy.pruning_ratio,
             growth_ratio: strategy.growth_ratio,
             min_heads: strategy.min_heads,
-            scope: Scope::Layer,
+            scope: None,
             unit: Unit::Head,
             schedule: Schedule::PerCycle,
+            steps_per_cycle: None,
+            refit: true,
             num_cycles: 3,
             epochs_per_cycle: 1,
             max_steps_per_cycle: None,
@@ -142,6 +148,7 @@ impl OptimizeConfig {
             ("learning_rate", self.learning_rate.unwrap_or(1.0)),
             ("max_gradient_norm", self.max_gradient_norm),
             ("growth_lr_multiplier", self.growth_lr_multiplier),
+            ("steps_per_cycle", self.steps_per_cycle.map_or(1.0, |n| n as f64)),
             ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
             ("max_eval_windows", self.max_eval_windows.map_or(1.0, |n| n as f64)),
             ("threads", self.threads.map_or(1.0, |n| n as f64)),
@@ -154,6 +161,7 @@ impl OptimizeConfig {
             ("gradient_accumulation", self.gradient_accumulation, 1 << 20),
             ("epochs_per_cycle", self.epochs_per_cycle, 1 << 20),
             ("num_cycles", self.num_cycles, 1 << 20),
+            ("steps_per_cycle", self.steps_per_cycle.unwrap_or(1), 1 << 20),
             ("threads", self.threads.unwrap_or(1), 4096),
         ];
         if let Some((name, value, limit)) = most.into_iter().find(|(_, value, limit)| value > limit) {
@@ -195,8 +203,10 @@ impl OptimizeConfig {
         }
     }
 
-    /// Fills in what follows from the model, and makes paths hold wherever the run is continued from.
-    pub(crate) fn resolve(&mut self, model: &Model) {
+    /// Fills in what follows from model and strategy, and makes paths hold wherever the run is continued from.
+    pub(crate) fn resolve(&mut self, model: &Model, strategy: &dyn Strategy) {
+        self.scope = Some(self.scope.unwrap_or_else(|| strategy.scope()));
+        self.steps_per_cycle = Some(self.steps_per_cycle.unwrap_or_else(|| strategy.steps_per_cycle()));
         // A shorter model is not an error of the user's as long as no length was asked for.
         self.sequence_length = Some(self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions)));
         let rate = if model.companions == Companions::BuiltIn { 1e-3 } else { 5e-5 };

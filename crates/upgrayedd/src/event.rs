@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::eval::Evaluation;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::Model;
+use crate::refit::LayerRefit;
 
 /// When a measurement was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -71,6 +72,13 @@ pub enum Event {
         heads: Map<String, Value>,
         /// Query heads left.
         active: usize,
+    },
+    /// The output projections were repaired by least squares.
+    Refit {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Layer by layer.
+        layers: Vec<LayerRefit>,
     },
     /// Heads came back.
     Grown {

@@ -189,7 +189,7 @@ impl HeadMap {
 }
 
 /// A number per active head, layer by layer in the order of [`LayerHeads::active`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeadScores {
     /// `scores[layer][position]`.
     pub layers: Vec<Vec<f64>>,
@@ -222,6 +222,11 @@ impl HeadScores {
             )));
         }
         Ok(())
+    }
+
+    /// Multiplies every score.
+    pub(crate) fn scale(&mut self, factor: f64) {
+        self.layers.iter_mut().flatten().for_each(|s| *s *= factor);
     }
 
     /// The same scores with the opposite sign.

@@ -97,3 +97,118 @@ fn scores_do_not_depend_on_the_batch() {
         }
     }
 }
+
+#[test]
+fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
+    for name in ["llama_gqa", "llama_gqa_pruned", "gpt2", "bert_mlm", "bert_classifier"] {
+        let model = load(name);
+        let data = data(&model);
+        let indices: Vec<usize> = (0..data.len()).collect();
+        let masked = |off: Option<(usize, usize)>| {
+            let (mut sums, mut count) = (Vec::new(), 0);
+            for indices in indices.chunks(3) {
+                let gate = |l: usize, h: usize| if off == Some((l, h)) { 0.0 } else { 1.0 };
+                let mut tape = Tape::inference(model.device, &model.params);
+                let counts = model.heads.counts();
+                let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
+                let gates: Vec<_> = counts.iter().enumerate().map(|l| tape.constant(values(l))).collect();
+                let batch = data.batch(indices, Pass::Fixed);
+                let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
+                sums.push(loss.sum);
+                count += loss.count;
+            }
+            (sums, count)
+        };
+        let (whole, count) = masked(None);
+        for (layer, impacts) in score("loss_impact", &model, &data, 3).layers.iter().enumerate() {
+            for (head, impact) in impacts.iter().enumerate() {
+                let (without, _) = masked(Some((layer, head)));
+                let difference: f64 = without.iter().zip(&whole).map(|(a, b)| a - b).sum();
+                assert_eq!(*impact, difference / count as f64, "{name}: layer {layer}, head {head}");
+            }
+        }
+    }
+}
+
+/// What each layer's output projection reads, with the padding left out: `contexts[layer][position]`.
+fn contexts(model: &Model, data: &Dataset) -> Vec<Vec<Vec<f32>>> {
+    let mut contexts = vec![Vec::new(); model.spec.num_layers];
+    for sequence in 0..data.len() {
+        let batch = data.batch(&[sequence], Pass::Fixed);
+        let mut look = |layer: usize, x: &Tensor| contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
+        let mut tape = Tape::inference(model.device, &model.params);
+        model.hidden(&mut tape, &batch, &mut Hooks { context: Some(&mut look), ..Hooks::default() });
+    }
+    contexts
+}
+
+#[test]
+fn wanda_and_similarity_follow_their_definitions() {
+    for name in ["llama_gqa_pruned", "gpt2", "bert_mlm"] {
+        let model = load(name);
+        let data = data(&model);
+        let d = model.spec.head_dim;
+        let (wanda, similarity) = (score("wanda", &model, &data, 2), score("similarity", &model, &data, 2));
+        for (layer, contexts) in contexts(&model, &data).iter().enumerate() {
+            let id = model.params.find(&format!("layers.{layer}.attn.o.weight")).unwrap();
+            let weight = model.params.get(id);
+            let heads = weight.cols() / d;
+            let row = |r: usize| &weight.data()[r * weight.cols()..(r + 1) * weight.cols()];
+            for head in 0..heads {
+                let features = head * d..(head + 1) * d;
+                let norm =
+                    |f: usize| (contexts.iter().map(|x| f64::from(x[f]).powi(2)).sum::<f64>() / contexts.len() as f64).sqrt();
+                let sum = |f: usize| (0..weight.rows()).map(|r| f64::from(row(r)[f].abs())).sum::<f64>() * norm(f);
+                let want = features.map(sum).sum::<f64>() / (d * weight.rows()) as f64;
+                assert!((wanda.layers[layer][head] - want).abs() < 1e-5 * want, "{name}: {want}");
+            }
+            let written = |x: &[f32], head: usize| -> Vec<f64> {
+                let dot = |r: usize| (head * d..(head + 1) * d).map(|f| f64::from(row(r)[f]) * f64::from(x[f])).sum();
+                (0..weight.rows()).map(dot).collect()
+            };
+            let cosine = |a: usize, b: usize| {
+                let each = contexts.iter().map(|x| {
+                    let (a, b) = (written(x, a), written(x, b));
+                    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+                    dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+                });
+                each.sum::<f64>() / contexts.len() as f64
+            };
+            let pairs = (0..heads).flat_map(|a| (a + 1..heads).map(move |b| (a, b)));
+            let highest = pairs.map(|(a, b)| cosine(a, b)).fold(f64::NEG_INFINITY, f64::max);
+            let lowest = similarity.layers[layer].iter().copied().fold(f64::INFINITY, f64::min);
+            let want = if heads > 1 { 1.0 - highest } else { 2.0 };
+            assert!((lowest - want).abs() < 1e-4, "{name}, layer {layer}: {lowest} is not {want}");
+        }
+    }
+}
+
+#[test]
+fn one_pass_gives_what_each_score_gives_alone() {
+    for name in ["llama_gqa", "bert_classifier"] {
+        let model = load(name);
+        let data = data(&model);
+        let range = 0..data.len();
+        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 2, samples: 100, seed: 7 };
+        let scores: Vec<_> =
+            upgrayedd::score::ALL.into_iter().filter(|s| s.name != "task" || name == "bert_classifier").collect();
+        let together = upgrayedd::score::compute_all(&scores, &context).unwrap();
+        for (score, together) in scores.iter().zip(together) {
+            assert_eq!(score.compute(&context).unwrap(), together, "{name}: {}", score.name);
+        }
+    }
+}
+
+#[test]
+fn the_task_score_wants_a_task() {
+    let model = load("llama_gqa");
+    let text = data(&model);
+    let range = 0..text.len();
+    let context = |data| ScoreContext { model: &model, data: Some((data, &range)), batch_size: 2, samples: 100, seed: 7 };
+    let refused = Score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
+    assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
+    let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));
+    let answers = Dataset::from_rows((1..6).map(prompt).collect(), Objective::CausalLm, 0);
+    let found = Score::named("task").unwrap().compute(&context(&answers)).unwrap();
+    assert_eq!(found, Score::named("fisher").unwrap().compute(&context(&answers)).unwrap());
+}

@@ -10,7 +10,15 @@ from upgrayedd.strategies.base import BasePruningStrategy
 from upgrayedd.strategies.entropy import EntropyPruningStrategy
 from upgrayedd.strategies.magnitude import MagnitudePruningStrategy
 from upgrayedd.strategies.random import RandomPruningStrategy
-from upgrayedd.strategies.scored import FisherPruningStrategy, GradientPruningStrategy, TaylorPruningStrategy
+from upgrayedd.strategies.scored import (
+    FisherPruningStrategy,
+    GradientPruningStrategy,
+    LossImpactPruningStrategy,
+    SimilarityPruningStrategy,
+    TaskPruningStrategy,
+    TaylorPruningStrategy,
+    WandaPruningStrategy,
+)
 
 STRATEGIES: dict[str, type[BasePruningStrategy]] = {
     cls.name: cls
@@ -21,6 +29,10 @@ STRATEGIES: dict[str, type[BasePruningStrategy]] = {
         GradientPruningStrategy,
         TaylorPruningStrategy,
         FisherPruningStrategy,
+        TaskPruningStrategy,
+        WandaPruningStrategy,
+        SimilarityPruningStrategy,
+        LossImpactPruningStrategy,
     )
 }
 """Every built-in strategy by name."""
@@ -31,9 +43,13 @@ __all__ = [
     "EntropyPruningStrategy",
     "FisherPruningStrategy",
     "GradientPruningStrategy",
+    "LossImpactPruningStrategy",
     "MagnitudePruningStrategy",
     "RandomPruningStrategy",
+    "SimilarityPruningStrategy",
+    "TaskPruningStrategy",
     "TaylorPruningStrategy",
+    "WandaPruningStrategy",
     "get_strategy",
 ]
 

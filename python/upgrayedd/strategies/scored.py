@@ -1,4 +1,4 @@
-"""Strategies that follow the gradient of the loss in each head's gate, a factor of 1 on the head's output."""
+"""Strategies that follow one score. A gate is a factor of 1 on a head's output."""
 
 from __future__ import annotations
 
@@ -62,3 +62,37 @@ class FisherPruningStrategy(ScoredStrategy):
     """Mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022). See `ScoredStrategy`."""
 
     name = "fisher"
+
+
+class TaskPruningStrategy(ScoredStrategy):
+    """`fisher` under the labels of a task; refuses data without labels. See `ScoredStrategy`."""
+
+    name = "task"
+
+
+class WandaPruningStrategy(ScoredStrategy):
+    """Mean of |weight| · input norm over the head's output projection (Sun et al. 2024). See `ScoredStrategy`."""
+
+    name = "wanda"
+
+
+class SimilarityPruningStrategy(ScoredStrategy):
+    """How little a head repeats another of its layer; of a similar pair the weaker goes, never both. See `ScoredStrategy`."""
+
+    name = "similarity"
+
+
+class LossImpactPruningStrategy(ScoredStrategy):
+    """What the loss rises by without the head, measured head by head: exact and slow. See `ScoredStrategy`."""
+
+    name = "loss_impact"
+
+    def __init__(
+        self,
+        pruning_ratio: float = 0.3,
+        growth_ratio: float = 0.1,
+        min_heads: int = 1,
+        seed: int | None = None,
+        calibration_samples: int = 16,
+    ) -> None:
+        super().__init__(pruning_ratio, growth_ratio, min_heads, seed, calibration_samples)

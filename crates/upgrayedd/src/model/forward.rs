@@ -5,7 +5,7 @@ use std::sync::Arc;
 use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss};
 use upgrayedd_nn::{Tape, Tensor, Var};
 
-use super::{Block, LayerIds, LinearIds, Model, Norm, Objective};
+use super::{Block, LinearIds, Model, Norm, Objective};
 
 /// Sequences of equal (padded) length, ready for the model.
 #[derive(Debug, Clone)]
@@ -64,8 +64,11 @@ impl KvCache {
     }
 }
 
+/// Looks at a layer's values as they come by.
+pub type Look<'a> = dyn FnMut(usize, &Tensor) + 'a;
+
 /// What a caller wants from inside the forward pass.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Hooks<'a> {
     /// Per layer: gates of the active heads, overruling the model's own; `(H)` or `(batch, H)`.
     pub gates: Option<&'a [Var]>,
@@ -73,6 +76,10 @@ pub struct Hooks<'a> {
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
     /// Filled with each layer's queries and keys, positions included: `(batch · len, heads · head_dim)` each.
     pub queries_keys: Option<&'a mut Vec<(Tensor, Tensor)>>,
+    /// Filled with each layer's input, `(batch · len, d)`.
+    pub inputs: Option<&'a mut Vec<Tensor>>,
+    /// Called with each layer's attention output after the gates, `(batch · len, heads · head_dim)`.
+    pub context: Option<&'a mut Look<'a>>,
     /// Continue from here.
     pub cache: Option<&'a mut KvCache>,
 }
@@ -101,20 +108,41 @@ impl Model {
     pub fn hidden(&self, tape: &mut Tape<'_>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
         let positions = self.positions_for(batch.batch, batch.len, past);
-        let mut x = self.embed(tape, batch, &positions);
-        for layer in 0..self.layers.len() {
-            x = self.layer(tape, layer, x, batch, &positions, hooks);
-        }
+        let x = self.embed(tape, batch, &positions);
+        let x = self.layers_from(tape, 0, x, batch, &positions, hooks);
         if let Some(cache) = &mut hooks.cache {
             cache.len += batch.len;
         }
+        self.final_norm(tape, x)
+    }
+
+    /// The layers from `first` on.
+    pub(crate) fn layers_from(
+        &self,
+        tape: &mut Tape<'_>,
+        first: usize,
+        mut x: Var,
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
+        for layer in first..self.layers.len() {
+            if let Some(inputs) = hooks.inputs.as_deref_mut() {
+                inputs.push(x.tensor().clone());
+            }
+            x = self.layer(tape, layer, x, batch, positions, hooks);
+        }
+        x
+    }
+
+    fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
         match self.named("final_norm") {
             Some(ids) => self.norm(tape, &x, ids),
             None => x,
         }
     }
 
-    fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
+    pub(crate) fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
         let mut sum: Option<Var> = None;
         let zeros = || Arc::new(vec![0; batch.tokens.len()]);
         for (name, ids) in
@@ -144,49 +172,27 @@ impl Model {
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
-        let ids = &self.layers[index];
-        match self.spec.block {
-            Block::PreNorm => {
-                let h = self.norm(tape, &x, ids.norm1);
-                let a = self.attention(tape, index, h, batch, positions, hooks);
-                let x = ops::add(tape, &x, &a);
-                let h = self.norm(tape, &x, ids.norm2);
-                let m = self.mlp(tape, h, ids);
-                ops::add(tape, &x, &m)
-            }
-            Block::PostNorm => {
-                let a = self.attention(tape, index, x.clone(), batch, positions, hooks);
-                let x = ops::add(tape, &x, &a);
-                let x = self.norm(tape, &x, ids.norm1);
-                let m = self.mlp(tape, x.clone(), ids);
-                let x = ops::add(tape, &x, &m);
-                self.norm(tape, &x, ids.norm2)
-            }
-        }
+        let context = self.attention_context(tape, index, &x, batch, positions, hooks);
+        let x = self.after_attention(tape, index, x, context);
+        let hidden = self.mlp_hidden(tape, index, &x);
+        self.after_mlp(tape, index, x, hidden)
     }
 
-    fn mlp(&self, tape: &mut Tape<'_>, x: Var, ids: &LayerIds) -> Var {
-        let up = self.linear(tape, &x, ids.up);
-        let hidden = match ids.gate {
-            Some(gate) => {
-                let gate = self.linear(tape, &x, gate);
-                ops::gated_activation(tape, self.spec.activation, &gate, &up)
-            }
-            None => ops::activation(tape, self.spec.activation, &up),
-        };
-        self.linear(tape, &hidden, ids.down)
-    }
-
-    fn attention(
+    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`.
+    pub(crate) fn attention_context(
         &self,
         tape: &mut Tape<'_>,
         index: usize,
-        x: Var,
+        x: &Var,
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
         let ids = &self.layers[index];
+        let x = match self.spec.block {
+            Block::PreNorm => self.norm(tape, x, ids.norm1),
+            Block::PostNorm => x.clone(),
+        };
         let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
         drop(x);
         if let Some(table) = &self.rope {
@@ -224,12 +230,79 @@ impl Model {
             }
             None => ops::attention(tape, &q, &k, &v, gates, &shape),
         };
-        self.linear(tape, &context, ids.o)
+        if let Some(look) = &mut hooks.context {
+            look(index, context.tensor());
+        }
+        context
+    }
+
+    /// The residual stream with attention's output added, before the norm that a post-norm block has there.
+    pub(crate) fn add_attention(&self, tape: &mut Tape<'_>, index: usize, x: &Var, context: Var) -> Var {
+        let a = self.linear(tape, &context, self.layers[index].o);
+        drop(context);
+        ops::add(tape, x, &a)
+    }
+
+    /// The residual stream after attention.
+    pub(crate) fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var) -> Var {
+        let x = self.add_attention(tape, index, &x, context);
+        match self.spec.block {
+            Block::PreNorm => x,
+            Block::PostNorm => self.norm(tape, &x, self.layers[index].norm1),
+        }
+    }
+
+    /// What the MLP's down projection reads, `(batch · len, intermediate)`.
+    pub(crate) fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Var {
+        let ids = &self.layers[index];
+        let x = match self.spec.block {
+            Block::PreNorm => self.norm(tape, x, ids.norm2),
+            Block::PostNorm => x.clone(),
+        };
+        let up = self.linear(tape, &x, ids.up);
+        match ids.gate {
+            Some(gate) => {
+                let gate = self.linear(tape, &x, gate);
+                ops::gated_activation(tape, self.spec.activation, &gate, &up)
+            }
+            None => ops::activation(tape, self.spec.activation, &up),
+        }
+    }
+
+    /// The residual stream after the MLP.
+    pub(crate) fn after_mlp(&self, tape: &mut Tape<'_>, index: usize, x: Var, hidden: Var) -> Var {
+        let ids = &self.layers[index];
+        let m = self.linear(tape, &hidden, ids.down);
+        drop(hidden);
+        let x = ops::add(tape, &x, &m);
+        match self.spec.block {
+            Block::PreNorm => x,
+            Block::PostNorm => self.norm(tape, &x, ids.norm2),
+        }
     }
 
     /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
     pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
-        let hidden = self.hidden(tape, batch, hooks);
+        self.loss_from(tape, None, batch, weight, hooks)
+    }
+
+    /// The same from the input of a layer on, if one is given.
+    pub(crate) fn loss_from(
+        &self,
+        tape: &mut Tape<'_>,
+        start: Option<(usize, Var)>,
+        batch: &Batch,
+        weight: f32,
+        hooks: &mut Hooks<'_>,
+    ) -> Loss {
+        let hidden = match start {
+            None => self.hidden(tape, batch, hooks),
+            Some((layer, x)) => {
+                let positions = self.positions_for(batch.batch, batch.len, 0);
+                let x = self.layers_from(tape, layer, x, batch, &positions, hooks);
+                self.final_norm(tape, x)
+            }
+        };
         let (rows, targets) = self.predicted_rows(tape, hidden, batch);
         let (rows, weights) = self.before_logits(tape, rows);
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));

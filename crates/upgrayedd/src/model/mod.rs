@@ -189,13 +189,22 @@ impl Model {
         !name.starts_with("pooler.") || matches!(self.spec.objective, Objective::Classifier { .. })
     }
 
+    /// A layer's output projection of attention, `(d, heads · head_dim)`.
+    pub(crate) fn output_projection(&self, layer: usize) -> &Tensor {
+        self.params.get(self.output_projection_id(layer))
+    }
+
+    pub(crate) fn output_projection_id(&self, layer: usize) -> ParamId {
+        self.layers[layer].o.weight
+    }
+
     /// The rows or columns of a layer's weights that belong to heads at these positions.
     pub(crate) fn features(&self, positions: &[usize]) -> Vec<usize> {
         let d = self.spec.head_dim;
         positions.iter().flat_map(|p| p * d..(p + 1) * d).collect()
     }
 
-    fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
+    pub(crate) fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
         Arc::new((0..batch).flat_map(|_| first..first + queries).map(|p| p as u32).collect())
     }
 }

@@ -165,7 +165,12 @@ impl Pipeline {
         };
         model.device = device;
         config.strategy = strategy.name().to_owned();
-        config.resolve(&model);
+        config.resolve(&model, strategy.as_ref());
+        if parts.strategy && config.steps_per_cycle != Some(1) {
+            return Err(Error::invalid(
+                "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
+            ));
+        }
         check_heads(&config, &model)?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
         let tokenizer = model.tokenizer();
@@ -197,7 +202,7 @@ impl Pipeline {
     /// The heads that the first cycle would prune and their importances, without changing anything.
     pub fn preview(&mut self) -> Result<(HeadSelection, HeadScores)> {
         let scores = self.score(1)?;
-        let selection = self.select(1, &scores)?.0;
+        let selection = self.select(&scores, self.plan(1).prune)?;
         Ok((selection, scores))
     }
 
@@ -344,17 +349,23 @@ impl Pipeline {
         Ok(scores)
     }
 
-    /// What goes in this cycle, what the budget asked for, and how many are to be gone after growth (`None`: by ratio).
-    fn select(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, usize, Option<usize>)> {
+    /// How many heads go in this cycle, and how many are to be gone after growth.
+    fn plan(&self, cycle: usize) -> budget::CyclePlan {
         let config = &self.config;
         let ratios = (config.pruning_ratio, config.growth_ratio);
         let most = budget::prunable(&self.model.heads, config.unit, config.min_heads);
-        let plan = budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most);
-        let budget = Budget { heads: plan.prune, scope: config.scope, unit: config.unit, min_heads: config.min_heads };
+        budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most)
+    }
+
+    /// What the strategy takes of a budget of `heads`.
+    fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
+        let config = &self.config;
+        let scope = config.scope.unwrap_or_default();
+        let budget = Budget { heads, scope, unit: config.unit, min_heads: config.min_heads };
         let view = PruneView { model: &self.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
         self.model.heads.clone().remove(&selection, config.min_heads)?;
-        Ok((selection, plan.prune, plan.goal))
+        Ok(selection)
     }
 
     fn eval_options(&self) -> EvalOptions {

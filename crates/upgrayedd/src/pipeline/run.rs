@@ -7,6 +7,7 @@ use upgrayedd_nn::trim_buffers;
 
 use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
 use crate::budget;
+use crate::data::Part;
 use crate::eval::{Evaluation, measure_speed};
 use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
@@ -14,7 +15,7 @@ use crate::heads::{HeadScores, HeadSelection, LayerHeads};
 use crate::model::{DType, Model};
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
-use crate::{Error, Result, grow, surgery, train};
+use crate::{Error, Result, grow, refit, surgery, train};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -57,6 +58,10 @@ impl Run<'_> {
             let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
             self.emit(Event::Notice { cycle: 0, message })?;
         }
+        if self.pipeline.config.refit && there < 2 {
+            let message = "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by".to_owned();
+            self.emit(Event::Notice { cycle: 0, message })?;
+        }
         if let Some(wanted) = wanted.filter(|w| *w > there) {
             let message = format!("scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for");
             self.emit(Event::Notice { cycle: 0, message })?;
@@ -85,11 +90,16 @@ impl Run<'_> {
     fn cycle(&mut self, cycle: usize) -> Result<()> {
         let start = self.keep_for_roll_back();
         let tokens_before = self.state.tokens;
-        let scores = self.score(cycle)?;
-        let (pruned, goal) = self.prune(cycle, &scores)?;
+        let parent = self.pipeline.model.clone();
+        let plan = self.pipeline.plan(cycle);
+        let (pruned, left) = self.prune(cycle, plan.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &scores, &pruned, goal, &after_pruning)?;
+        let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning)?;
+        if !grown.is_empty() {
+            self.refit(cycle, &parent)?;
+        }
+        drop(parent);
         let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
         let loss_learned = match learned {
             Ok(evaluation) => evaluation.loss,
@@ -137,15 +147,42 @@ impl Run<'_> {
         Ok(scores)
     }
 
-    fn prune(&mut self, cycle: usize, scores: &HeadScores) -> Result<(HeadSelection, Option<usize>)> {
-        let (selection, budget, goal) = self.pipeline.select(cycle, scores)?;
-        let count: usize = selection.values().map(Vec::len).sum();
-        let Pipeline { model, optim, strategy, config, given, .. } = &mut self.pipeline;
-        let heads = named_heads(model, &selection);
-        let keep = strategy.as_keep(scores);
-        surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
-        let active = model.heads.num_active();
-        let notice = match (count, budget) {
+    /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
+    fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(HeadSelection, HeadScores)> {
+        let steps = self.pipeline.config.steps_per_cycle.unwrap_or(1);
+        let (mut pruned, mut count) = (HeadSelection::new(), 0);
+        let mut left = HeadScores::default();
+        for step in 1..=steps {
+            // What an earlier step could not take is asked of the next.
+            let share = (budget * step / steps).saturating_sub(count);
+            if share == 0 && step < steps {
+                continue;
+            }
+            let scores = self.score(cycle)?;
+            let selection = self.pipeline.select(&scores, share)?;
+            let Pipeline { model, optim, strategy, .. } = &mut self.pipeline;
+            let heads = named_heads(model, &selection);
+            let keep = strategy.as_keep(&scores);
+            surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
+            left = remaining(model, &scores, &selection);
+            let active = model.heads.num_active();
+            self.emit(Event::Pruned { cycle, budget: share, heads, active })?;
+            for (layer, heads) in selection {
+                count += heads.len();
+                pruned.entry(layer).or_insert_with(Vec::new).extend(heads);
+            }
+            self.refit(cycle, parent)?;
+        }
+        if let Some(message) = self.unmet(count, budget) {
+            self.emit(Event::Notice { cycle, message })?;
+        }
+        Ok((pruned, left))
+    }
+
+    /// Why pruning took another number of heads than the budget asked for.
+    fn unmet(&self, count: usize, budget: usize) -> Option<String> {
+        let Pipeline { config, given, .. } = &self.pipeline;
+        match (count, budget) {
             // A strategy of the caller's decides freely.
             _ if given.strategy => None,
             (0, 0) => Some(format!(
@@ -162,12 +199,21 @@ impl Run<'_> {
                 config.unit.name()
             )),
             _ => None,
-        };
-        self.emit(Event::Pruned { cycle, budget, heads, active })?;
-        if let Some(message) = notice {
-            self.emit(Event::Notice { cycle, message })?;
         }
-        Ok((selection, goal))
+    }
+
+    /// Repairs the output projections towards the model that the cycle started with.
+    fn refit(&mut self, cycle: usize, parent: &Model) -> Result<()> {
+        let Part { data, range } = self.pipeline.data.calibration.clone();
+        let Pipeline { model, config, .. } = &mut self.pipeline;
+        if !config.refit || model.heads == parent.heads || range.len() < 2 {
+            return Ok(());
+        }
+        let what = self.task(cycle, "refit");
+        self.observer.on_progress(Progress { task: &what, done: 0, total: 1 });
+        let Pipeline { model, config, .. } = &mut self.pipeline;
+        let layers = refit::refit(model, parent, &data, range, config.batch_size)?;
+        self.emit(Event::Refit { cycle, layers })
     }
 
     fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {
@@ -198,12 +244,10 @@ impl Run<'_> {
     fn grow(
         &mut self,
         cycle: usize,
-        scores: &HeadScores,
-        pruned: &HeadSelection,
+        left: &HeadScores,
         goal: Option<usize>,
         evaluation: &Evaluation,
     ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
-        let left = remaining(&self.pipeline.model, scores, pruned);
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
         let restorable = model.archive.restorable(&model.heads);
@@ -215,7 +259,7 @@ impl Run<'_> {
         let view = GrowView {
             model,
             restorable: &restorable,
-            importances: &left,
+            importances: left,
             count,
             unit: config.unit,
             seed,

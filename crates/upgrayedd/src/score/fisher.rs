@@ -1,18 +1,12 @@
-//! Fisher information of the gates: how sharply the loss bends when a head fades (Kwon et al. 2022).
+//! Diagonal empirical Fisher information of the gates (Kwon et al. 2022).
 
-use super::gates::gate_sums;
-use super::{Score, ScoreContext};
-use crate::Result;
-use crate::heads::HeadScores;
+use super::Score;
+use super::statistics::Needs;
 
 pub(super) static SCORE: Score = Score {
     name: "fisher",
-    summary: "mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022)",
+    summary: "mean over sequences of (∂loss/∂gate)², the gates' diagonal Fisher information (Kwon et al. 2022)",
     higher_keeps: true,
-    needs_data: true,
-    compute,
+    needs: Needs::Gates,
+    compute: |_, statistics| Ok(statistics.squared.clone()),
 };
-
-fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
-    Ok(gate_sums(context)?.squared)
-}

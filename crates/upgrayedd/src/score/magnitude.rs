@@ -1,5 +1,6 @@
 //! Weight magnitude: L2 norm over a head's Q, K, V and O weights.
 
+use super::statistics::{Needs, Statistics};
 use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::{Model, Result};
@@ -8,11 +9,11 @@ pub(super) static SCORE: Score = Score {
     name: "magnitude",
     summary: "L2 norm over the head's Q, K, V and O weights (shared K and V count for each reader)",
     higher_keeps: true,
-    needs_data: false,
+    needs: Needs::Nothing,
     compute,
 };
 
-fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<HeadScores> {
     let model = context.model;
     let layers = (0..model.spec.num_layers).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
     Ok(HeadScores { layers: layers.collect() })

@@ -2,18 +2,24 @@
 
 mod entropy;
 mod fisher;
-mod gates;
 mod gradient;
+mod loss_impact;
 pub(crate) mod magnitude;
 mod random;
+mod similarity;
+mod statistics;
+mod task;
 mod taylor;
+mod wanda;
 
 use std::ops::Range;
 
 use crate::data::Dataset;
 use crate::error::unknown_name;
 use crate::heads::HeadScores;
-use crate::{Model, Result};
+use crate::{Error, Model, Result};
+
+use statistics::{Needs, Statistics};
 
 /// What a score may look at.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +36,12 @@ pub struct ScoreContext<'a> {
     pub seed: u64,
 }
 
+impl<'a> ScoreContext<'a> {
+    fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
+        self.data.ok_or_else(|| Error::invalid("this score needs calibration data"))
+    }
+}
+
 /// An importance score.
 #[derive(Debug)]
 pub struct Score {
@@ -39,14 +51,23 @@ pub struct Score {
     pub summary: &'static str,
     /// Whether heads with high values are the ones to keep.
     pub higher_keeps: bool,
-    /// Whether calibration data is read.
-    pub needs_data: bool,
-    compute: fn(&ScoreContext<'_>) -> Result<HeadScores>,
+    needs: Needs,
+    compute: fn(&ScoreContext<'_>, &Statistics) -> Result<HeadScores>,
 }
 
 /// Every score, in the order in which messages and documents name them.
-pub const ALL: [&Score; 6] =
-    [&random::SCORE, &entropy::SCORE, &magnitude::SCORE, &gradient::SCORE, &taylor::SCORE, &fisher::SCORE];
+pub const ALL: [&Score; 10] = [
+    &random::SCORE,
+    &entropy::SCORE,
+    &magnitude::SCORE,
+    &gradient::SCORE,
+    &taylor::SCORE,
+    &fisher::SCORE,
+    &task::SCORE,
+    &wanda::SCORE,
+    &similarity::SCORE,
+    &loss_impact::SCORE,
+];
 
 impl Score {
     /// The score called `name`.
@@ -54,10 +75,31 @@ impl Score {
         ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("score", name, &ALL.map(|s| s.name)))
     }
 
+    /// Whether calibration data is read.
+    pub fn needs_data(&self) -> bool {
+        self.needs != Needs::Nothing
+    }
+
     /// The score of every active head, in its own units. A value that is not finite is an error.
     pub fn compute(&self, context: &ScoreContext<'_>) -> Result<HeadScores> {
-        let scores = (self.compute)(context)?;
+        let mut scores = compute_all(&[self], context)?;
+        Ok(scores.swap_remove(0))
+    }
+
+    /// The same numbers such that higher means keep.
+    pub fn as_keep(&self, scores: &HeadScores) -> HeadScores {
+        if self.higher_keeps { scores.clone() } else { scores.negated() }
+    }
+}
+
+/// Several scores from one pass over the calibration data (`loss_impact` makes passes of its own).
+pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<HeadScores>> {
+    let needs: Vec<Needs> = scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
+    let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
+    let compute = |score: &&Score| {
+        let scores = (score.compute)(context, &statistics)?;
         scores.check(&context.model.heads)?;
         Ok(scores)
-    }
+    };
+    scores.iter().map(compute).collect()
 }

@@ -2,14 +2,15 @@
 
 use rand::RngExt;
 
+use super::statistics::{Needs, Statistics};
 use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::{Result, rng};
 
 pub(super) static SCORE: Score =
-    Score { name: "random", summary: "uniform in [0, 1): a baseline", higher_keeps: true, needs_data: false, compute };
+    Score { name: "random", summary: "uniform in [0, 1): a baseline", higher_keeps: true, needs: Needs::Nothing, compute };
 
-fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<HeadScores> {
     let mut random = rng::stream(context.seed, "random score");
     let layer = |l: &crate::heads::LayerHeads| l.active().iter().map(|_| random.random::<f64>()).collect();
     Ok(HeadScores { layers: context.model.heads.layers().iter().map(layer).collect() })

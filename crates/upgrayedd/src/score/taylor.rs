@@ -1,6 +1,6 @@
 //! First-order Taylor term of removing a head, made comparable between layers (Molchanov et al. 2017).
 
-use super::gates::gate_sums;
+use super::statistics::{Needs, Statistics};
 use super::{Score, ScoreContext};
 use crate::Result;
 use crate::heads::HeadScores;
@@ -9,12 +9,12 @@ pub(super) static SCORE: Score = Score {
     name: "taylor",
     summary: "mean over sequences of |gate · ∂loss/∂gate|, divided by its L2 norm over the layer (Molchanov et al. 2017)",
     higher_keeps: true,
-    needs_data: true,
+    needs: Needs::Gates,
     compute,
 };
 
-fn compute(context: &ScoreContext<'_>) -> Result<HeadScores> {
-    let mut scores = gate_sums(context)?.absolute;
+fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+    let mut scores = statistics.absolute.clone();
     for layer in &mut scores.layers {
         let norm = layer.iter().map(|s| s * s).sum::<f64>().sqrt();
         // A layer without any gradient stays at zero: all its heads are equally useless.

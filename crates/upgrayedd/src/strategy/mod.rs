@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::{self, Budget, Unit};
+use crate::budget::{self, Budget, Scope, Unit};
 use crate::error::unknown_name;
 use crate::eval::Evaluation;
 use crate::heads::{HeadScores, HeadSelection};
@@ -97,6 +97,14 @@ pub trait Strategy: Send {
     fn calibration_samples(&self) -> Option<usize> {
         None
     }
+    /// Where heads compete unless the user says otherwise.
+    fn scope(&self) -> Scope {
+        Scope::Layer
+    }
+    /// Parts in which a cycle prunes unless the user says otherwise.
+    fn steps_per_cycle(&self) -> usize {
+        1
+    }
     /// The importance of every active head, in the strategy's own units.
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
     /// The same such that higher means keep; what the archive remembers.
@@ -121,8 +129,18 @@ pub struct StrategyInfo {
 }
 
 /// Every built-in strategy, in the order in which messages and documents name them.
-pub const ALL: [&StrategyInfo; 6] =
-    [&random::INFO, &entropy::INFO, &magnitude::INFO, &scored::GRADIENT, &scored::TAYLOR, &scored::FISHER];
+pub const ALL: [&StrategyInfo; 10] = [
+    &random::INFO,
+    &entropy::INFO,
+    &magnitude::INFO,
+    &scored::GRADIENT,
+    &scored::TAYLOR,
+    &scored::FISHER,
+    &scored::TASK,
+    &scored::WANDA,
+    &scored::SIMILARITY,
+    &scored::LOSS_IMPACT,
+];
 
 /// The strategy called `name`, with checked parameters.
 pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {

@@ -1,0 +1,151 @@
+//! Least-squares repair without training: after pruning, the remaining heads' output projections are changed such that the
+//! residual stream is again as close as they can bring it to that of the parent (the model before pruning).
+//!
+//! Layer by layer, student and parent side by side: with X the student's output-projection input and R what the stream then
+//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Because R is a difference of streams and not of one layer's outputs, a layer
+//! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not seen, and a
+//! solution that does not help there is not used.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::Serialize;
+use upgrayedd_nn::{ParamId, Tape, Tensor, Var, trim_buffers};
+
+use crate::data::{Dataset, Pass};
+use crate::linalg::{Moments, ridge};
+use crate::model::{Batch, Hooks, Model};
+use crate::{Error, Result};
+
+/// What came of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LayerRefit {
+    /// λ as a share of the mean square of the inputs; absent if no λ helped.
+    pub ridge: Option<f64>,
+    /// Share of the held-out squared distance to the parent's stream that is gone.
+    pub repaired: f64,
+}
+
+/// Every fifth batch only judges.
+const JUDGES: usize = 5;
+
+/// One batch on its way through both models.
+struct Pair {
+    batch: Batch,
+    positions: Arc<Vec<u32>>,
+    student: Tensor,
+    parent: Tensor,
+}
+
+/// Repairs `model` towards `parent` on sequences `range` of `data`.
+///
+/// Nothing changes if it is refused: for fewer than two sequences, one to fit on and one to judge by.
+pub fn refit(
+    model: &mut Model,
+    parent: &Model,
+    data: &Dataset,
+    range: Range<usize>,
+    batch_size: usize,
+) -> Result<Vec<LayerRefit>> {
+    if range.len() < 2 {
+        return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
+    }
+    let shape = |m: &Model| (m.spec.family.model_type, m.spec.num_layers, m.spec.hidden_size, m.spec.vocab_size);
+    if shape(model) != shape(parent) {
+        return Err(Error::invalid(
+            "refit needs the model before pruning as the parent: this one has other layers or another width",
+        ));
+    }
+    let size = batch_size.min(range.len().div_ceil(JUDGES)).max(1);
+    let indices: Vec<usize> = range.collect();
+    let mut pairs: Vec<Pair> =
+        indices.chunks(size).map(|indices| Pair::start(model, parent, data.batch(indices, Pass::Fixed))).collect();
+    let mut report = Vec::with_capacity(model.spec.num_layers);
+    for layer in 0..model.spec.num_layers {
+        let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Vec<_>>();
+        let id = model.output_projection_id(layer);
+        report.push(solve(model, parent, layer, id, &pairs, &contexts));
+        for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
+            pair.student = finish(model, layer, &pair.student, student);
+            pair.parent = finish(parent, layer, &pair.parent, teacher);
+        }
+    }
+    model.touch();
+    trim_buffers();
+    Ok(report)
+}
+
+impl Pair {
+    fn start(model: &Model, parent: &Model, batch: Batch) -> Self {
+        let positions = model.positions_for(batch.batch, batch.len, 0);
+        let embed = |model: &Model| {
+            let mut tape = Tape::inference(model.device, &model.params);
+            model.embed(&mut tape, &batch, &positions).tensor().clone()
+        };
+        let (student, parent) = (embed(model), embed(parent));
+        Self { batch, positions, student, parent }
+    }
+
+    /// What both models' output projections of a layer read.
+    fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> (Tensor, Tensor) {
+        let context = |model: &Model, x: &Tensor| {
+            let mut tape = Tape::inference(model.device, &model.params);
+            let x = tape.constant(x.clone());
+            model.attention_context(&mut tape, layer, &x, &self.batch, &self.positions, &mut Hooks::default()).tensor().clone()
+        };
+        (context(model, &self.student), context(parent, &self.parent))
+    }
+}
+
+/// Changes the output projection `id` of a layer, if that helps.
+fn solve(
+    model: &mut Model,
+    parent: &Model,
+    layer: usize,
+    id: ParamId,
+    pairs: &[Pair],
+    contexts: &[(Tensor, Tensor)],
+) -> LayerRefit {
+    let (outputs, inputs) = (model.params.get(id).rows(), model.params.get(id).cols());
+    let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
+    for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
+        let mut missing = added(parent, layer, &pair.parent, teacher);
+        let there = added(model, layer, &pair.student, student);
+        missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
+        let mut x = student.clone();
+        if let Some(mask) = &pair.batch.mask {
+            blank(&mut x, mask);
+            blank(&mut missing, mask);
+        }
+        let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
+        moments.add(model.device, &x, &missing);
+    }
+    let Some(found) = ridge(&fit, &held_out) else { return LayerRefit { ridge: None, repaired: 0.0 } };
+    let weight = model.params.get_mut(id).data_mut();
+    weight.iter_mut().zip(found.change.data()).for_each(|(w, change)| *w += change);
+    LayerRefit { ridge: Some(found.ridge), repaired: found.repaired }
+}
+
+/// Padding never counts.
+fn blank(rows: &mut Tensor, mask: &[u8]) {
+    let cols = rows.cols();
+    for (row, _) in rows.data_mut().chunks_exact_mut(cols).zip(mask).filter(|(_, m)| **m == 0) {
+        row.fill(0.0);
+    }
+}
+
+/// The stream with attention added.
+fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Tensor {
+    let mut tape = Tape::inference(model.device, &model.params);
+    let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
+    model.add_attention(&mut tape, layer, &x, context).tensor().clone()
+}
+
+/// The stream after the whole layer.
+fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Tensor {
+    let mut tape = Tape::inference(model.device, &model.params);
+    let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
+    let x = model.after_attention(&mut tape, layer, x, context);
+    let hidden = model.mlp_hidden(&mut tape, layer, &x);
+    model.after_mlp(&mut tape, layer, x, hidden).tensor().clone()
+}

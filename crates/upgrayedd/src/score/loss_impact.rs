@@ -1,0 +1,67 @@
+//! Exact ablation: what the loss rises by without a head. The truth that cheaper scores approximate.
+
+use upgrayedd_nn::{Tape, Tensor};
+
+use super::statistics::{Needs, Statistics};
+use super::{Score, ScoreContext};
+use crate::data::Pass;
+use crate::heads::{HeadScores, HeadSelection};
+use crate::model::{Hooks, Model};
+use crate::{Error, Result};
+
+pub(super) static SCORE: Score = Score {
+    name: "loss_impact",
+    summary: "loss without the head − loss, in nats per target, measured head by head with the layers below cached",
+    higher_keeps: true,
+    needs: Needs::Ablation,
+    compute: |context, _: &Statistics| every(context),
+};
+
+fn every(context: &ScoreContext<'_>) -> Result<HeadScores> {
+    let all = context.model.heads.layers().iter().enumerate().map(|(l, heads)| (l, heads.active().to_vec())).collect();
+    let mut scores = HeadScores { layers: context.model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    for (layer, impacts) in of(context, &all)? {
+        scores.layers[layer] = impacts;
+    }
+    Ok(scores)
+}
+
+/// The impact of each head of `selection`, in its order.
+pub(crate) fn of(context: &ScoreContext<'_>, selection: &HeadSelection) -> Result<Vec<(usize, Vec<f64>)>> {
+    let (data, range) = context.calibration()?;
+    let model = context.model;
+    let mut sums: Vec<(usize, Vec<f64>)> = selection.iter().map(|(&layer, heads)| (layer, vec![0.0; heads.len()])).collect();
+    let mut targets = 0;
+    let indices: Vec<usize> = range.clone().take(context.samples).collect();
+    for indices in indices.chunks(context.batch_size) {
+        let batch = data.batch(indices, Pass::Fixed);
+        let mut inputs = Vec::with_capacity(model.spec.num_layers);
+        let mut tape = Tape::inference(model.device, &model.params);
+        let whole = model.loss_from(&mut tape, None, &batch, 1.0, &mut Hooks { inputs: Some(&mut inputs), ..Hooks::default() });
+        targets += whole.count;
+        for ((layer, sums), heads) in sums.iter_mut().zip(selection.values()) {
+            for (sum, &head) in sums.iter_mut().zip(heads) {
+                let gates = without(model, *layer, head)?;
+                let mut tape = Tape::inference(model.device, &model.params);
+                let gates: Vec<_> = gates.into_iter().map(|g| tape.constant(g)).collect();
+                let start = (*layer, tape.constant(inputs[*layer].clone()));
+                let hooks = &mut Hooks { gates: Some(&gates), ..Hooks::default() };
+                *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks).sum - whole.sum;
+            }
+        }
+    }
+    if targets == 0 {
+        return Err(Error::invalid("the calibration data has nothing to predict: the impact on the loss is undefined"));
+    }
+    sums.iter_mut().flat_map(|(_, s)| s).for_each(|s| *s /= targets as f64);
+    Ok(sums)
+}
+
+/// Gates of all layers that shut one head.
+fn without(model: &Model, layer: usize, head: usize) -> Result<Vec<Tensor>> {
+    let mut gates: Vec<Tensor> = model.heads.counts().into_iter().map(|n| Tensor::full(&[n], 1.0)).collect();
+    let position = model.heads.layers()[layer].active().binary_search(&head);
+    let position = position.map_err(|_| Error::invalid(format!("head {head} of layer {layer} is not there to be left out")))?;
+    gates[layer].data_mut()[position] = 0.0;
+    Ok(gates)
+}

@@ -1,0 +1,207 @@
+//! One pass over the calibration data for every score that wants data: gate gradients, attention entropy, and what the heads write.
+//!
+//! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head. Weights are frozen;
+//! a few numbers per head are all that is kept.
+
+use upgrayedd_nn::{Device, Gradients, Tape, Tensor};
+
+use super::ScoreContext;
+use crate::data::Pass;
+use crate::heads::HeadScores;
+use crate::linalg::multiply;
+use crate::model::{Batch, Hooks, Model};
+use crate::{Error, Result};
+
+/// What a score reads; a pass computes what any of its scores wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Weights only, no pass.
+    Nothing,
+    /// Gradients of the gates: the pass goes backward too.
+    Gates,
+    /// Attention entropy.
+    Entropy,
+    /// Norms of the output projection's input.
+    Norms,
+    /// Cosines between the heads' outputs.
+    Cosines,
+    /// Losses with one head left out at a time: passes of its own.
+    Ablation,
+}
+
+/// Sums over the calibration sequences. What was not wanted is empty.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Statistics {
+    /// Mean of |G| over the sequences, each weighted by its targets; G is the gradient of a sequence's mean loss.
+    pub(super) absolute: HeadScores,
+    /// Mean of G².
+    pub(super) squared: HeadScores,
+    /// Mean attention entropy over queries, each divided by the log of its visible keys.
+    pub(super) entropy: HeadScores,
+    /// Per layer and feature of the output projection's input: root of its mean square.
+    pub(super) norms: Vec<Vec<f64>>,
+    /// Per layer, `H × H`: mean cosine over positions of what two heads add to the residual stream.
+    pub(super) cosines: Vec<Vec<f64>>,
+    /// Per layer and head, with the cosines: mean square of what it adds.
+    pub(super) powers: Vec<Vec<f64>>,
+}
+
+/// Runs the pass over `context.data`.
+pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Statistics> {
+    let wants = |need| needs.contains(&need);
+    let (data, range) = context.calibration()?;
+    let mut model = context.model.clone();
+    model.params.set_trainable(false);
+    let heads = model.heads.counts();
+    let per_head = || HeadScores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
+    let mut sums = Statistics { absolute: per_head(), squared: per_head(), entropy: per_head(), ..Statistics::default() };
+    let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines));
+    let mut grads = Gradients::for_params(&model.params);
+    let (mut targets, mut queries) = (0, 0);
+    let indices: Vec<usize> = range.clone().take(context.samples).collect();
+    for indices in indices.chunks(context.batch_size) {
+        let batch = data.batch(indices, Pass::Fixed);
+        outputs.start(&batch);
+        let mut probes = Vec::new();
+        let mut look = |layer: usize, context: &Tensor| outputs.add(layer, context);
+        let mut hooks =
+            Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
+        if wants(Needs::Gates) {
+            let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+            let gates: Vec<_> = heads.iter().map(|&n| tape.leaf(Tensor::full(&[batch.batch, n], 1.0))).collect();
+            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..hooks });
+            let leaves = tape.backward(loss.seeds);
+            targets += batch.counted();
+            for (layer, gate) in gates.iter().enumerate() {
+                // A head that no target sees has no gradient.
+                let Some(gradient) = leaves.get(gate) else { continue };
+                sums.add_gradients(layer, gradient, &batch);
+            }
+        } else {
+            let mut tape = Tape::inference(model.device, &model.params);
+            model.hidden(&mut tape, &batch, &mut hooks);
+        }
+        queries += probes.first().map_or(0, |p| p.queries);
+        for (sums, probe) in sums.entropy.layers.iter_mut().zip(&probes) {
+            sums.iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    if wants(Needs::Gates) && targets == 0 {
+        return Err(Error::invalid("the calibration data has nothing to predict: gate gradients are undefined"));
+    }
+    if wants(Needs::Entropy) && queries == 0 {
+        return Err(Error::invalid(
+            "the calibration data has no position that sees more than one token: attention entropy is undefined",
+        ));
+    }
+    sums.absolute.scale(1.0 / targets.max(1) as f64);
+    sums.squared.scale(1.0 / targets.max(1) as f64);
+    sums.entropy.scale(1.0 / queries.max(1) as f64);
+    outputs.finish(&mut sums);
+    Ok(sums)
+}
+
+impl Statistics {
+    /// Adds what one batch's `(batch, H)` gradient of the summed loss says.
+    fn add_gradients(&mut self, layer: usize, gradient: &Tensor, batch: &Batch) {
+        let rows = gradient.data().chunks_exact(gradient.cols().max(1));
+        for (row, count) in rows.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
+            let count = count as f64;
+            for (head, &g) in row.iter().enumerate() {
+                let mean = f64::from(g) / count;
+                self.absolute.layers[layer][head] += count * mean.abs();
+                self.squared.layers[layer][head] += count * mean * mean;
+            }
+        }
+    }
+}
+
+/// What the heads write, batch by batch.
+struct Outputs {
+    norms: Option<Vec<Vec<f64>>>,
+    cosines: Option<Vec<Vec<f64>>>,
+    powers: Vec<Vec<f64>>,
+    /// Per layer `Wᵀ W` of the output projection: inner products of what heads add follow from their contexts.
+    products: Vec<Tensor>,
+    head_dim: usize,
+    device: Device,
+    mask: Option<Vec<u8>>,
+    /// Positions that are not padding.
+    positions: u64,
+}
+
+impl Outputs {
+    fn new(model: &Model, norms: bool, cosines: bool) -> Self {
+        let products = |weight: &Tensor| {
+            let by_feature = weight.transposed();
+            multiply(model.device, &by_feature, &by_feature)
+        };
+        let weights = || (0..model.spec.num_layers).map(|layer| model.output_projection(layer));
+        let head_dim = model.spec.head_dim;
+        Self {
+            norms: norms.then(|| weights().map(|w| vec![0.0; w.cols()]).collect()),
+            cosines: cosines.then(|| weights().map(|w| vec![0.0; (w.cols() / head_dim).pow(2)]).collect()),
+            powers: if cosines { weights().map(|w| vec![0.0; w.cols() / head_dim]).collect() } else { Vec::new() },
+            products: if cosines { weights().map(products).collect() } else { Vec::new() },
+            head_dim,
+            device: model.device,
+            mask: None,
+            positions: 0,
+        }
+    }
+
+    fn start(&mut self, batch: &Batch) {
+        self.mask.clone_from(&batch.mask);
+        let all = (batch.batch * batch.len) as u64;
+        self.positions += batch.mask.as_ref().map_or(all, |m| m.iter().map(|&v| u64::from(v != 0)).sum());
+    }
+
+    fn add(&mut self, layer: usize, context: &Tensor) {
+        let counts = |row: usize| self.mask.as_ref().is_none_or(|m| m[row] != 0);
+        if let Some(norms) = &mut self.norms {
+            for (_, row) in context.data().chunks_exact(context.cols()).enumerate().filter(|(i, _)| counts(*i)) {
+                norms[layer].iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+            }
+        }
+        let Some(cosines) = &mut self.cosines else { return };
+        let (width, d) = (context.cols(), self.head_dim);
+        let heads = width / d;
+        // Inner products of head h's output with every head's, position by position.
+        let products: Vec<Tensor> = (0..heads)
+            .map(|h| {
+                let features: Vec<usize> = (h * d..(h + 1) * d).collect();
+                multiply(self.device, &context.take_cols(&features), &self.products[layer].take_cols(&features))
+            })
+            .collect();
+        let mut inner = vec![0.0f32; heads * heads];
+        for row in (0..context.rows()).filter(|&row| counts(row)) {
+            let own = &context.data()[row * width..(row + 1) * width];
+            for (h, product) in products.iter().enumerate() {
+                let product = &product.data()[row * width..(row + 1) * width];
+                for (other, (a, b)) in own.chunks_exact(d).zip(product.chunks_exact(d)).enumerate() {
+                    inner[h * heads + other] = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                }
+            }
+            for (h, sum) in self.powers[layer].iter_mut().enumerate() {
+                *sum += f64::from(inner[h * (heads + 1)]);
+            }
+            for (i, sum) in cosines[layer].iter_mut().enumerate() {
+                let (a, b) = (inner[i / heads * (heads + 1)], inner[i % heads * (heads + 1)]);
+                let norm = f64::from(a).max(0.0).sqrt() * f64::from(b).max(0.0).sqrt();
+                *sum += if norm > 0.0 { (f64::from(inner[i]) / norm).clamp(-1.0, 1.0) } else { 0.0 };
+            }
+        }
+    }
+
+    fn finish(self, into: &mut Statistics) {
+        let n = self.positions.max(1) as f64;
+        let mean = |mut sums: Vec<Vec<f64>>| {
+            sums.iter_mut().flatten().for_each(|s| *s /= n);
+            sums
+        };
+        into.norms = mean(self.norms.unwrap_or_default());
+        into.norms.iter_mut().flatten().for_each(|s| *s = s.sqrt());
+        into.cosines = mean(self.cosines.unwrap_or_default());
+        into.powers = mean(self.powers);
+    }
+}

@@ -1,0 +1,40 @@
+//! Fisher information under the user's task.
+
+use upgrayedd_nn::ops::IGNORE;
+
+use super::statistics::{Needs, Statistics};
+use super::{Score, ScoreContext};
+use crate::data::Pass;
+use crate::heads::HeadScores;
+use crate::model::Objective;
+use crate::{Error, Result};
+
+pub(super) static SCORE: Score = Score {
+    name: "task",
+    summary: "mean over labelled examples of (∂ task loss/∂gate)²: fisher, refused where the data has no labels of a task",
+    higher_keeps: true,
+    needs: Needs::Gates,
+    compute,
+};
+
+fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+    if !matches!(context.model.spec.objective, Objective::Classifier { .. }) && !has_answers(context)? {
+        return Err(Error::invalid(
+            "score task needs labels: a classifier with labelled data, or sequences whose prompts are masked with -100; for plain text use fisher",
+        ));
+    }
+    Ok(statistics.squared.clone())
+}
+
+/// Whether some sequence says which of its tokens are the answer.
+fn has_answers(context: &ScoreContext<'_>) -> Result<bool> {
+    if context.model.spec.objective != Objective::CausalLm {
+        return Ok(false);
+    }
+    let (data, range) = context.calibration()?;
+    let batch = data.batch(&range.clone().take(context.samples).collect::<Vec<_>>(), Pass::Fixed);
+    let real = |i: usize| batch.mask.as_ref().is_none_or(|m| m[i] != 0);
+    // The last position of a sequence predicts nothing in any case.
+    let asks = |(i, &target): (usize, &i64)| target == IGNORE && (i + 1) % batch.len != 0 && real(i) && real(i + 1);
+    Ok(batch.targets.iter().enumerate().any(asks))
+}

@@ -1,0 +1,127 @@
+//! Least-squares repair: exact where it can be, never worse on what it has not seen, and the same at any number of threads.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+
+use upgrayedd::data::{Dataset, Pass, Row};
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{Hooks, LoadOptions, Model};
+use upgrayedd::refit::refit;
+use upgrayedd::{builtin, surgery};
+
+fn golden(name: &str) -> Model {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    Model::load(&dir, &LoadOptions::default()).unwrap()
+}
+
+/// Sequences of pseudo-random tokens, of two lengths so that there is padding.
+fn data(model: &Model, sequences: u32) -> Dataset {
+    let vocabulary = model.spec.vocab_size as u32;
+    let row = |i: u32| {
+        let mut state = i.wrapping_mul(2_654_435_761).wrapping_add(12345);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % vocabulary
+        };
+        Row::causal((0..10 + 4 * (i % 2)).map(|_| next()).collect(), None, None)
+    };
+    Dataset::from_rows((0..sequences).map(row).collect(), model.spec.objective, 0)
+}
+
+/// Writes head `from` of a layer over head `to`, weights of Q, K, V and O.
+fn duplicate(model: &mut Model, layer: usize, from: usize, to: usize) {
+    let d = model.spec.head_dim;
+    for part in ["q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias"] {
+        let Some(id) = model.params.find(&format!("layers.{layer}.attn.{part}")) else { continue };
+        let weight = model.params.get_mut(id);
+        let width = if part.ends_with("bias") { 1 } else { weight.cols() };
+        let size = d * width;
+        weight.data_mut().copy_within(from * size..(from + 1) * size, to * size);
+    }
+}
+
+fn logits(model: &Model, data: &Dataset) -> Vec<f32> {
+    model.logits(&data.batch(&[0, 2, 4], Pass::Fixed), &mut Hooks::default()).data().to_vec()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn what_a_twin_can_say_is_not_lost() {
+    let mut parent = golden("gpt2");
+    duplicate(&mut parent, 1, 0, 2);
+    let data = data(&parent, 60);
+    let mut pruned = parent.clone();
+    surgery::remove(&mut pruned, None, &HeadSelection::from([(1, vec![2])]), 0, None).unwrap();
+    let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
+    let report = refit(&mut pruned, &parent, &data, 0..60, 4).unwrap();
+    let repaired = logits(&pruned, &data);
+    assert!(report[1].repaired > 0.999, "{report:?}");
+    assert!(distance(&repaired, &whole) < 0.02 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
+}
+
+#[test]
+fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
+    for (name, layer) in [("llama_gqa", 0), ("llama_gqa_pruned", 1), ("gpt2", 0), ("bert_mlm", 1)] {
+        let parent = golden(name);
+        let data = data(&parent, 24);
+        let head = parent.heads.layers()[layer].active()[0];
+        let mut pruned = parent.clone();
+        surgery::remove(&mut pruned, None, &HeadSelection::from([(layer, vec![head])]), 0, None).unwrap();
+        let before = pruned.clone();
+        let report = refit(&mut pruned, &parent, &data, 0..24, 3).unwrap();
+        assert!(
+            report.iter().all(|l| (0.0..=1.0).contains(&l.repaired) && l.ridge.is_some() == (l.repaired > 0.0)),
+            "{report:?}"
+        );
+        // A layer below the pruned one has nothing to repair.
+        assert!(report[..layer].iter().all(|l| l.ridge.is_none()), "{report:?}");
+        for id in pruned.params.ids() {
+            let name = pruned.params.name(id);
+            let (is, was) = (pruned.params.get(id), before.params.get(id));
+            assert!(name.ends_with("attn.o.weight") || is == was, "{name}");
+        }
+        assert_eq!(pruned.archive, before.archive);
+    }
+}
+
+#[test]
+fn a_model_that_lost_nothing_stays_as_it_is() {
+    let parent = builtin::model().unwrap();
+    let data = data(&parent, 10);
+    let mut same = parent.clone();
+    let report = refit(&mut same, &parent, &data, 0..10, 4).unwrap();
+    assert!(report.iter().all(|l| l.ridge.is_none() && l.repaired == 0.0));
+    assert_eq!(logits(&same, &data), logits(&parent, &data));
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let parent = golden("llama_gqa");
+    let data = data(&parent, 20);
+    let run = |threads: usize| {
+        let pool = pool_of(threads);
+        pool.install(|| {
+            let mut pruned = parent.clone();
+            surgery::remove(&mut pruned, None, &HeadSelection::from([(0, vec![1])]), 0, None).unwrap();
+            refit(&mut pruned, &parent, &data, 0..20, 4).unwrap();
+            logits(&pruned, &data)
+        })
+    };
+    assert_eq!(run(1), run(2));
+}
+
+fn pool_of(threads: usize) -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+}
+
+#[test]
+fn impossible_repairs_are_refused() {
+    let parent = golden("llama_gqa");
+    let data = data(&parent, 4);
+    let refuse = |parent: &Model, range| refit(&mut golden("llama_gqa"), parent, &data, range, 4).unwrap_err().to_string();
+    assert!(refuse(&parent, 0..1).contains("at least 2"));
+    assert!(refuse(&golden("gpt2"), 0..4).contains("parent"));
+}
