@@ -55,7 +55,7 @@ fn main() -> Result<()> {
         let start = Instant::now();
         match args.work {
             Work::Train => {
-                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 5e-5, 1.0)
+                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 5e-5, 1.0)
                     .map_err(anyhow::Error::msg)?;
             }
             Work::Forward => {

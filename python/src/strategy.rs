@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::json;
-use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
+use upgrayedd::budget::{self, Budget, Schedule, Unit};
 use upgrayedd::data::Pass;
 use upgrayedd::eval::Evaluation;
-use upgrayedd::heads::{HeadScores, HeadSelection};
+use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
 use upgrayedd::model::Objective;
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::score::ScoreContext;
@@ -49,14 +49,15 @@ pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, import
             let most = budget::prunable(&model.inner.heads, Unit::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
             let plan = budget::plan(Schedule::PerCycle, &model.inner.heads, Unit::Head, ratios, (1, 1), most);
-            Budget { heads: plan.prune, scope: Scope::Layer, unit: Unit::Head, min_heads: params.min_heads }
+            Budget { heads: plan.prune, scope: strategy.scope(), unit: Unit::Head, min_heads: params.min_heads }
         });
         strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })
     };
     decide().map_err(to_py)
 }
 
-/// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can come back.
+/// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can come back, `gains`
+/// says what it is worth: layer → head → nats.
 #[pyfunction]
 pub fn select_to_grow(
     name: &str,
@@ -64,6 +65,7 @@ pub fn select_to_grow(
     model: PyRef<'_, Model>,
     restorable: Vec<usize>,
     layer_means: Vec<f64>,
+    gains: BTreeMap<usize, BTreeMap<usize, f64>>,
 ) -> PyResult<BTreeMap<usize, usize>> {
     let decide = || {
         let (params, options) = parse(params)?;
@@ -84,8 +86,12 @@ pub fn select_to_grow(
             window: 0,
             data_hash: String::new(),
         };
+        let each =
+            |(layer, heads): (usize, BTreeMap<usize, f64>)| heads.into_iter().map(move |(head, g)| (HeadId { layer, head }, g));
+        let gains = gains.into_iter().flat_map(each).collect();
         strategy.select_heads_to_grow(&GrowView {
             model: &model.inner,
+            gains: &gains,
             restorable: &restorable,
             importances: &importances,
             count,
@@ -160,7 +166,12 @@ impl Strategy for PyStrategy {
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         let allowed = Allowed { prune: None, grow: Some((view.count, view.unit, view.seed)) };
         let model = Model { inner: view.model.clone(), allowed };
+        let mut gains: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
+        for (id, &gain) in view.gains {
+            gains.entry(view.model.layer_name(id.layer)).or_default().insert(id.head, gain);
+        }
         let metrics = json!({
+            "gains": gains,
             "cycle": view.cycle,
             "evaluation": view.evaluation,
             "layer_means": view.importances.layer_means(),

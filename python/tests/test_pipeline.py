@@ -27,7 +27,7 @@ def same_weights(a: Model, b: Model) -> bool:
     return a.active_heads == b.active_heads and all(np.array_equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"task"}))
 def test_python_and_the_command_line_give_the_same_bits(name: str, texts: list[str], tmp_path: pathlib.Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(texts))
@@ -50,6 +50,28 @@ def test_python_and_the_command_line_give_the_same_bits(name: str, texts: list[s
 
 def run_command(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "upgrayedd", *arguments], capture_output=True, text=True, check=True, **options)
+
+
+def test_the_task_strategy_wants_labels(texts: list[str], out: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="labels"):
+        UpgrayeddPipeline("builtin", strategy="task", output_dir=out, **SMALL).run_optimization(texts, num_cycles=1)
+    assert not out.exists()
+    prompt = [{"input_ids": [5, 6, 7, i], "labels": [-100, -100, -100, i]} for i in range(2, 60)]
+    pipeline = UpgrayeddPipeline("builtin", strategy="task", output_dir=out, **SMALL)
+    assert sum(pipeline.run_optimization(prompt, num_cycles=1).heads_per_layer.values()) == 23
+
+
+def test_learning_from_the_parent_and_keeping_the_best_state(texts: list[str], out: pathlib.Path) -> None:
+    options = {**SMALL, "max_steps_per_cycle": 8, "learning_rate": 0.05, "lr_schedule": "constant"}
+    options |= {"eval_every": 1, "patience": 2, "distill": 0.5}
+    pipeline = UpgrayeddPipeline("builtin", strategy="auto", output_dir=out, **options)
+    pipeline.run_optimization(texts, num_cycles=1)
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    measured = [e["loss"] for e in events if e.get("phase") == "learning"]
+    (learned,) = [e["loss"] for e in events if e.get("phase") == "learned"]
+    # So high a rate makes it worse: it stops two measurements after the best and goes back there.
+    assert len(measured) < 8 and len(measured) == measured.index(min(measured)) + 3
+    assert learned == min(measured)
 
 
 def test_history_and_result_tell_the_same(texts: list[str], out: pathlib.Path) -> None:

@@ -59,10 +59,26 @@ def test_wrong_parameters_are_value_errors_that_say_what_would_be_right(name: st
     assert isinstance(caught.value, InvalidValueError)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"auto"}))
 def test_each_layer_loses_exactly_its_share(model: Model, name: str) -> None:
     chosen = get_strategy(name, pruning_ratio=0.25).select_heads_to_prune(model, rising(model))
     assert {layer: len(heads) for layer, heads in chosen.items()} == dict.fromkeys(model.layer_names, 2)
+
+
+def test_auto_takes_the_lowest_of_all_layers(model: Model) -> None:
+    importances = {name: values + 10.0 * i for i, (name, values) in enumerate(rising(model).items())}
+    chosen = get_strategy("auto", pruning_ratio=0.25).select_heads_to_prune(model, importances)
+    # Every layer keeps a head.
+    assert chosen == {model.layer_names[0]: [0, 1, 2, 3, 4, 5, 6], model.layer_names[1]: [0]}
+
+
+def test_the_gains_of_dormant_heads_say_where_to_grow(model: Model) -> None:
+    pruned = {name: [0, 1] for name in model.layer_names}
+    gains = {name: {0: -1.0, 1: float(i)} for i, name in enumerate(model.layer_names)}
+    counts = get_strategy("fisher", growth_ratio=0.25).select_heads_to_grow(
+        model, pruned, {"layer_means": dict.fromkeys(model.layer_names, 0.0), "gains": gains}
+    )
+    assert counts == {model.layer_names[2]: 1, model.layer_names[3]: 1}
 
 
 def test_entropy_takes_the_highest_and_magnitude_the_lowest(model: Model) -> None:

@@ -57,7 +57,7 @@ pub struct OptimizeArgs {
     /// File to measure on [default: the last tenth of the data]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// Which heads go: fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
+    /// Which heads go: auto (recommended), fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
     #[arg(long, value_name = "NAME")]
     pub strategy: Option<String>,
     /// A parameter of the strategy, such as attention_samples=64 or weight_threshold=0.02 (repeatable)
@@ -117,6 +117,18 @@ pub struct OptimizeArgs {
     /// Held-out sequences measured at most
     #[arg(long, value_name = "N")]
     pub max_eval_windows: Option<usize>,
+    /// Share of the loss, 0 to 1, that the predictions of the model as given have while learning [default: 0]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub distill: Option<f64>,
+    /// Divides the logits in distillation [default: 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub distill_temperature: Option<f64>,
+    /// Measure every N steps while learning, keep the best state, and stop early when none is better
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<u64>,
+    /// With --eval-every: measurements without a new best before a cycle ends [default: 3]
+    #[arg(long, value_name = "N")]
+    pub patience: Option<usize>,
     /// Roll a cycle back that raises the held-out loss by more nats than this
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,
@@ -153,7 +165,7 @@ pub struct OptimizeArgs {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
-    /// Check everything and show what the first cycle would prune, without writing anything
+    /// Check everything, show what the first cycle would prune and what each ratio would cost before learning; writes nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -206,15 +218,23 @@ impl DataArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  upgrayedd score --model ./llama --data my-text.txt --score entropy --json")]
+#[command(
+    after_help = "Example:\n  upgrayedd score --model ./llama --data my-text.txt --score fisher --json\n  upgrayedd score --model ./llama --data my-text.txt --all"
+)]
 pub struct ScoreArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
-    /// entropy, magnitude or random
-    #[arg(long, value_name = "NAME")]
-    pub score: String,
+    /// fisher, gradient, taylor, task, wanda, similarity, loss_impact, entropy, magnitude or random
+    #[arg(long, value_name = "NAME", required_unless_present = "all")]
+    pub score: Option<String>,
+    /// Every score, and the rank correlation of each with exact ablation (loss_impact)
+    #[arg(long, conflicts_with = "score")]
+    pub all: bool,
+    /// With --all: sequences that ablation measures each head on
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub ablation_samples: usize,
     /// Tokens per sequence [default: 256, or the model's limit]
     #[arg(long, value_name = "N")]
     pub sequence_length: Option<usize>,

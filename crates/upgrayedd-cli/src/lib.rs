@@ -15,9 +15,10 @@ use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{Format, export};
+use upgrayedd::heads::HeadScores;
 use upgrayedd::model::{GenerateOptions, LoadOptions, Objective};
 use upgrayedd::nn::interrupt::{Interrupted, watch};
-use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::score::{ALL, Score, ScoreContext, compute_all};
 use upgrayedd::{Error, Model};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
@@ -100,8 +101,8 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 fn score(args: ScoreArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
-    let score = Score::named(&args.score)?;
-    positive(&[("batch-size", args.batch_size), ("samples", args.samples)])?;
+    let only = args.score.as_deref().map(Score::named).transpose()?;
+    positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", args.ablation_samples)])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
     let data = open(&model, &args.data, length)?;
@@ -113,22 +114,52 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         samples: args.samples,
         seed: args.data.seed,
     };
+    let layers = |scores: &HeadScores| -> serde_json::Map<String, serde_json::Value> {
+        let heads = model.heads.layers().iter().map(|l| l.active());
+        let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
+        scores.layers.iter().zip(heads).enumerate().map(layer).collect()
+    };
+    let Some(score) = only else { return score_all(&context, args.ablation_samples, layers, args.json) };
     let scores = score.compute(&context)?;
     if args.json {
-        let layers: serde_json::Map<String, serde_json::Value> = scores
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(layer, values)| {
-                (model.layer_name(layer), json!({ "heads": model.heads.layers()[layer].active(), "scores": values }))
-            })
-            .collect();
+        let layers = layers(&scores);
         return print_json(
             &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.hash }),
         );
     }
     report::print(&report::scores(score, &model, &scores));
     Ok(())
+}
+
+/// Every score and how well its order agrees with exact ablation.
+fn score_all(
+    context: &ScoreContext<'_>,
+    ablation_samples: usize,
+    layers: impl Fn(&HeadScores) -> serde_json::Map<String, serde_json::Value>,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let truth = Score::named("loss_impact")?;
+    let impacts = truth.compute(&ScoreContext { samples: ablation_samples, ..*context })?;
+    // Without labels there is no task to score for.
+    let scores: Vec<_> = ALL.into_iter().filter(|s| s.name != truth.name && (s.name != "task" || s.applies(context))).collect();
+    let computed = compute_all(&scores, context)?;
+    let rows: Vec<_> = scores
+        .iter()
+        .zip(&computed)
+        .map(|(score, values)| (score.name, score.as_keep(values).rank_correlation(&impacts)))
+        .collect();
+    if !as_json {
+        report::print(&report::correlations(&rows));
+        return Ok(());
+    }
+    let mut all = serde_json::Map::new();
+    for ((score, values), (_, correlation)) in scores.iter().zip(&computed).zip(&rows) {
+        let entry = json!({ "higher_keeps": score.higher_keeps, "rank_correlation": correlation, "layers": layers(values) });
+        all.insert(score.name.to_owned(), entry);
+    }
+    all.insert(truth.name.to_owned(), json!({ "higher_keeps": true, "rank_correlation": 1.0, "layers": layers(&impacts) }));
+    let hash = context.data.map(|(data, _)| data.hash.as_str());
+    print_json(&json!({ "scores": all, "samples": context.samples, "ablation_samples": ablation_samples, "data_hash": hash }))
 }
 
 /// Refuses options that are 0.

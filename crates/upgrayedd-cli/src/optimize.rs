@@ -20,7 +20,7 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     upgrayedd::export::check_new(&out)?;
     let mut pipeline = Pipeline::new(config)?;
     if args.dry_run {
-        return dry_run(&mut pipeline, args.json);
+        return interruptible(|| dry_run(&mut pipeline, args.json));
     }
     let mut console = Console::new(true);
     let result = interruptible(|| pipeline.run(&out, &mut console));
@@ -57,9 +57,16 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
 fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     let (selection, _) = pipeline.preview()?;
     let heads = named_heads(pipeline.model(), &selection);
+    let mut console = Console::new(false);
+    let forecast = pipeline.forecast(&mut console);
+    console.finish();
+    let (before, forecast) = forecast?;
     let split = pipeline.split();
     if json {
-        return print_json(&json!({ "prune": heads, "split": split, "steps_per_cycle": pipeline.steps_per_cycle() }));
+        let steps = pipeline.steps_per_cycle();
+        return print_json(
+            &json!({ "prune": heads, "split": split, "steps_per_cycle": steps, "loss": before, "forecast": forecast }),
+        );
     }
     let mut text = format!(
         "Everything is in order; no run was started.\n\
@@ -72,7 +79,8 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     for (layer, heads) in &heads {
         text.push_str(&format!("  {layer}: {heads}\n"));
     }
-    report::print(text.trim_end());
+    text.push_str(&report::forecast(before, &forecast));
+    report::print(&text);
     Ok(())
 }
 
@@ -92,6 +100,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = FromStr::from_str(value)?; })+ };
     }
     take!(strategy, pruning_ratio, growth_ratio, min_heads, num_cycles, epochs_per_cycle, warmup_steps);
+    take!(distill_temperature, patience);
     take!(batch_size, gradient_accumulation, seed, device, label_field);
     take_optional!(
         model,
@@ -100,6 +109,8 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         family,
         max_steps_per_cycle,
         steps_per_cycle,
+        distill,
+        eval_every,
         sequence_length,
         max_eval_windows,
         max_loss_increase,

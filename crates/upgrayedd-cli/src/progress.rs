@@ -105,6 +105,7 @@ fn describe(event: &Event) -> Option<String> {
             match phase {
                 Phase::Baseline => format!("baseline: {quality}"),
                 Phase::Pruned => format!("cycle {cycle}: after pruning: {quality}"),
+                Phase::Learning => format!("cycle {cycle}: while learning: {quality}"),
                 Phase::Learned => format!("cycle {cycle}: after learning: {quality}"),
                 Phase::Result => format!("result as stored: {quality}"),
             }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use upgrayedd::eval::Evaluation;
 use upgrayedd::heads::HeadScores;
 use upgrayedd::model::Cost;
-use upgrayedd::pipeline::Snapshot;
+use upgrayedd::pipeline::{Forecast, Snapshot};
 use upgrayedd::score::Score;
 use upgrayedd::{Model, Summary};
 
@@ -148,6 +148,30 @@ pub fn scores(score: &Score, model: &Model, scores: &HeadScores) -> String {
         let heads = model.heads.layers()[layer].active().iter().zip(values);
         let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.4}")).collect();
         let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));
+    }
+    out.trim_end().to_owned()
+}
+
+/// How well each score's order agrees with exact ablation, best first.
+pub fn correlations(rows: &[(&str, Option<f64>)]) -> String {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| b.1.unwrap_or(-2.0).total_cmp(&a.1.unwrap_or(-2.0)));
+    let mut out = "Rank correlation with exact ablation (loss_impact), 1 at best:\n".to_owned();
+    for (name, correlation) in rows {
+        let value = correlation.map_or("undefined: all heads score the same".to_owned(), |c| format!("{c:+.3}"));
+        let _ = writeln!(out, "  {name:<12}{value}");
+    }
+    out.trim_end().to_owned()
+}
+
+/// What each ratio would cost.
+pub fn forecast(before: f64, rows: &[Forecast]) -> String {
+    let mut out = format!("What pruning would cost before learning (held-out loss now {before:.4}):\n");
+    let _ = writeln!(out, "  {:>6}  {:>6}  {:>14}  {:>8}  {:>8}", "ratio", "heads", "parameters", "loss", "excess");
+    for row in rows {
+        let (percent, excess) = (100.0 * row.ratio, row.loss - before);
+        let parameters = grouped(row.parameters as u64);
+        let _ = writeln!(out, "  {percent:>4.0} %  {:>6}  {parameters:>14}  {:>8.4}  {excess:>+8.4}", row.active, row.loss);
     }
     out.trim_end().to_owned()
 }

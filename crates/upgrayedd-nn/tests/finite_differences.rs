@@ -205,5 +205,9 @@ fn losses() {
     check_loss("cross entropy", |t, x, head| ops::cross_entropy(t, x, head, &targets, 1.0));
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (teacher, weight) = (random(&mut rng, &[4, 3]), random(&mut rng, &[5, 3]));
-    check_loss("distillation", |t, x, head| ops::kl_divergence(t, x, head, &teacher, (&weight, None), 2.0, 1.0));
+    let bias = random(&mut rng, &[5]);
+    for share in [0.3, 1.0] {
+        let teacher = ops::Teacher { x: &teacher, weight: &weight, bias: Some(&bias), temperature: 2.0, share };
+        check_loss("distillation", |t, x, head| ops::distillation(t, x, head, &[1, 3, 4, 0], &teacher, 1.0));
+    }
 }

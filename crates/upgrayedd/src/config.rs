@@ -67,6 +67,14 @@ pub struct OptimizeConfig {
     pub weight_decay: f64,
     /// Global gradient norm at most.
     pub max_gradient_norm: f64,
+    /// Share of the loss that the predictions of the model as given have while learning, 0 to 1: knowledge distillation.
+    pub distill: Option<f64>,
+    /// Divides both sides' logits in distillation.
+    pub distill_temperature: f64,
+    /// Optimiser steps between measurements while learning; the best state of a cycle is kept. Only at its end if absent.
+    pub eval_every: Option<u64>,
+    /// With `eval_every`: measurements in a row without a new best after which a cycle ends early.
+    pub patience: usize,
     /// Sequences per backward pass.
     pub batch_size: usize,
     /// Backward passes per optimiser step.
@@ -121,6 +129,10 @@ impl Default for OptimizeConfig {
             warmup_steps: 8,
             weight_decay: 0.01,
             max_gradient_norm: 1.0,
+            distill: None,
+            distill_temperature: 1.0,
+            eval_every: None,
+            patience: 3,
             batch_size: 4,
             gradient_accumulation: 1,
             sequence_length: None,
@@ -151,6 +163,9 @@ impl OptimizeConfig {
             ("steps_per_cycle", self.steps_per_cycle.map_or(1.0, |n| n as f64)),
             ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
             ("max_eval_windows", self.max_eval_windows.map_or(1.0, |n| n as f64)),
+            ("distill_temperature", self.distill_temperature),
+            ("eval_every", self.eval_every.map_or(1.0, |n| n as f64)),
+            ("patience", self.patience as f64),
             ("threads", self.threads.map_or(1.0, |n| n as f64)),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
@@ -171,8 +186,10 @@ impl OptimizeConfig {
         if let Some((name, value)) = at_least_zero.into_iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
             return Err(Error::invalid(format!("{name} is {value}: expected 0 or more")));
         }
-        if !(0.0..=1.0).contains(&self.gate_warmup) {
-            return Err(Error::invalid(format!("gate_warmup is {}: expected 0 to 1", self.gate_warmup)));
+        for (name, value) in [("gate_warmup", self.gate_warmup), ("distill", self.distill.unwrap_or(0.0))] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Error::invalid(format!("{name} is {value}: expected 0 to 1")));
+            }
         }
         Ok(())
     }

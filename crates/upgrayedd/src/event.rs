@@ -16,6 +16,8 @@ pub enum Phase {
     Baseline,
     /// After pruning.
     Pruned,
+    /// While learning.
+    Learning,
     /// After learning.
     Learned,
     /// The result as it is stored.

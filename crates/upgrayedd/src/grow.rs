@@ -1,41 +1,86 @@
-//! Which archived heads come back, once a strategy has said how many in which layers.
+//! Which archived heads would help, and which come back once a strategy has said how many in which layers.
 
 use std::collections::BTreeMap;
 
+use upgrayedd_nn::Tensor;
+
 use crate::budget::Unit;
 use crate::heads::{HeadId, HeadMap, HeadSelection};
-use crate::surgery::Archive;
-use crate::{Error, Result};
+use crate::score::{ScoreContext, gate_gradients};
+use crate::surgery;
+use crate::{Error, Model, Result};
 
-/// The heads that return: in each layer those with the highest score at which they left, whole groups if the unit asks.
-///
-/// Refuses counts for layers that do not exist or that miss fewer heads.
-pub fn choose(heads: &HeadMap, archive: &Archive, counts: &BTreeMap<usize, usize>, unit: Unit) -> Result<HeadSelection> {
-    let mut chosen = HeadSelection::new();
-    for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
-        let Some(known) = heads.layers().get(layer) else {
-            return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", heads.layers().len())));
-        };
-        let restorable: Vec<usize> =
-            known.pruned().into_iter().filter(|&head| archive.contains(HeadId { layer, head })).collect();
-        if count > restorable.len() {
-            return Err(Error::invalid(format!(
-                "{count} heads are to grow in layer {layer}, which has {} to restore",
-                restorable.len()
-            )));
-        }
-        let score = |head: usize| archive.departure(HeadId { layer, head }).and_then(|d| d.score).unwrap_or(f64::NEG_INFINITY);
-        let mut units: Vec<(f64, Vec<usize>)> = match unit {
-            Unit::Head => restorable.iter().map(|&h| (score(h), vec![h])).collect(),
-            Unit::KvGroup => {
-                let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-                restorable.iter().for_each(|&h| groups.entry(known.kv_group_of(h)).or_default().push(h));
-                groups.into_values().map(|g| (g.iter().map(|&h| score(h)).sum::<f64>() / g.len() as f64, g)).collect()
+/// What opening a head's gate is expected to gain, in nats, by head.
+pub type Gains = BTreeMap<HeadId, f64>;
+
+/// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
+pub fn with_dormant(model: &Model) -> Result<Model> {
+    let mut dormant = model.clone();
+    let mut selection = HeadSelection::new();
+    for HeadId { layer, head } in model.archive.heads() {
+        selection.entry(layer).or_default().push(head);
+    }
+    surgery::restore(&mut dormant, None, &selection, 1.0)?;
+    for &layer in selection.keys() {
+        let gate = |&head: &usize| if model.heads.layers()[layer].is_active(head) { 1.0 } else { 0.0 };
+        let gates: Vec<f32> = dormant.heads.layers()[layer].active().iter().map(gate).collect();
+        dormant.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
+    }
+    Ok(dormant)
+}
+
+/// The gain of every archived head from one pass over `context.data`: with the gradient g and its mean square F in the shut
+/// gate, the loss is about g·ξ + F·ξ²/2, so opening gains g²/2F where g is negative and costs as much where it is positive.
+pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
+    let model = with_dormant(context.model)?;
+    let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
+    let mut gains = Gains::new();
+    for (layer, heads) in model.heads.layers().iter().enumerate() {
+        for (position, &head) in heads.active().iter().enumerate() {
+            if !context.model.heads.layers()[layer].is_active(head) {
+                let (g, f) = (gradient.layers[layer][position], square.layers[layer][position]);
+                gains.insert(HeadId { layer, head }, if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }
+        }
+    }
+    Ok(gains)
+}
+
+/// What can come back at once, the highest gain per head first: gain per head, layer, heads.
+pub(crate) fn candidates(heads: &HeadMap, gains: &Gains, unit: Unit) -> Vec<(f64, usize, Vec<usize>)> {
+    let mut units: BTreeMap<(usize, usize), Vec<(usize, f64)>> = BTreeMap::new();
+    for (id, &gain) in gains {
+        let of = match unit {
+            Unit::Head => id.head,
+            Unit::KvGroup => heads.layers()[id.layer].kv_group_of(id.head),
         };
-        units.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        units.entry((id.layer, of)).or_default().push((id.head, gain));
+    }
+    let each = |((layer, _), members): ((usize, usize), Vec<(usize, f64)>)| {
+        let gain = members.iter().map(|m| m.1).sum::<f64>() / members.len() as f64;
+        (gain, layer, members.into_iter().map(|m| m.0).collect::<Vec<_>>())
+    };
+    let mut found: Vec<_> = units.into_iter().map(each).collect();
+    found.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, &a.2).cmp(&(b.1, &b.2))));
+    found
+}
+
+/// The heads that return: in each layer those with the highest gain, whole groups if the unit asks.
+///
+/// Refuses counts for layers that do not exist or that have fewer heads to restore.
+pub fn choose(heads: &HeadMap, gains: &Gains, counts: &BTreeMap<usize, usize>, unit: Unit) -> Result<HeadSelection> {
+    let mut chosen = HeadSelection::new();
+    let candidates = candidates(heads, gains, unit);
+    for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
+        if layer >= heads.layers().len() {
+            return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", heads.layers().len())));
+        }
+        let there = gains.keys().filter(|id| id.layer == layer).count();
+        if count > there {
+            return Err(Error::invalid(format!("{count} heads are to grow in layer {layer}, which has {there} to restore")));
+        }
         let mut picked: Vec<usize> = Vec::new();
-        for (_, unit) in units {
+        for (_, _, unit) in candidates.iter().filter(|c| c.1 == layer) {
             if picked.len() + unit.len() <= count {
                 picked.extend(unit);
             }

@@ -234,6 +234,27 @@ impl HeadScores {
         Self { layers: self.layers.iter().map(|l| l.iter().map(|s| -s).collect()).collect() }
     }
 
+    /// Spearman's rank correlation with other scores of the same heads, −1 to 1; equal values share their mean rank. `None`
+    /// where all values of one side are equal.
+    pub fn rank_correlation(&self, other: &Self) -> Option<f64> {
+        let ranks = |scores: &Self| {
+            let values: Vec<f64> = scores.layers.iter().flatten().copied().collect();
+            let mut order: Vec<usize> = (0..values.len()).collect();
+            order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+            let mut ranks = vec![0.0; values.len()];
+            for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
+                let lower = order.partition_point(|&i| values[i] < values[tied[0]]);
+                tied.iter().for_each(|&i| ranks[i] = lower as f64 + (tied.len() - 1) as f64 / 2.0);
+            }
+            let mean = ranks.iter().sum::<f64>() / ranks.len().max(1) as f64;
+            ranks.iter().map(|r| r - mean).collect::<Vec<f64>>()
+        };
+        let (a, b) = (ranks(self), ranks(other));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let norm = (dot(&a, &a) * dot(&b, &b)).sqrt();
+        if a.len() == b.len() && norm > 0.0 { Some(dot(&a, &b) / norm) } else { None }
+    }
+
     /// Mean per layer.
     pub fn layer_means(&self) -> Vec<f64> {
         self.layers.iter().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
@@ -252,6 +273,18 @@ mod tests {
         assert_eq!(layer.active(), [1, 4, 5]);
         assert_eq!(layer.kv_active(), [0, 2]);
         assert_eq!(layer.kv_positions(), [0, 1, 1]);
+    }
+
+    #[test]
+    fn rank_correlations_are_spearmans() {
+        let scores = |layers: &[&[f64]]| HeadScores { layers: layers.iter().map(|l| l.to_vec()).collect() };
+        let a = scores(&[&[1.0, 2.0], &[3.0, 4.0]]);
+        assert_eq!(a.rank_correlation(&scores(&[&[10.0, 20.0], &[30.0, 1e9]])), Some(1.0));
+        assert_eq!(a.rank_correlation(&a.negated()), Some(-1.0));
+        // Ranks 0.5, 0.5, 2, 3 against 0, 1, 2, 3.
+        let tied = a.rank_correlation(&scores(&[&[7.0, 7.0], &[8.0, 9.0]])).expect("they differ");
+        assert!((tied - 4.5 / (5.0f64 * 4.5).sqrt()).abs() < 1e-12);
+        assert_eq!(a.rank_correlation(&scores(&[&[1.0, 1.0], &[1.0, 1.0]])), None);
     }
 
     #[test]

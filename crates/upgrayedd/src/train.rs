@@ -9,7 +9,7 @@ use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 use crate::budget::named_enum;
 use crate::data::BatchSource;
 use crate::error::unknown_name;
-use crate::model::{Batch, Hooks};
+use crate::model::{Batch, Distill, Hooks};
 use crate::{Error, Model, Result, surgery};
 
 named_enum! {
@@ -55,7 +55,7 @@ pub struct StepReport {
     pub step: u64,
     /// In all.
     pub steps: u64,
-    /// Mean loss over the step's targets.
+    /// Mean loss over the step's targets; with a parent to learn from, the mixed one.
     pub loss: f64,
     /// Learning rate.
     pub learning_rate: f64,
@@ -96,7 +96,8 @@ pub fn learn(
     data: &mut dyn BatchSource,
     options: &TrainOptions,
     (epoch, growing): (&mut u64, &[Vec<bool>]),
-    mut on_step: impl FnMut(StepReport) -> Result<ControlFlow<()>>,
+    distill: Option<&Distill<'_>>,
+    mut on_step: impl FnMut(&Model, StepReport) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let total = steps(options, data.batches_per_epoch());
     let decay = match options.lr_schedule {
@@ -115,9 +116,9 @@ pub fn learn(
         set_gates(model, growing, if fade == 0 { 1.0 } else { (*step as f32 / fade as f32).min(1.0) });
         let rate = schedule.rate(*step);
         *step += 1;
-        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, rate, options.max_gradient_norm)
+        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, distill, rate, options.max_gradient_norm)
             .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
-        on_step(StepReport { step: *step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })
+        on_step(model, StepReport { step: *step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })
     };
     while step < total && !stopped {
         let before = step;
@@ -140,10 +141,15 @@ pub fn learn(
     }
     let last = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     set_gates(model, growing, last);
-    (0..model.spec.num_layers).for_each(|layer| surgery::fold_gates(model, layer));
-    model.touch();
+    fold_all_gates(model);
     trim_buffers();
     Ok(())
+}
+
+/// Makes the gates part of the weights.
+pub(crate) fn fold_all_gates(model: &mut Model) {
+    (0..model.spec.num_layers).for_each(|layer| surgery::fold_gates(model, layer));
+    model.touch();
 }
 
 fn set_gates(model: &mut Model, growing: &[Vec<bool>], gate: f32) {
@@ -159,6 +165,7 @@ pub fn train_step(
     optim: &mut AdamW,
     grads: &mut Gradients,
     batches: &[Batch],
+    distill: Option<&Distill<'_>>,
     rate: f64,
     max_norm: f64,
 ) -> std::result::Result<(f64, u64, f64), String> {
@@ -168,7 +175,10 @@ pub fn train_step(
     let mut sum = 0.0;
     for batch in batches {
         let mut tape = Tape::recording(model.device, &model.params, grads);
-        let loss = model.loss(&mut tape, batch, weight, &mut Hooks::default());
+        let loss = match distill {
+            Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill),
+            None => model.loss(&mut tape, batch, weight, &mut Hooks::default()),
+        };
         sum += loss.sum;
         tape.backward(loss.seeds);
     }

@@ -134,7 +134,7 @@ fn optimiser_history_follows_its_head() {
         let batch = batch(&model, 2, 9);
         let mut optim = train::new_optimizer(&model, 0.0);
         let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 1e-3, 1.0).unwrap();
+        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 1e-3, 1.0).unwrap();
         let before = optim.clone();
         let pruned = selection(&model, 0b10_0101_0110);
         surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
@@ -158,7 +158,7 @@ fn optimiser_history_follows_its_head() {
         }
         // And it goes on learning.
         let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, &[batch], 1e-3, 1.0).unwrap();
+        train::train_step(&mut model, &mut optim, &mut grads, &[batch], None, 1e-3, 1.0).unwrap();
     }
 }
 
@@ -260,7 +260,7 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
                 let mut optim = train::new_optimizer(&model, 0.01);
                 let mut grads = Gradients::for_params(&model.params);
                 for _ in 0..3 {
-                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), 1e-2, 1.0).unwrap();
+                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 1e-2, 1.0).unwrap();
                 }
                 weights(&model)
             })
@@ -318,7 +318,7 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
         let mut model = load("llama_gqa");
         let mut optim = train::new_optimizer(&model, 0.0);
         let mut grads = Gradients::for_params(&model.params);
-        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, 1e-3, 1.0).unwrap();
+        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, None, 1e-3, 1.0).unwrap();
         (loss, tokens, norm)
     };
     let whole = batch(&load("llama_gqa"), 4, 10);

@@ -11,6 +11,7 @@ from upgrayedd.strategies.entropy import EntropyPruningStrategy
 from upgrayedd.strategies.magnitude import MagnitudePruningStrategy
 from upgrayedd.strategies.random import RandomPruningStrategy
 from upgrayedd.strategies.scored import (
+    AutoPruningStrategy,
     FisherPruningStrategy,
     GradientPruningStrategy,
     LossImpactPruningStrategy,
@@ -23,6 +24,7 @@ from upgrayedd.strategies.scored import (
 STRATEGIES: dict[str, type[BasePruningStrategy]] = {
     cls.name: cls
     for cls in (
+        AutoPruningStrategy,
         RandomPruningStrategy,
         EntropyPruningStrategy,
         MagnitudePruningStrategy,
@@ -39,6 +41,7 @@ STRATEGIES: dict[str, type[BasePruningStrategy]] = {
 
 __all__ = [
     "STRATEGIES",
+    "AutoPruningStrategy",
     "BasePruningStrategy",
     "EntropyPruningStrategy",
     "FisherPruningStrategy",

@@ -46,6 +46,7 @@ class Adapter:
         model = Model._of(core)
         given = json.loads(metrics)
         evaluation = given.pop("evaluation")
+        given["gains"] = {layer: {int(head): gain for head, gain in heads.items()} for layer, heads in given["gains"].items()}
         named = {**evaluation, **given, "layer_means": dict(zip(model.layer_names, given["layer_means"], strict=True))}
         counts = self._strategy.select_heads_to_grow(model, model.pruned_heads, named)
         if not isinstance(counts, Mapping):

@@ -68,6 +68,7 @@ class BasePruningStrategy(ABC):
             model: The model after pruning.
             pruned_heads: Layer name → original indices of the heads that can come back.
             metrics: `loss`, `perplexity` (or `accuracy`) and `tokens` of the held-out measurement after pruning;
+                `gains`, layer name → pruned head → what its return is expected to take off the loss, in nats;
                 `layer_means`, layer name → mean importance of the heads that are left; `allowed`, how many heads the
                 growth ratio lets back; `cycle`, from 1; `history`, one dictionary per cycle before.
         """
@@ -157,7 +158,8 @@ class BuiltInStrategy(BasePruningStrategy):
         for layer, heads in model._heads_by_layer(pruned_heads, "pruned_heads").items():
             restorable[layer] = len(heads)
         means = self._layer_means(model, metrics)
-        counts = _native.select_to_grow(self.name, self._params(), model._core, restorable, means)
+        gains = {model._layer(name, "metrics['gains']"): dict(heads) for name, heads in metrics.get("gains", {}).items()}
+        counts = _native.select_to_grow(self.name, self._params(), model._core, restorable, means, gains)
         return {model.layer_names[layer]: count for layer, count in counts.items() if count}
 
     def _layer_means(self, model: Model, metrics: Mapping[str, Any]) -> list[float]:

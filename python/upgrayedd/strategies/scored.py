@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class ScoredStrategy(BuiltInStrategy):
-    """Prunes the heads with the lowest score; grows in the layers whose remaining heads have the highest mean.
+    """Prunes the heads with the lowest score; brings the heads back whose gates the loss wants open.
+
+    Outside a run, without `metrics["gains"]`, it grows in the layers whose remaining heads have the highest mean.
 
     Args:
         pruning_ratio: Share of the active heads pruned per cycle, 0 ≤ r < 1.
@@ -44,6 +46,19 @@ class ScoredStrategy(BuiltInStrategy):
 
     def _options(self) -> dict[str, Any]:
         return {"calibration_samples": self.calibration_samples}
+
+
+class AutoPruningStrategy(ScoredStrategy):
+    """What the measurements recommend: Fisher information over all layers, scored anew in steps. See `ScoredStrategy`.
+
+    A run takes scope "global" and several `steps_per_cycle` with it, unless you say otherwise.
+    """
+
+    name = "auto"
+
+    def calculate_head_importances(self, model: Model, dataloader: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Layer name → Fisher information of each active head's gate."""
+        return dict(model.score("fisher", dataloader, samples=self.calibration_samples))
 
 
 class GradientPruningStrategy(ScoredStrategy):

@@ -79,8 +79,10 @@ fn the_result_is_measured_as_it_is_stored() {
     ]);
     assert_eq!(again["loss"], summary["after"]["evaluation"]["loss"]);
     let kinds: Vec<String> = events(&b.path("run")).iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect();
-    let cycle = ["scored", "pruned", "evaluated", "grown", "step", "step", "step", "evaluated", "accepted"];
-    let want = [&["run_started", "evaluated"][..], &cycle, &cycle, &["evaluated", "run_finished"]].concat();
+    let (prune, learn) = (["scored", "pruned", "refit", "evaluated", "grown"], ["step", "step", "step", "evaluated", "accepted"]);
+    let (start, end) = (["run_started", "evaluated"], ["evaluated", "run_finished"]);
+    // A tenth of the first cycle's heads is none; the second cycle's are fitted in.
+    let want = [&start[..], &prune, &learn, &prune, &["refit"], &learn, &end].concat();
     assert_eq!(kinds, want);
 }
 

@@ -45,27 +45,44 @@ pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i6
     Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
 }
 
-/// Temperature-scaled distillation loss `T² KL(teacher ‖ student)` (Hinton et al. 2015), a row of logits each.
+/// What a student learns from beside its targets.
+#[derive(Debug, Clone, Copy)]
+pub struct Teacher<'a> {
+    /// What its output projection reads, row by row `(N, D')`.
+    pub x: &'a Tensor,
+    /// Its output projection `(V, D')`.
+    pub weight: &'a Tensor,
+    /// `(V)`.
+    pub bias: Option<&'a Tensor>,
+    /// Divides both sides' logits.
+    pub temperature: f32,
+    /// Share of the loss, 0 to 1; the targets have the rest.
+    pub share: f32,
+}
+
+/// `(1 − share) · cross-entropy + share · T² KL(teacher ‖ student)` (Hinton et al. 2015), a target and a row of logits each.
 ///
-/// The teacher's logits are computed chunk by chunk as well, from `teacher_x (N, D')` and `teacher_head`.
-pub fn kl_divergence(
-    tape: &mut Tape<'_>,
-    x: &Var,
-    head: Head<'_>,
-    teacher_x: &Tensor,
-    teacher_head: (&Tensor, Option<&Tensor>),
-    temperature: f32,
-    weight: f32,
-) -> Loss {
-    assert_eq!(x.tensor().rows(), teacher_x.rows(), "distillation: rows differ");
-    assert_eq!(head.weight.tensor().rows(), teacher_head.0.rows(), "distillation: vocabularies differ");
+/// The teacher's logits are computed chunk by chunk as well. Every row counts: leave out those that do not.
+pub fn distillation(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], teacher: &Teacher<'_>, weight: f32) -> Loss {
+    let rows = x.tensor().rows();
+    assert!(rows == targets.len() && rows == teacher.x.rows(), "distillation: rows differ");
+    assert_eq!(head.weight.tensor().rows(), teacher.weight.rows(), "distillation: vocabularies differ");
+    let vocab = head.weight.tensor().rows() as i64;
+    assert!(targets.iter().all(|t| (0..vocab).contains(t)), "distillation: a target is not below {vocab}");
     let recording = tape.is_recording();
+    let Teacher { temperature, share, .. } = *teacher;
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
-        let teacher = slice_rows(teacher_x, rows);
-        let teacher = tape.kernels().linear(&teacher, teacher_head.0, teacher_head.1);
-        tape.kernels().kl_divergence(logits, &teacher, temperature, weight, recording)
+        let kernels = tape.kernels();
+        let theirs = kernels.linear(&slice_rows(teacher.x, rows.clone()), teacher.weight, teacher.bias);
+        let mut ours = logits.clone();
+        let divergence = kernels.kl_divergence(&mut ours, &theirs, temperature, weight * share, recording);
+        let entropy = kernels.cross_entropy(logits, &targets[rows], weight * (1.0 - share), recording);
+        if recording {
+            kernels.add_assign(logits, &ours);
+        }
+        f64::from(1.0 - share) * entropy + f64::from(share) * divergence
     });
-    Loss { sum: sum.0, count: x.tensor().rows() as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+    Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
 }
 
 /// Computes logits chunk by chunk; `f` returns the chunk's loss and leaves its gradient in the logits.

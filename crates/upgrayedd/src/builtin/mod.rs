@@ -109,7 +109,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
     let mut optim = train::new_optimizer(&model, train.weight_decay);
     let range = 0..data.len();
     let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
-    train::learn(&mut model, &mut optim, &mut source, &train, (&mut 0, &[]), |report| {
+    train::learn(&mut model, &mut optim, &mut source, &train, (&mut 0, &[]), None, |_, report| {
         on_step(report);
         Ok(ControlFlow::Continue(()))
     })?;

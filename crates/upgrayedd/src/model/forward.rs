@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss};
+use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss, Teacher};
 use upgrayedd_nn::{Tape, Tensor, Var};
 
 use super::{Block, LinearIds, Model, Norm, Objective};
@@ -62,6 +62,17 @@ impl KvCache {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+}
+
+/// A model to learn from beside the targets.
+#[derive(Debug, Clone, Copy)]
+pub struct Distill<'a> {
+    /// What was there before pruning.
+    pub parent: &'a Model,
+    /// Divides both sides' logits.
+    pub temperature: f32,
+    /// Share of the loss that the parent's predictions have, 0 to 1.
+    pub share: f32,
 }
 
 /// Looks at a layer's values as they come by.
@@ -303,26 +314,47 @@ impl Model {
                 self.final_norm(tape, x)
             }
         };
-        let (rows, targets) = self.predicted_rows(tape, hidden, batch);
+        let (rows, targets) = self.predicted_rows(tape, hidden, batch, false);
         let (rows, weights) = self.before_logits(tape, rows);
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
         ops::cross_entropy(tape, &rows, head, &targets, weight)
     }
 
-    /// The rows that predict something, and their targets: logits of other rows are never computed.
-    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch) -> (Var, Vec<i64>) {
-        if let Objective::Classifier { .. } = self.spec.objective {
-            let first = Arc::new((0..batch.batch).map(|b| (b * batch.len) as u32).collect());
-            return (ops::select_rows(tape, &hidden, &first), batch.targets.clone());
-        }
+    /// The objective's loss mixed with the divergence from `parent`'s predictions (Hinton et al. 2015).
+    pub fn distillation_loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
+        let Distill { parent, temperature, share } = *distill;
+        let mut theirs = Tape::inference(parent.device, &parent.params);
+        let x = parent.hidden(&mut theirs, batch, &mut Hooks::default());
+        let x = parent.predicted_rows(&mut theirs, x, batch, true).0;
+        let (x, ids) = parent.before_logits(&mut theirs, x);
+        let bias = ids.bias.map(|b| parent.params.get(b));
+        let teacher = Teacher { x: x.tensor(), weight: parent.params.get(ids.weight), bias, temperature, share };
+
+        let hidden = self.hidden(tape, batch, &mut Hooks::default());
+        let (rows, targets) = self.predicted_rows(tape, hidden, batch, true);
+        let (rows, weights) = self.before_logits(tape, rows);
+        let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
+        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
+        ops::distillation(tape, &rows, head, &targets, &teacher, weight)
+    }
+
+    /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or never if `exact`.
+    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch, exact: bool) -> (Var, Vec<i64>) {
+        let per_sequence = matches!(self.spec.objective, Objective::Classifier { .. });
+        let step = if per_sequence { batch.len as u32 } else { 1 };
         let counted: Vec<u32> = (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
         // Dropping the last position of each causal sequence alone is not worth a copy.
-        if counted.len() * 16 > batch.targets.len() * 15 {
-            return (hidden, batch.targets.clone());
+        if !exact && counted.len() * 16 > batch.targets.len() * 15 {
+            if !per_sequence {
+                return (hidden, batch.targets.clone());
+            }
+            let first = Arc::new((0..batch.batch as u32).map(|b| b * step).collect());
+            return (ops::select_rows(tape, &hidden, &first), batch.targets.clone());
         }
         let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
-        (ops::select_rows(tape, &hidden, &Arc::new(counted)), targets)
+        let rows = Arc::new(counted.iter().map(|i| i * step).collect());
+        (ops::select_rows(tape, &hidden, &rows), targets)
     }
 
     /// What stands between hidden states and the output projection, and the projection itself.
@@ -348,7 +380,8 @@ impl Model {
         let mut tape = Tape::inference(self.device, &self.params);
         let mut hidden = self.hidden(&mut tape, batch, hooks);
         if let Objective::Classifier { .. } = self.spec.objective {
-            hidden = self.predicted_rows(&mut tape, hidden, batch).0;
+            let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
+            hidden = ops::select_rows(&mut tape, &hidden, &first);
         }
         self.project(&mut tape, hidden)
     }

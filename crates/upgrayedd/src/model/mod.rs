@@ -16,7 +16,7 @@ use upgrayedd_nn::ops::RopeTable;
 use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 
 pub use cost::Cost;
-pub use forward::{Batch, Hooks, KvCache};
+pub use forward::{Batch, Distill, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
 pub(crate) use load::shard_names;
 pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, Weights, is_model_folder, read_config, resolve};

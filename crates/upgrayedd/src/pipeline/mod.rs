@@ -13,15 +13,16 @@ use crate::config::OptimizeConfig;
 use crate::data::{Dataset, Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
 use crate::event::Observer;
+use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Companions, Cost, LoadOptions, Model};
 use crate::run_dir::{ARCHIVE_FILE, RunDir};
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
-use crate::surgery::Archive;
+use crate::surgery::{self, Archive};
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, TrainOptions};
-use crate::{Error, Result, builtin, export};
+use crate::{Error, Result, builtin, export, refit};
 
 use run::Run;
 
@@ -132,6 +133,22 @@ pub struct Summary {
     pub run: PathBuf,
 }
 
+/// What pruning a share of the heads would cost before learning.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Share of the active heads that is gone.
+    pub ratio: f64,
+    /// Query heads left.
+    pub active: usize,
+    /// Parameters left.
+    pub parameters: usize,
+    /// Held-out loss, after refit if the run refits.
+    pub loss: f64,
+}
+
+/// Ratios that a forecast goes through.
+const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
+
 /// A run in the making: everything checked and read, nothing written yet.
 pub struct Pipeline {
     config: OptimizeConfig,
@@ -139,6 +156,8 @@ pub struct Pipeline {
     data: RunData,
     given: GivenParts,
     strategy: Box<dyn Strategy>,
+    /// The model as given, where it teaches.
+    dense: Option<Model>,
     optim: AdamW,
     model_hash: String,
 }
@@ -181,7 +200,8 @@ impl Pipeline {
         };
         let optim = train::new_optimizer(&model, config.weight_decay);
         let model_hash = hash_model(&model, &fingerprint);
-        Ok(Self { config, model, data, given: parts, strategy, optim, model_hash })
+        let dense = config.distill.is_some_and(|share| share > 0.0).then(|| model.clone());
+        Ok(Self { config, dense, model, data, given: parts, strategy, optim, model_hash })
     }
 
     /// The model as it is now.
@@ -204,6 +224,35 @@ impl Pipeline {
         let scores = self.score(1)?;
         let selection = self.select(&scores, self.plan(1).prune)?;
         Ok((selection, scores))
+    }
+
+    /// What each of several ratios would cost before learning, one built on the other; the model stays as it is. Returns the
+    /// held-out loss now as well.
+    pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
+        let parent = self.model.clone();
+        let result = self.forecast_from(&parent, observer);
+        self.model = parent;
+        result
+    }
+
+    fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
+        let before = self.measure("baseline", observer)?.loss;
+        let mut rows = Vec::new();
+        for ratio in FORECAST {
+            let heads = budget::portion(ratio, parent.heads.num_active());
+            let gone = parent.heads.num_active() - self.model.heads.num_active();
+            let scores = self.score(1)?;
+            let selection = self.select(&scores, heads.saturating_sub(gone))?;
+            surgery::remove(&mut self.model, None, &selection, 0, None)?;
+            let Part { data, range } = &self.data.calibration;
+            if self.config.refit && range.len() >= 2 {
+                refit::refit(&mut self.model, parent, data, range.clone(), self.config.batch_size)?;
+            }
+            let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
+            let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());
+            rows.push(Forecast { ratio, active, parameters, loss });
+        }
+        Ok((before, rows))
     }
 
     /// Runs all cycles into a new run folder and writes the result.
@@ -337,16 +386,15 @@ impl Pipeline {
     }
 
     fn score(&mut self, cycle: usize) -> Result<HeadScores> {
-        let context = ScoreContext {
-            model: &self.model,
-            data: Some((&self.data.calibration.data, &self.data.calibration.range)),
-            batch_size: self.config.batch_size,
-            samples: self.data.calibration.range.len(),
-            seed: self.cycle_seed(cycle),
-        };
-        let scores = self.strategy.importances(&context)?;
+        let seed = self.cycle_seed(cycle);
+        let scores = self.strategy.importances(&score_context(&self.model, &self.data, &self.config, seed))?;
         scores.check(&self.model.heads)?;
         Ok(scores)
+    }
+
+    /// What the return of each archived head is expected to gain.
+    fn gains(&self, cycle: usize) -> Result<Gains> {
+        grow::gains(&score_context(&self.model, &self.data, &self.config, self.cycle_seed(cycle)))
     }
 
     /// How many heads go in this cycle, and how many are to be gone after growth.
@@ -379,6 +427,11 @@ impl Pipeline {
         trim_buffers();
         result
     }
+}
+
+fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {
+    let Part { data, range } = &data.calibration;
+    ScoreContext { model, data: Some((data, range)), batch_size: config.batch_size, samples: range.len(), seed }
 }
 
 /// The model that a run started from.

@@ -7,12 +7,13 @@ use upgrayedd_nn::trim_buffers;
 
 use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
 use crate::budget;
-use crate::data::Part;
-use crate::eval::{Evaluation, measure_speed};
+use crate::data::{Part, RunData};
+use crate::eval::{Evaluation, evaluate, measure_speed};
 use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
+use crate::grow::Gains;
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
-use crate::model::{DType, Model};
+use crate::model::{DType, Distill, Model};
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
 use crate::{Error, Result, grow, refit, surgery, train};
@@ -20,7 +21,29 @@ use crate::{Error, Result, grow, refit, surgery, train};
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
 /// The strategy that the measurements speak for.
-const RECOMMENDED: &str = "fisher";
+const RECOMMENDED: &str = "auto";
+
+/// The state of a cycle with the lowest held-out loss so far.
+#[derive(Default)]
+struct Best {
+    state: Option<(f64, u64, Model)>,
+    /// Measurements since then.
+    waited: usize,
+}
+
+impl Best {
+    fn offer(&mut self, step: u64, loss: f64, model: &Model) {
+        self.waited += 1;
+        if self.state.as_ref().is_none_or(|(best, ..)| loss < *best) {
+            *self = Self { state: Some((loss, step, model.clone())), waited: 0 };
+        }
+    }
+
+    /// The best state, unless it is the one that was measured last.
+    fn earlier(self) -> Option<(u64, Model)> {
+        self.state.filter(|_| self.waited > 0).map(|(_, step, model)| (step, model))
+    }
+}
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -96,9 +119,9 @@ impl Run<'_> {
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning)?;
-        if !grown.is_empty() {
-            self.refit(cycle, &parent)?;
-        }
+        // Heads whose output projections have been solved for belong to the whole at once: no fading in.
+        let fitted = !grown.is_empty() && self.refit(cycle, &parent)?;
+        let growing = if fitted { Vec::new() } else { growing };
         drop(parent);
         let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
         let loss_learned = match learned {
@@ -202,18 +225,19 @@ impl Run<'_> {
         }
     }
 
-    /// Repairs the output projections towards the model that the cycle started with.
-    fn refit(&mut self, cycle: usize, parent: &Model) -> Result<()> {
+    /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
+    fn refit(&mut self, cycle: usize, parent: &Model) -> Result<bool> {
         let Part { data, range } = self.pipeline.data.calibration.clone();
         let Pipeline { model, config, .. } = &mut self.pipeline;
         if !config.refit || model.heads == parent.heads || range.len() < 2 {
-            return Ok(());
+            return Ok(false);
         }
         let what = self.task(cycle, "refit");
         self.observer.on_progress(Progress { task: &what, done: 0, total: 1 });
         let Pipeline { model, config, .. } = &mut self.pipeline;
         let layers = refit::refit(model, parent, &data, range, config.batch_size)?;
-        self.emit(Event::Refit { cycle, layers })
+        self.emit(Event::Refit { cycle, layers })?;
+        Ok(true)
     }
 
     fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {
@@ -249,15 +273,21 @@ impl Run<'_> {
         evaluation: &Evaluation,
     ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
         let seed = self.pipeline.cycle_seed(cycle);
-        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
+        let Pipeline { model, config, .. } = &self.pipeline;
         let restorable = model.archive.restorable(&model.heads);
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
             Some(goal) => model.heads.num_pruned().saturating_sub(goal).min(can_return),
             None => budget::growth(config.growth_ratio, can_return, &model.heads, config.unit),
         };
+        // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
+        let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
+        let gains = if wanted { self.pipeline.gains(cycle)? } else { Gains::new() };
+        trim_buffers();
+        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
         let view = GrowView {
             model,
+            gains: &gains,
             restorable: &restorable,
             importances: left,
             count,
@@ -268,7 +298,7 @@ impl Run<'_> {
             history: &self.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&model.heads, &model.archive, &counts, config.unit)?;
+        let selection = grow::choose(&model.heads, &gains, &counts, config.unit)?;
         surgery::restore(model, Some(optim), &selection, config.growth_lr_multiplier as f32)?;
         let marks = |(layer, heads): (usize, &LayerHeads)| {
             heads.active().iter().map(|h| selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
@@ -282,10 +312,16 @@ impl Run<'_> {
     fn learn(&mut self, cycle: usize, growing: &[Vec<bool>]) -> Result<()> {
         let task = self.task(cycle, "learn");
         let options = self.pipeline.train_options();
+        let eval_options = self.pipeline.eval_options();
         let Self { pipeline, dir, state, observer, ending } = self;
-        let Pipeline { model, optim, data, .. } = pipeline;
+        let Pipeline { model, optim, data, config, dense, .. } = pipeline;
+        let share = config.distill.unwrap_or(0.0) as f32;
+        let temperature = config.distill_temperature as f32;
+        let distill = dense.as_ref().map(|parent| Distill { parent, temperature, share });
+        let RunData { train, held_out, .. } = data;
         let tokens = &mut state.tokens;
-        train::learn(model, optim, data.train.as_mut(), &options, (&mut state.epoch, growing), |report| {
+        let mut best = Best::default();
+        train::learn(model, optim, train.as_mut(), &options, (&mut state.epoch, growing), distill.as_ref(), |model, report| {
             *tokens += report.tokens;
             let event = Event::Step {
                 cycle,
@@ -298,6 +334,17 @@ impl Run<'_> {
             dir.write_event(&event)?;
             observer.on_event(&event);
             observer.on_progress(Progress { task: &task, done: report.step, total: report.steps });
+            if config.eval_every.is_some_and(|every| report.step.is_multiple_of(every) || report.step == report.steps) {
+                let Part { data, range } = &*held_out;
+                let evaluation = evaluate(model, data, range, eval_options, &task, *observer)?;
+                best.offer(report.step, evaluation.loss, model);
+                let event = Event::Evaluated { cycle, phase: Phase::Learning, evaluation };
+                dir.write_event(&event)?;
+                observer.on_event(&event);
+                if best.waited >= config.patience {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
             match observer.control() {
                 Control::Continue => Ok(ControlFlow::Continue(())),
                 Control::Finish => {
@@ -308,6 +355,12 @@ impl Run<'_> {
             }
         })?;
         train::reset_learning_rates(optim);
+        if let Some((step, state)) = best.earlier() {
+            *model = state;
+            train::fold_all_gates(model);
+            let message = format!("the state after step {step} was the best of the cycle and is kept");
+            self.emit(Event::Notice { cycle, message })?;
+        }
         Ok(())
     }
 

@@ -80,6 +80,11 @@ impl Score {
         self.needs != Needs::Nothing
     }
 
+    /// Whether the score is defined for this model and data: `task` wants labels.
+    pub fn applies(&self, context: &ScoreContext<'_>) -> bool {
+        self.name != task::SCORE.name || task::has_task(context).unwrap_or(false)
+    }
+
     /// The score of every active head, in its own units. A value that is not finite is an error.
     pub fn compute(&self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let mut scores = compute_all(&[self], context)?;
@@ -102,4 +107,10 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
         Ok(scores)
     };
     scores.iter().map(compute).collect()
+}
+
+/// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
+pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(HeadScores, HeadScores)> {
+    let statistics = statistics::gather(context, &[Needs::Gates])?;
+    Ok((statistics.signed, statistics.squared))
 }

@@ -32,7 +32,9 @@ pub(super) enum Needs {
 /// Sums over the calibration sequences. What was not wanted is empty.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Statistics {
-    /// Mean of |G| over the sequences, each weighted by its targets; G is the gradient of a sequence's mean loss.
+    /// Mean of G over the sequences, each weighted by its targets; G is the gradient of a sequence's mean loss.
+    pub(super) signed: HeadScores,
+    /// Mean of |G|.
     pub(super) absolute: HeadScores,
     /// Mean of G².
     pub(super) squared: HeadScores,
@@ -54,7 +56,13 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     model.params.set_trainable(false);
     let heads = model.heads.counts();
     let per_head = || HeadScores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
-    let mut sums = Statistics { absolute: per_head(), squared: per_head(), entropy: per_head(), ..Statistics::default() };
+    let mut sums = Statistics {
+        signed: per_head(),
+        absolute: per_head(),
+        squared: per_head(),
+        entropy: per_head(),
+        ..Statistics::default()
+    };
     let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines));
     let mut grads = Gradients::for_params(&model.params);
     let (mut targets, mut queries) = (0, 0);
@@ -68,7 +76,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
         if wants(Needs::Gates) {
             let mut tape = Tape::recording(model.device, &model.params, &mut grads);
-            let gates: Vec<_> = heads.iter().map(|&n| tape.leaf(Tensor::full(&[batch.batch, n], 1.0))).collect();
+            let gates: Vec<_> = (0..heads.len()).map(|layer| tape.leaf(gates_of(&model, layer, batch.batch))).collect();
             let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..hooks });
             let leaves = tape.backward(loss.seeds);
             targets += batch.counted();
@@ -94,11 +102,21 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             "the calibration data has no position that sees more than one token: attention entropy is undefined",
         ));
     }
+    sums.signed.scale(1.0 / targets.max(1) as f64);
     sums.absolute.scale(1.0 / targets.max(1) as f64);
     sums.squared.scale(1.0 / targets.max(1) as f64);
     sums.entropy.scale(1.0 / queries.max(1) as f64);
     outputs.finish(&mut sums);
     Ok(sums)
+}
+
+/// A layer's own gates (1 where it has none), a row a sequence.
+fn gates_of(model: &Model, layer: usize, sequences: usize) -> Tensor {
+    let heads = model.heads.layers()[layer].active().len();
+    match &model.gates[layer] {
+        Some(gates) => Tensor::from_vec(&[sequences, heads], gates.data().repeat(sequences)),
+        None => Tensor::full(&[sequences, heads], 1.0),
+    }
 }
 
 impl Statistics {
@@ -109,6 +127,7 @@ impl Statistics {
             let count = count as f64;
             for (head, &g) in row.iter().enumerate() {
                 let mean = f64::from(g) / count;
+                self.signed.layers[layer][head] += count * mean;
                 self.absolute.layers[layer][head] += count * mean.abs();
                 self.squared.layers[layer][head] += count * mean * mean;
             }

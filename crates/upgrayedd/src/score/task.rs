@@ -18,7 +18,7 @@ pub(super) static SCORE: Score = Score {
 };
 
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
-    if !matches!(context.model.spec.objective, Objective::Classifier { .. }) && !has_answers(context)? {
+    if !has_task(context)? {
         return Err(Error::invalid(
             "score task needs labels: a classifier with labelled data, or sequences whose prompts are masked with -100; for plain text use fisher",
         ));
@@ -26,10 +26,12 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadSc
     Ok(statistics.squared.clone())
 }
 
-/// Whether some sequence says which of its tokens are the answer.
-fn has_answers(context: &ScoreContext<'_>) -> Result<bool> {
-    if context.model.spec.objective != Objective::CausalLm {
-        return Ok(false);
+/// Whether the data is a task's: labels, or sequences that say which of their tokens are the answer.
+pub(super) fn has_task(context: &ScoreContext<'_>) -> Result<bool> {
+    match context.model.spec.objective {
+        Objective::Classifier { .. } => return Ok(true),
+        Objective::CausalLm => {}
+        _ => return Ok(false),
     }
     let (data, range) = context.calibration()?;
     let batch = data.batch(&range.clone().take(context.samples).collect::<Vec<_>>(), Pass::Fixed);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{self, Budget, Scope, Unit};
 use crate::error::unknown_name;
 use crate::eval::Evaluation;
+use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::pipeline::CycleRecord;
 use crate::score::ScoreContext;
@@ -71,6 +72,8 @@ pub struct GrowView<'a> {
     pub model: &'a Model,
     /// Per layer: how many heads can be restored.
     pub restorable: &'a [usize],
+    /// What each archived head's return is expected to gain; empty where nothing was measured.
+    pub gains: &'a Gains,
     /// The importances of the heads that are left, as scored before pruning.
     pub importances: &'a HeadScores,
     /// How many heads may come back.
@@ -129,7 +132,8 @@ pub struct StrategyInfo {
 }
 
 /// Every built-in strategy, in the order in which messages and documents name them.
-pub const ALL: [&StrategyInfo; 10] = [
+pub const ALL: [&StrategyInfo; 11] = [
+    &scored::AUTO,
     &random::INFO,
     &entropy::INFO,
     &magnitude::INFO,
@@ -175,6 +179,19 @@ fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
             return counts;
         }
     }
+}
+
+/// Counts that bring back the archived heads with the highest gains, wherever they are.
+fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    let mut left = view.count;
+    for (_, layer, unit) in grow::candidates(&view.model.heads, view.gains, view.unit) {
+        if unit.len() <= left {
+            left -= unit.len();
+            *counts.entry(layer).or_insert(0) += unit.len();
+        }
+    }
+    counts
 }
 
 /// Layers sorted by their mean importance, lowest or highest first; ties to the lower layer.

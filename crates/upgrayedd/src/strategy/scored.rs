@@ -1,44 +1,63 @@
-//! Strategies that follow one score: the heads with the lowest go, and growth goes where the remaining heads have the highest mean.
+//! Strategies that follow one score: the heads with the lowest go, and the archived heads return whose gates the loss wants open
+//! (where that was not measured: in the layers whose remaining heads have the highest mean).
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use super::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_gain, by_mean, parse_options, spread,
+    within_budget,
 };
+use crate::budget::Scope;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::score::{Score, ScoreContext};
 use crate::{Error, Result};
 
 macro_rules! scored {
-    ($($info:ident = $name:literal, $samples:literal, $summary:literal;)+) => {
+    ($($info:ident = $name:literal, $settings:expr, $summary:literal;)+) => {
         $(pub(super) static $info: StrategyInfo = StrategyInfo {
             name: $name,
             summary: $summary,
-            build: |params, options| build($name, $samples, params, options),
+            build: |params, options| build($name, $settings, params, options),
         };)+
     };
 }
 
-scored! {
-    GRADIENT = "gradient", 128, "prunes the lowest gate gradient (Michel et al. 2019)";
-    TAYLOR = "taylor", 128, "prunes the lowest layer-normalised gate gradient (Molchanov et al. 2017)";
-    FISHER = "fisher", 128, "prunes the lowest Fisher information (Kwon et al. 2022)";
-    TASK = "task", 128, "prunes the lowest Fisher information under a task's labels";
-    WANDA = "wanda", 128, "prunes the lowest |weight| · activation of the output projection (Sun et al. 2024)";
-    SIMILARITY = "similarity", 128, "prunes the weaker of the most similar pairs";
-    LOSS_IMPACT = "loss_impact", 16, "prunes what raises the loss least, measured head by head: exact and slow";
+/// How a strategy uses its score unless the user says otherwise.
+#[derive(Clone, Copy)]
+struct Settings {
+    score: &'static str,
+    samples: usize,
+    scope: Scope,
+    steps: usize,
 }
 
-/// `samples` is the default of `calibration_samples`.
-fn build(name: &'static str, samples: usize, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+const fn by(score: &'static str) -> Settings {
+    Settings { score, samples: 128, scope: Scope::Layer, steps: 1 }
+}
+
+scored! {
+    AUTO = "auto", Settings { scope: Scope::Global, steps: 6, ..by("fisher") },
+        "what the measurements recommend: fisher over all layers, scored anew in steps";
+    GRADIENT = "gradient", by("gradient"), "prunes the lowest gate gradient (Michel et al. 2019)";
+    TAYLOR = "taylor", by("taylor"), "prunes the lowest layer-normalised gate gradient (Molchanov et al. 2017)";
+    FISHER = "fisher", by("fisher"), "prunes the lowest Fisher information (Kwon et al. 2022)";
+    TASK = "task", by("task"), "prunes the lowest Fisher information under a task's labels";
+    WANDA = "wanda", by("wanda"), "prunes the lowest |weight| · activation of the output projection (Sun et al. 2024)";
+    SIMILARITY = "similarity", by("similarity"), "prunes the weaker of the most similar pairs";
+    LOSS_IMPACT = "loss_impact", Settings { samples: 16, ..by("loss_impact") },
+        "prunes what raises the loss least, measured head by head: exact and slow";
+}
+
+fn build(name: &'static str, settings: Settings, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
     let ScoredOptions { calibration_samples } = parse_options(name, options)?;
-    let samples = calibration_samples.unwrap_or(samples);
+    let samples = calibration_samples.unwrap_or(settings.samples);
     if samples == 0 {
         return Err(Error::invalid("calibration_samples is 0: expected at least 1"));
     }
-    Ok(Box::new(Scored { score: Score::named(name)?, params, samples, cache: Cache::default() }))
+    let score = Score::named(settings.score)?;
+    Ok(Box::new(Scored { name, score, settings, params, samples, cache: Cache::default() }))
 }
 
 #[derive(Default, Deserialize)]
@@ -48,7 +67,9 @@ struct ScoredOptions {
 }
 
 struct Scored {
+    name: &'static str,
     score: &'static Score,
+    settings: Settings,
     params: StrategyParams,
     samples: usize,
     cache: Cache,
@@ -56,7 +77,15 @@ struct Scored {
 
 impl Strategy for Scored {
     fn name(&self) -> &str {
-        self.score.name
+        self.name
+    }
+
+    fn scope(&self) -> Scope {
+        self.settings.scope
+    }
+
+    fn steps_per_cycle(&self) -> usize {
+        self.settings.steps
     }
 
     fn params(&self) -> &StrategyParams {
@@ -81,6 +110,9 @@ impl Strategy for Scored {
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view, &by_mean(&self.as_keep(view.importances), false)))
+        if view.gains.is_empty() {
+            return Ok(spread(view, &by_mean(&self.as_keep(view.importances), false)));
+        }
+        Ok(by_gain(view))
     }
 }

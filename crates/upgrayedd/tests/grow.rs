@@ -1,0 +1,100 @@
+//! Dormant heads: they change nothing while shut, and their gains are those of finite differences.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use upgrayedd::budget::Unit;
+use upgrayedd::data::{Dataset, Pass, Row};
+use upgrayedd::grow::{self, Gains};
+use upgrayedd::heads::{HeadId, HeadSelection};
+use upgrayedd::model::{Hooks, LoadOptions, Model};
+use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::score::ScoreContext;
+use upgrayedd::surgery;
+
+fn pruned(name: &str, selection: &[(usize, Vec<usize>)]) -> Model {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
+    surgery::remove(&mut model, None, &selection.iter().cloned().collect(), 1, None).unwrap();
+    model
+}
+
+fn data(model: &Model) -> Dataset {
+    let vocabulary = model.spec.vocab_size as u32;
+    let row = |i: u32| Row::causal((0..7 + i).map(|t| (t * 11 + i * 3 + t * t) % vocabulary).collect(), None, None);
+    Dataset::from_rows((0..6).map(row).collect(), model.spec.objective, 0)
+}
+
+#[test]
+fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
+    const STEP: f32 = 0.01;
+    for (name, selection) in [("gpt2", vec![(0, vec![1, 3]), (1, vec![0])]), ("llama_gqa", vec![(0, vec![0, 1]), (1, vec![3])])] {
+        let model = pruned(name, &selection);
+        let data = data(&model);
+        let dormant = grow::with_dormant(&model).unwrap();
+        let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
+        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+        assert_eq!(logits(&dormant), logits(&model), "{name}");
+
+        let range = 0..data.len();
+        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 4, samples: 100, seed: 0 };
+        let gains = grow::gains(&context).unwrap();
+        let archived: Vec<HeadId> = model.archive.heads().collect();
+        assert_eq!(gains.keys().copied().collect::<Vec<_>>(), archived);
+        for id in archived {
+            let (mut gradient, mut square, mut total) = (0.0, 0.0, 0.0);
+            for sequence in 0..data.len() {
+                let batch = data.batch(&[sequence], Pass::Fixed);
+                let loss = |value: f32| {
+                    let mut at = dormant.clone();
+                    let position = at.heads.layers()[id.layer].active().binary_search(&id.head).unwrap();
+                    let mut gates = at.gates[id.layer].clone().unwrap();
+                    gates.data_mut()[position] = value;
+                    at.gates[id.layer] = Some(gates);
+                    let mut tape = Tape::inference(at.device, &at.params);
+                    at.loss(&mut tape, &batch, 1.0, &mut Hooks::default())
+                };
+                let (up, down) = (loss(STEP), loss(-STEP));
+                let slope = (up.sum - down.sum) / (up.count as f64 * f64::from(2.0 * STEP));
+                gradient += slope * up.count as f64;
+                square += slope * slope * up.count as f64;
+                total += up.count as f64;
+            }
+            let (gradient, square) = (gradient / total, square / total);
+            let want = -gradient.signum() * gradient * gradient / (2.0 * square);
+            assert!((gains[&id] - want).abs() <= 1e-2 * want.abs() + 1e-4, "{name}: {id:?}: {} is not {want}", gains[&id]);
+        }
+    }
+}
+
+#[test]
+fn the_best_heads_of_each_layer_return_whole_groups_where_asked() {
+    let model = pruned("llama_gqa", &[(0, vec![0, 1, 2]), (1, vec![0, 1, 3])]);
+    let gain = |head: usize| [0.1, 0.3, 0.2, -0.4][head];
+    let gains: Gains = model.archive.heads().map(|id| (id, gain(id.head))).collect();
+    let choose = |counts: &[(usize, usize)], unit| {
+        grow::choose(&model.heads, &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
+    };
+    let want = |selection: &[(usize, Vec<usize>)]| selection.iter().cloned().collect::<HeadSelection>();
+    assert_eq!(choose(&[(0, 2), (1, 1)], Unit::Head).unwrap(), want(&[(0, vec![1, 2]), (1, vec![1])]));
+    // Heads 0 to 2 read one key/value head, 3 to 5 another.
+    assert_eq!(choose(&[(0, 3)], Unit::KvGroup).unwrap(), want(&[(0, vec![0, 1, 2])]));
+    assert!(choose(&[(1, 4)], Unit::Head).unwrap_err().to_string().contains("3 to restore"));
+    assert!(choose(&[(9, 1)], Unit::Head).unwrap_err().to_string().contains("layer 9"));
+}
+
+#[test]
+fn gates_that_are_half_open_are_scored_where_they_are() {
+    let mut model = pruned("gpt2", &[]);
+    let data = data(&model);
+    let range = 0..data.len();
+    let score = |model: &Model| {
+        let context = ScoreContext { model, data: Some((&data, &range)), batch_size: 2, samples: 100, seed: 0 };
+        upgrayedd::score::Score::named("gradient").unwrap().compute(&context).unwrap()
+    };
+    let open = score(&model);
+    let heads = model.heads.layers()[0].active().len();
+    model.gates[0] = Some(Tensor::full(&[heads], 0.5));
+    assert_ne!(score(&model), open);
+}
