@@ -129,6 +129,9 @@ pub struct OptimizeArgs {
     /// With --eval-every: measurements without a new best before a cycle ends [default: 3]
     #[arg(long, value_name = "N")]
     pub patience: Option<usize>,
+    /// Weights with which heads return: restore, split (half of a strong head) or fresh [default: restore]
+    #[arg(long, value_name = "NAME")]
+    pub growth_init: Option<String>,
     /// Roll a cycle back that raises the held-out loss by more nats than this
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Schedule, Scope, Unit};
 use crate::data::{DataOptions, Documents};
+use crate::grow::GrowthInit;
 use crate::model::{Companions, DType, LoadOptions};
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
@@ -87,7 +88,9 @@ pub struct OptimizeConfig {
     pub max_loss_increase: Option<f64>,
     /// Multiplies the learning rate of regrown heads in the cycle of their return.
     pub growth_lr_multiplier: f64,
-    /// Share of a cycle's steps over which regrown heads are faded in.
+    /// The weights with which heads return.
+    pub growth_init: GrowthInit,
+    /// Share of a cycle's steps over which regrown heads are faded in, where no refit has fitted them in.
     pub gate_warmup: f64,
     /// Of every random choice.
     pub seed: u64,
@@ -139,6 +142,7 @@ impl Default for OptimizeConfig {
             max_eval_windows: None,
             max_loss_increase: None,
             growth_lr_multiplier: 5.0,
+            growth_init: GrowthInit::Restore,
             gate_warmup: 0.25,
             seed: 42,
             device: "auto".to_owned(),

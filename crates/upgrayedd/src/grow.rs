@@ -2,13 +2,59 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tensor;
+use upgrayedd_nn::optim::AdamW;
 
-use crate::budget::Unit;
-use crate::heads::{HeadId, HeadMap, HeadSelection};
+use crate::budget::{Unit, named_enum};
+use crate::error::unknown_name;
+use crate::heads::{HeadId, HeadMap, HeadScores, HeadSelection, LayerHeads};
 use crate::score::{ScoreContext, gate_gradients};
 use crate::surgery;
 use crate::{Error, Model, Result};
+
+named_enum! {
+    /// The weights with which heads return.
+    GrowthInit, "growth initialisation" {
+        /// Those they left with.
+        #[default]
+        Restore = "restore",
+        /// A copy of the strongest head that reads the same keys and values; each of the two has half the output.
+        Split = "split",
+        /// Small random weights and no output.
+        Fresh = "fresh",
+    }
+}
+
+/// Brings archived heads back. `keep` (higher = keep) says which heads are strong enough to split.
+pub fn bring_back(
+    model: &mut Model,
+    optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    init: GrowthInit,
+    (keep, seed): (&HeadScores, u64),
+    lr_scale: f32,
+) -> Result<()> {
+    match init {
+        GrowthInit::Restore => surgery::restore(model, optim, selection, lr_scale),
+        GrowthInit::Fresh => surgery::fresh(model, optim, selection, lr_scale, seed),
+        GrowthInit::Split => {
+            let heads = model.heads.clone();
+            surgery::split(model, optim, selection, lr_scale, |layer, head| {
+                strongest(&heads.layers()[layer], &keep.layers[layer], head)
+            })
+        }
+    }
+}
+
+/// The active head with the highest score among those that read the same key/value head, or of the whole layer if none does.
+fn strongest(layer: &LayerHeads, keep: &[f64], head: usize) -> usize {
+    let group = layer.kv_group_of(head);
+    let scored = || layer.active().iter().copied().zip(keep.iter().copied());
+    let best =
+        |heads: &mut dyn Iterator<Item = (usize, f64)>| heads.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map(|h| h.0);
+    best(&mut scored().filter(|&(h, _)| layer.kv_group_of(h) == group)).or_else(|| best(&mut scored())).unwrap_or(head)
+}
 
 /// What opening a head's gate is expected to gain, in nats, by head.
 pub type Gains = BTreeMap<HeadId, f64>;

@@ -287,10 +287,85 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, parts:
     }
 }
 
+/// Slices of a head's or a key/value head's weights: canonical part → slice.
+type Slices = BTreeMap<String, Tensor>;
+
 /// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
 ///
 /// Nothing changes if the selection is refused.
-pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32) -> Result<()> {
+pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32) -> Result<()> {
+    bring(model, optim, selection, lr_scale, |_, _, archived| archived)
+}
+
+/// Puts new heads in the place of archived ones, which are forgotten: each a copy of `source(layer, head)`, an active head of the
+/// same layer (and key/value head, if that is there), both with half the output weights. The model computes what it did.
+///
+/// Nothing changes if the selection is refused.
+pub fn split(
+    model: &mut Model,
+    optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    lr_scale: f32,
+    source: impl Fn(usize, usize) -> usize,
+) -> Result<()> {
+    bring(model, optim, selection, lr_scale, |model, newcomer, archived| {
+        let (layer, head) = match newcomer {
+            Newcomer::Head { layer, head } => (layer, source(layer, head)),
+            Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
+        };
+        let heads = &model.heads.layers()[layer];
+        let (parts, position): (&[&str], _) = match newcomer {
+            Newcomer::Head { .. } => (&QUERY_PARTS, heads.active().binary_search(&head)),
+            Newcomer::Group { .. } => (&KV_PARTS, heads.kv_active().binary_search(&heads.kv_group_of(head))),
+        };
+        let Ok(position) = position else { return archived };
+        if let (Newcomer::Head { .. }, Some((id, _))) = (newcomer, part_of(model, layer, "attn.o.weight")) {
+            let width = model.spec.head_dim;
+            let weight = model.params.get_mut(id);
+            let cols = weight.cols();
+            let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
+            rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
+        }
+        cut(model, layer, parts, position)
+    })
+}
+
+/// Puts new heads in the place of archived ones, which are forgotten: small random weights (normal of deviation 0.02) and no
+/// output, so that the model computes what it did and gradients flow.
+///
+/// Nothing changes if the selection is refused.
+pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32, seed: u64) -> Result<()> {
+    let mut random = crate::rng::stream(seed, "fresh heads");
+    bring(model, optim, selection, lr_scale, |_, _, archived| {
+        let new = |(part, slice): (String, Tensor)| {
+            let values = match part.as_str() {
+                "attn.q.weight" | "attn.k.weight" | "attn.v.weight" => crate::rng::normals(&mut random, slice.len(), 0.02),
+                _ => vec![0.0; slice.len()],
+            };
+            (part, Tensor::from_vec(slice.shape(), values))
+        };
+        archived.into_iter().map(new).collect()
+    })
+}
+
+/// What comes into a layer.
+#[derive(Clone, Copy)]
+enum Newcomer {
+    /// A query head.
+    Head { layer: usize, head: usize },
+    /// A key/value head, for the query head that reads it.
+    Group { layer: usize, reader: usize },
+}
+
+/// Takes heads out of the archive into the model, with the weights that `weights` makes of the archived ones. It sees the model
+/// with the layer as it was.
+fn bring(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    lr_scale: f32,
+    mut weights: impl FnMut(&mut Model, Newcomer, Slices) -> Slices,
+) -> Result<()> {
     for (&layer, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(HeadId { layer, head })) {
             let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.head).collect();
@@ -299,25 +374,29 @@ pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Hea
             )));
         }
     }
-    let before = model.heads.clone();
-    model.heads.insert(selection)?;
+    let mut after = model.heads.clone();
+    after.insert(selection)?;
     model.touch();
     for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
         fold_gates(model, layer);
-        let old = &before.layers()[layer];
-        let new = model.heads.layers()[layer].clone();
+        let (old, new) = (model.heads.layers()[layer].clone(), after.layers()[layer].clone());
         let mut returning = heads.clone();
         returning.sort_unstable();
-        let slices: Vec<_> =
-            returning.iter().filter_map(|&head| Some(model.archive.heads.remove(&HeadId { layer, head })?.slices)).collect();
-        grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
-        let slices: Vec<_> = new_groups
-            .iter()
-            .filter(|g| !old_groups.contains(g))
-            .filter_map(|&group| model.archive.groups.remove(&(layer, group)))
-            .collect();
-        grow(model, optim.as_deref_mut(), layer, &KV_PARTS, (&old_groups, &new_groups), &slices, lr_scale);
+        let mut groups = Vec::new();
+        for &group in new_groups.iter().filter(|g| !old_groups.contains(g)) {
+            let Some(archived) = model.archive.groups.remove(&(layer, group)) else { continue };
+            let reader = returning.iter().copied().find(|&h| new.kv_group_of(h) == group).unwrap_or_default();
+            groups.push(weights(model, Newcomer::Group { layer, reader }, archived));
+        }
+        let mut slices = Vec::new();
+        for &head in &returning {
+            let Some(archived) = model.archive.heads.remove(&HeadId { layer, head }) else { continue };
+            slices.push(weights(model, Newcomer::Head { layer, head }, archived.slices));
+        }
+        model.heads.insert(&HeadSelection::from([(layer, returning)]))?;
+        grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);
+        grow(model, optim.as_deref_mut(), layer, &KV_PARTS, (&old_groups, &new_groups), &groups, lr_scale);
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use upgrayedd::budget::Unit;
 use upgrayedd::data::{Dataset, Pass, Row};
-use upgrayedd::grow::{self, Gains};
-use upgrayedd::heads::{HeadId, HeadSelection};
+use upgrayedd::grow::{self, Gains, GrowthInit};
+use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
 use upgrayedd::model::{Hooks, LoadOptions, Model};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::ScoreContext;
@@ -97,4 +97,33 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
     let heads = model.heads.layers()[0].active().len();
     model.gates[0] = Some(Tensor::full(&[heads], 0.5));
     assert_ne!(score(&model), open);
+}
+
+#[test]
+fn split_and_fresh_heads_leave_the_model_as_it_was() {
+    for (name, selection) in [
+        ("gpt2", vec![(0, vec![1, 3]), (1, vec![0])]),
+        // A whole group of key/value head 0, and one reader of head 1 of two.
+        ("llama_gqa", vec![(0, vec![0, 1, 2]), (1, vec![3])]),
+    ] {
+        for init in [GrowthInit::Split, GrowthInit::Fresh] {
+            let model = pruned(name, &selection);
+            let data = data(&model);
+            let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
+            let keep = HeadScores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+            let mut grown = model.clone();
+            let selection = selection.iter().cloned().collect();
+            grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
+            assert!(grown.heads.num_pruned() == 0 && grown.archive.heads().count() == 0);
+            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+            for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
+                assert!((a - b).abs() < 1e-5, "{name}: {init:?}: {a} {b}");
+            }
+            // They are new: not what had been archived, and not without effect on what is learned.
+            let mut restored = model.clone();
+            surgery::restore(&mut restored, None, &selection, 1.0).unwrap();
+            let q = model.params.find("layers.0.attn.q.weight").unwrap();
+            assert_ne!(grown.params.get(q), restored.params.get(q));
+        }
+    }
 }

@@ -299,7 +299,9 @@ impl Run<'_> {
         };
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&model.heads, &gains, &counts, config.unit)?;
-        surgery::restore(model, Some(optim), &selection, config.growth_lr_multiplier as f32)?;
+        let keep = strategy.as_keep(left);
+        let rate = config.growth_lr_multiplier as f32;
+        grow::bring_back(model, Some(optim), &selection, config.growth_init, (&keep, seed), rate)?;
         let marks = |(layer, heads): (usize, &LayerHeads)| {
             heads.active().iter().map(|h| selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
         };

@@ -109,6 +109,13 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
     scores.iter().map(compute).collect()
 }
 
+/// The score `fisher` and per layer the `H × H` block of the Fisher information whose diagonal it is.
+pub(crate) fn fisher_blocks(context: &ScoreContext<'_>) -> Result<(HeadScores, Vec<Vec<f64>>)> {
+    let statistics = statistics::gather(context, &[Needs::Gates])?;
+    statistics.squared.check(&context.model.heads)?;
+    Ok((statistics.squared, statistics.blocks))
+}
+
 /// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
 pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(HeadScores, HeadScores)> {
     let statistics = statistics::gather(context, &[Needs::Gates])?;

@@ -38,6 +38,8 @@ pub(super) struct Statistics {
     pub(super) absolute: HeadScores,
     /// Mean of G².
     pub(super) squared: HeadScores,
+    /// Per layer, `H × H`: mean of Gᵢ Gⱼ, the layer's block of the empirical Fisher information.
+    pub(super) blocks: Vec<Vec<f64>>,
     /// Mean attention entropy over queries, each divided by the log of its visible keys.
     pub(super) entropy: HeadScores,
     /// Per layer and feature of the output projection's input: root of its mean square.
@@ -60,6 +62,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         signed: per_head(),
         absolute: per_head(),
         squared: per_head(),
+        blocks: heads.iter().map(|&n| vec![0.0; n * n]).collect(),
         entropy: per_head(),
         ..Statistics::default()
     };
@@ -105,6 +108,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     sums.signed.scale(1.0 / targets.max(1) as f64);
     sums.absolute.scale(1.0 / targets.max(1) as f64);
     sums.squared.scale(1.0 / targets.max(1) as f64);
+    sums.blocks.iter_mut().flatten().for_each(|b| *b /= targets.max(1) as f64);
     sums.entropy.scale(1.0 / queries.max(1) as f64);
     outputs.finish(&mut sums);
     Ok(sums)
@@ -130,6 +134,8 @@ impl Statistics {
                 self.signed.layers[layer][head] += count * mean;
                 self.absolute.layers[layer][head] += count * mean.abs();
                 self.squared.layers[layer][head] += count * mean * mean;
+                let block = &mut self.blocks[layer][head * row.len()..(head + 1) * row.len()];
+                block.iter_mut().zip(row).for_each(|(sum, &other)| *sum += mean * f64::from(other));
             }
         }
     }

@@ -30,7 +30,7 @@ impl Default for EntropyOptions {
 struct Entropy {
     params: StrategyParams,
     options: EntropyOptions,
-    cache: Cache,
+    cache: Cache<HeadScores>,
 }
 
 fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {

@@ -35,7 +35,7 @@ impl Default for MagnitudeOptions {
 struct Magnitude {
     params: StrategyParams,
     options: MagnitudeOptions,
-    cache: Cache,
+    cache: Cache<HeadScores>,
 }
 
 fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {

@@ -202,27 +202,28 @@ fn by_mean(importances: &HeadScores, lowest_first: bool) -> Vec<usize> {
     order
 }
 
-/// Importances computed for one state of one model, so that they are never reused for another.
-#[derive(Debug, Default)]
-struct Cache {
-    entry: Option<(u64, String, HeadScores)>,
+/// What was computed for one state of one model, so that it is never used for another.
+#[derive(Debug)]
+struct Cache<T> {
+    entry: Option<(u64, String, T)>,
 }
 
-impl Cache {
-    fn get_or(
-        &mut self,
-        enabled: bool,
-        context: &ScoreContext<'_>,
-        compute: impl FnOnce() -> Result<HeadScores>,
-    ) -> Result<HeadScores> {
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self { entry: None }
+    }
+}
+
+impl<T: Clone> Cache<T> {
+    fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<T>) -> Result<T> {
         let data = context.data.map(|(d, r)| format!("{} {r:?} {}", d.hash, context.samples)).unwrap_or_default();
         let state = context.model.state_id();
         match &self.entry {
-            Some((cached, from, scores)) if enabled && *cached == state && *from == data => Ok(scores.clone()),
+            Some((cached, from, found)) if enabled && *cached == state && *from == data => Ok(found.clone()),
             _ => {
-                let scores = compute()?;
-                self.entry = Some((state, data, scores.clone()));
-                Ok(scores)
+                let found = compute()?;
+                self.entry = Some((state, data, found.clone()));
+                Ok(found)
             }
         }
     }

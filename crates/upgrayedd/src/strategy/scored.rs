@@ -9,9 +9,9 @@ use super::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_gain, by_mean, parse_options, spread,
     within_budget,
 };
-use crate::budget::Scope;
+use crate::budget::{Scope, Unit};
 use crate::heads::{HeadScores, HeadSelection};
-use crate::score::{Score, ScoreContext};
+use crate::score::{Score, ScoreContext, fisher_blocks};
 use crate::{Error, Result};
 
 macro_rules! scored {
@@ -57,7 +57,7 @@ fn build(name: &'static str, settings: Settings, params: StrategyParams, options
         return Err(Error::invalid("calibration_samples is 0: expected at least 1"));
     }
     let score = Score::named(settings.score)?;
-    Ok(Box::new(Scored { name, score, settings, params, samples, cache: Cache::default() }))
+    Ok(Box::new(Scored { name, score, settings, params, samples, cache: Cache::default(), blocks: Vec::new() }))
 }
 
 #[derive(Default, Deserialize)]
@@ -72,7 +72,9 @@ struct Scored {
     settings: Settings,
     params: StrategyParams,
     samples: usize,
-    cache: Cache,
+    cache: Cache<(HeadScores, Vec<Vec<f64>>)>,
+    /// Of the Fisher information, for the state that was scored last.
+    blocks: Vec<Vec<f64>>,
 }
 
 impl Strategy for Scored {
@@ -98,7 +100,13 @@ impl Strategy for Scored {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let context = ScoreContext { samples: self.samples, ..*context };
-        self.cache.get_or(true, &context, || self.score.compute(&context))
+        let compute = || match self.score.name {
+            "fisher" => fisher_blocks(&context),
+            _ => Ok((self.score.compute(&context)?, Vec::new())),
+        };
+        let (scores, blocks) = self.cache.get_or(true, &context, compute)?;
+        self.blocks = blocks;
+        Ok(scores)
     }
 
     fn as_keep(&self, importances: &HeadScores) -> HeadScores {
@@ -106,7 +114,17 @@ impl Strategy for Scored {
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
-        Ok(within_budget(view, &self.as_keep(view.importances)))
+        let mut chosen = within_budget(view, &self.as_keep(view.importances));
+        if view.budget.unit == Unit::Head {
+            for (&layer, heads) in &mut chosen {
+                let active = view.model.heads.layers()[layer].active();
+                match self.blocks.get(layer).filter(|b| b.len() == active.len().pow(2)) {
+                    Some(block) => swap_within(heads, active, block),
+                    None => continue,
+                }
+            }
+        }
+        Ok(chosen)
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
@@ -114,5 +132,52 @@ impl Strategy for Scored {
             return Ok(spread(view, &by_mean(&self.as_keep(view.importances), false)));
         }
         Ok(by_gain(view))
+    }
+}
+
+/// Swaps heads of one layer in and out of the selection as long as that lowers Σᵢⱼ Fᵢⱼ over the selected: heads whose gradients
+/// agree cost more together than each alone (the mask rearrangement of Kwon et al. 2022).
+fn swap_within(chosen: &mut Vec<usize>, active: &[usize], block: &[f64]) {
+    let n = active.len();
+    let mut gone: Vec<bool> = active.iter().map(|h| chosen.contains(h)).collect();
+    // What adding i to the selection costs beside its own square: its products with the rest.
+    let with_rest = |i: usize, except: usize, gone: &[bool]| -> f64 {
+        (0..n).filter(|&k| gone[k] && k != i && k != except).map(|k| 2.0 * block[i * n + k]).sum()
+    };
+    loop {
+        let mut best: Option<(f64, usize, usize)> = None;
+        for out in (0..n).filter(|&i| gone[i]) {
+            let saved = block[out * n + out] + with_rest(out, out, &gone);
+            for into in (0..n).filter(|&j| !gone[j]) {
+                let change = block[into * n + into] + with_rest(into, out, &gone) - saved;
+                if best.is_none_or(|(least, ..)| change < least) {
+                    best = Some((change, out, into));
+                }
+            }
+        }
+        // A change too small to be anything but rounding ends it too.
+        let scale = (0..n).map(|i| block[i * n + i]).sum::<f64>();
+        match best.filter(|(change, ..)| *change < -1e-12 * scale) {
+            Some((_, out, into)) => (gone[out], gone[into]) = (false, true),
+            None => break,
+        }
+    }
+    *chosen = active.iter().zip(&gone).filter(|(_, g)| **g).map(|(h, _)| *h).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::swap_within;
+
+    #[test]
+    fn heads_whose_gradients_agree_do_not_go_together() {
+        // Heads 1 and 4 are the cheapest alone, but their gradients agree; 4 and 7 cancel.
+        let block = [1.0, 0.9, 0.0, 0.9, 1.1, -0.8, 0.0, -0.8, 1.3];
+        let mut chosen = vec![1, 4];
+        swap_within(&mut chosen, &[1, 4, 7], &block);
+        assert_eq!(chosen, [4, 7]);
+        let mut stays = vec![1];
+        swap_within(&mut stays, &[1, 4, 7], &[1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 3.0]);
+        assert_eq!(stays, [1]);
     }
 }
