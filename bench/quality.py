@@ -1,86 +1,157 @@
-"""What pruning alone costs, strategy by strategy: held-out loss of a language model without some of its heads, untrained.
+"""Quality at equal size: what pruning costs a language model, strategy by strategy, before and after learning.
 
-`python bench/quality.py MODEL TEXT.txt --ratio 0.3 --out FILE.json`, with the package from a release
-wheel. Heads are chosen over the whole model (global scope), each layer keeping one. "fisher / 3" scores anew after every third of
-them. Loss: non-overlapping windows of the last fifth of the text; calibration: windows of 256 tokens of the rest.
+`python bench/quality.py MODEL TEXT.txt --out FILE.json`, with the package from a release wheel
+(`scripts/python-package --release`). The text's first four fifths are learned from and scored on; the last fifth is measured on,
+in non-overlapping windows. Every row is written to FILE.json as soon as it is known, and rows that are there already are not
+computed again. Rows are compared with the dense model, and after learning with the dense model that learned the same way.
 """
 
 import argparse
 import json
 import pathlib
-import time
+import random
+import shutil
+import tempfile
+from typing import Any
 
 import upgrayedd
-from upgrayedd import Model
+from upgrayedd import Model, UpgrayeddPipeline
+from upgrayedd.strategies import get_strategy
 
-PLANS = ["entropy", "magnitude", "gradient", "taylor", "fisher", "fisher / 3", "fisher / 9", "random 1", "random 2", "random 3"]
+# Name → (strategy, options of the pipeline). Without steps, everything is scored once.
+PLANS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {"refit": False}) for name in ("entropy", "magnitude", "random", "wanda")},
+    **{name: (name, {"refit": False}) for name in ("similarity", "taylor", "gradient")},
+    "fisher": ("fisher", {"refit": False}),
+    "fisher, 3 steps": ("fisher", {"refit": False, "steps_per_cycle": 3}),
+    "fisher, refit": ("fisher", {}),
+    "fisher, 3 steps, refit": ("fisher", {"steps_per_cycle": 3}),
+    "magnitude, refit": ("magnitude", {}),
+    "entropy, refit": ("entropy", {}),
+    "auto": ("auto", {}),
+}
 
 
-def score(model: Model, name: str, seed: int, calibration: list[str], samples: int) -> dict[tuple[str, int], float]:
-    """Importance of each head, higher = keep."""
-    data = None if name in ("magnitude", "random") else calibration
-    sign = -1.0 if name == "entropy" else 1.0
-    found = model.score(name, data, samples=samples, sequence_length=256, seed=seed)
-    return {
-        (layer, h): sign * float(v) for layer, vs in found.items() for h, v in zip(model.active_heads[layer], vs, strict=True)
-    }
+class Bench:
+    """One model and one text; results in a file."""
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        text = args.text.read_text()
+        cut = text.rindex("\n", 0, len(text) * 4 // 5)
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quality-"))
+        self.train, self.held_out = self.folder / "train.txt", self.folder / "held-out.txt"
+        self.train.write_text(text[:cut])
+        self.held_out.write_text(text[cut:])
+        settings = {"window": args.window, "windows": args.windows, "learning_rate": args.learning_rate, "batch": args.batch_size}
+        self.record = {"version": upgrayedd.__version__, "model": args.model.name, "text": args.text.name, **settings, "rows": []}
+        if args.out.exists():
+            self.record = json.loads(args.out.read_text())
 
-def prune(model: Model, scores: dict[tuple[str, int], float], count: int) -> None:
-    """Removes the `count` lowest heads; every layer keeps one."""
-    left = dict(model.heads_per_layer)
-    chosen: dict[str, list[int]] = {}
-    for layer, head in sorted(scores, key=lambda key: scores[key]):
-        if count > 0 and left[layer] > 1:
-            chosen.setdefault(layer, []).append(head)
-            left[layer] -= 1
-            count -= 1
-    model.prune(chosen)
+    def loss(self, model: Model) -> float:
+        return model.evaluate(self.held_out, sequence_length=self.args.window, max_eval_windows=self.args.windows).loss
+
+    def run(self, model: Any, strategy: Any, steps: int, seed: int, **options: Any) -> Model:
+        """One cycle of the real pipeline; 0 steps do not learn."""
+        out = self.folder / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        pipeline = UpgrayeddPipeline(
+            model,
+            strategy=strategy,
+            output_dir=out,
+            learning_rate=self.args.learning_rate,
+            lr_schedule="constant",
+            warmup_steps=8,
+            batch_size=self.args.batch_size,
+            max_steps_per_cycle=steps,
+            max_eval_windows=4,
+            dtype="float32",
+            seed=seed,
+            **options,
+        )
+        return pipeline.run_optimization(self.train, num_cycles=1, eval_dataloader=self.held_out)
+
+    def pruned(self, plan: str, ratio: float, seed: int) -> Model:
+        """Scored, pruned and (as the plan says) repaired; not learned."""
+        name, options = PLANS[plan]
+        strategy = get_strategy(name, pruning_ratio=ratio, growth_ratio=0.0)
+        return self.run(self.args.model, strategy, 0, seed, **{"scope": "global", **options})
+
+    def learned(self, model: Model, seed: int) -> Model:
+        return self.run(model, get_strategy("random", pruning_ratio=0.0, growth_ratio=0.0), self.args.steps, seed)
+
+    def grown(self, ratio: float, more: float, how: str, seed: int) -> Model:
+        """Prunes `more` than asked for and brings the difference back: the heads with the highest gains, or any."""
+        parent = Model.from_pretrained(self.args.model)
+        model = self.pruned("auto", more, seed)
+        total = sum(parent.heads_per_layer.values())
+        count = int(more * total + 1e-9) - int(ratio * total + 1e-9)
+        if how == "gains":
+            gains = model.growth_gains(self.train)
+            order = sorted(((g, layer, head) for layer, heads in gains.items() for head, g in heads.items()), reverse=True)
+            chosen = [(layer, head) for _, layer, head in order[:count]]
+        else:
+            chosen = [(layer, head) for layer, heads in model.pruned_heads.items() for head in heads]
+            chosen = random.Random(seed).sample(chosen, count)
+        heads: dict[str, list[int]] = {}
+        for layer, head in chosen:
+            heads.setdefault(layer, []).append(head)
+        model.restore(heads)
+        model.refit(parent, self.train)
+        return model
+
+    def row(self, arm: str, ratio: float, seed: int, make: Any, learn: bool) -> None:
+        """Measures an arm, unless that has been done."""
+        rows: list[dict[str, Any]] = self.record["rows"]
+        if any(r["arm"] == arm and r["ratio"] == ratio and r["seed"] == seed and (not learn or "learned" in r) for r in rows):
+            return
+        model = make()
+        result: dict[str, Any] = {"arm": arm, "ratio": ratio, "seed": seed, "heads": sum(model.heads_per_layer.values())}
+        result |= {"parameters": model.num_parameters, "pruned": self.loss(model)}
+        if learn:
+            result |= {"steps": self.args.steps, "learned": self.loss(self.learned(model, seed))}
+        rows[:] = [r for r in rows if (r["arm"], r["ratio"], r["seed"]) != (arm, ratio, seed)] + [result]
+        self.args.out.parent.mkdir(parents=True, exist_ok=True)
+        self.args.out.write_text(json.dumps(self.record, indent=1) + "\n")
+        print(self.line(result), flush=True)
+
+    def line(self, row: dict[str, Any]) -> str:
+        dense = {r["seed"]: r for r in self.record["rows"] if r["arm"] == "dense"}
+        base = dense.get(row["seed"], next(iter(dense.values()), {}))
+        cells = [row["arm"], f"{row['ratio']:.0%}", str(row["seed"]), str(row["heads"]), f"{row['parameters']:,}"]
+        for key in ("pruned", "learned"):
+            known = key in row and key in base
+            cells += [f"{row[key]:.4f}" if key in row else "", f"{row[key] - base[key]:+.4f}" if known else ""]
+        return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("text", type=pathlib.Path)
-    parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=[*PLANS, "none"])
+    parser.add_argument("--ratios", nargs="*", type=float, default=[0.2, 0.3, 0.5])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1])
+    parser.add_argument("--learn", action="store_true", help="learn as well, for --steps steps")
+    parser.add_argument("--regrow", type=float, help="prune to this share and regrow to each ratio, by gains and at random")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--plans", nargs="*", default=PLANS)
-    parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    text = args.text.read_text()
-    cut = text.rindex("\n", 0, len(text) * 4 // 5)
-    calibration, held_out = [text[:cut]], [text[cut:]]
-    dense = Model.from_pretrained(args.model)
-    total = sum(dense.heads_per_layer.values())
-    count = int(args.ratio * total)
-
-    def measure(model: Model) -> upgrayedd.Evaluation:
-        return model.evaluate(held_out, sequence_length=args.window, max_eval_windows=args.windows)
-
-    base = measure(dense)
-    print(f"{args.model}: {count} of {total} heads; dense loss {base.loss:.4f}, perplexity {base.perplexity:.2f}\n")
-    print("| scores | held-out loss | excess | perplexity | seconds |\n|---|---|---|---|---|")
-    rows = []
-    for plan in args.plans:
-        start = time.monotonic()
-        name, _, number = plan.replace(" / ", " ").partition(" ")
-        steps = int(number) if name != "random" and number else 1
-        seed = int(number) if name == "random" else 42
-        model = dense.copy()
-        for step in range(steps):
-            share = count * (step + 1) // steps - count * step // steps
-            prune(model, score(model, name, seed, calibration, args.samples), share)
-        seconds = time.monotonic() - start
-        result = measure(model)
-        excess = result.loss - base.loss
-        print(f"| {plan} | {result.loss:.4f} | {excess:+.4f} | {result.perplexity:.2f} | {seconds:.0f} |", flush=True)
-        rows.append({"plan": plan, "loss": result.loss, "excess": excess, "active_heads": model.active_heads})
-    if args.out:
-        settings = {k: str(v) for k, v in vars(args).items() if k not in ("out", "plans")}
-        record = {"version": upgrayedd.__version__, **settings, "heads": count, "dense": base.loss, "rows": rows}
-        args.out.write_text(json.dumps({**record, "data_hash": base.data_hash}, indent=1) + "\n")
+    bench = Bench(args)
+    print("| arm | pruned | seed | heads | parameters | loss | excess | loss, learned | excess, learned |\n" + "|---" * 9 + "|")
+    for seed in args.seeds:
+        bench.row("dense", 0.0, seed, lambda: Model.from_pretrained(args.model), args.learn)
+        for ratio in args.ratios:
+            for plan in (p for p in args.plans if p != "none"):
+                bench.row(plan, ratio, seed, lambda p=plan, r=ratio, s=seed: bench.pruned(p, r, s), args.learn)
+            for how in ("gains", "random") if args.regrow else ():
+                arm = f"auto to {args.regrow:.0%}, regrown by {how}"
+                bench.row(arm, ratio, seed, lambda h=how, r=ratio, s=seed: bench.grown(r, args.regrow, h, s), args.learn)
+    shutil.rmtree(bench.folder)
 
 
 if __name__ == "__main__":

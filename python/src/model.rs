@@ -259,6 +259,29 @@ impl Model {
         })
     }
 
+    /// What the return of each archived head is expected to gain: layer → head → nats.
+    fn growth_gains(
+        &self,
+        py: Python<'_>,
+        data: Source,
+        options: &str,
+        limits: (usize, usize),
+    ) -> PyResult<BTreeMap<usize, BTreeMap<usize, f64>>> {
+        let options = data_options(options)?;
+        let (batch_size, samples) = limits;
+        detached(py, || {
+            let tokenizer = self.inner.tokenizer().ok();
+            let dataset = data.dataset(&self.inner, tokenizer.as_ref(), &options, false)?;
+            let range = 0..dataset.len();
+            let context = ScoreContext { model: &self.inner, data: Some((&dataset, &range)), batch_size, samples, seed: 0 };
+            let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
+            for (id, gain) in upgrayedd::grow::gains(&context)? {
+                gains.entry(id.layer).or_default().insert(id.head, gain);
+            }
+            Ok(gains)
+        })
+    }
+
     /// Repairs the output projections towards `parent`; per layer the share of the held-out error that is gone.
     fn refit(
         &mut self,

@@ -313,7 +313,8 @@ class Model:
         """Importance of every active head: layer name → array in the order of `active_heads[layer]`.
 
         Args:
-            name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "loss_impact", "entropy", "magnitude" or "random".
+            name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "loss_impact", "entropy", "magnitude" or
+                "random".
             dataloader: Calibration data, for all but "magnitude" and "random".
             samples: Sequences to use at most.
             sequence_length: Tokens per window of texts and files; 256 or the model's limit.
@@ -328,6 +329,25 @@ class Model:
             source, options = self._source(dataloader, length, batch_size, seed)
         layers = self._core.score(name, source, options, (batch_size, samples, seed))
         return {name: np.asarray(values) for name, values in zip(self.layer_names, layers, strict=True)}
+
+    def growth_gains(
+        self, dataloader: Any, *, samples: int = 128, sequence_length: int | None = None, batch_size: int = 4
+    ) -> dict[str, dict[int, float]]:
+        """What the return of each pruned head is expected to take off the loss: layer name → head → nats; negative if it adds.
+
+        The heads come back with their gates shut, which changes nothing; with the gradient g and its mean square F in a gate,
+        opening it gains g²/2F.
+
+        Args:
+            dataloader: Calibration data, as for `score`.
+            samples: Sequences to use at most.
+            sequence_length: Tokens per window of texts and files; 256 or the model's limit.
+            batch_size: Sequences at once.
+        """
+        length = sequence_length or min(256, int(self._info()["max_positions"]))
+        source, options = self._source(dataloader, length, batch_size, 42)
+        gains = self._core.growth_gains(source, options, (batch_size, samples))
+        return {self.layer_names[layer]: heads for layer, heads in gains.items()}
 
     def refit(
         self,

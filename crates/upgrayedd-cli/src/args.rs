@@ -66,6 +66,9 @@ pub struct OptimizeArgs {
     /// Share of the active heads pruned per cycle, 0 ≤ r < 1 [default: 0.3]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub pruning_ratio: Option<f64>,
+    /// What the pruning ratio is a share of: heads, parameters, macs, or latency measured on this machine [default: heads]
+    #[arg(long, value_name = "NAME")]
+    pub budget: Option<String>,
     /// Share of the pruned heads grown back per cycle, 0 ≤ r ≤ 1 [default: 0.1]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub growth_ratio: Option<f64>,
@@ -93,7 +96,7 @@ pub struct OptimizeArgs {
     /// Passes over the training data per cycle [default: 1]
     #[arg(long, value_name = "N")]
     pub epochs_per_cycle: Option<usize>,
-    /// Optimiser steps per cycle at most
+    /// Optimiser steps per cycle at most; 0 prunes, repairs and grows without learning
     #[arg(long, value_name = "N")]
     pub max_steps_per_cycle: Option<u64>,
     /// Peak learning rate [default: 5e-5; 1e-3 for the built-in model]

@@ -117,7 +117,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         threads,
         learning_rate
     );
-    take_named!(unit, schedule, lr_schedule, documents, growth_init);
+    take_named!(budget, unit, schedule, lr_schedule, documents, growth_init);
     if let Some(scope) = &args.scope {
         config.scope = Some(scope.parse()?);
     }

@@ -8,6 +8,7 @@ use crate::budget::{Schedule, Scope, Unit};
 use crate::data::{DataOptions, Documents};
 use crate::grow::GrowthInit;
 use crate::model::{Companions, DType, LoadOptions};
+use crate::price::{Currency, Timings, time_layers};
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
 use crate::{Error, Model, Result, builtin};
@@ -36,8 +37,12 @@ pub struct OptimizeConfig {
     pub strategy_options: Options,
     /// Of the strategy's random choices; the run's seed if absent.
     pub strategy_seed: Option<u64>,
-    /// Share of the active heads pruned per cycle.
+    /// Share of the active heads (of the model, where `budget` is not heads) pruned per cycle.
     pub pruning_ratio: f64,
+    /// What the pruning ratio is a share of.
+    pub budget: Currency,
+    /// For a budget in latency: times of the machine that it is meant for; measured if absent.
+    pub timings: Option<Timings>,
     /// Share of the pruned heads grown back per cycle.
     pub growth_ratio: f64,
     /// Heads that every layer keeps.
@@ -56,7 +61,7 @@ pub struct OptimizeConfig {
     pub num_cycles: usize,
     /// Passes over the training data per cycle.
     pub epochs_per_cycle: usize,
-    /// Optimiser steps per cycle at most.
+    /// Optimiser steps per cycle at most; 0 prunes, repairs and grows without learning.
     pub max_steps_per_cycle: Option<u64>,
     /// Peak learning rate; 5e-5, or 1e-3 for the built-in model, which is far smaller than what users bring.
     pub learning_rate: Option<f64>,
@@ -117,6 +122,8 @@ impl Default for OptimizeConfig {
             strategy_options: Options::new(),
             strategy_seed: None,
             pruning_ratio: strategy.pruning_ratio,
+            budget: Currency::Heads,
+            timings: None,
             growth_ratio: strategy.growth_ratio,
             min_heads: strategy.min_heads,
             scope: None,
@@ -165,7 +172,6 @@ impl OptimizeConfig {
             ("max_gradient_norm", self.max_gradient_norm),
             ("growth_lr_multiplier", self.growth_lr_multiplier),
             ("steps_per_cycle", self.steps_per_cycle.map_or(1.0, |n| n as f64)),
-            ("max_steps_per_cycle", self.max_steps_per_cycle.map_or(1.0, |n| n as f64)),
             ("max_eval_windows", self.max_eval_windows.map_or(1.0, |n| n as f64)),
             ("distill_temperature", self.distill_temperature),
             ("eval_every", self.eval_every.map_or(1.0, |n| n as f64)),
@@ -190,10 +196,24 @@ impl OptimizeConfig {
         if let Some((name, value)) = at_least_zero.into_iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
             return Err(Error::invalid(format!("{name} is {value}: expected 0 or more")));
         }
+        if self.budget != Currency::Heads && self.schedule == Schedule::Target {
+            return Err(Error::invalid(format!(
+                "schedule target counts heads: with a budget in {} use schedule per-cycle",
+                self.budget.name()
+            )));
+        }
         for (name, value) in [("gate_warmup", self.gate_warmup), ("distill", self.distill.unwrap_or(0.0))] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(Error::invalid(format!("{name} is {value}: expected 0 to 1")));
             }
+        }
+        Ok(())
+    }
+
+    /// Times the layers for a budget in latency, once for the whole run.
+    pub(crate) fn take_timings(&mut self, model: &Model) -> Result<()> {
+        if self.budget == Currency::Latency && self.timings.is_none() {
+            self.timings = Some(time_layers(model, self.batch_size, self.sequence_length.unwrap_or_default())?);
         }
         Ok(())
     }

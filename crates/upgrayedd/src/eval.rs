@@ -161,7 +161,7 @@ pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Vec<Spee
     forward.into_iter().zip(decode).map(speed).collect()
 }
 
-fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

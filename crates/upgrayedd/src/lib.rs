@@ -45,6 +45,7 @@ mod hub;
 mod linalg;
 pub mod model;
 pub mod pipeline;
+pub mod price;
 pub mod refit;
 pub mod rng;
 pub mod run_dir;

@@ -41,6 +41,11 @@ fn every_strategy_scope_unit_and_schedule_runs() {
         vec!["--strategy", "entropy", "--strategy-option", "attention_samples=8"],
         vec!["--strategy", "random", "--scope", "global"],
         vec!["--strategy", "random", "--unit", "kv_group"],
+        vec!["--strategy", "auto"],
+        vec!["--strategy", "fisher", "--steps-per-cycle", "3", "--no-refit"],
+        vec!["--strategy", "similarity", "--growth-init", "split"],
+        vec!["--strategy", "wanda", "--growth-init", "fresh", "--distill", "0.5"],
+        vec!["--strategy", "loss_impact", "--strategy-option", "calibration_samples=2"],
     ]
     .iter()
     .enumerate()
@@ -57,6 +62,46 @@ fn every_strategy_scope_unit_and_schedule_runs() {
     }
     let target = ["--schedule", "target", "--pruning-ratio", "0.5", "--growth-ratio", "0.2"];
     assert_eq!(active(&b.json(&optimize("target", &target))), 16);
+}
+
+#[test]
+fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
+    let b = bench();
+    let share = |summary: &Value, what: &str| {
+        let of = |side: &str| summary[side]["cost"][what].as_f64().unwrap();
+        1.0 - of("after") / of("before")
+    };
+    for (budget, what) in [("parameters", "parameters"), ("macs", "macs_per_token")] {
+        let more = ["--budget", budget, "--pruning-ratio", "0.05", "--growth-ratio", "0", "--strategy", "fisher"];
+        let saved = share(&b.json(&optimize(budget, &more)), what);
+        // Twice 5 % of what is there; a head with its key/value head is about 1 % of this model.
+        assert!((0.0975..0.12).contains(&saved), "{budget}: {saved}");
+    }
+    b.ok(&optimize("latency", &["--budget", "latency", "--pruning-ratio", "0.02"]));
+    // What was measured decides, so it is on record.
+    let record = fs::read_to_string(b.path("latency/run.toml")).unwrap();
+    assert!(record.contains("[config.timings]") && record.contains("attention = ["));
+    let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
+    b.refused(2, &["parameters", "more than its heads are"], &more);
+    let more = optimize("target", &["--budget", "macs", "--schedule", "target"]);
+    b.refused(2, &["target", "macs", "per-cycle"], &more);
+}
+
+#[test]
+fn all_scores_and_how_they_agree_with_ablation() {
+    let b = bench();
+    let all = ["score", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--samples", "8", "--all"];
+    let found = b.json(&[&all[..], &["--ablation-samples", "4"]].concat());
+    let scores = found["scores"].as_object().unwrap();
+    // Plain text has no task.
+    assert!(scores.len() == upgrayedd::score::ALL.len() - 1 && !scores.contains_key("task"));
+    for (name, score) in scores {
+        let correlation = score["rank_correlation"].as_f64().unwrap();
+        assert!((-1.0..=1.0).contains(&correlation), "{name}");
+        assert_eq!(score["layers"].as_object().unwrap().len(), 4);
+    }
+    assert!(scores["fisher"]["rank_correlation"].as_f64() > scores["entropy"]["rank_correlation"].as_f64());
+    assert!(b.ok(&all).contains("fisher"));
 }
 
 #[test]
@@ -245,6 +290,11 @@ fn a_dry_run_writes_nothing() {
     let count: usize = plan["prune"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
     assert_eq!(count, 9);
     assert!(plan["prune"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
+    // The loss after each ratio is foretold, and the model that is measured next is whole again.
+    let forecast = plan["forecast"].as_array().unwrap();
+    let active: Vec<u64> = forecast.iter().map(|f| f["active"].as_u64().unwrap()).collect();
+    assert_eq!(active, [29, 26, 23, 20, 16]);
+    assert!(forecast.iter().all(|f| f["loss"].as_f64().unwrap() > 0.0) && plan["loss"].as_f64().unwrap() > 0.0);
     assert!(!b.path("run").exists());
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
-use crate::budget::{self, Budget};
+use crate::budget::{self, Budget, Scope};
 use crate::config::OptimizeConfig;
 use crate::data::{Dataset, Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
@@ -16,6 +16,7 @@ use crate::event::Observer;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Companions, Cost, LoadOptions, Model};
+use crate::price::{Currency, Prices};
 use crate::run_dir::{ARCHIVE_FILE, RunDir};
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
@@ -190,7 +191,15 @@ impl Pipeline {
                 "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
             ));
         }
+        if parts.strategy && config.budget != Currency::Heads {
+            return Err(Error::invalid(format!(
+                "a budget in {} needs a built-in strategy: one of the caller's own decides how much goes",
+                config.budget.name()
+            )));
+        }
         check_heads(&config, &model)?;
+        config.take_timings(&model)?;
+        check_reachable(&config, &model)?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
         let tokenizer = model.tokenizer();
         let fingerprint = tokenizer.as_ref().map_or(String::new(), |t| t.fingerprint().to_owned());
@@ -222,7 +231,10 @@ impl Pipeline {
     /// The heads that the first cycle would prune and their importances, without changing anything.
     pub fn preview(&mut self) -> Result<(HeadSelection, HeadScores)> {
         let scores = self.score(1)?;
-        let selection = self.select(&scores, self.plan(1).prune)?;
+        let selection = match self.config.budget {
+            Currency::Heads => self.select(&scores, self.plan(1).prune)?,
+            _ => self.select_by_cost(&scores, &self.model.clone(), self.config.pruning_ratio)?,
+        };
         Ok((selection, scores))
     }
 
@@ -405,6 +417,22 @@ impl Pipeline {
         budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most)
     }
 
+    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
+    fn select_by_cost(&mut self, scores: &HeadScores, start: &Model, share: f64) -> Result<HeadSelection> {
+        let prices = prices(&self.config, start)?;
+        let goal = prices.total(&start.heads) * (1.0 - share);
+        let most = budget::prunable(&self.model.heads, self.config.unit, self.config.min_heads);
+        let (mut low, mut high) = (0, most);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            let mut heads = self.model.heads.clone();
+            heads.remove(&self.select(scores, middle)?, 1)?;
+            // Sums of prices are rounded.
+            if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
+        }
+        self.select(scores, low)
+    }
+
     /// What the strategy takes of a budget of `heads`.
     fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
         let config = &self.config;
@@ -479,6 +507,34 @@ fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
                 config.min_heads
             )));
         }
+    }
+    Ok(())
+}
+
+/// Prices in the currency of the budget, for the heads that `model` has now.
+fn prices(config: &OptimizeConfig, model: &Model) -> Result<Prices> {
+    Prices::new(model, config.budget, config.sequence_length.unwrap_or_default(), config.timings.as_ref())
+}
+
+/// Refuses a share of the model that all the heads together are not.
+fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<()> {
+    if config.budget == Currency::Heads {
+        return Ok(());
+    }
+    let prices = prices(config, model)?;
+    let all = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let most = budget::prunable(&model.heads, config.unit, config.min_heads);
+    let budget = Budget { heads: most, scope: Scope::Global, unit: config.unit, min_heads: config.min_heads };
+    let mut least = model.heads.clone();
+    least.remove(&budget::choose(&model.heads, &all, budget), 1)?;
+    let possible = 1.0 - prices.total(&least) / prices.total(&model.heads);
+    if config.pruning_ratio > possible {
+        return Err(Error::invalid(format!(
+            "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
+            config.pruning_ratio,
+            config.budget.name(),
+            config.min_heads
+        )));
     }
     Ok(())
 }

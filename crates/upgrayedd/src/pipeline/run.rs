@@ -14,6 +14,7 @@ use crate::export::{self, Format};
 use crate::grow::Gains;
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
 use crate::model::{DType, Distill, Model};
+use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
 use crate::{Error, Result, grow, refit, surgery, train};
@@ -175,20 +176,27 @@ impl Run<'_> {
         let steps = self.pipeline.config.steps_per_cycle.unwrap_or(1);
         let (mut pruned, mut count) = (HeadSelection::new(), 0);
         let mut left = HeadScores::default();
+        let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
         for step in 1..=steps {
             // What an earlier step could not take is asked of the next.
             let share = (budget * step / steps).saturating_sub(count);
-            if share == 0 && step < steps {
+            if by_heads && share == 0 && step < steps {
                 continue;
             }
             let scores = self.score(cycle)?;
-            let selection = self.pipeline.select(&scores, share)?;
+            let selection = if by_heads {
+                self.pipeline.select(&scores, share)?
+            } else {
+                self.pipeline.select_by_cost(&scores, parent, ratio * step as f64 / steps as f64)?
+            };
             let Pipeline { model, optim, strategy, .. } = &mut self.pipeline;
             let heads = named_heads(model, &selection);
             let keep = strategy.as_keep(&scores);
             surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
             left = remaining(model, &scores, &selection);
             let active = model.heads.num_active();
+            let gone = selection.values().map(Vec::len).sum();
+            let share = if by_heads { share } else { gone };
             self.emit(Event::Pruned { cycle, budget: share, heads, active })?;
             for (layer, heads) in selection {
                 count += heads.len();
@@ -196,7 +204,7 @@ impl Run<'_> {
             }
             self.refit(cycle, parent)?;
         }
-        if let Some(message) = self.unmet(count, budget) {
+        if let Some(message) = self.unmet(count, budget).filter(|_| by_heads) {
             self.emit(Event::Notice { cycle, message })?;
         }
         Ok((pruned, left))

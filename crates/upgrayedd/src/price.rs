@@ -1,0 +1,185 @@
+//! What heads cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in heads.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::{Tape, Tensor};
+
+use crate::budget::named_enum;
+use crate::error::unknown_name;
+use crate::eval::median;
+use crate::heads::{HeadMap, HeadSelection, LayerHeads};
+use crate::model::{Batch, Hooks, Model, ModelSpec};
+use crate::{Error, Result, surgery};
+
+named_enum! {
+    /// What a pruning ratio is a share of.
+    Currency, "budget" {
+        /// Query heads.
+        #[default]
+        Heads = "heads",
+        /// Elements of all weights.
+        Parameters = "parameters",
+        /// Multiply-accumulates per token at the run's sequence length.
+        Macs = "macs",
+        /// Time of a forward pass, measured on this machine at the run's batch size and sequence length.
+        Latency = "latency",
+    }
+}
+
+/// The cost of a model with given heads.
+#[derive(Debug, Clone)]
+pub struct Prices {
+    /// Everything that no head changes.
+    rest: f64,
+    layer: LayerPrice,
+}
+
+#[derive(Debug, Clone)]
+enum LayerPrice {
+    /// Per query head and per key/value head.
+    Linear { query: f64, kv: f64 },
+    /// By number of query heads, from 0.
+    Table(Vec<f64>),
+}
+
+impl Prices {
+    /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which latency needs.
+    pub fn new(model: &Model, currency: Currency, length: usize, timings: Option<&Timings>) -> Result<Self> {
+        let ModelSpec { hidden_size, head_dim, qkv_bias, .. } = model.spec;
+        let (d, width) = (hidden_size as f64, head_dim as f64);
+        let bias = if qkv_bias { 1.0 } else { 0.0 };
+        let cost = model.cost(length);
+        let (layer, total) = match (currency, timings) {
+            (Currency::Heads, _) => (LayerPrice::Linear { query: 1.0, kv: 0.0 }, model.heads.num_active() as f64),
+            (Currency::Parameters, _) => {
+                let (query, kv) = (width * (2.0 * d + bias), 2.0 * width * (d + bias));
+                (LayerPrice::Linear { query, kv }, cost.parameters as f64)
+            }
+            (Currency::Macs, _) => {
+                let (query, kv) = (2.0 * width * (d + length as f64), 2.0 * width * d);
+                (LayerPrice::Linear { query, kv }, cost.macs_per_token as f64)
+            }
+            (Currency::Latency, Some(timings)) => (LayerPrice::Table(timings.attention.clone()), timings.forward),
+            (Currency::Latency, None) => return Err(Error::invalid("a budget in latency needs timings of the layers")),
+        };
+        let mut prices = Self { rest: 0.0, layer };
+        // Timings are noisy: attention never costs more than everything.
+        prices.rest = (total - prices.total(&model.heads)).max(0.0);
+        Ok(prices)
+    }
+
+    /// What the model would cost with `heads`.
+    pub fn total(&self, heads: &HeadMap) -> f64 {
+        let price = |l: &LayerHeads| match &self.layer {
+            LayerPrice::Linear { query, kv } => query * l.active().len() as f64 + kv * l.kv_active().len() as f64,
+            LayerPrice::Table(table) => table.get(l.active().len()).copied().unwrap_or_default(),
+        };
+        self.rest + heads.layers().iter().map(price).sum::<f64>()
+    }
+}
+
+/// Times of this machine, in seconds; medians.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Everything up to the last hidden states.
+    pub forward: f64,
+    /// One layer's attention with 0, 1, 2 … query heads, which never costs less with more of them.
+    pub attention: Vec<f64>,
+}
+
+/// Counted runs, after one that warms up.
+const RUNS: usize = 5;
+
+/// Times a forward pass, and one layer's attention at every number of heads. Layers have the same shapes, so one stands for all.
+pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
+    let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
+    let batch = Batch { tokens: tokens.into(), batch, len: length, mask: None, targets: Vec::new() };
+    let forward = timed(|| {
+        let mut tape = Tape::inference(model.device, &model.params);
+        model.hidden(&mut tape, &batch, &mut Hooks::default());
+    });
+    let positions = model.positions_for(batch.batch, batch.len, 0);
+    let x = Tensor::full(&[batch.batch * batch.len, model.spec.hidden_size], 0.1);
+    // A layer that has most of its heads.
+    let Some(layer) = (0..model.spec.num_layers).max_by_key(|&l| model.heads.layers()[l].active().len()) else {
+        return Err(Error::invalid("the model has no layers to time"));
+    };
+    let active = spread_over_groups(&model.heads.layers()[layer]);
+    let mut attention = vec![0.0];
+    for count in 1..=active.len() {
+        let mut less = model.clone();
+        surgery::remove(&mut less, None, &HeadSelection::from([(layer, active[count..].to_vec())]), 0, None)?;
+        let seconds = timed(|| {
+            let mut tape = Tape::inference(less.device, &less.params);
+            let x = tape.constant(x.clone());
+            let context = less.attention_context(&mut tape, layer, &x, &batch, &positions, &mut Hooks::default());
+            less.add_attention(&mut tape, layer, &x, context);
+        });
+        // Noise must not make a head's removal look like a loss.
+        attention.push(seconds.max(attention[count - 1]));
+    }
+    Ok(Timings { forward, attention })
+}
+
+/// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
+fn spread_over_groups(layer: &LayerHeads) -> Vec<usize> {
+    let mut order: Vec<(usize, usize)> = Vec::new();
+    for &head in layer.active() {
+        let before = order.iter().filter(|(_, h)| layer.kv_group_of(*h) == layer.kv_group_of(head)).count();
+        order.push((before, head));
+    }
+    order.sort_unstable();
+    order.into_iter().map(|(_, head)| head).collect()
+}
+
+fn timed(work: impl Fn()) -> f64 {
+    work();
+    let mut seconds: Vec<f64> = (0..RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    median(&mut seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin;
+
+    fn pruned(selection: &[(usize, Vec<usize>)]) -> (Model, Model) {
+        let model = builtin::model().expect("it is there");
+        let mut less = model.clone();
+        surgery::remove(&mut less, None, &selection.iter().cloned().collect(), 0, None).expect("heads are there");
+        (model, less)
+    }
+
+    #[test]
+    fn prices_are_the_costs_of_the_model_that_surgery_leaves() {
+        let (model, less) = pruned(&[(0, vec![0, 1, 2, 3]), (2, vec![5]), (3, vec![0, 7])]);
+        let prices = |currency| Prices::new(&model, currency, 64, None).expect("no timings needed");
+        assert_eq!(prices(Currency::Heads).total(&less.heads), less.heads.num_active() as f64);
+        assert_eq!(prices(Currency::Parameters).total(&less.heads), less.num_parameters() as f64);
+        assert_eq!(prices(Currency::Macs).total(&less.heads), less.cost(64).macs_per_token as f64);
+        assert!(Prices::new(&model, Currency::Latency, 64, None).is_err());
+    }
+
+    #[test]
+    fn timings_cover_every_number_of_heads_and_never_fall() {
+        let (model, less) = pruned(&[(1, vec![0, 2, 4])]);
+        let timings = time_layers(&model, 2, 32).expect("it runs");
+        assert_eq!(timings.attention.len(), model.spec.num_heads + 1);
+        assert!(timings.attention.is_sorted() && timings.forward > 0.0);
+        let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
+        assert!(prices.total(&less.heads) <= prices.total(&model.heads));
+    }
+
+    #[test]
+    fn one_head_of_each_group_comes_first() {
+        let layer = HeadMap::full(1, 6, 2).layers()[0].clone();
+        assert_eq!(spread_over_groups(&layer), [0, 3, 1, 4, 2, 5]);
+    }
+}
