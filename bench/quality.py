@@ -28,7 +28,9 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "fisher, 3 steps, refit": ("fisher", {"steps_per_cycle": 3}),
     "magnitude, refit": ("magnitude", {}),
     "entropy, refit": ("entropy", {}),
+    "surgeon": ("surgeon", {"refit": False}),
     "auto": ("auto", {}),
+    "auto, 3 steps": ("auto", {"steps_per_cycle": 3}),
 }
 
 

@@ -15,6 +15,7 @@ use upgrayedd::export::{self, Format};
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::model::{Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Weights};
 use upgrayedd::nn::Tensor;
+use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{Score, ScoreContext};
 use upgrayedd::{Error, Result, surgery};
 
@@ -297,8 +298,8 @@ impl Model {
         detached(py, || {
             let tokenizer = model.tokenizer().ok();
             let dataset = data.dataset(model, tokenizer.as_ref(), &options, false)?;
-            let range = 0..dataset.len().min(samples);
-            let layers = upgrayedd::refit::refit(model, &parent, &dataset, range, batch_size)?;
+            let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
+            let layers = refit(model, &parent, batches(&dataset, &indices, batch_size))?;
             Ok(layers.into_iter().map(|l| l.repaired).collect())
         })
     }

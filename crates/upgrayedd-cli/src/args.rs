@@ -57,7 +57,7 @@ pub struct OptimizeArgs {
     /// File to measure on [default: the last tenth of the data]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// Which heads go: auto (recommended), fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
+    /// Which heads go: auto (recommended), surgeon, fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
     #[arg(long, value_name = "NAME")]
     pub strategy: Option<String>,
     /// A parameter of the strategy, such as attention_samples=64 or weight_threshold=0.02 (repeatable)
@@ -90,6 +90,9 @@ pub struct OptimizeArgs {
     /// Do not repair the remaining heads' output projections by least squares after pruning
     #[arg(long)]
     pub no_refit: bool,
+    /// Sequences that the last refit of a cycle reads [default: 256]
+    #[arg(long, value_name = "N")]
+    pub refit_samples: Option<usize>,
     /// Cycles [default: 3]
     #[arg(long, value_name = "N")]
     pub num_cycles: Option<usize>,
@@ -232,7 +235,7 @@ pub struct ScoreArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
-    /// fisher, gradient, taylor, task, wanda, similarity, loss_impact, entropy, magnitude or random
+    /// surgeon, fisher, gradient, taylor, task, wanda, similarity, loss_impact, entropy, magnitude or random
     #[arg(long, value_name = "NAME", required_unless_present = "all")]
     pub score: Option<String>,
     /// Every score, and the rank correlation of each with exact ablation (loss_impact)

@@ -123,6 +123,14 @@ impl Tensor {
         Self::from_vec(&[self.rows(), cols.len()], out)
     }
 
+    /// Sets the rows to zero where `mask` is 0.
+    pub fn blank_rows(&mut self, mask: &[u8]) {
+        let cols = self.cols().max(1);
+        for (row, _) in self.data_mut().chunks_exact_mut(cols).zip(mask).filter(|(_, m)| **m == 0) {
+            row.fill(0.0);
+        }
+    }
+
     /// The transpose of a matrix.
     pub fn transposed(&self) -> Self {
         let (rows, cols) = (self.rows(), self.cols());

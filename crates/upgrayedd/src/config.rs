@@ -57,6 +57,8 @@ pub struct OptimizeConfig {
     pub steps_per_cycle: Option<usize>,
     /// Whether the remaining output projections are repaired by least squares after pruning and growing.
     pub refit: bool,
+    /// Sequences that the last refit of pruning and that of growing read, those set aside for scoring included.
+    pub refit_samples: usize,
     /// Cycles.
     pub num_cycles: usize,
     /// Passes over the training data per cycle.
@@ -131,6 +133,7 @@ impl Default for OptimizeConfig {
             schedule: Schedule::PerCycle,
             steps_per_cycle: None,
             refit: true,
+            refit_samples: 256,
             num_cycles: 3,
             epochs_per_cycle: 1,
             max_steps_per_cycle: None,

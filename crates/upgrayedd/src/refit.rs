@@ -6,7 +6,6 @@
 //! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not seen, and a
 //! solution that does not help there is not used.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -37,17 +36,17 @@ struct Pair {
     parent: Tensor,
 }
 
-/// Repairs `model` towards `parent` on sequences `range` of `data`.
+/// Sequences `indices` of `data` in batches of at most `batch_size`, and in at least five if there are as many sequences.
+pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batch> {
+    let size = batch_size.min(indices.len().div_ceil(JUDGES)).max(1);
+    indices.chunks(size).map(|indices| data.batch(indices, Pass::Fixed)).collect()
+}
+
+/// Repairs `model` towards `parent` on `batches`; their targets are not looked at.
 ///
-/// Nothing changes if it is refused: for fewer than two sequences, one to fit on and one to judge by.
-pub fn refit(
-    model: &mut Model,
-    parent: &Model,
-    data: &Dataset,
-    range: Range<usize>,
-    batch_size: usize,
-) -> Result<Vec<LayerRefit>> {
-    if range.len() < 2 {
+/// Nothing changes if it is refused: for fewer than two batches, one to fit on and one to judge by.
+pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<Vec<LayerRefit>> {
+    if batches.len() < 2 {
         return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
     let shape = |m: &Model| (m.spec.family.model_type, m.spec.num_layers, m.spec.hidden_size, m.spec.vocab_size);
@@ -56,10 +55,7 @@ pub fn refit(
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }
-    let size = batch_size.min(range.len().div_ceil(JUDGES)).max(1);
-    let indices: Vec<usize> = range.collect();
-    let mut pairs: Vec<Pair> =
-        indices.chunks(size).map(|indices| Pair::start(model, parent, data.batch(indices, Pass::Fixed))).collect();
+    let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect();
     let mut report = Vec::with_capacity(model.spec.num_layers);
     for layer in 0..model.spec.num_layers {
         let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Vec<_>>();
@@ -114,8 +110,9 @@ fn solve(
         missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
         let mut x = student.clone();
         if let Some(mask) = &pair.batch.mask {
-            blank(&mut x, mask);
-            blank(&mut missing, mask);
+            // Padding never counts.
+            x.blank_rows(mask);
+            missing.blank_rows(mask);
         }
         let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
         moments.add(model.device, &x, &missing);
@@ -124,14 +121,6 @@ fn solve(
     let weight = model.params.get_mut(id).data_mut();
     weight.iter_mut().zip(found.change.data()).for_each(|(w, change)| *w += change);
     LayerRefit { ridge: Some(found.ridge), repaired: found.repaired }
-}
-
-/// Padding never counts.
-fn blank(rows: &mut Tensor, mask: &[u8]) {
-    let cols = rows.cols();
-    for (row, _) in rows.data_mut().chunks_exact_mut(cols).zip(mask).filter(|(_, m)| **m == 0) {
-        row.fill(0.0);
-    }
 }
 
 /// The stream with attention added.

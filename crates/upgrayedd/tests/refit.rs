@@ -6,7 +6,7 @@ use std::path::Path;
 use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::model::{Hooks, LoadOptions, Model};
-use upgrayedd::refit::refit;
+use upgrayedd::refit::{batches, refit};
 use upgrayedd::{builtin, surgery};
 
 fn golden(name: &str) -> Model {
@@ -56,7 +56,7 @@ fn what_a_twin_can_say_is_not_lost() {
     let mut pruned = parent.clone();
     surgery::remove(&mut pruned, None, &HeadSelection::from([(1, vec![2])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
-    let report = refit(&mut pruned, &parent, &data, 0..60, 4).unwrap();
+    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4)).unwrap();
     let repaired = logits(&pruned, &data);
     assert!(report[1].repaired > 0.999, "{report:?}");
     assert!(distance(&repaired, &whole) < 0.02 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
@@ -71,7 +71,7 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &HeadSelection::from([(layer, vec![head])]), 0, None).unwrap();
         let before = pruned.clone();
-        let report = refit(&mut pruned, &parent, &data, 0..24, 3).unwrap();
+        let report = refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3)).unwrap();
         assert!(
             report.iter().all(|l| (0.0..=1.0).contains(&l.repaired) && l.ridge.is_some() == (l.repaired > 0.0)),
             "{report:?}"
@@ -92,7 +92,7 @@ fn a_model_that_lost_nothing_stays_as_it_is() {
     let parent = builtin::model().unwrap();
     let data = data(&parent, 10);
     let mut same = parent.clone();
-    let report = refit(&mut same, &parent, &data, 0..10, 4).unwrap();
+    let report = refit(&mut same, &parent, batches(&data, &(0..10).collect::<Vec<_>>(), 4)).unwrap();
     assert!(report.iter().all(|l| l.ridge.is_none() && l.repaired == 0.0));
     assert_eq!(logits(&same, &data), logits(&parent, &data));
 }
@@ -106,7 +106,7 @@ fn threads_do_not_change_a_bit() {
         pool.install(|| {
             let mut pruned = parent.clone();
             surgery::remove(&mut pruned, None, &HeadSelection::from([(0, vec![1])]), 0, None).unwrap();
-            refit(&mut pruned, &parent, &data, 0..20, 4).unwrap();
+            refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
             logits(&pruned, &data)
         })
     };
@@ -121,7 +121,9 @@ fn pool_of(threads: usize) -> rayon::ThreadPool {
 fn impossible_repairs_are_refused() {
     let parent = golden("llama_gqa");
     let data = data(&parent, 4);
-    let refuse = |parent: &Model, range| refit(&mut golden("llama_gqa"), parent, &data, range, 4).unwrap_err().to_string();
-    assert!(refuse(&parent, 0..1).contains("at least 2"));
-    assert!(refuse(&golden("gpt2"), 0..4).contains("parent"));
+    let refuse = |parent: &Model, indices: &[usize]| {
+        refit(&mut golden("llama_gqa"), parent, batches(&data, indices, 4)).unwrap_err().to_string()
+    };
+    assert!(refuse(&parent, &[0]).contains("at least 2"));
+    assert!(refuse(&golden("gpt2"), &[0, 1, 2, 3]).contains("parent"));
 }

@@ -16,6 +16,7 @@ from upgrayedd.strategies.scored import (
     GradientPruningStrategy,
     LossImpactPruningStrategy,
     SimilarityPruningStrategy,
+    SurgeonPruningStrategy,
     TaskPruningStrategy,
     TaylorPruningStrategy,
     WandaPruningStrategy,
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, type[BasePruningStrategy]] = {
         TaskPruningStrategy,
         WandaPruningStrategy,
         SimilarityPruningStrategy,
+        SurgeonPruningStrategy,
         LossImpactPruningStrategy,
     )
 }
@@ -50,6 +52,7 @@ __all__ = [
     "MagnitudePruningStrategy",
     "RandomPruningStrategy",
     "SimilarityPruningStrategy",
+    "SurgeonPruningStrategy",
     "TaskPruningStrategy",
     "TaylorPruningStrategy",
     "WandaPruningStrategy",

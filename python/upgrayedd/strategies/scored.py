@@ -49,16 +49,13 @@ class ScoredStrategy(BuiltInStrategy):
 
 
 class AutoPruningStrategy(ScoredStrategy):
-    """What the measurements recommend: Fisher information over all layers, scored anew in steps. See `ScoredStrategy`.
-
-    A run takes scope "global" and several `steps_per_cycle` with it, unless you say otherwise.
-    """
+    """What the measurements recommend: the score "surgeon" over all layers (scope "global"). See `ScoredStrategy`."""
 
     name = "auto"
 
     def calculate_head_importances(self, model: Model, dataloader: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """Layer name → Fisher information of each active head's gate."""
-        return dict(model.score("fisher", dataloader, samples=self.calibration_samples))
+        """Layer name → the score "surgeon" of each active head."""
+        return dict(model.score("surgeon", dataloader, samples=self.calibration_samples))
 
 
 class GradientPruningStrategy(ScoredStrategy):
@@ -77,6 +74,14 @@ class FisherPruningStrategy(ScoredStrategy):
     """Mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022). See `ScoredStrategy`."""
 
     name = "fisher"
+
+
+class SurgeonPruningStrategy(ScoredStrategy):
+    """What the loss rises by without the head once the others are refitted: optimal brain surgeon with Kronecker-factored
+    curvature (van der Ouderaa et al. 2024). See `ScoredStrategy`.
+    """
+
+    name = "surgeon"
 
 
 class TaskPruningStrategy(ScoredStrategy):

@@ -16,6 +16,11 @@ pub trait BatchSource: Send {
     fn batches_per_epoch(&self) -> usize;
     /// Gives the batches of epoch `epoch` (from 0, over the whole run), in order, until `take` breaks.
     fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()>;
+    /// Some of the sequences, where they can be had without disturbing the epochs: at most `count`, always the same.
+    fn sample(&self, count: usize) -> Option<(&Dataset, Range<usize>)> {
+        let _ = count;
+        None
+    }
 }
 
 /// Sequences of a dataset, in another order each epoch.
@@ -34,6 +39,11 @@ pub struct DatasetBatches {
 impl BatchSource for DatasetBatches {
     fn batches_per_epoch(&self) -> usize {
         self.range.len().div_ceil(self.batch_size)
+    }
+
+    fn sample(&self, count: usize) -> Option<(&Dataset, Range<usize>)> {
+        // The last ones, beside those set aside for scoring.
+        Some((&self.data, self.range.end - count.min(self.range.len())..self.range.end))
     }
 
     fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()> {

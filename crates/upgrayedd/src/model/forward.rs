@@ -87,6 +87,8 @@ pub struct Hooks<'a> {
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
     /// Filled with each layer's queries and keys, positions included: `(batch · len, heads · head_dim)` each.
     pub queries_keys: Option<&'a mut Vec<(Tensor, Tensor)>>,
+    /// Per layer: added to attention's output, `(batch · len, d)`.
+    pub offsets: Option<&'a [Var]>,
     /// Filled with each layer's input, `(batch · len, d)`.
     pub inputs: Option<&'a mut Vec<Tensor>>,
     /// Called with each layer's attention output after the gates, `(batch · len, heads · head_dim)`.
@@ -184,6 +186,10 @@ impl Model {
         hooks: &mut Hooks<'_>,
     ) -> Var {
         let context = self.attention_context(tape, index, &x, batch, positions, hooks);
+        let x = match hooks.offsets {
+            Some(offsets) => ops::add(tape, &x, &offsets[index]),
+            None => x,
+        };
         let x = self.after_attention(tape, index, x, context);
         let hidden = self.mlp_hidden(tape, index, &x);
         self.after_mlp(tape, index, x, hidden)

@@ -17,13 +17,14 @@ use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Companions, Cost, LoadOptions, Model};
 use crate::price::{Currency, Prices};
+use crate::refit::{self, LayerRefit};
 use crate::run_dir::{ARCHIVE_FILE, RunDir};
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
 use crate::surgery::{self, Archive};
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, TrainOptions};
-use crate::{Error, Result, builtin, export, refit};
+use crate::{Error, Result, builtin, export};
 
 use run::Run;
 
@@ -256,10 +257,7 @@ impl Pipeline {
             let scores = self.score(1)?;
             let selection = self.select(&scores, heads.saturating_sub(gone))?;
             surgery::remove(&mut self.model, None, &selection, 0, None)?;
-            let Part { data, range } = &self.data.calibration;
-            if self.config.refit && range.len() >= 2 {
-                refit::refit(&mut self.model, parent, data, range.clone(), self.config.batch_size)?;
-            }
+            self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
             let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());
             rows.push(Forecast { ratio, active, parameters, loss });
@@ -407,6 +405,21 @@ impl Pipeline {
     /// What the return of each archived head is expected to gain.
     fn gains(&self, cycle: usize) -> Result<Gains> {
         grow::gains(&score_context(&self.model, &self.data, &self.config, self.cycle_seed(cycle)))
+    }
+
+    /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to judge by: on those set
+    /// aside for scoring, and on some of those to learn from where that makes more of them, up to `sequences`.
+    fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
+        let Self { model, data, config, .. } = self;
+        let Part { data: calibration, range } = &data.calibration;
+        if !config.refit || model.heads == parent.heads || range.len() < 2 {
+            return Ok(None);
+        }
+        let mut batches = refit::batches(calibration, &range.clone().collect::<Vec<_>>(), config.batch_size);
+        if let Some((more, range)) = data.train.sample(sequences.saturating_sub(range.len())) {
+            batches.extend(refit::batches(more, &range.collect::<Vec<_>>(), config.batch_size));
+        }
+        refit::refit(model, parent, batches).map(Some)
     }
 
     /// How many heads go in this cycle, and how many are to be gone after growth.

@@ -17,7 +17,7 @@ use crate::model::{DType, Distill, Model};
 use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
-use crate::{Error, Result, grow, refit, surgery, train};
+use crate::{Error, Result, grow, surgery, train};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -121,7 +121,7 @@ impl Run<'_> {
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
-        let fitted = !grown.is_empty() && self.refit(cycle, &parent)?;
+        let fitted = !grown.is_empty() && self.refit(cycle, &parent, self.pipeline.config.refit_samples)?;
         let growing = if fitted { Vec::new() } else { growing };
         drop(parent);
         let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
@@ -202,7 +202,9 @@ impl Run<'_> {
                 count += heads.len();
                 pruned.entry(layer).or_insert_with(Vec::new).extend(heads);
             }
-            self.refit(cycle, parent)?;
+            // What comes between two steps need not be perfect.
+            let all = self.pipeline.config.refit_samples;
+            self.refit(cycle, parent, if step < steps { 0 } else { all })?;
         }
         if let Some(message) = self.unmet(count, budget).filter(|_| by_heads) {
             self.emit(Event::Notice { cycle, message })?;
@@ -234,18 +236,16 @@ impl Run<'_> {
     }
 
     /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
-    fn refit(&mut self, cycle: usize, parent: &Model) -> Result<bool> {
-        let Part { data, range } = self.pipeline.data.calibration.clone();
-        let Pipeline { model, config, .. } = &mut self.pipeline;
-        if !config.refit || model.heads == parent.heads || range.len() < 2 {
-            return Ok(false);
+    fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
+        let task = self.task(cycle, "refit");
+        self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+        match self.pipeline.refit(parent, sequences)? {
+            Some(layers) => {
+                self.emit(Event::Refit { cycle, layers })?;
+                Ok(true)
+            }
+            None => Ok(false),
         }
-        let what = self.task(cycle, "refit");
-        self.observer.on_progress(Progress { task: &what, done: 0, total: 1 });
-        let Pipeline { model, config, .. } = &mut self.pipeline;
-        let layers = refit::refit(model, parent, &data, range, config.batch_size)?;
-        self.emit(Event::Refit { cycle, layers })?;
-        Ok(true)
     }
 
     fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {

@@ -8,6 +8,7 @@ pub(crate) mod magnitude;
 mod random;
 mod similarity;
 mod statistics;
+mod surgeon;
 mod task;
 mod taylor;
 mod wanda;
@@ -56,7 +57,7 @@ pub struct Score {
 }
 
 /// Every score, in the order in which messages and documents name them.
-pub const ALL: [&Score; 10] = [
+pub const ALL: [&Score; 11] = [
     &random::SCORE,
     &entropy::SCORE,
     &magnitude::SCORE,
@@ -66,6 +67,7 @@ pub const ALL: [&Score; 10] = [
     &task::SCORE,
     &wanda::SCORE,
     &similarity::SCORE,
+    &surgeon::SCORE,
     &loss_impact::SCORE,
 ];
 

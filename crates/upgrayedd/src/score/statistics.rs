@@ -25,6 +25,8 @@ pub(super) enum Needs {
     Norms,
     /// Cosines between the heads' outputs.
     Cosines,
+    /// Covariances of what the output projections read, and of the loss's gradients in what they write.
+    Curvature,
     /// Losses with one head left out at a time: passes of its own.
     Ablation,
 }
@@ -48,6 +50,10 @@ pub(super) struct Statistics {
     pub(super) cosines: Vec<Vec<f64>>,
     /// Per layer and head, with the cosines: mean square of what it adds.
     pub(super) powers: Vec<Vec<f64>>,
+    /// Per layer: Σ x xᵀ of what the output projection reads, Σ g gᵀ of the summed loss's gradient in what it writes.
+    pub(super) curvature: Vec<(Tensor, Tensor)>,
+    /// Positions that are not padding.
+    pub(super) positions: u64,
 }
 
 /// Runs the pass over `context.data`.
@@ -66,7 +72,9 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         entropy: per_head(),
         ..Statistics::default()
     };
-    let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines));
+    let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
+    let mut gradients: Vec<Tensor> = Vec::new();
+    let backward = wants(Needs::Gates) || wants(Needs::Curvature);
     let mut grads = Gradients::for_params(&model.params);
     let (mut targets, mut queries) = (0, 0);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
@@ -77,11 +85,20 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         let mut look = |layer: usize, context: &Tensor| outputs.add(layer, context);
         let mut hooks =
             Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
-        if wants(Needs::Gates) {
+        if backward {
             let mut tape = Tape::recording(model.device, &model.params, &mut grads);
             let gates: Vec<_> = (0..heads.len()).map(|layer| tape.leaf(gates_of(&model, layer, batch.batch))).collect();
-            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..hooks });
+            let shape = [batch.batch * batch.len, model.spec.hidden_size];
+            let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
+            // Nothing is added, but its gradient is that of what the projection writes.
+            let offsets: Vec<_> = (0..layers).map(|_| tape.leaf(Tensor::zeros(&shape))).collect();
+            let offered = if layers > 0 { Some(&offsets[..]) } else { None };
+            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks });
             let leaves = tape.backward(loss.seeds);
+            for (layer, offset) in offsets.iter().enumerate() {
+                let Some(gradient) = leaves.get(offset) else { continue };
+                add_products(model.device, &mut gradients, layer, gradient);
+            }
             targets += batch.counted();
             for (layer, gate) in gates.iter().enumerate() {
                 // A head that no target sees has no gradient.
@@ -97,7 +114,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             sums.iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
         }
     }
-    if wants(Needs::Gates) && targets == 0 {
+    if backward && targets == 0 {
         return Err(Error::invalid("the calibration data has nothing to predict: gate gradients are undefined"));
     }
     if wants(Needs::Entropy) && queries == 0 {
@@ -110,7 +127,8 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     sums.squared.scale(1.0 / targets.max(1) as f64);
     sums.blocks.iter_mut().flatten().for_each(|b| *b /= targets.max(1) as f64);
     sums.entropy.scale(1.0 / queries.max(1) as f64);
-    outputs.finish(&mut sums);
+    let inputs = outputs.finish(&mut sums);
+    sums.curvature = inputs.into_iter().zip(gradients).collect();
     Ok(sums)
 }
 
@@ -141,11 +159,23 @@ impl Statistics {
     }
 }
 
+/// Adds `xᵀ x` to a layer's sum, which is made when the first layer's rows come by.
+fn add_products(device: Device, sums: &mut Vec<Tensor>, layer: usize, x: &Tensor) {
+    let by_feature = x.transposed();
+    let products = multiply(device, &by_feature, &by_feature);
+    match sums.get_mut(layer) {
+        Some(sum) => sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p),
+        None => sums.push(products),
+    }
+}
+
 /// What the heads write, batch by batch.
 struct Outputs {
     norms: Option<Vec<Vec<f64>>>,
     cosines: Option<Vec<Vec<f64>>>,
     powers: Vec<Vec<f64>>,
+    /// Per layer Σ x xᵀ of the contexts.
+    grams: Option<Vec<Tensor>>,
     /// Per layer `Wᵀ W` of the output projection: inner products of what heads add follow from their contexts.
     products: Vec<Tensor>,
     head_dim: usize,
@@ -156,7 +186,7 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn new(model: &Model, norms: bool, cosines: bool) -> Self {
+    fn new(model: &Model, norms: bool, cosines: bool, grams: bool) -> Self {
         let products = |weight: &Tensor| {
             let by_feature = weight.transposed();
             multiply(model.device, &by_feature, &by_feature)
@@ -166,6 +196,7 @@ impl Outputs {
         Self {
             norms: norms.then(|| weights().map(|w| vec![0.0; w.cols()]).collect()),
             cosines: cosines.then(|| weights().map(|w| vec![0.0; (w.cols() / head_dim).pow(2)]).collect()),
+            grams: grams.then(Vec::new),
             powers: if cosines { weights().map(|w| vec![0.0; w.cols() / head_dim]).collect() } else { Vec::new() },
             products: if cosines { weights().map(products).collect() } else { Vec::new() },
             head_dim,
@@ -183,6 +214,13 @@ impl Outputs {
 
     fn add(&mut self, layer: usize, context: &Tensor) {
         let counts = |row: usize| self.mask.as_ref().is_none_or(|m| m[row] != 0);
+        if let Some(grams) = &mut self.grams {
+            let mut x = context.clone();
+            if let Some(mask) = &self.mask {
+                x.blank_rows(mask);
+            }
+            add_products(self.device, grams, layer, &x);
+        }
         if let Some(norms) = &mut self.norms {
             for (_, row) in context.data().chunks_exact(context.cols()).enumerate().filter(|(i, _)| counts(*i)) {
                 norms[layer].iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
@@ -218,7 +256,9 @@ impl Outputs {
         }
     }
 
-    fn finish(self, into: &mut Statistics) {
+    /// Leaves the means in `into` and returns the Σ x xᵀ.
+    fn finish(self, into: &mut Statistics) -> Vec<Tensor> {
+        into.positions = self.positions;
         let n = self.positions.max(1) as f64;
         let mean = |mut sums: Vec<Vec<f64>>| {
             sums.iter_mut().flatten().for_each(|s| *s /= n);
@@ -228,5 +268,6 @@ impl Outputs {
         into.norms.iter_mut().flatten().for_each(|s| *s = s.sqrt());
         into.cosines = mean(self.cosines.unwrap_or_default());
         into.powers = mean(self.powers);
+        self.grams.unwrap_or_default()
     }
 }

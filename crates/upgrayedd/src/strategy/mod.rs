@@ -132,7 +132,7 @@ pub struct StrategyInfo {
 }
 
 /// Every built-in strategy, in the order in which messages and documents name them.
-pub const ALL: [&StrategyInfo; 11] = [
+pub const ALL: [&StrategyInfo; 12] = [
     &scored::AUTO,
     &random::INFO,
     &entropy::INFO,
@@ -143,6 +143,7 @@ pub const ALL: [&StrategyInfo; 11] = [
     &scored::TASK,
     &scored::WANDA,
     &scored::SIMILARITY,
+    &scored::SURGEON,
     &scored::LOSS_IMPACT,
 ];
 

@@ -38,8 +38,9 @@ const fn by(score: &'static str) -> Settings {
 }
 
 scored! {
-    AUTO = "auto", Settings { scope: Scope::Global, steps: 6, ..by("fisher") },
-        "what the measurements recommend: fisher over all layers, scored anew in steps";
+    AUTO = "auto", Settings { scope: Scope::Global, ..by("surgeon") },
+        "what the measurements recommend: surgeon over all layers";
+    SURGEON = "surgeon", by("surgeon"), "prunes what the others can best stand in for (van der Ouderaa et al. 2024)";
     GRADIENT = "gradient", by("gradient"), "prunes the lowest gate gradient (Michel et al. 2019)";
     TAYLOR = "taylor", by("taylor"), "prunes the lowest layer-normalised gate gradient (Molchanov et al. 2017)";
     FISHER = "fisher", by("fisher"), "prunes the lowest Fisher information (Kwon et al. 2022)";

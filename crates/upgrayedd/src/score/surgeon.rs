@@ -1,0 +1,164 @@
+//! What the loss rises by when a head goes and the rest is refitted: optimal brain surgeon (Hassibi & Stork 1993) on the output
+//! projection, with Kronecker factors for the curvature (Martens & Grosse 2015; for pruning: van der Ouderaa et al. 2024).
+//!
+//! With G = Σ x xᵀ over positions (x: what the projection W reads) and B = Σ g gᵀ (g: the loss's gradient in what it writes), a
+//! change of W costs ½ tr(B ΔW G ΔWᵀ) / N² nats per position. Removing head h and changing the others' weights in the best way
+//! costs ½ tr(Pₕₕ Kₕₕ⁻¹) / N² with K = G⁻¹ and P = Wᵀ B W. Heads leave one after the other, the cheapest first, each seeing what
+//! the ones before have changed: of two heads that can stand in for each other one is cheap, and then the other is not.
+
+use nalgebra::{Cholesky, DMatrix, Dyn};
+use rayon::prelude::*;
+use upgrayedd_nn::Tensor;
+
+use super::statistics::{Needs, Statistics};
+use super::{Score, ScoreContext};
+use crate::heads::HeadScores;
+use crate::linalg::multiply;
+use crate::{Error, Result};
+
+pub(super) static SCORE: Score = Score {
+    name: "surgeon",
+    summary: "estimated rise of the loss, in nats per position, if the head goes after all with lower scores and the rest is \
+              refitted: optimal brain surgeon with Kronecker-factored curvature (van der Ouderaa et al. 2024)",
+    higher_keeps: true,
+    needs: Needs::Curvature,
+    compute,
+};
+
+/// Added to G's diagonal, as a share of its mean.
+const RIDGE: f64 = 1e-3;
+
+fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+    let model = context.model;
+    let d = model.spec.head_dim;
+    // P = Wᵀ B W, in the engine's precision and on all its threads.
+    let layers: Vec<(Tensor, Tensor)> = statistics
+        .curvature
+        .iter()
+        .enumerate()
+        .map(|(layer, (inputs, outputs))| {
+            let by_feature = model.output_projection(layer).transposed();
+            let weighted = multiply(model.device, &by_feature, outputs);
+            (inputs.clone(), multiply(model.device, &weighted, &by_feature))
+        })
+        .collect();
+    let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
+    let scores: Vec<Option<Vec<f64>>> = layers.par_iter().map(|(g, p)| leave_one_by_one(g, p, d)).collect();
+    let mut layers = Vec::with_capacity(scores.len());
+    for (layer, scores) in scores.into_iter().enumerate() {
+        let scores = scores.ok_or_else(|| {
+            let name = model.layer_name(layer);
+            Error::NotFinite(format!("{name}: what its output projection reads on the calibration data has no finite covariance"))
+        })?;
+        layers.push(scores.into_iter().map(|s| s * scale).collect());
+    }
+    Ok(HeadScores { layers })
+}
+
+fn square(t: &Tensor) -> DMatrix<f64> {
+    DMatrix::from_fn(t.rows(), t.cols(), |r, c| f64::from(t.data()[r * t.cols() + c]))
+}
+
+/// tr(Pₕₕ Kₕₕ⁻¹) of each head when it leaves, never less than that of a head before it. `None` if G has no inverse.
+fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
+    let (mut gram, mut p) = (square(gram), square(p));
+    let heads = gram.nrows() / d;
+    let mean = gram.diagonal().mean();
+    if mean <= 0.0 {
+        // The layer reads nothing but zeros: nothing is lost with any head.
+        return Some(vec![0.0; heads]);
+    }
+    (0..gram.nrows()).for_each(|i| gram[(i, i)] += RIDGE * mean);
+    let mut k = gram.cholesky()?.inverse();
+    let mut left: Vec<usize> = (0..heads).collect();
+    let (mut scores, mut highest) = (vec![0.0; heads], 0.0f64);
+    while !left.is_empty() {
+        let mut best: Option<(f64, usize, Cholesky<f64, Dyn>)> = None;
+        for &h in &left {
+            let factor = k.view((h * d, h * d), (d, d)).into_owned().cholesky()?;
+            let cost = factor.solve(&p.view((h * d, h * d), (d, d))).trace();
+            if !cost.is_finite() {
+                return None;
+            }
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, h, factor));
+            }
+        }
+        let (cost, h, factor) = best?;
+        highest = highest.max(cost);
+        scores[h] = highest;
+        left.retain(|&other| other != h);
+        // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:.
+        let z = factor.solve(&k.rows(h * d, d));
+        k -= k.columns(h * d, d) * &z;
+        let through = p.columns(h * d, d) * &z;
+        let both = z.transpose() * p.view((h * d, h * d), (d, d)) * &z;
+        p += both - &through - through.transpose();
+    }
+    Some(scores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng;
+
+    fn random(seed: u64, rows: usize, cols: usize) -> DMatrix<f64> {
+        let mut stream = rng::stream(seed, "surgeon test");
+        let values = rng::normals(&mut stream, rows * cols, 1.0);
+        DMatrix::from_fn(rows, cols, |r, c| f64::from(values[r * cols + c]))
+    }
+
+    fn tensor(m: &DMatrix<f64>) -> Tensor {
+        let rows = (0..m.nrows()).flat_map(|r| (0..m.ncols()).map(move |c| (r, c)));
+        Tensor::from_vec(&[m.nrows(), m.ncols()], rows.map(|i| m[i] as f32).collect())
+    }
+
+    /// The same by brute force: the weighted squared error that the best refit of the remaining inputs leaves.
+    fn by_regression(x: &DMatrix<f64>, w: &DMatrix<f64>, b: &DMatrix<f64>, d: usize, gone: &[usize]) -> f64 {
+        let n = x.ncols();
+        let columns: Vec<usize> = (0..n).filter(|i| !gone.contains(&(i / d))).collect();
+        let mut gram = x.transpose() * x;
+        let ridge = RIDGE * gram.diagonal().mean();
+        (0..n).for_each(|i| gram[(i, i)] += ridge);
+        let (inner, cross) = (gram.select_columns(&columns).select_rows(&columns), gram.select_rows(&columns));
+        let mut map = DMatrix::zeros(w.nrows(), n);
+        if !columns.is_empty() {
+            let solved = inner.cholesky().expect("positive").solve(&(cross * w.transpose())).transpose();
+            columns.iter().enumerate().for_each(|(i, &c)| map.set_column(c, &solved.column(i)));
+        }
+        let change = w - map;
+        (b * &change * gram * change.transpose()).trace()
+    }
+
+    #[test]
+    fn costs_add_up_to_what_regression_leaves() {
+        let (d, heads) = (3, 4);
+        let x = random(1, 50, d * heads) * random(2, d * heads, d * heads);
+        let w = random(3, 5, d * heads);
+        let b = random(4, 20, 5);
+        let b = b.transpose() * b;
+        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&(w.transpose() * &b * &w)), d).expect("finite");
+        let mut order: Vec<usize> = (0..heads).collect();
+        order.sort_by(|&a, &c| scores[a].total_cmp(&scores[c]));
+        // The first to leave is the cheapest of all, and its score is what refitting without it costs.
+        let alone: Vec<f64> = (0..heads).map(|h| by_regression(&x, &w, &b, d, &[h])).collect();
+        assert!(alone.iter().all(|&cost| alone[order[0]] <= cost * 1.001));
+        assert!((scores[order[0]] / alone[order[0]] - 1.0).abs() < 1e-3, "{} {}", scores[order[0]], alone[order[0]]);
+        // The second's score comes on top.
+        let two = by_regression(&x, &w, &b, d, &order[..2]);
+        assert!(((scores[order[0]] + scores[order[1]]) / two - 1.0).abs() < 1e-3, "{two}");
+    }
+
+    #[test]
+    fn of_two_heads_that_say_the_same_one_is_nearly_free() {
+        let d = 2;
+        let one = random(5, 40, d);
+        let other = random(6, 40, d);
+        let x = DMatrix::from_fn(40, 3 * d, |r, c| if c < 2 * d { one[(r, c % d)] } else { other[(r, c - 2 * d)] });
+        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&DMatrix::identity(6, 6)), d).expect("finite");
+        let mut sorted = scores.clone();
+        sorted.sort_by(f64::total_cmp);
+        assert!(sorted[0] < 0.02 * sorted[1] && scores[2] > sorted[0], "{scores:?}");
+    }
+}
