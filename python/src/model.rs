@@ -253,7 +253,8 @@ impl Model {
         detached(py, || {
             let score = Score::named(name)?;
             let tokenizer = self.inner.tokenizer().ok();
-            let dataset = data.map(|d| d.dataset(&self.inner, tokenizer.as_ref(), &options, false)).transpose()?;
+            let mut dataset = data.map(|d| d.dataset(&self.inner, tokenizer.as_ref(), &options, false)).transpose()?;
+            dataset.iter_mut().for_each(|d| d.spread_over(d.len()));
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
             let data = dataset.as_ref().map(|d| (d, &range));
             Ok(score.compute(&ScoreContext { model: &self.inner, data, batch_size, samples, seed })?.layers)
@@ -272,7 +273,8 @@ impl Model {
         let (batch_size, samples) = limits;
         detached(py, || {
             let tokenizer = self.inner.tokenizer().ok();
-            let dataset = data.dataset(&self.inner, tokenizer.as_ref(), &options, false)?;
+            let mut dataset = data.dataset(&self.inner, tokenizer.as_ref(), &options, false)?;
+            dataset.spread_over(dataset.len());
             let range = 0..dataset.len();
             let context = ScoreContext { model: &self.inner, data: Some((&dataset, &range)), batch_size, samples, seed: 0 };
             let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
@@ -297,7 +299,8 @@ impl Model {
         let (model, parent) = (&mut self.inner, parent.inner.clone());
         detached(py, || {
             let tokenizer = model.tokenizer().ok();
-            let dataset = data.dataset(model, tokenizer.as_ref(), &options, false)?;
+            let mut dataset = data.dataset(model, tokenizer.as_ref(), &options, false)?;
+            dataset.spread_over(dataset.len());
             let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
             let layers = refit(model, &parent, batches(&dataset, &indices, batch_size))?;
             Ok(layers.into_iter().map(|l| l.repaired).collect())

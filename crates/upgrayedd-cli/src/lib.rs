@@ -105,7 +105,8 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", args.ablation_samples)])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
-    let data = open(&model, &args.data, length)?;
+    let mut data = open(&model, &args.data, length)?;
+    data.spread_over(data.len());
     let range = 0..data.len();
     let context = ScoreContext {
         model: &model,

@@ -212,3 +212,24 @@ fn the_task_score_wants_a_task() {
     let found = Score::named("task").unwrap().compute(&context(&answers)).unwrap();
     assert_eq!(found, Score::named("fisher").unwrap().compute(&context(&answers)).unwrap());
 }
+
+#[test]
+fn spread_sequences_are_all_there_and_a_few_stand_for_all() {
+    for count in [1usize, 2, 3, 7, 10, 64, 100, 997] {
+        let rows = (0..count as u32 + 2).map(|i| Row::causal(vec![i, i + 1], None, None)).collect();
+        let mut data = Dataset::from_rows(rows, Objective::CausalLm, 0);
+        data.spread_over(count);
+        let order: Vec<usize> = (0..data.len()).map(|i| data.tokens(i)[0] as usize).collect();
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..count + 2).collect::<Vec<_>>());
+        // What lies behind keeps its place.
+        assert_eq!(order[count..], [count, count + 1]);
+        if count >= 64 {
+            // Any fifth of them in a row has some in every fifth of the data.
+            for some in order[..count].windows(count / 5) {
+                assert!((0..5).all(|fifth| some.iter().any(|&i| i * 5 / count == fifth)), "{count}: {some:?}");
+            }
+        }
+    }
+}

@@ -100,13 +100,15 @@ pub struct Dataset {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     pad: u32,
+    /// Sequences whose order is spread, and the step from one to the next.
+    spread: (usize, usize),
     /// blake3 of the files' contents; of all of them together if there are several.
     pub hash: String,
     /// blake3 of each file's contents.
     pub file_hashes: Vec<String>,
 }
 
-/// Which sequences serve what, by index.
+/// Which sequences serve what, by index; those that are not held out are in the order of [`Dataset::spread_over`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
     /// Learned from.
@@ -168,7 +170,7 @@ impl Dataset {
         let hash = hasher.finalize().to_hex().to_string();
         let (prefix, suffix) = (Vec::new(), Vec::new());
         let file_hashes = vec![hash.clone()];
-        Self { source: Source::Rows(rows), objective, masking: None, prefix, suffix, pad, hash, file_hashes }
+        Self { source: Source::Rows(rows), objective, masking: None, prefix, suffix, pad, spread: (0, 1), hash, file_hashes }
     }
 
     fn build(
@@ -205,7 +207,7 @@ impl Dataset {
             _ => None,
         };
         let pad = tokenizer.pad().unwrap_or(0);
-        Ok(Self { source, objective, masking, prefix, suffix, pad, hash, file_hashes })
+        Ok(Self { source, objective, masking, prefix, suffix, pad, spread: (0, 1), hash, file_hashes })
     }
 
     /// Number of sequences.
@@ -223,8 +225,29 @@ impl Dataset {
         self.len() == 0
     }
 
+    /// Puts the first `count` sequences into an order in which every run of neighbours is spread evenly over them: a few of them
+    /// then stand for all, whatever the text is about in one place. (Steps of the golden section; nothing is stored.)
+    pub fn spread_over(&mut self, count: usize) {
+        let gcd = |mut a: usize, mut b: usize| {
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let near = (count as f64 * 0.618_033_988_749_895) as usize;
+        let step = (near.max(1)..=count).find(|&step| gcd(step, count) == 1).unwrap_or(1);
+        self.spread = (count, step);
+    }
+
+    /// Where a sequence is in the data.
+    fn place(&self, index: usize) -> usize {
+        let (count, step) = self.spread;
+        if index < count { (index as u128 * step as u128 % count as u128) as usize } else { index }
+    }
+
     /// The token ids of a sequence, special tokens included.
     pub fn tokens(&self, index: usize) -> Vec<u32> {
+        let index = self.place(index);
         let body: Vec<u32> = match &self.source {
             Source::Windows(store, Windows::Even { length, .. }) => store.slice(index * length, *length),
             Source::Windows(store, Windows::Ragged(windows)) => {
@@ -245,10 +268,11 @@ impl Dataset {
 
     /// One sequence with its targets; masks its tokens for a masked language model.
     fn row(&self, index: usize, pass: Pass) -> Row {
-        if let Source::Rows(rows) = &self.source {
-            return rows[index].clone();
-        }
-        let mut tokens = self.tokens(index);
+        let mut tokens = match &self.source {
+            Source::Rows(rows) => return rows[self.place(index)].clone(),
+            _ => self.tokens(index),
+        };
+        let index = self.place(index);
         if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
             return Row { tokens, mask: None, targets: Targets::Label(examples[index].label) };
         }
@@ -262,7 +286,7 @@ impl Dataset {
     }
 
     /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless `eval` is
-    /// given), a tenth before it, at most `calibration` sequences, serves for scoring.
+    /// given), a tenth of the data, at most `calibration` sequences, serves for scoring.
     pub fn split(&self, calibration: usize, eval: Option<&Self>) -> Result<Split> {
         let count = self.len();
         let needed = if eval.is_some() { 2 } else { 3 };

@@ -85,9 +85,10 @@ pub struct RunData {
 
 impl RunData {
     /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for scoring.
-    pub fn split(data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
+    pub fn split(mut data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
         check_disjoint(&data, eval.as_ref())?;
         let split = data.split(calibration, eval.as_ref())?;
+        data.spread_over(split.calibration.end);
         let data = Arc::new(data);
         let eval_hash = eval.as_ref().map(|e| e.hash.clone());
         let measured = eval.map_or_else(|| data.clone(), Arc::new);
