@@ -31,19 +31,20 @@ const RIDGE: f64 = 1e-3;
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
     let model = context.model;
     let d = model.spec.head_dim;
-    // P = Wᵀ B W, in the engine's precision and on all its threads.
-    let layers: Vec<(Tensor, Tensor)> = statistics
-        .curvature
-        .iter()
-        .enumerate()
-        .map(|(layer, (inputs, outputs))| {
-            let by_feature = model.output_projection(layer).transposed();
+    let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
+    let mut scores = Vec::with_capacity(statistics.curvature.len());
+    // As many layers at a time as there are threads: the products between them are where a Ctrl-C is heard.
+    for layers in statistics.curvature.chunks(rayon::current_num_threads()) {
+        let first = scores.len();
+        // P = Wᵀ B W, in the engine's precision and on all its threads.
+        let weighted = |(i, (inputs, outputs)): (usize, &'_ (Tensor, Tensor))| {
+            let by_feature = model.output_projection(first + i).transposed();
             let weighted = multiply(model.device, &by_feature, outputs);
             (inputs.clone(), multiply(model.device, &weighted, &by_feature))
-        })
-        .collect();
-    let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
-    let scores: Vec<Option<Vec<f64>>> = layers.par_iter().map(|(g, p)| leave_one_by_one(g, p, d)).collect();
+        };
+        let layers: Vec<(Tensor, Tensor)> = layers.iter().enumerate().map(weighted).collect();
+        scores.extend(layers.par_iter().map(|(g, p)| leave_one_by_one(g, p, d)).collect::<Vec<_>>());
+    }
     let mut layers = Vec::with_capacity(scores.len());
     for (layer, scores) in scores.into_iter().enumerate() {
         let scores = scores.ok_or_else(|| {
