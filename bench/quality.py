@@ -7,6 +7,7 @@ computed again. Rows are compared with the dense model, and after learning with 
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import random
@@ -42,6 +43,7 @@ class Bench:
         text = args.text.read_text()
         cut = text.rindex("\n", 0, len(text) * 4 // 5)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quality-"))
+        self.numbers = itertools.count(1)
         self.train, self.held_out = self.folder / "train.txt", self.folder / "held-out.txt"
         self.train.write_text(text[:cut])
         self.held_out.write_text(text[cut:])
@@ -55,8 +57,8 @@ class Bench:
 
     def run(self, model: Any, strategy: Any, steps: int, seed: int, **options: Any) -> Model:
         """One cycle of the real pipeline; 0 steps do not learn."""
-        out = self.folder / "run"
-        shutil.rmtree(out, ignore_errors=True)
+        # A model that came out of a run has its tokenizer there, so folders stay until the row is done.
+        out = self.folder / f"run-{next(self.numbers)}"
         pipeline = UpgrayeddPipeline(
             model,
             strategy=strategy,
@@ -116,6 +118,8 @@ class Bench:
         self.args.out.parent.mkdir(parents=True, exist_ok=True)
         self.args.out.write_text(json.dumps(self.record, indent=1) + "\n")
         print(self.line(result), flush=True)
+        for folder in self.folder.glob("run-*"):
+            shutil.rmtree(folder)
 
     def line(self, row: dict[str, Any]) -> str:
         dense = {r["seed"]: r for r in self.record["rows"] if r["arm"] == "dense"}
