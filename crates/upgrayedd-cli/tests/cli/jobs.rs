@@ -81,6 +81,10 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     // What was measured decides, so it is on record.
     let record = fs::read_to_string(b.path("latency/run.toml")).unwrap();
     assert!(record.contains("[config.timings]") && record.contains("attention = ["));
+    // The first cycle can save a quarter, the second has too few heads left: it says so.
+    b.ok(&optimize("later", &["--budget", "parameters", "--pruning-ratio", "0.2", "--growth-ratio", "0"]));
+    let notices: Vec<String> = events(&b.path("later")).iter().filter_map(|e| Some(e["message"].as_str()?.to_owned())).collect();
+    assert!(notices.iter().any(|n| n.contains("not the 20.0 % asked for")), "{notices:?}");
     let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
     b.refused(2, &["parameters", "more than its heads are"], &more);
     let more = optimize("target", &["--budget", "macs", "--schedule", "target"]);

@@ -446,6 +446,21 @@ impl Pipeline {
         self.select(scores, low)
     }
 
+    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
+    fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
+        let prices = prices(&self.config, start)?;
+        let gone = 1.0 - prices.total(&self.model.heads) / prices.total(&start.heads);
+        let name = self.config.budget.name();
+        let message = format!(
+            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and unit {} allow no more",
+            100.0 * gone,
+            100.0 * share,
+            self.config.min_heads,
+            self.config.unit.name()
+        );
+        Ok((gone < share * (1.0 - 1e-9)).then_some(message))
+    }
+
     /// What the strategy takes of a budget of `heads`.
     fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
         let config = &self.config;

@@ -206,7 +206,8 @@ impl Run<'_> {
             let all = self.pipeline.config.refit_samples;
             self.refit(cycle, parent, if step < steps { 0 } else { all })?;
         }
-        if let Some(message) = self.unmet(count, budget).filter(|_| by_heads) {
+        let unmet = if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
+        if let Some(message) = unmet {
             self.emit(Event::Notice { cycle, message })?;
         }
         Ok((pruned, left))
@@ -237,8 +238,10 @@ impl Run<'_> {
 
     /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
-        let task = self.task(cycle, "refit");
-        self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+        if self.pipeline.config.refit {
+            let task = self.task(cycle, "refit");
+            self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+        }
         match self.pipeline.refit(parent, sequences)? {
             Some(layers) => {
                 self.emit(Event::Refit { cycle, layers })?;
