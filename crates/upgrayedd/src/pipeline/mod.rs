@@ -1,5 +1,7 @@
-//! The whole job: what a run needs, checked before it starts; `run.rs` is the cycle itself.
+//! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `forecast.rs` a look ahead.
 
+mod forecast;
+mod parts;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -8,24 +10,24 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
-use crate::budget::{self, Budget, Scope};
+use crate::budget::{self, Budget};
 use crate::config::OptimizeConfig;
-use crate::data::{Dataset, Part, RunData, Split};
+use crate::data::{Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
 use crate::event::Observer;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
-use crate::model::{Companions, Cost, LoadOptions, Model};
-use crate::price::{Currency, Prices};
+use crate::model::{Companions, Cost, Model};
+use crate::price::Currency;
 use crate::refit::{self, LayerRefit};
-use crate::run_dir::{ARCHIVE_FILE, RunDir};
+use crate::run_dir::RunDir;
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
-use crate::surgery::{self, Archive};
-use crate::tokenizer::Tokenizer;
 use crate::train::{self, TrainOptions};
-use crate::{Error, Result, builtin, export};
+use crate::{Error, Result, export};
 
+pub use forecast::Forecast;
+use parts::{check_heads, check_reachable, hash_model, load_base, prices, read_data};
 use run::Run;
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
@@ -135,22 +137,6 @@ pub struct Summary {
     pub run: PathBuf,
 }
 
-/// What pruning a share of the heads would cost before learning.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Forecast {
-    /// Share of the active heads that is gone.
-    pub ratio: f64,
-    /// Query heads left.
-    pub active: usize,
-    /// Parameters left.
-    pub parameters: usize,
-    /// Held-out loss, after refit if the run refits.
-    pub loss: f64,
-}
-
-/// Ratios that a forecast goes through.
-const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
-
 /// A run in the making: everything checked and read, nothing written yet.
 pub struct Pipeline {
     config: OptimizeConfig,
@@ -237,32 +223,6 @@ impl Pipeline {
             _ => self.select_by_cost(&scores, &self.model.clone(), self.config.pruning_ratio)?,
         };
         Ok((selection, scores))
-    }
-
-    /// What each of several ratios would cost before learning, one built on the other; the model stays as it is. Returns the
-    /// held-out loss now as well.
-    pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
-        let parent = self.model.clone();
-        let result = self.forecast_from(&parent, observer);
-        self.model = parent;
-        result
-    }
-
-    fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
-        let before = self.measure("baseline", observer)?.loss;
-        let mut rows = Vec::new();
-        for ratio in FORECAST {
-            let heads = budget::portion(ratio, parent.heads.num_active());
-            let gone = parent.heads.num_active() - self.model.heads.num_active();
-            let scores = self.score(1)?;
-            let selection = self.select(&scores, heads.saturating_sub(gone))?;
-            surgery::remove(&mut self.model, None, &selection, 0, None)?;
-            self.refit(parent, 0)?;
-            let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());
-            rows.push(Forecast { ratio, active, parameters, loss });
-        }
-        Ok((before, rows))
     }
 
     /// Runs all cycles into a new run folder and writes the result.
@@ -488,91 +448,4 @@ impl Pipeline {
 fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {
     let Part { data, range } = &data.calibration;
     ScoreContext { model, data: Some((data, range)), batch_size: config.batch_size, samples: range.len(), seed }
-}
-
-/// The model that a run started from.
-fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> Result<Model> {
-    if !given {
-        return config.load_model();
-    }
-    let mut model = Model::load(&dir.base(), &LoadOptions::default())?;
-    let archive = dir.base().join(ARCHIVE_FILE);
-    if archive.is_file() {
-        model.archive = Archive::load(&archive, &model)?;
-    }
-    if !export::has_tokenizer(&dir.base()) {
-        model.companions = Companions::None;
-    }
-    Ok(model)
-}
-
-fn read_data(config: &OptimizeConfig, model: &Model, tokenizer: &Tokenizer, samples: Option<usize>) -> Result<RunData> {
-    let options = config.data_options(config.sequence_length.unwrap_or_default());
-    let open = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
-    let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { open(&config.data)? };
-    let eval = config.eval_data.as_ref().map(|f| open(std::slice::from_ref(f))).transpose()?;
-    RunData::split(data, eval, samples.unwrap_or(CALIBRATION), config.batch_size, config.seed)
-}
-
-fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
-    for (layer, heads) in model.heads.layers().iter().enumerate() {
-        if config.min_heads > heads.active().len() {
-            return Err(Error::invalid(format!(
-                "min_heads is {}, but layer {layer} has {} heads: expected at most that",
-                config.min_heads,
-                heads.active().len()
-            )));
-        }
-    }
-    if config.schedule == budget::Schedule::Target {
-        let goal = budget::portion(config.pruning_ratio, model.heads.total());
-        let most = model.heads.num_pruned() + budget::prunable(&model.heads, config.unit, config.min_heads);
-        if goal > most {
-            return Err(Error::invalid(format!(
-                "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
-                config.pruning_ratio,
-                model.heads.total(),
-                config.min_heads
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Prices in the currency of the budget, for the heads that `model` has now.
-fn prices(config: &OptimizeConfig, model: &Model) -> Result<Prices> {
-    Prices::new(model, config.budget, config.sequence_length.unwrap_or_default(), config.timings.as_ref())
-}
-
-/// Refuses a share of the model that all the heads together are not.
-fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<()> {
-    if config.budget == Currency::Heads {
-        return Ok(());
-    }
-    let prices = prices(config, model)?;
-    let all = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
-    let most = budget::prunable(&model.heads, config.unit, config.min_heads);
-    let budget = Budget { heads: most, scope: Scope::Global, unit: config.unit, min_heads: config.min_heads };
-    let mut least = model.heads.clone();
-    least.remove(&budget::choose(&model.heads, &all, budget), 1)?;
-    let possible = 1.0 - prices.total(&least) / prices.total(&model.heads);
-    if config.pruning_ratio > possible {
-        return Err(Error::invalid(format!(
-            "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
-            config.pruning_ratio,
-            config.budget.name(),
-            config.min_heads
-        )));
-    }
-    Ok(())
-}
-
-fn hash_model(model: &Model, tokenizer: &str) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(model.config.to_string().as_bytes()).update(tokenizer.as_bytes());
-    for id in model.params.ids() {
-        hasher.update(model.params.name(id).as_bytes());
-        hasher.update(bytemuck::cast_slice(model.params.get(id).data()));
-    }
-    hasher.finalize().to_hex().to_string()
 }
