@@ -1,0 +1,51 @@
+//! What pruning would cost, before a run is started.
+
+use serde::Serialize;
+
+use super::Pipeline;
+use crate::event::Observer;
+use crate::{Model, Result, budget, surgery};
+
+/// What pruning a share of the heads would cost before learning.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Forecast {
+    /// Share of the active heads that is gone.
+    pub ratio: f64,
+    /// Query heads left.
+    pub active: usize,
+    /// Parameters left.
+    pub parameters: usize,
+    /// Held-out loss, after refit if the run refits.
+    pub loss: f64,
+}
+
+/// Ratios that a forecast goes through.
+const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
+
+impl Pipeline {
+    /// What each of several ratios would cost before learning, one built on the other; the model stays as it is. Returns the
+    /// held-out loss now as well.
+    pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
+        let parent = self.model.clone();
+        let result = self.forecast_from(&parent, observer);
+        self.model = parent;
+        result
+    }
+
+    fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
+        let before = self.measure("baseline", observer)?.loss;
+        let mut rows = Vec::new();
+        for ratio in FORECAST {
+            let heads = budget::portion(ratio, parent.heads.num_active());
+            let gone = parent.heads.num_active() - self.model.heads.num_active();
+            let scores = self.score(1)?;
+            let selection = self.select(&scores, heads.saturating_sub(gone))?;
+            surgery::remove(&mut self.model, None, &selection, 0, None)?;
+            self.refit(parent, 0)?;
+            let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
+            let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());
+            rows.push(Forecast { ratio, active, parameters, loss });
+        }
+        Ok((before, rows))
+    }
+}

@@ -1,0 +1,107 @@
+//! What a run is made of, read and checked before it starts.
+
+use std::path::PathBuf;
+
+use super::CALIBRATION;
+use crate::budget::{self, Budget, Scope};
+use crate::config::OptimizeConfig;
+use crate::data::{Dataset, RunData};
+use crate::heads::HeadScores;
+use crate::model::{Companions, LoadOptions, Model};
+use crate::price::{Currency, Prices};
+use crate::run_dir::{ARCHIVE_FILE, RunDir};
+use crate::surgery::Archive;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result, builtin, export};
+
+/// The model that a run started from.
+pub(super) fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> Result<Model> {
+    if !given {
+        return config.load_model();
+    }
+    let mut model = Model::load(&dir.base(), &LoadOptions::default())?;
+    let archive = dir.base().join(ARCHIVE_FILE);
+    if archive.is_file() {
+        model.archive = Archive::load(&archive, &model)?;
+    }
+    if !export::has_tokenizer(&dir.base()) {
+        model.companions = Companions::None;
+    }
+    Ok(model)
+}
+
+pub(super) fn read_data(
+    config: &OptimizeConfig,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    samples: Option<usize>,
+) -> Result<RunData> {
+    let options = config.data_options(config.sequence_length.unwrap_or_default());
+    let open = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
+    let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { open(&config.data)? };
+    let eval = config.eval_data.as_ref().map(|f| open(std::slice::from_ref(f))).transpose()?;
+    RunData::split(data, eval, samples.unwrap_or(CALIBRATION), config.batch_size, config.seed)
+}
+
+pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
+    for (layer, heads) in model.heads.layers().iter().enumerate() {
+        if config.min_heads > heads.active().len() {
+            return Err(Error::invalid(format!(
+                "min_heads is {}, but layer {layer} has {} heads: expected at most that",
+                config.min_heads,
+                heads.active().len()
+            )));
+        }
+    }
+    if config.schedule == budget::Schedule::Target {
+        let goal = budget::portion(config.pruning_ratio, model.heads.total());
+        let most = model.heads.num_pruned() + budget::prunable(&model.heads, config.unit, config.min_heads);
+        if goal > most {
+            return Err(Error::invalid(format!(
+                "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
+                config.pruning_ratio,
+                model.heads.total(),
+                config.min_heads
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Prices in the currency of the budget, for the heads that `model` has now.
+pub(super) fn prices(config: &OptimizeConfig, model: &Model) -> Result<Prices> {
+    Prices::new(model, config.budget, config.sequence_length.unwrap_or_default(), config.timings.as_ref())
+}
+
+/// Refuses a share of the model that all the heads together are not.
+pub(super) fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<()> {
+    if config.budget == Currency::Heads {
+        return Ok(());
+    }
+    let prices = prices(config, model)?;
+    let all = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let most = budget::prunable(&model.heads, config.unit, config.min_heads);
+    let budget = Budget { heads: most, scope: Scope::Global, unit: config.unit, min_heads: config.min_heads };
+    let mut least = model.heads.clone();
+    least.remove(&budget::choose(&model.heads, &all, budget), 1)?;
+    let possible = 1.0 - prices.total(&least) / prices.total(&model.heads);
+    if config.pruning_ratio > possible {
+        return Err(Error::invalid(format!(
+            "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
+            config.pruning_ratio,
+            config.budget.name(),
+            config.min_heads
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn hash_model(model: &Model, tokenizer: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(model.config.to_string().as_bytes()).update(tokenizer.as_bytes());
+    for id in model.params.ids() {
+        hasher.update(model.params.name(id).as_bytes());
+        hasher.update(bytemuck::cast_slice(model.params.get(id).data()));
+    }
+    hasher.finalize().to_hex().to_string()
+}
