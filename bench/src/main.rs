@@ -7,9 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
+use upgrayedd::data::{Dataset, Row};
 use upgrayedd::model::{Batch, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape};
+use upgrayedd::score::{Score, ScoreContext, compute_all};
 use upgrayedd::{family, train};
 
 /// Times the engine on random weights.
@@ -38,6 +40,28 @@ enum Work {
     Train,
     /// Loss without gradients
     Forward,
+    /// Gradients of all heads' gates, the weights frozen
+    Gates,
+    /// The same pass with every score that it yields, but for the surgeon
+    Scores,
+    /// The same pass with every score that it yields
+    AllScores,
+    /// Attention entropy of all heads
+    Entropy,
+}
+
+impl Work {
+    /// The scores that are computed together.
+    fn scores(self) -> Vec<&'static str> {
+        let cheap = ["gradient", "taylor", "fisher", "entropy", "wanda", "similarity"];
+        match self {
+            Self::Train | Self::Forward => Vec::new(),
+            Self::Gates => vec!["gradient"],
+            Self::Scores => cheap.to_vec(),
+            Self::AllScores => [&cheap[..], &["surgeon"]].concat(),
+            Self::Entropy => vec!["entropy"],
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -49,6 +73,9 @@ fn main() -> Result<()> {
     let batch = random_batch(&model, args.batch, args.length);
     let mut grads = Gradients::for_params(&model.params);
     let mut optim = train::new_optimizer(&model, 0.01);
+    let scores = args.work.scores().into_iter().map(Score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
+    let rows = batch.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));
+    let (data, range) = (Dataset::from_rows(rows.collect(), model.spec.objective, 0), 0..args.batch);
     let mut milliseconds = Vec::new();
     let mut loss = 0.0;
     for run in 0..=args.runs {
@@ -62,6 +89,13 @@ fn main() -> Result<()> {
                 let mut tape = Tape::inference(model.device, &model.params);
                 let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
                 loss = result.sum / result.count as f64;
+            }
+            Work::Gates | Work::Scores | Work::AllScores | Work::Entropy => {
+                let data = Some((&data, &range));
+                compute_all(
+                    &scores,
+                    &ScoreContext { model: &model, data, batch_size: args.batch, samples: args.batch, seed: 1 },
+                )?;
             }
         }
         if run > 0 {

@@ -130,6 +130,8 @@ impl Reader<'_> {
             if labels.len() == ids.len() { Ok(()) } else { Err(message()) }
         };
         let row = match (self.spec.objective, labels) {
+            // Labels that come along are for something else.
+            (Objective::Encoder, _) => Row::every(ids, mask),
             (Objective::CausalLm, labels) => {
                 labels.map_or(Ok(()), per_token)?;
                 Row::causal(ids, mask, labels)

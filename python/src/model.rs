@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use numpy::ndarray::{ArrayViewD, IxDyn};
 use numpy::{PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArrayMethods};
@@ -224,14 +225,19 @@ impl Model {
         options: &str,
         batch_size: usize,
         max_windows: Option<usize>,
+        reference: Option<PyRef<'_, Self>>,
     ) -> PyResult<String> {
         let options = data_options(options)?;
         let mut observer = PyObserver::new(None);
+        let mut model = self.inner.clone();
+        if let Some(reference) = reference {
+            model.set_reference(Arc::new(reference.inner.clone())).map_err(to_py)?;
+        }
         let result = detached(py, || {
             let dataset = data.dataset(&self.inner, self.inner.tokenizer().ok().as_ref(), &options, true)?;
             let range = 0..dataset.len();
             let options = EvalOptions { batch_size, max_windows, window: options.sequence_length };
-            evaluate(&self.inner, &dataset, &range, options, "evaluate", &mut observer)
+            evaluate(&model, &dataset, &range, options, "evaluate", &mut observer)
         });
         if let Some(raised) = observer.raised {
             return Err(raised);

@@ -286,6 +286,7 @@ class Model:
         batch_size: int = 4,
         max_eval_windows: int | None = None,
         seed: int = 42,
+        reference: Model | None = None,
     ) -> Evaluation:
         """Loss, perplexity or accuracy on data of any form that `UpgrayeddPipeline.run_optimization` takes.
 
@@ -295,10 +296,13 @@ class Model:
             batch_size: Sequences at once.
             max_eval_windows: Sequences at most, from the first.
             seed: Of the masking of masked language models.
+            reference: For plain encoders, and needed there: the model whose hidden states these are compared with. The loss is
+                then the squared distance from them, as a share of their squared length.
         """
         length = sequence_length or min(512, int(self._info()["max_positions"]))
         source, options = self._source(dataloader, length, batch_size, seed)
-        return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows)))
+        core = None if reference is None else reference._core
+        return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows, core)))
 
     def score(
         self,

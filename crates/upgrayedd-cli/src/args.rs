@@ -87,6 +87,13 @@ pub struct OptimizeArgs {
     /// Prune each cycle in this many parts, scoring anew before each [default: what suits the strategy, mostly 1]
     #[arg(long, value_name = "N")]
     pub steps_per_cycle: Option<usize>,
+    /// Let exact ablation settle this many heads on either side of the cut [default: 0]
+    #[arg(long, value_name = "N")]
+    pub exact_border: Option<usize>,
+    /// After pruning, try up to this many archived heads in the place of weak ones, and keep what lowers the calibration loss
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    pub swaps: Option<usize>,
     /// Do not repair the remaining heads' output projections by least squares after pruning
     #[arg(long)]
     pub no_refit: bool,
@@ -265,6 +272,9 @@ pub struct EvaluateArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
+    /// For plain encoders: the model whose hidden states these are compared with
+    #[arg(long, value_name = "DIR|ID")]
+    pub reference: Option<String>,
     /// Tokens per window [default: 512, or the model's limit]
     #[arg(long, value_name = "N")]
     pub sequence_length: Option<usize>,

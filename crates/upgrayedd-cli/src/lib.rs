@@ -7,6 +7,7 @@ mod progress;
 mod report;
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -174,7 +175,12 @@ fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
 fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
     positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
-    let model = load(&args.model)?;
+    let mut model = load(&args.model)?;
+    if let Some(reference) = &args.reference {
+        let mut reference = Model::from_pretrained(reference, &LoadOptions { family: args.model.family.clone() })?;
+        reference.device = model.device;
+        model.set_reference(Arc::new(reference))?;
+    }
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
     let data = open(&model, &args.data, length)?;
     let options = EvalOptions { batch_size: args.batch_size, max_windows: args.max_eval_windows, window: length };

@@ -100,7 +100,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = FromStr::from_str(value)?; })+ };
     }
     take!(strategy, pruning_ratio, growth_ratio, min_heads, num_cycles, epochs_per_cycle, warmup_steps);
-    take!(distill_temperature, patience, refit_samples);
+    take!(distill_temperature, patience, refit_samples, exact_border, swaps);
     take!(batch_size, gradient_accumulation, seed, device, label_field);
     take_optional!(
         model,

@@ -112,6 +112,15 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Pruned { cycle, heads, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(heads)),
         Event::Grown { cycle, heads, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(heads)),
+        Event::Settled { cycle, impacts, exchanged } => {
+            let heads: usize = impacts.values().filter_map(|h| h.as_object().map(serde_json::Map::len)).sum();
+            format!("cycle {cycle}: exact ablation of {heads} heads near the cut exchanged {exchanged}")
+        }
+        Event::Swapped { cycle, grown, loss_before, loss_after, accepted, .. } => {
+            let outcome = if *accepted { "kept" } else { "undone" };
+            let change = loss_after - loss_before;
+            format!("cycle {cycle}: {} archived heads for weak ones: calibration loss {change:+.4}, {outcome}", count(grown))
+        }
         Event::Refit { cycle, layers } => {
             let (best, worst) = layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
             format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)

@@ -59,7 +59,8 @@ pub fn summary(summary: &Summary) -> String {
             rows.push([name.to_owned(), show(a), show(b), change(a, b)]);
         }
     };
-    number("held-out loss (nats)", &|s| Some(s.evaluation.loss), 4);
+    let is_distance = before.evaluation.protocol == "hidden states";
+    number(if is_distance { "distance of hidden states" } else { "held-out loss (nats)" }, &|s| Some(s.evaluation.loss), 4);
     number("perplexity", &|s| s.evaluation.perplexity, 3);
     number("accuracy (%)", &|s| s.evaluation.accuracy.map(|a| 100.0 * a), 2);
     number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);

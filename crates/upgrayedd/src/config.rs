@@ -55,6 +55,10 @@ pub struct OptimizeConfig {
     pub schedule: Schedule,
     /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent.
     pub steps_per_cycle: Option<usize>,
+    /// Heads on either side of the cut (per layer, where heads compete there) that exact ablation settles.
+    pub exact_border: usize,
+    /// Archived heads that are tried in the place of weak ones after pruning, at most at a time.
+    pub swaps: usize,
     /// Whether the remaining output projections are repaired by least squares after pruning and growing.
     pub refit: bool,
     /// Sequences that the last refit of pruning and that of growing read, those set aside for scoring included.
@@ -132,6 +136,8 @@ impl Default for OptimizeConfig {
             unit: Unit::Head,
             schedule: Schedule::PerCycle,
             steps_per_cycle: None,
+            exact_border: 0,
+            swaps: 0,
             refit: true,
             refit_samples: 256,
             num_cycles: 3,
@@ -204,6 +210,11 @@ impl OptimizeConfig {
                 "schedule target counts heads: with a budget in {} use schedule per-cycle",
                 self.budget.name()
             )));
+        }
+        for (name, value) in [("exact_border", self.exact_border), ("swaps", self.swaps)] {
+            if value > 0 && (self.budget != Currency::Heads || self.unit != Unit::Head) {
+                return Err(Error::invalid(format!("{name} looks at single heads: it needs unit head and a budget in heads")));
+            }
         }
         for (name, value) in [("gate_warmup", self.gate_warmup), ("distill", self.distill.unwrap_or(0.0))] {
             if !(0.0..=1.0).contains(&value) {

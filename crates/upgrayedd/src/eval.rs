@@ -16,9 +16,10 @@ use crate::{Error, Model, Result};
 /// A measurement of quality, with what it takes to repeat it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Token-weighted mean negative log-likelihood, in nats.
+    /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of the hidden states
+    /// from the reference's, as a share of the latter's squared length.
     pub loss: f64,
-    /// exp(loss); of masked tokens for a masked language model. Absent for classifiers.
+    /// exp(loss); of masked tokens for a masked language model. Absent for classifiers and plain encoders.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub perplexity: Option<f64>,
     /// Share of right labels, for classifiers.
@@ -28,7 +29,7 @@ pub struct Evaluation {
     pub tokens: u64,
     /// Sequences measured.
     pub sequences: usize,
-    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels".
+    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "hidden states".
     pub protocol: String,
     /// Tokens per window at most.
     pub window: usize,
@@ -56,6 +57,11 @@ pub fn evaluate(
     task: &str,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
+    if model.spec.objective == Objective::Encoder && model.reference().is_none() {
+        return Err(Error::invalid(
+            "this is a plain encoder, with no objective of its own: name a reference, the model whose hidden states it is to agree with",
+        ));
+    }
     let count = range.len().min(options.max_windows.unwrap_or(usize::MAX));
     let indices: Vec<usize> = range.clone().take(count).collect();
     let classifies = matches!(model.spec.objective, Objective::Classifier { .. });
@@ -91,14 +97,15 @@ pub fn evaluate(
     }
     Ok(Evaluation {
         loss,
-        perplexity: (!classifies).then(|| loss.exp()),
+        perplexity: matches!(model.spec.objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
         accuracy: classifies.then(|| right as f64 / tokens as f64),
         tokens,
         sequences: count,
         protocol: match model.spec.objective {
             Objective::MaskedLm => "masked",
             Objective::Classifier { .. } => "labels",
-            _ => "chunks",
+            Objective::Encoder => "hidden states",
+            Objective::CausalLm => "chunks",
         }
         .to_owned(),
         window: options.window,

@@ -26,7 +26,8 @@ fn data(model: &Model) -> Dataset {
                 let targets = tokens.iter().enumerate().map(|(p, &t)| if p % 3 == 0 { i64::from(t) } else { IGNORE }).collect();
                 Row { targets: Targets::Tokens(targets), tokens, mask: None }
             }
-            _ => Row::causal(tokens, None, None),
+            Objective::Encoder => Row::every(tokens, None),
+            Objective::CausalLm => Row::causal(tokens, None, None),
         }
     };
     Dataset::from_rows((0..5).map(row).collect(), model.spec.objective, 0)
@@ -87,20 +88,48 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
 }
 
 #[test]
+fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
+    const STEP: f32 = 0.05;
+    const DRAWS: u64 = 300;
+    let model = load("bert_encoder");
+    let (data, range) = (data(&model), 0..5);
+    let mut drawn = vec![vec![0.0; model.spec.num_heads]; model.spec.num_layers];
+    for seed in 0..DRAWS {
+        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 3, samples: 100, seed };
+        let scores = Score::named("fisher").unwrap().compute(&context).unwrap();
+        drawn.iter_mut().flatten().zip(scores.layers.iter().flatten()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
+    }
+    for (layer, scores) in drawn.iter().enumerate() {
+        for (head, got) in scores.iter().enumerate() {
+            // Signs of different positions are independent: a sequence's mean gradient squared is the mean over its length.
+            let (mut sum, mut total) = (0.0, 0.0);
+            for sequence in 0..data.len() {
+                let (distance, count) = loss_with_gate(&model, &data, sequence, layer, head, 1.0 - STEP);
+                sum += distance / f64::from(STEP * STEP);
+                total += count;
+            }
+            let want = sum / total;
+            assert!((got / want - 1.0).abs() < 0.15, "layer {layer}, head {head}: {got} is not {want}");
+        }
+    }
+}
+
+#[test]
 fn scores_do_not_depend_on_the_batch() {
-    let model = load("llama_gqa");
-    let data = data(&model);
-    for name in ["gradient", "fisher", "taylor"] {
-        let (one, all) = (score(name, &model, &data, 1), score(name, &model, &data, 5));
-        for (a, b) in one.layers.iter().flatten().zip(all.layers.iter().flatten()) {
-            assert!((a - b).abs() <= 1e-4 * b.abs() + 1e-9, "{name}: {a} alone, {b} in a batch");
+    for model in ["llama_gqa", "bert_encoder"].map(load) {
+        let data = data(&model);
+        for name in ["gradient", "fisher", "taylor"] {
+            let (one, all) = (score(name, &model, &data, 1), score(name, &model, &data, 5));
+            for (a, b) in one.layers.iter().flatten().zip(all.layers.iter().flatten()) {
+                assert!((a - b).abs() <= 1e-4 * b.abs() + 1e-9, "{name}: {a} alone, {b} in a batch");
+            }
         }
     }
 }
 
 #[test]
 fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
-    for name in ["llama_gqa", "llama_gqa_pruned", "gpt2", "bert_mlm", "bert_classifier"] {
+    for name in ["llama_gqa", "llama_gqa_pruned", "gpt2", "bert_mlm", "bert_classifier", "bert_encoder"] {
         let model = load(name);
         let data = data(&model);
         let indices: Vec<usize> = (0..data.len()).collect();

@@ -136,6 +136,30 @@ fn the_result_is_measured_as_it_is_stored() {
 }
 
 #[test]
+fn second_looks_keep_the_budget_and_what_lowers_the_calibration_loss() {
+    let b = bench();
+    let looks = ["--strategy", "fisher", "--scope", "global", "--exact-border", "4", "--swaps", "4", "--growth-ratio", "0"];
+    let summary = b.json(&optimize("run", &looks));
+    let plain = b.json(&optimize("plain", &["--strategy", "fisher", "--scope", "global", "--growth-ratio", "0"]));
+    let active = |s: &Value| s["cycles"].as_array().unwrap().iter().map(|c| c["active"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(active(&summary), active(&plain));
+    let events = events(&b.path("run"));
+    let of_kind = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+    for settled in of_kind("settled") {
+        let impacts = settled["impacts"].as_object().unwrap().values().map(|heads| heads.as_object().unwrap().len());
+        assert_eq!(impacts.sum::<usize>(), 8);
+    }
+    let swaps = of_kind("swapped");
+    assert!(of_kind("settled").len() == 2 && !swaps.is_empty());
+    for swap in swaps {
+        assert_eq!(swap["accepted"], swap["loss_after"].as_f64() < swap["loss_before"].as_f64());
+        let count = |heads: &Value| heads.as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum::<usize>();
+        assert_eq!(count(&swap["grown"]), count(&swap["pruned"]));
+    }
+    b.refused(2, &["exact_border", "unit head"], &optimize("no", &["--exact-border", "2", "--unit", "kv_group"]));
+}
+
+#[test]
 fn the_same_bits_in_two_runs_and_at_one_thread_and_two() {
     let b = bench();
     for (out, threads) in [("one", "1"), ("two", "2"), ("again", "2")] {
@@ -426,7 +450,7 @@ fn a_classifier_learns_its_labels() {
 }
 
 #[test]
-fn a_masked_language_model_learns_and_an_encoder_is_refused() {
+fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
     let b = bench();
     let words = ["a", "b", "c", "d", "e", "f", "g", "h"];
     let model = with_tokenizer(&b, "bert_mlm", &words);
@@ -457,5 +481,23 @@ fn a_masked_language_model_learns_and_an_encoder_is_refused() {
     assert_eq!((model.as_str(), &summary["after"]["evaluation"]["protocol"]), ("bert_mlm", &"masked".into()));
     assert!(summary["after"]["evaluation"]["loss"].as_f64() < summary["before"]["evaluation"]["loss"].as_f64());
     with_tokenizer(&b, "bert_encoder", &words);
-    b.refused(2, &["plain encoder", "masked-LM"], &arguments("bert_encoder", "other"));
+    b.refused(2, &["plain encoder", "distill"], &[&arguments("bert_encoder", "other")[..], &["--distill", "0.5"]].concat());
+    let summary = b.json(&[&arguments("bert_encoder", "encoder")[..], &["--strategy", "auto"]].concat());
+    let (before, after) = (&summary["before"]["evaluation"], &summary["after"]["evaluation"]);
+    assert_eq!(
+        (&before["loss"], &before["protocol"], &before["perplexity"]),
+        (&0.0.into(), &"hidden states".into(), &Value::Null)
+    );
+    let last = summary["cycles"].as_array().unwrap().last().unwrap();
+    assert!(after["loss"].as_f64() > Some(0.0) && last["loss_learned"].as_f64() < last["loss_pruned"].as_f64(), "{summary}");
+    let evaluate = ["evaluate", "--model", "encoder", "--data", "abc.txt", "--documents", "separate", "--sequence-length", "16"];
+    b.refused(2, &["plain encoder", "reference"], &evaluate);
+    b.refused(
+        2,
+        &["a reference is for plain encoders"],
+        &["evaluate", "--model", "bert_mlm", "--data", "abc.txt", "--reference", "bert_encoder"],
+    );
+    let distance = b.json(&[&evaluate[..], &["--reference", "bert_encoder"]].concat());
+    assert_eq!(distance["protocol"], "hidden states");
+    assert!(distance["loss"].as_f64() > Some(0.0));
 }

@@ -238,6 +238,8 @@ pub(crate) trait Kernels: Send + Sync {
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64;
     /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T² KL(t ‖ s).
     fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64;
+    /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows with r = 0 do not count.
+    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
 
     /// Updates a parameter and its moments.
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);

@@ -85,6 +85,17 @@ pub fn distillation(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64
     Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
 }
 
+/// Squared distance of each row of `x (N, D)` from that of `reference (N, D)`, divided by the latter's squared length.
+///
+/// The sum is a share, not nats. Every row counts, but for those whose reference is zero.
+pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Loss {
+    assert_eq!(x.tensor().shape(), reference.shape(), "relative distance: shapes differ");
+    let mut gradient = x.tensor().clone();
+    let sum = tape.kernels().relative_distance(&mut gradient, reference, weight);
+    let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
+    Loss { sum, count: x.tensor().rows() as u64, seeds }
+}
+
 /// Computes logits chunk by chunk; `f` returns the chunk's loss and leaves its gradient in the logits.
 fn in_chunks(
     tape: &mut Tape<'_>,

@@ -281,6 +281,7 @@ impl Dataset {
                 let targets = Targets::Tokens(masking.apply(&mut tokens, index, pass));
                 Row { tokens, mask: None, targets }
             }
+            None if self.objective == Objective::Encoder => Row::every(tokens, None),
             None => Row::causal(tokens, None, None),
         }
     }
@@ -343,12 +344,6 @@ impl Windows {
 }
 
 fn check_options(model: &Model, options: &DataOptions) -> Result<()> {
-    if model.spec.objective == Objective::Encoder {
-        return Err(Error::invalid(
-            "this is a plain encoder: it has no objective to learn from or be measured by text alone. \
-             Use a checkpoint with a masked-LM or classification head (distillation for encoders is not there yet)",
-        ));
-    }
     let limit = model.spec.max_positions;
     if options.sequence_length > limit || options.sequence_length < 2 {
         return Err(Error::invalid(format!("sequence length is {}: the model takes 2 to {limit}", options.sequence_length)));

@@ -51,6 +51,13 @@ impl Row {
         Self { tokens, mask, targets }
     }
 
+    /// A sequence for a plain encoder: every real position counts.
+    pub fn every(tokens: Vec<u32>, mask: Option<Vec<u8>>) -> Self {
+        let target = |i: usize| if mask.as_ref().is_none_or(|m| m[i] != 0) { 0 } else { IGNORE };
+        let targets = Targets::Tokens((0..tokens.len()).map(target).collect());
+        Self { tokens, mask, targets }
+    }
+
     /// Refuses what the model cannot take; `number` is the row's, for the message.
     pub fn check(&self, spec: &ModelSpec, number: usize) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(format!("sequence {number} of the data: {message}")));

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use rand::RngExt;
 use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss, Teacher};
 use upgrayedd_nn::{Tape, Tensor, Var};
 
 use super::{Block, LinearIds, Model, Norm, Objective};
+use crate::rng;
 
 /// Sequences of equal (padded) length, ready for the model.
 #[derive(Debug, Clone)]
@@ -320,11 +322,44 @@ impl Model {
                 self.final_norm(tape, x)
             }
         };
+        if self.spec.objective == Objective::Encoder {
+            let rows = self.predicted_rows(tape, hidden, batch, true).0;
+            return ops::relative_distance(tape, &rows, &self.reference_rows(batch), weight);
+        }
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, false);
         let (rows, weights) = self.before_logits(tape, rows);
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
         ops::cross_entropy(tape, &rows, head, &targets, weight)
+    }
+
+    /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no gates but its own.
+    fn reference_rows(&self, batch: &Batch) -> Tensor {
+        let reference = self.reference().map_or(self, |r| r);
+        let mut tape = Tape::inference(reference.device, &reference.params);
+        let hidden = reference.hidden(&mut tape, batch, &mut Hooks::default());
+        reference.predicted_rows(&mut tape, hidden, batch, true).0.tensor().clone()
+    }
+
+    /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
+    /// random signs over the length of each hidden state. The expected square of a gradient along them is the Gauss-Newton
+    /// curvature of half the relative distance (Hutchinson 1990).
+    pub(crate) fn random_signs(
+        &self,
+        tape: &mut Tape<'_>,
+        batch: &Batch,
+        stream: &mut rng::Stream,
+        hooks: &mut Hooks<'_>,
+    ) -> Vec<(Var, Tensor)> {
+        let hidden = self.hidden(tape, batch, hooks);
+        let rows = self.predicted_rows(tape, hidden, batch, true).0;
+        let mut signs = rows.tensor().clone();
+        for row in signs.data_mut().chunks_exact_mut(self.spec.hidden_size) {
+            let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+            let size = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
+            row.iter_mut().for_each(|v| *v = if stream.random::<bool>() { size } else { -size });
+        }
+        vec![(rows, signs)]
     }
 
     /// The objective's loss mixed with the divergence from `parent`'s predictions (Hinton et al. 2015).

@@ -80,6 +80,8 @@ pub struct Model {
     pub companions: Companions,
     /// Where it computes.
     pub device: Device,
+    /// Plain encoders: the model whose hidden states this one is measured against and learns from.
+    reference: Option<Arc<Model>>,
     /// Per layer: a factor for each active head's output while regrown heads warm up.
     pub gates: Vec<Option<Tensor>>,
     layers: Vec<LayerIds>,
@@ -129,6 +131,7 @@ impl Model {
             dtype,
             companions: Companions::None,
             device: Device::cpu(),
+            reference: None,
             gates,
             layers,
             rope,
@@ -162,6 +165,32 @@ impl Model {
             Companions::BuiltIn => builtin::tokenizer(),
             Companions::None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
         }
+    }
+
+    /// The model whose hidden states a plain encoder is measured against and learns from.
+    pub fn reference(&self) -> Option<&Arc<Self>> {
+        self.reference.as_ref()
+    }
+
+    /// Measures a plain encoder against the hidden states of `reference`, and lets it learn from them.
+    ///
+    /// Refuses models with an objective of their own, and references of another width or vocabulary.
+    pub fn set_reference(&mut self, reference: Arc<Self>) -> Result<()> {
+        if self.spec.objective != Objective::Encoder {
+            return Err(Error::invalid(format!(
+                "a reference is for plain encoders: this {} model has an objective of its own",
+                self.spec.objective.name()
+            )));
+        }
+        let shape = |m: &Self| (m.spec.family.model_type, m.spec.objective, m.spec.hidden_size, m.spec.vocab_size);
+        if shape(self) != shape(&reference) {
+            return Err(Error::invalid(format!(
+                "the reference is no encoder of this kind: expected a {} encoder of width {} and {} tokens",
+                self.spec.family.model_type, self.spec.hidden_size, self.spec.vocab_size
+            )));
+        }
+        self.reference = Some(reference);
+        Ok(())
     }
 
     /// The module path of a layer's attention: how files and Python name the layer.

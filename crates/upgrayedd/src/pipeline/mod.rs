@@ -1,10 +1,13 @@
-//! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `forecast.rs` a look ahead.
+//! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `second_look.rs` what it does to
+//! better a selection, `forecast.rs` a look ahead.
 
 mod forecast;
 mod parts;
 mod run;
+mod second_look;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
@@ -17,7 +20,7 @@ use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
 use crate::event::Observer;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
-use crate::model::{Companions, Cost, Model};
+use crate::model::{Companions, Cost, Model, Objective};
 use crate::price::Currency;
 use crate::refit::{self, LayerRefit};
 use crate::run_dir::RunDir;
@@ -173,10 +176,15 @@ impl Pipeline {
         model.device = device;
         config.strategy = strategy.name().to_owned();
         config.resolve(&model, strategy.as_ref());
-        if parts.strategy && config.steps_per_cycle != Some(1) {
-            return Err(Error::invalid(
-                "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
-            ));
+        let again = [
+            ("steps_per_cycle", config.steps_per_cycle != Some(1)),
+            ("exact_border", config.exact_border > 0),
+            ("swaps", config.swaps > 0),
+        ];
+        if let Some((name, _)) = again.into_iter().find(|(_, asked)| parts.strategy && *asked) {
+            return Err(Error::invalid(format!(
+                "{name} needs a built-in strategy: one of the caller's own decides about a whole cycle at once"
+            )));
         }
         if parts.strategy && config.budget != Currency::Heads {
             return Err(Error::invalid(format!(
@@ -196,7 +204,14 @@ impl Pipeline {
         };
         let optim = train::new_optimizer(&model, config.weight_decay);
         let model_hash = hash_model(&model, &fingerprint);
-        let dense = config.distill.is_some_and(|share| share > 0.0).then(|| model.clone());
+        let distilled = config.distill.is_some_and(|share| share > 0.0);
+        if model.spec.objective == Objective::Encoder {
+            if distilled {
+                return Err(Error::invalid("a plain encoder learns from the model as given alone: leave distill out"));
+            }
+            model.set_reference(Arc::new(model.clone()))?;
+        }
+        let dense = distilled.then(|| model.clone());
         Ok(Self { config, dense, model, data, given: parts, strategy, optim, model_hash })
     }
 
@@ -315,10 +330,13 @@ impl Pipeline {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
         }
         let weight_decay = pipeline.config.weight_decay;
-        let device = pipeline.model.device;
+        let (device, reference) = (pipeline.model.device, pipeline.model.reference().cloned());
         let (model, optim, state) = dir.load_checkpoint(pipeline.model, |m| train::new_optimizer(m, weight_decay))?;
         (pipeline.model, pipeline.optim) = (model, optim);
         pipeline.model.device = device;
+        if let Some(reference) = reference {
+            pipeline.model.set_reference(reference)?;
+        }
         let fresh = state.is_none();
         let state = match state {
             Some(state) => state,

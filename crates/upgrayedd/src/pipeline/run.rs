@@ -13,7 +13,7 @@ use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named
 use crate::export::{self, Format};
 use crate::grow::Gains;
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
-use crate::model::{DType, Distill, Model};
+use crate::model::{DType, Distill, Model, Objective};
 use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
@@ -57,7 +57,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn emit(&mut self, event: Event) -> Result<()> {
+    pub(super) fn emit(&mut self, event: Event) -> Result<()> {
         self.dir.write_event(&event)?;
         self.observer.on_event(&event);
         Ok(())
@@ -156,7 +156,7 @@ impl Run<'_> {
         self.pipeline.config.max_loss_increase.map(|_| (self.pipeline.model.clone(), self.pipeline.optim.clone()))
     }
 
-    fn task(&self, cycle: usize, what: &str) -> String {
+    pub(super) fn task(&self, cycle: usize, what: &str) -> String {
         format!("cycle {cycle} of {}: {what}", self.pipeline.config.num_cycles)
     }
 
@@ -174,6 +174,7 @@ impl Run<'_> {
     /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(HeadSelection, HeadScores)> {
         let steps = self.pipeline.config.steps_per_cycle.unwrap_or(1);
+        let (swaps, all) = (self.pipeline.config.swaps > 0, self.pipeline.config.refit_samples);
         let (mut pruned, mut count) = (HeadSelection::new(), 0);
         let mut left = HeadScores::default();
         let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
@@ -189,6 +190,7 @@ impl Run<'_> {
             } else {
                 self.pipeline.select_by_cost(&scores, parent, ratio * step as f64 / steps as f64)?
             };
+            let selection = self.settle(cycle, &scores, selection)?;
             let Pipeline { model, optim, strategy, .. } = &mut self.pipeline;
             let heads = named_heads(model, &selection);
             let keep = strategy.as_keep(&scores);
@@ -202,9 +204,12 @@ impl Run<'_> {
                 count += heads.len();
                 pruned.entry(layer).or_insert_with(Vec::new).extend(heads);
             }
-            // What comes between two steps need not be perfect.
-            let all = self.pipeline.config.refit_samples;
-            self.refit(cycle, parent, if step < steps { 0 } else { all })?;
+            // What comes before another step need not be perfect.
+            self.refit(cycle, parent, if step < steps || swaps { 0 } else { all })?;
+        }
+        if swaps && count > 0 {
+            left = self.swap(cycle, parent)?;
+            self.refit(cycle, parent, all)?;
         }
         let unmet = if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
         if let Some(message) = unmet {
@@ -270,8 +275,9 @@ impl Run<'_> {
         } else {
             format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
         };
+        let unit = if self.pipeline.model.spec.objective == Objective::Encoder { "" } else { " nats" };
         let message =
-            format!("pruning by {name} has raised the held-out loss by {lost:.2} nats, which learning may not repair: {advice}");
+            format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
         self.emit(Event::Notice { cycle, message })
     }
 

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use crate::data::Dataset;
 use crate::error::unknown_name;
-use crate::heads::HeadScores;
+use crate::heads::{HeadScores, HeadSelection};
 use crate::{Error, Model, Result};
 
 use statistics::{Needs, Statistics};
@@ -118,8 +118,13 @@ pub(crate) fn fisher_blocks(context: &ScoreContext<'_>) -> Result<(HeadScores, V
     Ok((statistics.squared, statistics.blocks))
 }
 
+/// What the loss rises by without each head of `selection` alone, layer by layer in its order, in nats per target.
+pub(crate) fn ablate(context: &ScoreContext<'_>, selection: &HeadSelection) -> Result<Vec<(usize, Vec<f64>)>> {
+    loss_impact::of(context, selection)
+}
+
 /// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
 pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(HeadScores, HeadScores)> {
-    let statistics = statistics::gather(context, &[Needs::Gates])?;
+    let statistics = statistics::gather(context, &[Needs::Slopes])?;
     Ok((statistics.signed, statistics.squared))
 }

@@ -9,16 +9,18 @@ use super::ScoreContext;
 use crate::data::Pass;
 use crate::heads::HeadScores;
 use crate::linalg::multiply;
-use crate::model::{Batch, Hooks, Model};
-use crate::{Error, Result};
+use crate::model::{Batch, Hooks, Model, Objective};
+use crate::{Error, Result, rng};
 
 /// What a score reads; a pass computes what any of its scores wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
     /// Weights only, no pass.
     Nothing,
-    /// Gradients of the gates: the pass goes backward too.
+    /// Gradients of the gates: the pass goes backward too. For plain encoders, along random directions of the hidden states.
     Gates,
+    /// Gradients of the gates in the loss itself, for plain encoders too.
+    Slopes,
     /// Attention entropy.
     Entropy,
     /// Norms of the output projection's input.
@@ -74,8 +76,11 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     };
     let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
     let mut gradients: Vec<Tensor> = Vec::new();
-    let backward = wants(Needs::Gates) || wants(Needs::Curvature);
+    let backward = wants(Needs::Gates) || wants(Needs::Slopes) || wants(Needs::Curvature);
     let mut grads = Gradients::for_params(&model.params);
+    // A plain encoder's loss is flat where scores are taken.
+    let flat = model.spec.objective == Objective::Encoder && !wants(Needs::Slopes);
+    let mut signs = flat.then(|| rng::stream(context.seed, "signs"));
     let (mut targets, mut queries) = (0, 0);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
@@ -93,8 +98,12 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             // Nothing is added, but its gradient is that of what the projection writes.
             let offsets: Vec<_> = (0..layers).map(|_| tape.leaf(Tensor::zeros(&shape))).collect();
             let offered = if layers > 0 { Some(&offsets[..]) } else { None };
-            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks });
-            let leaves = tape.backward(loss.seeds);
+            let hooks = &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks };
+            let seeds = match &mut signs {
+                Some(stream) => model.random_signs(&mut tape, &batch, stream, hooks),
+                None => model.loss(&mut tape, &batch, 1.0, hooks).seeds,
+            };
+            let leaves = tape.backward(seeds);
             for (layer, offset) in offsets.iter().enumerate() {
                 let Some(gradient) = leaves.get(offset) else { continue };
                 add_products(model.device, &mut gradients, layer, gradient);

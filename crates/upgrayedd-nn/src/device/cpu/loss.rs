@@ -80,3 +80,25 @@ pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature:
         .collect();
     losses.iter().sum()
 }
+
+pub(super) fn relative_distance(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
+    let cols = x.cols();
+    let distances: Vec<f64> = x
+        .data_mut()
+        .par_chunks_mut(cols)
+        .zip(reference.data().par_chunks(cols))
+        .map(|(x, r)| {
+            let length: f64 = r.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            let inverse = if length > 0.0 { 1.0 / length } else { 0.0 };
+            let scale = 2.0 * weight * inverse as f32;
+            let mut distance = 0.0;
+            for (x, r) in x.iter_mut().zip(r) {
+                let difference = *x - r;
+                distance += f64::from(difference) * f64::from(difference);
+                *x = scale * difference;
+            }
+            distance * inverse
+        })
+        .collect();
+    distances.iter().sum()
+}

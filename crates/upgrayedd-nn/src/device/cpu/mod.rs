@@ -115,6 +115,9 @@ impl Kernels for Cpu {
     fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64 {
         loss::kl_divergence(student, teacher, temperature, weight, with_grad)
     }
+    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
+        loss::relative_distance(x, reference, weight)
+    }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         pointwise::adamw(w, g, m, v, step);
     }
