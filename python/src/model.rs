@@ -14,8 +14,8 @@ use upgrayedd::data::DataOptions;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{self, Format};
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Weights};
-use upgrayedd::nn::Tensor;
+use upgrayedd::model::{Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Objective, Weights};
+use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{Score, ScoreContext};
 use upgrayedd::{Error, Result, surgery};
@@ -197,6 +197,9 @@ impl Model {
     /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.
     fn logits<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let logits = detached(py, || {
+            if self.inner.spec.objective == Objective::Encoder {
+                return Err(Error::invalid("a plain encoder has no logits: take its hidden_states"));
+            }
             let batch = self.unlabelled(&rows)?;
             let logits = self.inner.logits(&batch, &mut Hooks::default());
             let classes = logits.cols();
@@ -209,6 +212,18 @@ impl Model {
             Ok(logits.reshaped(&shape))
         })?;
         array(py, logits)
+    }
+
+    /// The last hidden states of one batch, `(batch, length, d)`.
+    fn hidden_states<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let states = detached(py, || {
+            let batch = self.unlabelled(&rows)?;
+            let mut tape = Tape::inference(self.inner.device, &self.inner.params);
+            let states = self.inner.hidden(&mut tape, &batch, &mut Hooks::default()).tensor().clone();
+            let width = states.cols();
+            Ok(states.reshaped(&[batch.batch, batch.len, width]))
+        })?;
+        array(py, states)
     }
 
     /// Attention probabilities of one batch: per layer `(batch, active heads, length, length)`.
@@ -343,7 +358,7 @@ impl Model {
 
 impl Model {
     fn classifies(&self) -> bool {
-        matches!(self.inner.spec.objective, upgrayedd::model::Objective::Classifier { .. })
+        matches!(self.inner.spec.objective, Objective::Classifier { .. })
     }
 
     fn unlabelled(&self, rows: &Source) -> Result<Batch> {

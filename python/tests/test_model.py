@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from upgrayedd import FileError, Model, Tokenizer
+from upgrayedd import FileError, Model, Tokenizer, UpgrayeddPipeline
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "tests/golden"
 FIRST = "model.layers.0.self_attn"
@@ -33,6 +33,30 @@ def test_every_family_is_read_pruned_restored_written_and_read_again(case: str, 
     after = model.named_parameters()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert np.array_equal(model.logits(tokens), logits)
+
+
+def test_an_encoder_has_hidden_states_to_keep_and_to_learn_from(tmp_path: pathlib.Path) -> None:
+    model = Model.from_pretrained(GOLDEN / "bert_encoder")
+    tokens = np.random.default_rng(1).integers(5, 40, (40, 12))
+    assert model.hidden_states(tokens[:3]).shape == (3, 12, model.config["hidden_size"])
+    with pytest.raises(ValueError, match="hidden_states"):
+        model.logits(tokens[:3])
+    with pytest.raises(ValueError, match="reference"):
+        model.evaluate([tokens])
+    assert model.evaluate([tokens], reference=model).loss == 0
+    pruned = model.copy()
+    pruned.prune({model.layer_names[0]: [0]})
+    ours, theirs = pruned.hidden_states(tokens), model.hidden_states(tokens)
+    distance = ((ours - theirs) ** 2).sum(-1) / (theirs**2).sum(-1)
+    found = pruned.evaluate([tokens], reference=model)
+    assert found.protocol == "hidden states" and found.perplexity is None
+    assert found.loss == pytest.approx(distance.mean(), rel=1e-4)
+    pipeline = UpgrayeddPipeline(model, strategy="auto", output_dir=tmp_path / "run", learning_rate=1e-3)
+    batches = [{"input_ids": batch, "labels": np.zeros(4)} for batch in tokens.reshape(10, 4, 12)]
+    result = pipeline.run_optimization(batches, num_cycles=1, epochs_per_cycle=4)
+    first = pipeline.history[0]
+    assert first.loss_learned < first.loss_pruned
+    assert sum(result.heads_per_layer.values()) < sum(model.heads_per_layer.values())
 
 
 def test_parameters_are_shown_without_a_copy_and_cannot_be_written(model: Model) -> None:

@@ -270,6 +270,11 @@ class Model:
         logits: NDArray[np.float32] = self._core.logits(self._batch(input_ids, attention_mask))
         return logits
 
+    def hidden_states(self, input_ids: Any, attention_mask: Any = None) -> NDArray[np.float32]:
+        """The last hidden states of one batch, after the final norm: (batch, length, hidden size)."""
+        states: NDArray[np.float32] = self._core.hidden_states(self._batch(input_ids, attention_mask))
+        return states
+
     def attention_maps(self, input_ids: Any, attention_mask: Any = None) -> dict[str, NDArray[np.float32]]:
         """Who attends to whom: layer name → probabilities (batch, active heads, queries, keys).
 

@@ -34,7 +34,7 @@ class Cycle:
         active: Heads at the end.
         loss_pruned: Held-out loss after pruning, in nats.
         loss_learned: Held-out loss after learning.
-        perplexity: exp(loss_learned); None for classifiers.
+        perplexity: exp(loss_learned); None for classifiers and plain encoders.
         accuracy: After learning, for classifiers.
         accepted: Whether the result was kept; False if it was rolled back.
     """
@@ -48,6 +48,17 @@ class Cycle:
     perplexity: float | None = None
     accuracy: float | None = None
     accepted: bool | None = None
+
+    def _trade(self, back: dict[str, list[int]], gone: dict[str, list[int]]) -> None:
+        """Heads came back for others: those that went in this cycle have not gone after all."""
+        for layer, heads in gone.items():
+            self.pruned[layer] = self.pruned.get(layer, []) + heads
+        for layer, heads in back.items():
+            here = self.pruned.get(layer, [])
+            others = [h for h in heads if h not in here]
+            self.pruned[layer] = [h for h in here if h not in heads]
+            if others:
+                self.grown[layer] = self.grown.get(layer, []) + others
 
 
 class History(Sequence[Cycle]):
@@ -104,7 +115,7 @@ class History(Sequence[Cycle]):
         if kind == "evaluated" and event["phase"] == "baseline":
             self.baseline = {k: v for k, v in event.items() if k not in ("event", "cycle", "phase")}
             return
-        if number == 0 or kind not in ("pruned", "grown", "evaluated", "accepted", "rolled_back"):
+        if number == 0 or kind not in ("pruned", "grown", "swapped", "evaluated", "accepted", "rolled_back"):
             return
         if not self._cycles or self._cycles[-1].cycle < number:
             self._cycles.append(Cycle(number))
@@ -114,6 +125,8 @@ class History(Sequence[Cycle]):
             for layer, indices in event["heads"].items():
                 heads[layer] = heads.get(layer, []) + indices
             cycle.active = event["active"]
+        elif kind == "swapped" and event["accepted"]:
+            cycle._trade(event["grown"], event["pruned"])
         elif kind == "evaluated" and event["phase"] == "pruned":
             cycle.loss_pruned = event["loss"]
         elif kind == "evaluated" and event["phase"] == "learned":
@@ -138,7 +151,7 @@ class UpgrayeddPipeline:
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `eval_every`, `patience`, `budget`,
-            `scope`, `steps_per_cycle`, `refit`, `refit_samples`, `unit`, `schedule`, `lr_schedule`, `warmup_steps`,
+            `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`, `lr_schedule`, `warmup_steps`,
             `weight_decay`, `max_gradient_norm`, `gradient_accumulation`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`,
             `dtype`, `documents`.
 
