@@ -50,15 +50,12 @@ class Cycle:
     accepted: bool | None = None
 
     def _trade(self, back: dict[str, list[int]], gone: dict[str, list[int]]) -> None:
-        """Heads came back for others: those that went in this cycle have not gone after all."""
-        for layer, heads in gone.items():
-            self.pruned[layer] = self.pruned.get(layer, []) + heads
-        for layer, heads in back.items():
-            here = self.pruned.get(layer, [])
-            others = [h for h in heads if h not in here]
-            self.pruned[layer] = [h for h in here if h not in heads]
-            if others:
-                self.grown[layer] = self.grown.get(layer, []) + others
+        """Heads came back for others; what went and came in the same cycle has done neither."""
+        for now, before, moved in ((self.pruned, self.grown, gone), (self.grown, self.pruned, back)):
+            for layer, heads in moved.items():
+                undone = [h for h in heads if h in before.get(layer, [])]
+                before[layer] = [h for h in before.get(layer, []) if h not in undone]
+                now[layer] = now.get(layer, []) + [h for h in heads if h not in undone]
 
 
 class History(Sequence[Cycle]):
