@@ -52,7 +52,7 @@ def test_an_encoder_has_hidden_states_to_keep_and_to_learn_from(tmp_path: pathli
     assert found.protocol == "hidden states" and found.perplexity is None
     assert found.loss == pytest.approx(distance.mean(), rel=1e-4)
     pipeline = UpgrayeddPipeline(model, strategy="auto", output_dir=tmp_path / "run", learning_rate=1e-3)
-    batches = [{"input_ids": batch, "labels": np.zeros(4)} for batch in tokens.reshape(10, 4, 12)]
+    batches = [{"input_ids": batch, "labels": np.zeros(4, int)} for batch in tokens.reshape(10, 4, 12)]
     result = pipeline.run_optimization(batches, num_cycles=1, epochs_per_cycle=4)
     first = pipeline.history[0]
     assert first.loss_learned < first.loss_pruned
