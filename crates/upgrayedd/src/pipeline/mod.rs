@@ -237,7 +237,7 @@ impl Pipeline {
             Currency::Heads => self.select(&scores, self.plan(1).prune)?,
             _ => self.select_by_cost(&scores, &self.model.clone(), self.config.pruning_ratio)?,
         };
-        Ok((selection, scores))
+        Ok((self.settle(1, &scores, selection)?.0, scores))
     }
 
     /// Runs all cycles into a new run folder and writes the result.

@@ -190,7 +190,10 @@ impl Run<'_> {
             } else {
                 self.pipeline.select_by_cost(&scores, parent, ratio * step as f64 / steps as f64)?
             };
-            let selection = self.settle(cycle, &scores, selection)?;
+            let (selection, settled) = self.pipeline.settle(cycle, &scores, selection)?;
+            if let Some((impacts, exchanged)) = settled {
+                self.emit(Event::Settled { cycle, impacts, exchanged })?;
+            }
             let Pipeline { model, optim, strategy, .. } = &mut self.pipeline;
             let heads = named_heads(model, &selection);
             let keep = strategy.as_keep(&scores);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::run::Run;
-use super::score_context;
+use super::{Pipeline, score_context};
 use crate::Result;
 use crate::budget::Scope;
 use crate::data::Part;
@@ -29,25 +29,29 @@ struct Border {
     chosen: bool,
 }
 
-impl Run<'_> {
+/// What exact ablation said: layer name → head → impact, and how many heads go that would have stayed.
+pub(super) type Settled = (Map<String, Value>, usize);
+
+impl Pipeline {
     /// Of the `exact_border` chosen heads with the highest scores and as many others with the lowest, those go without which the
     /// loss is lowest, each left out alone.
-    pub(super) fn settle(&mut self, cycle: usize, scores: &HeadScores, selection: HeadSelection) -> Result<HeadSelection> {
-        let config = &self.pipeline.config;
+    pub(super) fn settle(
+        &self,
+        cycle: usize,
+        scores: &HeadScores,
+        selection: HeadSelection,
+    ) -> Result<(HeadSelection, Option<Settled>)> {
+        let Self { model, config, .. } = self;
         let count = config.exact_border;
         if count == 0 || selection.values().all(Vec::is_empty) {
-            return Ok(selection);
+            return Ok((selection, None));
         }
-        let task = self.task(cycle, "ablate");
-        self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-        let Run { pipeline, .. } = self;
-        let (model, config) = (&pipeline.model, &pipeline.config);
-        let keep = pipeline.strategy.as_keep(scores);
+        let keep = self.strategy.as_keep(scores);
         let borders = borders(&model.heads, &keep, &selection, count, config.scope.unwrap_or_default());
         let mut asked = HeadSelection::new();
         borders.iter().flatten().for_each(|b| asked.entry(b.layer).or_default().push(b.head));
         asked.values_mut().for_each(|heads| heads.sort_unstable());
-        let context = score_context(model, &pipeline.data, config, pipeline.cycle_seed(cycle));
+        let context = score_context(model, &self.data, config, self.cycle_seed(cycle));
         let found = ablate(&ScoreContext { samples: context.samples.min(ABLATED), ..context }, &asked)?;
         let mut impacts = BTreeMap::new();
         for (layer, found) in &found {
@@ -58,11 +62,11 @@ impl Run<'_> {
             let heads: Map<String, Value> = asked[layer].iter().zip(found).map(|(h, &v)| (h.to_string(), v.into())).collect();
             (model.layer_name(*layer), heads.into())
         };
-        let impacts = found.iter().map(named).collect();
-        self.emit(Event::Settled { cycle, impacts, exchanged })?;
-        Ok(settled)
+        Ok((settled, Some((found.iter().map(named).collect(), exchanged))))
     }
+}
 
+impl Run<'_> {
     /// Trades up to `swaps` of the weakest heads for as many of the archived ones with the highest gains, as long as that lowers the
     /// loss; half as many when it does not. Returns the scores of the heads that are there then.
     pub(super) fn swap(&mut self, cycle: usize, parent: &Model) -> Result<HeadScores> {
@@ -82,7 +86,7 @@ impl Run<'_> {
                 }
                 let before = (self.pipeline.model.clone(), self.pipeline.optim.clone());
                 let named = [&back, &gone].map(|heads| named_heads(&self.pipeline.model, heads));
-                let super::Pipeline { model, optim, .. } = &mut self.pipeline;
+                let Pipeline { model, optim, .. } = &mut self.pipeline;
                 surgery::restore(model, Some(optim), &back, 1.0)?;
                 surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.heads, &keep, &back)))?;
                 self.pipeline.refit(parent, 0)?;
