@@ -130,9 +130,12 @@ pub struct OptimizeArgs {
     /// Held-out sequences measured at most
     #[arg(long, value_name = "N")]
     pub max_eval_windows: Option<usize>,
-    /// Share of the loss, 0 to 1, that the predictions of the model as given have while learning [default: 0]
+    /// Share of the loss, 0 to 1, that the teacher's predictions have while learning [default: 0; 0.5 with --teacher]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub distill: Option<f64>,
+    /// The model to learn from: a folder, a run folder or a Hub id with the same tokens [default: the model as given]
+    #[arg(long, value_name = "DIR|ID")]
+    pub teacher: Option<String>,
     /// Divides the logits in distillation [default: 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub distill_temperature: Option<f64>,

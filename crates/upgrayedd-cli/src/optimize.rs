@@ -110,6 +110,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         max_steps_per_cycle,
         steps_per_cycle,
         distill,
+        teacher,
         eval_every,
         sequence_length,
         max_eval_windows,

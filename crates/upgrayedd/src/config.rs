@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{Schedule, Scope, Unit};
 use crate::data::{DataOptions, Documents};
 use crate::grow::GrowthInit;
-use crate::model::{Companions, DType, LoadOptions};
+use crate::model::{Companions, DType, LoadOptions, Objective};
 use crate::price::{Currency, Timings, time_layers};
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
@@ -79,8 +79,11 @@ pub struct OptimizeConfig {
     pub weight_decay: f64,
     /// Global gradient norm at most.
     pub max_gradient_norm: f64,
-    /// Share of the loss that the predictions of the model as given have while learning, 0 to 1: knowledge distillation.
+    /// Share of the loss that the teacher's predictions have while learning, 0 to 1: knowledge distillation.
     pub distill: Option<f64>,
+    /// The model that teaches where it is not the model as given: a folder, a run folder or a Hub id. For plain encoders the one whose
+    /// hidden states are to be kept.
+    pub teacher: Option<String>,
     /// Divides both sides' logits in distillation.
     pub distill_temperature: f64,
     /// Optimiser steps between measurements while learning; the best state of a cycle is kept. Only at its end if absent.
@@ -149,6 +152,7 @@ impl Default for OptimizeConfig {
             weight_decay: 0.01,
             max_gradient_norm: 1.0,
             distill: None,
+            teacher: None,
             distill_temperature: 1.0,
             eval_every: None,
             patience: 3,
@@ -266,14 +270,19 @@ impl OptimizeConfig {
         self.sequence_length = Some(self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions)));
         let rate = if model.companions == Companions::BuiltIn { 1e-3 } else { 5e-5 };
         self.learning_rate = Some(self.learning_rate.unwrap_or(rate));
+        if self.teacher.is_some() && model.spec.objective != Objective::Encoder {
+            self.distill = Some(self.distill.unwrap_or(0.5));
+        }
         let absolute = |path: &mut PathBuf| {
             if let Ok(full) = path.canonicalize() {
                 *path = full;
             }
         };
         self.data.iter_mut().chain(&mut self.eval_data).for_each(absolute);
-        if let Some(full) = self.model.as_ref().and_then(|m| std::path::Path::new(m).canonicalize().ok()) {
-            self.model = Some(full.to_string_lossy().into_owned());
+        for name in [&mut self.model, &mut self.teacher] {
+            if let Some(full) = name.as_ref().and_then(|m| std::path::Path::new(m).canonicalize().ok()) {
+                *name = Some(full.to_string_lossy().into_owned());
+            }
         }
     }
 

@@ -69,11 +69,11 @@ impl KvCache {
 /// A model to learn from beside the targets.
 #[derive(Debug, Clone, Copy)]
 pub struct Distill<'a> {
-    /// What was there before pruning.
-    pub parent: &'a Model,
+    /// The model as it was before pruning, or another that reads the same tokens.
+    pub teacher: &'a Model,
     /// Divides both sides' logits.
     pub temperature: f32,
-    /// Share of the loss that the parent's predictions have, 0 to 1.
+    /// Share of the loss that the teacher's predictions have, 0 to 1.
     pub share: f32,
 }
 
@@ -362,22 +362,22 @@ impl Model {
         vec![(rows, signs)]
     }
 
-    /// The objective's loss mixed with the divergence from `parent`'s predictions (Hinton et al. 2015).
+    /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
     pub fn distillation_loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
-        let Distill { parent, temperature, share } = *distill;
-        let mut theirs = Tape::inference(parent.device, &parent.params);
-        let x = parent.hidden(&mut theirs, batch, &mut Hooks::default());
-        let x = parent.predicted_rows(&mut theirs, x, batch, true).0;
-        let (x, ids) = parent.before_logits(&mut theirs, x);
-        let bias = ids.bias.map(|b| parent.params.get(b));
-        let teacher = Teacher { x: x.tensor(), weight: parent.params.get(ids.weight), bias, temperature, share };
+        let Distill { teacher, temperature, share } = *distill;
+        let mut theirs = Tape::inference(teacher.device, &teacher.params);
+        let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default());
+        let x = teacher.predicted_rows(&mut theirs, x, batch, true).0;
+        let (x, ids) = teacher.before_logits(&mut theirs, x);
+        let bias = ids.bias.map(|b| teacher.params.get(b));
+        let knows = Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
 
         let hidden = self.hidden(tape, batch, &mut Hooks::default());
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, true);
         let (rows, weights) = self.before_logits(tape, rows);
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
-        ops::distillation(tape, &rows, head, &targets, &teacher, weight)
+        ops::distillation(tape, &rows, head, &targets, &knows, weight)
     }
 
     /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or never if `exact`.

@@ -30,7 +30,7 @@ use crate::train::{self, TrainOptions};
 use crate::{Error, Result, export};
 
 pub use forecast::Forecast;
-use parts::{check_heads, check_reachable, hash_model, load_base, prices, read_data};
+use parts::{check_heads, check_reachable, hash_model, load_base, load_teacher, prices, read_data};
 use run::Run;
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
@@ -147,8 +147,8 @@ pub struct Pipeline {
     data: RunData,
     given: GivenParts,
     strategy: Box<dyn Strategy>,
-    /// The model as given, where it teaches.
-    dense: Option<Model>,
+    /// What is learned from beside the targets.
+    teacher: Option<Model>,
     optim: AdamW,
     model_hash: String,
 }
@@ -203,16 +203,28 @@ impl Pipeline {
             None => read_data(&config, &model, &tokenizer?, strategy.calibration_samples())?,
         };
         let optim = train::new_optimizer(&model, config.weight_decay);
-        let model_hash = hash_model(&model, &fingerprint);
+        let mut model_hash = hash_model(&model, &fingerprint);
         let distilled = config.distill.is_some_and(|share| share > 0.0);
-        if model.spec.objective == Objective::Encoder {
-            if distilled {
-                return Err(Error::invalid("a plain encoder learns from the model as given alone: leave distill out"));
-            }
-            model.set_reference(Arc::new(model.clone()))?;
+        let is_encoder = model.spec.objective == Objective::Encoder;
+        if is_encoder && distilled {
+            return Err(Error::invalid("a plain encoder learns from its parent's hidden states alone: leave distill out"));
         }
-        let dense = distilled.then(|| model.clone());
-        Ok(Self { config, dense, model, data, given: parts, strategy, optim, model_hash })
+        let teacher = match &config.teacher {
+            Some(name) => {
+                let teacher = load_teacher(name, &config, &model, &fingerprint)?;
+                model_hash.push_str(&hash_model(&teacher, ""));
+                Some(teacher)
+            }
+            None => (distilled || is_encoder).then(|| model.clone()),
+        };
+        let teacher = match teacher {
+            Some(teacher) if is_encoder => {
+                model.set_reference(Arc::new(teacher))?;
+                None
+            }
+            teacher => teacher,
+        };
+        Ok(Self { config, teacher, model, data, given: parts, strategy, optim, model_hash })
     }
 
     /// The model as it is now.
@@ -324,7 +336,7 @@ impl Pipeline {
         }
         let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
         if pipeline.model_hash != record.model_hash {
-            return Err(Error::bad_file(path, "the model has changed since the run was started: it cannot be continued"));
+            return Err(Error::bad_file(path, "the model or its teacher has changed since the run was started: it cannot be continued"));
         }
         if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));

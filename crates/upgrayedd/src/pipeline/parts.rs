@@ -30,6 +30,35 @@ pub(super) fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> R
     Ok(model)
 }
 
+/// The model to learn from, which must read and predict the same tokens as `model`.
+pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, fingerprint: &str) -> Result<Model> {
+    let mut teacher = Model::from_pretrained(name, &LoadOptions { family: config.family.clone() })?;
+    teacher.device = model.device;
+    let shape = |m: &Model| (m.spec.objective, m.spec.vocab_size);
+    if shape(&teacher) != shape(model) {
+        return Err(Error::invalid(format!(
+            "{name} cannot teach this model: it is a {} model of {} tokens, this one is a {} model of {}",
+            teacher.spec.objective.name(),
+            teacher.spec.vocab_size,
+            model.spec.objective.name(),
+            model.spec.vocab_size
+        )));
+    }
+    // Who came without a tokenizer, or is given batches only, is taken at their word.
+    let other = |theirs: &Tokenizer| !fingerprint.is_empty() && theirs.fingerprint() != fingerprint;
+    if teacher.tokenizer().is_ok_and(|theirs| other(&theirs)) {
+        return Err(Error::invalid(format!("{name} cannot teach this model: its tokenizer is another one")));
+    }
+    if config.sequence_length.is_some_and(|length| length > teacher.spec.max_positions) {
+        return Err(Error::invalid(format!(
+            "{name} cannot teach sequences of {}: it takes {} tokens at most",
+            config.sequence_length.unwrap_or_default(),
+            teacher.spec.max_positions
+        )));
+    }
+    Ok(teacher)
+}
+
 pub(super) fn read_data(
     config: &OptimizeConfig,
     model: &Model,

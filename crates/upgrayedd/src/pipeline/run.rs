@@ -336,10 +336,10 @@ impl Run<'_> {
         let options = self.pipeline.train_options();
         let eval_options = self.pipeline.eval_options();
         let Self { pipeline, dir, state, observer, ending } = self;
-        let Pipeline { model, optim, data, config, dense, .. } = pipeline;
+        let Pipeline { model, optim, data, config, teacher, .. } = pipeline;
         let share = config.distill.unwrap_or(0.0) as f32;
         let temperature = config.distill_temperature as f32;
-        let distill = dense.as_ref().map(|parent| Distill { parent, temperature, share });
+        let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train, held_out, .. } = data;
         let tokens = &mut state.tokens;
         let mut best = Best::default();
