@@ -136,6 +136,19 @@ fn the_result_is_measured_as_it_is_stored() {
 }
 
 #[test]
+fn a_teacher_may_be_another_model_with_the_same_tokens() {
+    let b = bench();
+    let weights = |run: &str| fs::read(b.path(run).join("model/model.safetensors")).unwrap();
+    b.ok(&optimize("own", &["--distill", "0.5"]));
+    b.ok(&optimize("named", &["--teacher", "model"]));
+    assert!(weights("own") == weights("named"), "the model as given is the teacher by default, with half of the loss");
+    b.ok(&optimize("other", &["--teacher", "own"]));
+    assert!(weights("own") != weights("other"));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama_gqa");
+    b.refused(2, &["cannot teach this model", "tokens"], &optimize("no", &["--teacher", golden.to_str().unwrap()]));
+}
+
+#[test]
 fn second_looks_keep_the_budget_and_what_lowers_the_calibration_loss() {
     let b = bench();
     let looks = ["--strategy", "fisher", "--scope", "global", "--exact-border", "4", "--swaps", "4", "--growth-ratio", "0"];

@@ -336,7 +336,10 @@ impl Pipeline {
         }
         let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
         if pipeline.model_hash != record.model_hash {
-            return Err(Error::bad_file(path, "the model or its teacher has changed since the run was started: it cannot be continued"));
+            return Err(Error::bad_file(
+                path,
+                "the model or its teacher has changed since the run was started: it cannot be continued",
+            ));
         }
         if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
