@@ -148,9 +148,9 @@ class UpgrayeddPipeline:
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
-            `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`, `lr_schedule`,
-            `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`, `growth_lr_multiplier`,
-            `growth_init`, `gate_warmup`, `dtype`, `documents`.
+            `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`,
+            `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
+            `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`.
 
     Raises:
         InvalidValueError: (a ValueError) for an unknown name or option, or a value out of range.
