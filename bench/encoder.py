@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="*", type=float, default=[0.3, 0.5])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200, help="0 measures before learning alone")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     args = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
     train, dev = pairs(args.train), pairs(args.dev)
     sentences = list(dict.fromkeys(s for _, *two in train for s in two))
     dense = Model.from_pretrained(args.model)
-    settings = {"steps": args.steps, "batch": args.batch_size, "learning_rate": args.learning_rate}
+    settings = {"batch": args.batch_size, "learning_rate": args.learning_rate}
     record = {"version": upgrayedd.__version__, "model": args.model.name, "data": "STS-B dev", **settings, "rows": []}
     if args.out.exists():
         record = json.loads(args.out.read_text())
@@ -87,11 +87,15 @@ def main() -> None:
     for seed in args.seeds:
         for ratio in args.ratios:
             for plan in args.plans:
-                if any((r["arm"], r["ratio"], r["seed"]) == (plan, ratio, seed) for r in record["rows"]):
+                known = [r for r in record["rows"] if (r["arm"], r["ratio"], r["seed"]) == (plan, ratio, seed)]
+                row: dict[str, Any] = known[0] if known else {"arm": plan, "ratio": ratio, "seed": seed}
+                wanted = {"pruned": 0, "learned": args.steps} if args.steps else {"pruned": 0}
+                if wanted.keys() <= row.keys():
                     continue
                 name, options = PLANS[plan]
-                row: dict[str, Any] = {"arm": plan, "ratio": ratio, "seed": seed}
-                for key, steps in (("pruned", 0), ("learned", args.steps)):
+                for key, steps in wanted.items():
+                    if key in row:
+                        continue
                     out = folder / key
                     pipeline = UpgrayeddPipeline(
                         dense,
@@ -111,11 +115,13 @@ def main() -> None:
                     row |= {"heads": sum(model.heads_per_layer.values()), "parameters": model.num_parameters}
                     row[key] = spearman(model, dev)
                     shutil.rmtree(out)
-                record["rows"].append(row)
+                    row |= {"steps": steps} if steps else {}
+                record["rows"] = [r for r in record["rows"] if r is not row] + [row]
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(json.dumps(record, indent=1) + "\n")
                 cells = [plan, f"{ratio:.0%}", str(seed), str(row["heads"]), f"{row['parameters']:,}"]
-                print("| " + " | ".join([*cells, f"{row['pruned']:.4f}", f"{row['learned']:.4f}"]) + " |", flush=True)
+                learned = f"{row['learned']:.4f}" if "learned" in row else ""
+                print("| " + " | ".join([*cells, f"{row['pruned']:.4f}", learned]) + " |", flush=True)
     shutil.rmtree(folder)
 
 
