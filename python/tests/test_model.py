@@ -46,6 +46,8 @@ def test_an_encoder_has_hidden_states_to_keep_and_to_learn_from(tmp_path: pathli
     assert model.evaluate([tokens], reference=model).loss == 0
     pruned = model.copy()
     pruned.prune({model.layer_names[0]: [0]})
+    with pytest.raises(ValueError, match="reference"):
+        pruned.growth_gains([tokens])
     ours, theirs = pruned.hidden_states(tokens), model.hidden_states(tokens)
     distance = ((ours - theirs) ** 2).sum(-1) / (theirs**2).sum(-1)
     found = pruned.evaluate([tokens], reference=model)

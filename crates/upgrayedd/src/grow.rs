@@ -9,6 +9,7 @@ use upgrayedd_nn::optim::AdamW;
 use crate::budget::{Unit, named_enum};
 use crate::error::unknown_name;
 use crate::heads::{HeadId, HeadMap, HeadScores, HeadSelection, LayerHeads};
+use crate::model::Objective;
 use crate::score::{ScoreContext, gate_gradients};
 use crate::surgery;
 use crate::{Error, Model, Result};
@@ -77,7 +78,14 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
 
 /// The gain of every archived head from one pass over `context.data`: with the gradient g and its mean square F in the shut
 /// gate, the loss is about g·ξ + F·ξ²/2, so opening gains g²/2F where g is negative and costs as much where it is positive.
+///
+/// Refuses a plain encoder without a reference: nothing says what it should do better.
 pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
+    if context.model.spec.objective == Objective::Encoder && context.model.reference().is_none() {
+        return Err(Error::invalid(
+            "a plain encoder has gains only against a reference, the model whose hidden states it is to keep",
+        ));
+    }
     let model = with_dormant(context.model)?;
     let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
     let mut gains = Gains::new();
