@@ -211,7 +211,10 @@ impl Pipeline {
         }
         let teacher = match &config.teacher {
             Some(name) => {
-                let teacher = load_teacher(name, &config, &model, &fingerprint)?;
+                // Batches of the caller's are as long as the model allows.
+                let cut = config.sequence_length.filter(|_| !parts.data);
+                let longest = cut.unwrap_or(model.spec.max_positions);
+                let teacher = load_teacher(name, &config, &model, (&fingerprint, longest))?;
                 model_hash.push_str(&hash_model(&teacher, ""));
                 Some(teacher)
             }

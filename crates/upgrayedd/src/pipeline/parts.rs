@@ -30,8 +30,13 @@ pub(super) fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> R
     Ok(model)
 }
 
-/// The model to learn from, which must read and predict the same tokens as `model`.
-pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, fingerprint: &str) -> Result<Model> {
+/// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
+pub(super) fn load_teacher(
+    name: &str,
+    config: &OptimizeConfig,
+    model: &Model,
+    (fingerprint, longest): (&str, usize),
+) -> Result<Model> {
     let mut teacher = Model::from_pretrained(name, &LoadOptions { family: config.family.clone() })?;
     teacher.device = model.device;
     let shape = |m: &Model| (m.spec.objective, m.spec.vocab_size);
@@ -49,12 +54,9 @@ pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, f
     if teacher.tokenizer().is_ok_and(|theirs| other(&theirs)) {
         return Err(Error::invalid(format!("{name} cannot teach this model: its tokenizer is another one")));
     }
-    if config.sequence_length.is_some_and(|length| length > teacher.spec.max_positions) {
-        return Err(Error::invalid(format!(
-            "{name} cannot teach sequences of {}: it takes {} tokens at most",
-            config.sequence_length.unwrap_or_default(),
-            teacher.spec.max_positions
-        )));
+    if longest > teacher.spec.max_positions {
+        let most = teacher.spec.max_positions;
+        return Err(Error::invalid(format!("{name} cannot teach sequences of {longest}: it takes {most} tokens at most")));
     }
     Ok(teacher)
 }
