@@ -4,4 +4,5 @@
 mod common;
 mod hub;
 mod jobs;
+mod looks;
 mod refusals;
