@@ -7,12 +7,14 @@ computed again. Rows are compared with the dense model, and after learning with 
 """
 
 import argparse
+import functools
 import itertools
 import json
 import pathlib
 import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import upgrayedd
@@ -49,6 +51,9 @@ class Bench:
         self.held_out.write_text(text[cut:])
         settings = {"window": args.window, "windows": args.windows, "learning_rate": args.learning_rate, "batch": args.batch_size}
         self.record = {"version": upgrayedd.__version__, "model": args.model.name, "text": args.text.name, **settings, "rows": []}
+        # The model that regrowing arms start from, and the folders of its run.
+        self.bare: Model | None = None
+        self.kept: set[pathlib.Path] = set()
         if args.out.exists():
             self.record = json.loads(args.out.read_text())
 
@@ -57,7 +62,7 @@ class Bench:
 
     def run(self, model: Any, strategy: Any, steps: int, seed: int, **options: Any) -> Model:
         """One cycle of the real pipeline; 0 steps do not learn."""
-        # A model that came out of a run has its tokenizer there, so folders stay until the row is done.
+        # A model that came out of a run has its tokenizer there, so folders stay until the arm is done.
         out = self.folder / f"run-{next(self.numbers)}"
         pipeline = UpgrayeddPipeline(
             model,
@@ -84,12 +89,15 @@ class Bench:
     def learned(self, model: Model, seed: int) -> Model:
         return self.run(model, get_strategy("random", pruning_ratio=0.0, growth_ratio=0.0), self.args.steps, seed)
 
-    def grown(self, ratio: float, more: float, how: str, seed: int) -> Model:
-        """Prunes `more` than asked for and brings the difference back: the heads with the highest gains, or any."""
+    def grown(self, ratio: float, how: str, seed: int) -> Model:
+        """Prunes more than asked for and brings the difference back: the heads with the highest gains, or any."""
         parent = Model.from_pretrained(self.args.model)
-        model = self.pruned("auto", more, seed)
+        if self.bare is None:
+            self.bare = self.pruned("auto", self.args.regrow, seed)
+            self.kept = set(self.folder.glob("run-*"))
+        model = self.bare.copy()
         total = sum(parent.heads_per_layer.values())
-        count = int(more * total + 1e-9) - int(ratio * total + 1e-9)
+        count = int(self.args.regrow * total + 1e-9) - int(ratio * total + 1e-9)
         if how == "gains":
             gains = model.growth_gains(self.train)
             order = sorted(((g, layer, head) for layer, heads in gains.items() for head, g in heads.items()), reverse=True)
@@ -104,21 +112,27 @@ class Bench:
         model.refit(parent, self.train)
         return model
 
-    def row(self, arm: str, ratio: float, seed: int, make: Any, learn: bool) -> None:
-        """Measures an arm, unless that has been done."""
+    def arm(self, name: str, ratio: float, make: Callable[[int], Model], seeded: bool = False) -> None:
+        """Measures an arm under every seed that it has not been measured under; only `seeded` ones are made anew for each."""
         rows: list[dict[str, Any]] = self.record["rows"]
-        if any(r["arm"] == arm and r["ratio"] == ratio and r["seed"] == seed and (not learn or "learned" in r) for r in rows):
-            return
-        model = make()
-        result: dict[str, Any] = {"arm": arm, "ratio": ratio, "seed": seed, "heads": sum(model.heads_per_layer.values())}
-        result |= {"parameters": model.num_parameters, "pruned": self.loss(model)}
-        if learn:
-            result |= {"steps": self.args.steps, "learned": self.loss(self.learned(model, seed))}
-        rows[:] = [r for r in rows if (r["arm"], r["ratio"], r["seed"]) != (arm, ratio, seed)] + [result]
-        self.args.out.parent.mkdir(parents=True, exist_ok=True)
-        self.args.out.write_text(json.dumps(self.record, indent=1) + "\n")
-        print(self.line(result), flush=True)
-        for folder in self.folder.glob("run-*"):
+        made: tuple[Model, float] | None = None
+        for seed in self.args.seeds:
+            key = (name, ratio, seed)
+            if any((r["arm"], r["ratio"], r["seed"]) == key and (not self.args.learn or "learned" in r) for r in rows):
+                continue
+            if seeded or made is None:
+                model = make(seed)
+                made = model, self.loss(model)
+            model, pruned = made
+            result: dict[str, Any] = {"arm": name, "ratio": ratio, "seed": seed, "heads": sum(model.heads_per_layer.values())}
+            result |= {"parameters": model.num_parameters, "pruned": pruned}
+            if self.args.learn:
+                result |= {"steps": self.args.steps, "learned": self.loss(self.learned(model, seed))}
+            rows[:] = [r for r in rows if (r["arm"], r["ratio"], r["seed"]) != key] + [result]
+            self.args.out.parent.mkdir(parents=True, exist_ok=True)
+            self.args.out.write_text(json.dumps(self.record, indent=1) + "\n")
+            print(self.line(result), flush=True)
+        for folder in set(self.folder.glob("run-*")) - self.kept:
             shutil.rmtree(folder)
 
     def line(self, row: dict[str, Any]) -> str:
@@ -149,14 +163,13 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args)
     print("| arm | pruned | seed | heads | parameters | loss | excess | loss, learned | excess, learned |\n" + "|---" * 9 + "|")
-    for seed in args.seeds:
-        bench.row("dense", 0.0, seed, lambda: Model.from_pretrained(args.model), args.learn)
-        for ratio in args.ratios:
-            for plan in (p for p in args.plans if p != "none"):
-                bench.row(plan, ratio, seed, lambda p=plan, r=ratio, s=seed: bench.pruned(p, r, s), args.learn)
-            for how in ("gains", "random") if args.regrow else ():
-                arm = f"auto to {args.regrow:.0%}, regrown by {how}"
-                bench.row(arm, ratio, seed, lambda h=how, r=ratio, s=seed: bench.grown(r, args.regrow, h, s), args.learn)
+    bench.arm("dense", 0.0, lambda _: Model.from_pretrained(args.model))
+    for ratio in args.ratios:
+        for plan in (p for p in args.plans if p != "none"):
+            bench.arm(plan, ratio, functools.partial(bench.pruned, plan, ratio), seeded=plan == "random")
+        for how in ("gains", "random") if args.regrow else ():
+            arm = f"auto to {args.regrow:.0%}, regrown by {how}"
+            bench.arm(arm, ratio, functools.partial(bench.grown, ratio, how), seeded=how == "random")
     shutil.rmtree(bench.folder)
 
 

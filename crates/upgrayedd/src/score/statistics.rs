@@ -3,6 +3,9 @@
 //! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head. Weights are frozen;
 //! a few numbers per head are all that is kept.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
 use upgrayedd_nn::{Device, Gradients, Tape, Tensor};
 
 use super::ScoreContext;
@@ -96,7 +99,8 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             let shape = [batch.batch * batch.len, model.spec.hidden_size];
             let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
             // Nothing is added, but its gradient is that of what the projection writes.
-            let offsets: Vec<_> = (0..layers).map(|_| tape.leaf(Tensor::zeros(&shape))).collect();
+            let nothing = Tensor::zeros(&shape);
+            let offsets: Vec<_> = (0..layers).map(|_| tape.leaf(nothing.clone())).collect();
             let offered = if layers > 0 { Some(&offsets[..]) } else { None };
             let hooks = &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks };
             let seeds = match &mut signs {
@@ -179,37 +183,31 @@ fn add_products(device: Device, sums: &mut Vec<Tensor>, layer: usize, x: &Tensor
 }
 
 /// What the heads write, batch by batch.
-struct Outputs {
+struct Outputs<'m> {
+    model: &'m Model,
     norms: Option<Vec<Vec<f64>>>,
     cosines: Option<Vec<Vec<f64>>>,
     powers: Vec<Vec<f64>>,
     /// Per layer Σ x xᵀ of the contexts.
     grams: Option<Vec<Tensor>>,
-    /// Per layer `Wᵀ W` of the output projection: inner products of what heads add follow from their contexts.
-    products: Vec<Tensor>,
-    head_dim: usize,
-    device: Device,
     mask: Option<Vec<u8>>,
     /// Positions that are not padding.
     positions: u64,
 }
 
-impl Outputs {
-    fn new(model: &Model, norms: bool, cosines: bool, grams: bool) -> Self {
-        let products = |weight: &Tensor| {
-            let by_feature = weight.transposed();
-            multiply(model.device, &by_feature, &by_feature)
-        };
-        let weights = || (0..model.spec.num_layers).map(|layer| model.output_projection(layer));
-        let head_dim = model.spec.head_dim;
+/// Rows whose heads' outputs are in memory at a time.
+const ROWS: usize = 128;
+
+impl<'m> Outputs<'m> {
+    fn new(model: &'m Model, norms: bool, cosines: bool, grams: bool) -> Self {
+        let heads = model.heads.counts();
+        let features = heads.iter().map(|n| n * model.spec.head_dim);
         Self {
-            norms: norms.then(|| weights().map(|w| vec![0.0; w.cols()]).collect()),
-            cosines: cosines.then(|| weights().map(|w| vec![0.0; (w.cols() / head_dim).pow(2)]).collect()),
+            model,
+            norms: norms.then(|| features.map(|n| vec![0.0; n]).collect()),
+            cosines: cosines.then(|| heads.iter().map(|n| vec![0.0; n * n]).collect()),
             grams: grams.then(Vec::new),
-            powers: if cosines { weights().map(|w| vec![0.0; w.cols() / head_dim]).collect() } else { Vec::new() },
-            products: if cosines { weights().map(products).collect() } else { Vec::new() },
-            head_dim,
-            device: model.device,
+            powers: if cosines { heads.iter().map(|&n| vec![0.0; n]).collect() } else { Vec::new() },
             mask: None,
             positions: 0,
         }
@@ -222,45 +220,32 @@ impl Outputs {
     }
 
     fn add(&mut self, layer: usize, context: &Tensor) {
-        let counts = |row: usize| self.mask.as_ref().is_none_or(|m| m[row] != 0);
         if let Some(grams) = &mut self.grams {
             let mut x = context.clone();
             if let Some(mask) = &self.mask {
                 x.blank_rows(mask);
             }
-            add_products(self.device, grams, layer, &x);
+            add_products(self.model.device, grams, layer, &x);
         }
+        let counts = |row: &usize| self.mask.as_ref().is_none_or(|m| m[*row] != 0);
+        let rows: Vec<usize> = (0..context.rows()).filter(counts).collect();
         if let Some(norms) = &mut self.norms {
-            for (_, row) in context.data().chunks_exact(context.cols()).enumerate().filter(|(i, _)| counts(*i)) {
+            for &row in &rows {
+                let row = &context.data()[row * context.cols()..][..context.cols()];
                 norms[layer].iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
             }
         }
-        let Some(cosines) = &mut self.cosines else { return };
-        let (width, d) = (context.cols(), self.head_dim);
-        let heads = width / d;
-        // Inner products of head h's output with every head's, position by position.
-        let products: Vec<Tensor> = (0..heads)
-            .map(|h| {
-                let features: Vec<usize> = (h * d..(h + 1) * d).collect();
-                multiply(self.device, &context.take_cols(&features), &self.products[layer].take_cols(&features))
-            })
-            .collect();
-        let mut inner = vec![0.0f32; heads * heads];
-        for row in (0..context.rows()).filter(|&row| counts(row)) {
-            let own = &context.data()[row * width..(row + 1) * width];
-            for (h, product) in products.iter().enumerate() {
-                let product = &product.data()[row * width..(row + 1) * width];
-                for (other, (a, b)) in own.chunks_exact(d).zip(product.chunks_exact(d)).enumerate() {
-                    inner[h * heads + other] = a.iter().zip(b).map(|(a, b)| a * b).sum();
-                }
-            }
-            for (h, sum) in self.powers[layer].iter_mut().enumerate() {
-                *sum += f64::from(inner[h * (heads + 1)]);
-            }
-            for (i, sum) in cosines[layer].iter_mut().enumerate() {
-                let (a, b) = (inner[i / heads * (heads + 1)], inner[i % heads * (heads + 1)]);
-                let norm = f64::from(a).max(0.0).sqrt() * f64::from(b).max(0.0).sqrt();
-                *sum += if norm > 0.0 { (f64::from(inner[i]) / norm).clamp(-1.0, 1.0) } else { 0.0 };
+        if let Some(cosines) = &mut self.cosines {
+            let weight = self.model.output_projection(layer);
+            let d = self.model.spec.head_dim;
+            let all: Vec<usize> = (0..weight.rows()).collect();
+            let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
+            for rows in rows.chunks(ROWS) {
+                let output = |(h, weight): (usize, &Tensor)| {
+                    multiply(self.model.device, &block(context, rows, h * d..(h + 1) * d), weight)
+                };
+                let outputs: Vec<Tensor> = weights.iter().enumerate().map(output).collect();
+                add_cosines(&outputs, &mut cosines[layer], &mut self.powers[layer]);
             }
         }
     }
@@ -279,4 +264,46 @@ impl Outputs {
         into.powers = mean(self.powers);
         self.grams.unwrap_or_default()
     }
+}
+
+/// Some rows and columns of a matrix.
+fn block(matrix: &Tensor, rows: &[usize], columns: Range<usize>) -> Tensor {
+    let mut out = Tensor::zeros(&[rows.len(), columns.len()]);
+    for (out, row) in out.data_mut().chunks_exact_mut(columns.len().max(1)).zip(rows) {
+        out.copy_from_slice(&matrix.data()[row * matrix.cols()..][columns.clone()]);
+    }
+    out
+}
+
+/// Adds the cosines of the heads' outputs at every row, `(rows, d)` a head, and their squares' sums.
+fn add_cosines(outputs: &[Tensor], cosines: &mut [f64], powers: &mut [f64]) {
+    let heads = outputs.len();
+    let rows = outputs.first().map_or(0, Tensor::rows);
+    let products = |row: usize| -> Vec<f64> {
+        let of = |h: usize| &outputs[h].data()[row * outputs[h].cols()..][..outputs[h].cols()];
+        let mut inner = vec![0.0; heads * heads];
+        for a in 0..heads {
+            for b in a..heads {
+                inner[a * heads + b] = f64::from(dot(of(a), of(b)));
+            }
+        }
+        inner
+    };
+    for inner in (0..rows).into_par_iter().map(products).collect::<Vec<_>>() {
+        powers.iter_mut().enumerate().for_each(|(h, sum)| *sum += inner[h * (heads + 1)]);
+        for (i, sum) in cosines.iter_mut().enumerate() {
+            let (a, b) = ((i / heads).min(i % heads), (i / heads).max(i % heads));
+            let norm = inner[a * (heads + 1)].sqrt() * inner[b * (heads + 1)].sqrt();
+            *sum += if norm > 0.0 { (inner[a * heads + b] / norm).clamp(-1.0, 1.0) } else { 0.0 };
+        }
+    }
+}
+
+/// Sixteen sums side by side, so that the compiler can use vectors.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let (a, b) = (a.chunks(LANES), b.chunks(LANES));
+    a.zip(b).for_each(|(a, b)| sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b));
+    sums.iter().sum()
 }
