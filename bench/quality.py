@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import upgrayedd
-from upgrayedd import Model, UpgrayeddPipeline
+from upgrayedd import Model, TextFiles, UpgrayeddPipeline
 from upgrayedd.strategies import get_strategy
 
 # Name → (strategy, options of the pipeline). Without steps, everything is scored once.
@@ -46,9 +46,11 @@ class Bench:
         cut = text.rindex("\n", 0, len(text) * 4 // 5)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quality-"))
         self.numbers = itertools.count(1)
-        self.train, self.held_out = self.folder / "train.txt", self.folder / "held-out.txt"
-        self.train.write_text(text[:cut])
-        self.held_out.write_text(text[cut:])
+        train, held_out = self.folder / "train.txt", self.folder / "held-out.txt"
+        train.write_text(text[:cut])
+        held_out.write_text(text[cut:])
+        documents = "separate" if args.separate else "packed"
+        self.train, self.held_out = TextFiles(train, documents=documents), TextFiles(held_out, documents=documents)
         settings = {"window": args.window, "windows": args.windows, "learning_rate": args.learning_rate, "batch": args.batch_size}
         self.record = {"version": upgrayedd.__version__, "model": args.model.name, "text": args.text.name, **settings, "rows": []}
         # The model that regrowing arms start from, and the folders of its run.
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--separate", action="store_true", help="every line is a sequence of its own")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=40)
     args = parser.parse_args()
@@ -167,7 +170,7 @@ def main() -> None:
     for ratio in args.ratios:
         for plan in (p for p in args.plans if p != "none"):
             bench.arm(plan, ratio, functools.partial(bench.pruned, plan, ratio), seeded=plan == "random")
-        for how in ("gains", "random") if args.regrow else ():
+        for how in ("gains", "random") if args.regrow and args.regrow > ratio else ():
             arm = f"auto to {args.regrow:.0%}, regrown by {how}"
             bench.arm(arm, ratio, functools.partial(bench.grown, ratio, how), seeded=how == "random")
     shutil.rmtree(bench.folder)

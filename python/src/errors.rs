@@ -49,11 +49,12 @@ pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> upgrayedd::Resul
     };
     let result = py.detach(|| catch_unwind(AssertUnwindSafe(|| watch(signalled, work))));
     match result {
-        Ok(Ok(result)) => result.map_err(to_py),
-        Ok(Err(Interrupted)) => {
+        // Stopped, and perhaps saved on the way out.
+        Ok(Err(Interrupted) | Ok(Err(Error::Interrupted))) => {
             let raised = raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             Err(raised.unwrap_or_else(|| to_py(Error::Interrupted)))
         }
+        Ok(Ok(result)) => result.map_err(to_py),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -62,6 +62,9 @@ class Dispatcher:
             log.warning("%s", event["message"])
         elif kind == "step":
             log.debug("cycle %d, step %d: loss %.4f", event["cycle"], event["step"], event["loss"])
+        elif kind == "spike":
+            text = "cycle %d: the training loss jumped to %.3f at step %d, from %.3f"
+            log.warning(text, event["cycle"], event["loss"], event["step"], event["typical"])
         elif kind == "evaluated":
             log.info("cycle %d, %s: held-out loss %.4f", event["cycle"], event["phase"], event["loss"])
         elif kind in ("pruned", "grown"):

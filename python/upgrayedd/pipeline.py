@@ -148,7 +148,7 @@ class UpgrayeddPipeline:
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
-            `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`,
+            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`,
             `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
             `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`.
 
@@ -202,7 +202,7 @@ class UpgrayeddPipeline:
         strategy: BasePruningStrategy | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> UpgrayeddPipeline:
-        """A pipeline that continues an interrupted run from its last complete cycle: call `run_optimization` on it.
+        """A pipeline that continues an interrupted run from where it was last saved: call `run_optimization` on it.
 
         Args:
             run_dir: The folder of the run.
@@ -249,7 +249,7 @@ class UpgrayeddPipeline:
 
         Raises:
             InvalidValueError: (a ValueError) for data that cannot be used, or an impossible decision of a strategy.
-            KeyboardInterrupt: On Ctrl-C; complete cycles are saved, and `UpgrayeddPipeline.resume(run_dir)` continues.
+            KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `UpgrayeddPipeline.resume(run_dir)` continues.
         """
         return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, lambda event: False)
 

@@ -142,6 +142,9 @@ pub struct OptimizeArgs {
     /// Measure every N steps while learning, keep the best state, and stop early when none is better
     #[arg(long, value_name = "N")]
     pub eval_every: Option<u64>,
+    /// Save the run every N steps of learning too, not only after each cycle and when interrupted
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<u64>,
     /// With --eval-every: measurements without a new best before a cycle ends [default: 3]
     #[arg(long, value_name = "N")]
     pub patience: Option<usize>,

@@ -7,8 +7,8 @@ mod progress;
 mod report;
 
 use std::ffi::OsString;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use clap::Parser;
@@ -24,11 +24,13 @@ use upgrayedd::{Error, Model};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
 
-/// Set by Ctrl-C; work stops at the next step.
-static STOP: AtomicBool = AtomicBool::new(false);
+/// Set by Ctrl-C and its like; work stops at the next op.
+static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// The signal that set it.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
 /// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed, 2 wrong usage,
-/// 130 interrupted.
+/// 128 and the signal's number interrupted.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -38,13 +40,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
-    // A second Ctrl-C ends the program at once.
-    let handler = ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-    });
-    if let Err(error) = handler {
+    if let Err(error) = watch_signals() {
         eprintln!("warning: cannot watch for Ctrl-C: {error}");
     }
     match interruptible(|| dispatch(cli)) {
@@ -52,12 +48,31 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => {
             eprintln!("error: {error:#}");
             match error.downcast_ref::<Error>() {
-                Some(Error::Interrupted) => 130,
+                Some(Error::Interrupted) => u8::try_from(128 + SIGNAL.load(Ordering::SeqCst)).unwrap_or(130),
                 Some(error) if error.is_usage() => 2,
                 _ => 1,
             }
         }
     }
+}
+
+/// Lets the first signal stop the work, and a second one the program.
+fn watch_signals() -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::flag;
+    let signals = [
+        SIGINT,
+        SIGTERM,
+        #[cfg(unix)]
+        signal_hook::consts::SIGHUP,
+    ];
+    for signal in signals {
+        // In this order: the first signal finds the flag that it sets still down.
+        flag::register_conditional_shutdown(signal, 128 + signal, STOP.clone())?;
+        flag::register_usize(signal, SIGNAL.clone(), usize::try_from(signal).unwrap_or(2))?;
+        flag::register(signal, STOP.clone())?;
+    }
+    Ok(())
 }
 
 /// Runs work that ends at the next op after Ctrl-C.

@@ -46,7 +46,7 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
         }
         Err(Error::Interrupted) => {
             if out.is_dir() {
-                eprintln!("stopped; completed cycles are saved, continue with: upgrayedd resume {}", out.display());
+                eprintln!("stopped; what has been learned is saved, continue with: upgrayedd resume {}", out.display());
             }
             Err(Error::Interrupted.into())
         }
@@ -112,6 +112,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         distill,
         teacher,
         eval_every,
+        checkpoint_every,
         sequence_length,
         max_eval_windows,
         max_loss_increase,

@@ -131,6 +131,9 @@ fn describe(event: &Event) -> Option<String> {
                 "cycle {cycle}: rolled back, held-out loss {loss_change:+.4} is more than the allowed {max_loss_increase:+.4}"
             )
         }
+        Event::Spike { cycle, step, loss, typical } => {
+            format!("cycle {cycle}: the training loss jumped to {loss:.3} at step {step}, from {typical:.3}")
+        }
         Event::Notice { message, .. } => format!("note: {message}"),
         Event::Scored { .. } | Event::Saved { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,
     })

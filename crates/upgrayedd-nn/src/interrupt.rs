@@ -26,9 +26,15 @@ thread_local! {
 pub fn watch<T>(stop: impl FnMut() -> bool + 'static, work: impl FnOnce() -> T) -> Result<T, Interrupted> {
     let watch = Watch { ask: Box::new(stop), last: Instant::now() };
     let outer = WATCH.replace(Some(watch));
-    let result = catch_unwind(AssertUnwindSafe(work));
+    let result = catch_unwind(AssertUnwindSafe(|| catch(work)));
     WATCH.replace(outer);
-    match result {
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Runs `work`, which may be stopped by a [`watch`] further out, and stops the unwinding here, so that the caller can save what it
+/// has. Other panics pass through.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Interrupted> {
+    match catch_unwind(AssertUnwindSafe(work)) {
         Ok(value) => Ok(value),
         Err(payload) if payload.is::<Interrupted>() => Err(Interrupted),
         Err(payload) => resume_unwind(payload),

@@ -90,6 +90,8 @@ pub struct OptimizeConfig {
     pub eval_every: Option<u64>,
     /// With `eval_every`: measurements in a row without a new best after which a cycle ends early.
     pub patience: usize,
+    /// Optimiser steps between checkpoints inside a cycle. Only after each cycle, and when interrupted, if absent.
+    pub checkpoint_every: Option<u64>,
     /// Sequences per backward pass.
     pub batch_size: usize,
     /// Backward passes per optimiser step.
@@ -156,6 +158,7 @@ impl Default for OptimizeConfig {
             distill_temperature: 1.0,
             eval_every: None,
             patience: 3,
+            checkpoint_every: None,
             batch_size: 4,
             gradient_accumulation: 1,
             sequence_length: None,
@@ -189,6 +192,7 @@ impl OptimizeConfig {
             ("distill_temperature", self.distill_temperature),
             ("eval_every", self.eval_every.map_or(1.0, |n| n as f64)),
             ("patience", self.patience as f64),
+            ("checkpoint_every", self.checkpoint_every.map_or(1.0, |n| n as f64)),
             ("threads", self.threads.map_or(1.0, |n| n as f64)),
         ];
         if let Some((name, value)) = positive.into_iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {

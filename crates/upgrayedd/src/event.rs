@@ -130,6 +130,17 @@ pub enum Event {
         /// Targets learned from so far in the run.
         tokens: u64,
     },
+    /// A training loss that stands out from those of the steps before.
+    Spike {
+        /// Cycle, from 1.
+        cycle: usize,
+        /// Step in the cycle, from 1.
+        step: u64,
+        /// Its training loss.
+        loss: f64,
+        /// The mean of the steps before.
+        typical: f64,
+    },
     /// The cycle's result is kept.
     Accepted {
         /// Cycle, from 1.
@@ -185,7 +196,7 @@ pub enum Control {
     Continue,
     /// Stop learning, complete this cycle and write the result.
     Finish,
-    /// End with [`crate::Error::Interrupted`]; completed cycles are saved.
+    /// End with [`crate::Error::Interrupted`]; what has been learned is saved.
     Interrupt,
 }
 

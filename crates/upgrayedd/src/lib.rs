@@ -32,6 +32,7 @@
 
 pub mod budget;
 pub mod builtin;
+mod checkpoint;
 pub mod config;
 pub mod data;
 mod error;

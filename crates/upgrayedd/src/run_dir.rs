@@ -4,56 +4,41 @@
 //! run.toml              resolved configuration, versions, hashes, what is trained and measured on
 //! events.jsonl          one event a line
 //! base/                 config.json and tokenizer files of the model that was given, and its weights if it came from memory
-//! checkpoints/cycle-N/  weights, archive and optimiser as f32, and state.json
+//! checkpoints/          see checkpoint.rs
 //! model/                the result, a Hugging Face folder
 //! archive.safetensors   the heads that the result has lost
 //! summary.json          before and after
+//! .lock                 held by the process that runs
 //! ```
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
-use upgrayedd_nn::{ParamSet, Tensor};
 
+use crate::checkpoint::{self, Saved};
 use crate::event::Event;
-use crate::export::{safetensors_file, sync_dir, write_companions, write_file, write_folder, write_weights};
-use crate::heads::{HeadMap, LayerHeads};
-use crate::model::{DType, Model, TensorFile};
+use crate::export::{PARTIAL, sync_dir, write_companions, write_file, write_folder, write_weights};
+use crate::model::Model;
 use crate::surgery::Archive;
-use crate::train::lane_count;
 use crate::{Error, Result};
 
 /// The removed heads of a run's result.
 pub const ARCHIVE_FILE: &str = "archive.safetensors";
 const RUN_FILE: &str = "run.toml";
 const EVENTS_FILE: &str = "events.jsonl";
+const LOCK_FILE: &str = ".lock";
 
 /// A run's folder.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     events: File,
-}
-
-/// The optimiser's history of one parameter, beside its moments.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct LaneState {
-    name: String,
-    steps: Vec<u64>,
-    lr_scale: Vec<f32>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct CheckpointFile<S> {
-    format_version: u32,
-    heads: Vec<Vec<usize>>,
-    lanes: Vec<LaneState>,
-    events_bytes: u64,
-    state: S,
+    /// The system lets go of it when the process ends, however that comes.
+    _lock: File,
 }
 
 impl RunDir {
@@ -75,27 +60,33 @@ impl RunDir {
             }
             write_companions(model, &dir.join("base"))
         })?;
-        Self::open_events(path, None)
+        Self::open(path)
     }
 
-    /// Opens the folder of a run that was started before.
+    /// Opens the folder of a run that was started before, for this process alone.
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.join(RUN_FILE).is_file() {
-            return Err(Error::bad_file(path, "is not a run folder: it has no run.toml"));
+        check_run(path)?;
+        let lock_path = path.join(LOCK_FILE);
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).open(&lock_path).map_err(Error::io(&lock_path, "write"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::bad_file(path, "is in use: another process runs or continues this run"));
+            }
+            Err(TryLockError::Error(reason)) => return Err(Error::io(&lock_path, "lock")(reason)),
         }
         for dir in [path.to_owned(), path.join("checkpoints")] {
             remove_partial(&dir)?;
         }
-        Self::open_events(path, None)
-    }
-
-    fn open_events(path: &Path, truncate: Option<u64>) -> Result<Self> {
         let file = path.join(EVENTS_FILE);
         let events = OpenOptions::new().append(true).create(true).open(&file).map_err(Error::io(&file, "write"))?;
-        if let Some(length) = truncate {
-            events.set_len(length).map_err(Error::io(&file, "write"))?;
-        }
-        Ok(Self { path: path.to_owned(), events })
+        Ok(Self { path: path.to_owned(), events, _lock: lock })
+    }
+
+    /// Forgets the events from `length` bytes on.
+    fn cut_events(&mut self, length: u64) -> Result<()> {
+        self.events.set_len(length).map_err(Error::io(self.path.join(EVENTS_FILE), "write"))
     }
 
     /// Where it is.
@@ -113,13 +104,6 @@ impl RunDir {
         self.path.join("model")
     }
 
-    /// Reads `run.toml`.
-    pub fn read_run<T: DeserializeOwned>(&self) -> Result<T> {
-        let path = self.path.join(RUN_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        toml::from_str(&text).map_err(|e| Error::bad_file(&path, format!("is not a run of this program: {}", e.message())))
-    }
-
     /// Appends an event.
     pub fn write_event(&mut self, event: &Event) -> Result<()> {
         let path = self.path.join(EVENTS_FILE);
@@ -128,102 +112,74 @@ impl RunDir {
         self.events.write_all(&line).map_err(Error::io(path, "write"))
     }
 
-    fn checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.path.join("checkpoints");
-        let entries = std::fs::read_dir(&dir).map_err(Error::io(&dir, "read"))?;
-        let complete = |path: &PathBuf| {
-            let named = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("cycle-"));
-            named && path.join("state.json").is_file()
-        };
-        let mut found: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(complete).collect();
-        found.sort();
-        Ok(found)
+    fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
     }
 
     /// Whether there is anything to continue from.
     pub fn has_checkpoint(&self) -> bool {
-        self.checkpoints().is_ok_and(|c| !c.is_empty())
+        checkpoint::list(&self.checkpoints()).is_ok_and(|found| !found.is_empty())
     }
 
-    /// Saves model, archive, optimiser and state after a cycle; older checkpoints go once the new one is complete.
-    pub fn save_checkpoint(&mut self, cycle: usize, model: &Model, optim: &AdamW, state: &impl Serialize) -> Result<()> {
+    /// Saves a checkpoint; all others but those called `keep` go once it is complete.
+    pub fn save_checkpoint(
+        &mut self,
+        name: &str,
+        of: (&Model, &AdamW),
+        best: Option<&Model>,
+        state: &impl Serialize,
+        keep: &[String],
+    ) -> Result<()> {
         let events = self.path.join(EVENTS_FILE);
         self.events.sync_all().map_err(Error::io(&events, "write"))?;
         let events_bytes = self.events.metadata().map_err(Error::io(&events, "read"))?.len();
-        let older = self.checkpoints()?;
-        let target = self.path.join("checkpoints").join(format!("cycle-{cycle:04}"));
-        write_folder(&target, |dir| {
-            let params = || model.params.ids().map(|id| (model.params.name(id).to_owned(), id));
-            let weights = params().map(|(name, id)| (name, model.params.get(id).clone())).collect();
-            safetensors_file::write(&dir.join("weights.safetensors"), weights, DType::F32, Default::default())?;
-            model.archive.save(&dir.join(ARCHIVE_FILE))?;
-            let moments = params().flat_map(|(name, id)| {
-                let state = &optim.states[id.index()];
-                let named = |kind: &str, t: &Option<Tensor>| t.clone().map(|t| (format!("{kind}.{name}"), t));
-                [named("m", &state.m), named("v", &state.v)].into_iter().flatten().collect::<Vec<_>>()
-            });
-            safetensors_file::write(&dir.join("optimizer.safetensors"), moments.collect(), DType::F32, Default::default())?;
-            let lanes = params().map(|(name, id)| {
-                let state = &optim.states[id.index()];
-                LaneState { name, steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
-            });
-            let file = CheckpointFile {
-                format_version: 1,
-                heads: model.heads.layers().iter().map(|l: &LayerHeads| l.active().to_vec()).collect(),
-                lanes: lanes.collect(),
-                events_bytes,
-                state,
-            };
-            let json = serde_json::to_vec(&file).map_err(|e| Error::invalid(e.to_string()))?;
-            write_file(&dir.join("state.json"), &json)
-        })?;
-        for old in older {
-            std::fs::remove_dir_all(&old).map_err(Error::io(&old, "remove"))?;
+        checkpoint::save(&self.checkpoints().join(name), of, best, state, events_bytes)?;
+        for found in checkpoint::list(&self.checkpoints())? {
+            let found_name = found.file_name().unwrap_or_default().to_string_lossy();
+            if found_name != name && keep.iter().all(|k| *k != found_name) {
+                checkpoint::remove(&found)?;
+            }
         }
         Ok(())
     }
 
-    /// Continues from the newest checkpoint: puts weights, heads, archive and optimiser back and cuts later events off.
-    /// `model` must be the run's base model. `None` if no cycle has been completed.
+    /// Reads the newest checkpoint that is whole and cuts later events off; says in `damaged` what is wrong with newer ones. `None`
+    /// if there is none, and the run starts anew. `base` is the model that the run started from.
     pub fn load_checkpoint<S: DeserializeOwned>(
         &mut self,
-        model: Model,
-        optim: impl FnOnce(&Model) -> AdamW,
-    ) -> Result<(Model, AdamW, Option<S>)> {
-        let Some(dir) = self.checkpoints()?.pop() else {
-            *self = Self::open_events(&self.path, Some(0))?;
-            let optim = optim(&model);
-            return Ok((model, optim, None));
-        };
-        let state_path = dir.join("state.json");
-        let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
-        let file: CheckpointFile<S> =
-            serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
-        if file.format_version != 1 {
-            return Err(Error::bad_file(&state_path, format!("has format {}: this program reads 1", file.format_version)));
-        }
-        let heads = HeadMap::from_active(model.spec.num_heads, model.spec.num_kv_heads, file.heads)
-            .map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
-        let weights = TensorFile::open(&dir.join("weights.safetensors"))?;
-        let mut params = ParamSet::default();
-        for id in model.params.ids() {
-            let name = model.params.name(id);
-            let tensor = weights.read(name)?;
-            if tensor.shape() != model.spec.shape_of(name, &heads) {
-                return Err(Error::bad_file(
-                    &dir,
-                    format!("{name} has shape {:?}: the checkpoint does not fit the run's model", tensor.shape()),
-                ));
+        base: &Model,
+        optim: impl Fn(&Model) -> AdamW,
+        damaged: &mut Vec<Error>,
+    ) -> Result<Option<Saved<S>>> {
+        let written = self.events.metadata().map_err(Error::io(&self.path, "read"))?.len();
+        for dir in checkpoint::list(&self.checkpoints())?.into_iter().rev() {
+            match checkpoint::load::<S>(&dir, base, &optim) {
+                Ok(saved) if saved.events_bytes <= written => {
+                    self.cut_events(saved.events_bytes)?;
+                    return Ok(Some(saved));
+                }
+                Ok(_) => damaged.push(Error::bad_file(&dir, format!("{EVENTS_FILE} does not reach as far as this checkpoint"))),
+                Err(error) => damaged.push(error),
             }
-            params.add(name, tensor);
         }
-        let mut restored = Model::from_params(model.spec, model.config, params, heads, model.dtype);
-        restored.companions = model.companions;
-        restored.archive = Archive::load(&dir.join(ARCHIVE_FILE), &restored)?;
-        let mut optim = optim(&restored);
-        read_moments(&dir, &restored, &mut optim, file.lanes)?;
-        *self = Self::open_events(&self.path, Some(file.events_bytes))?;
-        Ok((restored, optim, Some(file.state)))
+        if damaged.is_empty() {
+            self.cut_events(0)?;
+            return Ok(None);
+        }
+        Err(Error::bad_file(
+            self.checkpoints(),
+            "every checkpoint is damaged: bring one back from a backup, or remove them all to start the run anew",
+        ))
+    }
+
+    /// Reads the checkpoint after so many cycles, to which the one under way may be rolled back.
+    pub fn load_cycle<S: DeserializeOwned>(
+        &self,
+        cycles: usize,
+        base: &Model,
+        optim: impl Fn(&Model) -> AdamW,
+    ) -> Result<Saved<S>> {
+        checkpoint::load(&self.checkpoints().join(checkpoint::name(cycles, None)), base, optim)
     }
 
     /// Writes the result: `model/`, the archive and `summary.json`.
@@ -235,7 +191,7 @@ impl RunDir {
         archive.save(&self.path.join(ARCHIVE_FILE))?;
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::invalid(e.to_string()))?;
         let path = self.path.join("summary.json");
-        let beside = self.path.join(".summary.json");
+        let beside = self.path.join(format!("{PARTIAL}summary.json"));
         write_file(&beside, &json)?;
         std::fs::rename(&beside, &path).map_err(Error::io(&path, "write"))?;
         export(&result)?;
@@ -252,7 +208,8 @@ impl RunDir {
 fn remove_partial(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "read"))?.flatten() {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with(".partial-") {
+        // The second are those of the library that writes safetensors.
+        if [PARTIAL, ".tmp"].iter().any(|prefix| entry.file_name().to_string_lossy().starts_with(prefix)) {
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.map_err(Error::io(&path, "remove"))?;
         }
@@ -260,31 +217,17 @@ fn remove_partial(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn read_moments(dir: &Path, model: &Model, optim: &mut AdamW, lanes: Vec<LaneState>) -> Result<()> {
-    let file = TensorFile::open(&dir.join("optimizer.safetensors"))?;
-    let names = file.names()?;
-    let damaged = || Error::bad_file(dir, "the optimiser's state does not fit the weights: the checkpoint is damaged");
-    if lanes.len() != model.params.len() {
-        return Err(damaged());
+fn check_run(path: &Path) -> Result<()> {
+    if path.join(RUN_FILE).is_file() {
+        return Ok(());
     }
-    for (id, lane) in model.params.ids().zip(lanes) {
-        let name = model.params.name(id);
-        let (weight, state) = (model.params.get(id), &mut optim.states[id.index()]);
-        let count = lane_count(weight, state.lanes);
-        if lane.name != name || lane.steps.len() != count || lane.lr_scale.len() != count {
-            return Err(damaged());
-        }
-        (state.steps, state.lr_scale) = (lane.steps, lane.lr_scale);
-        for (kind, moment) in [("m", &mut state.m), ("v", &mut state.v)] {
-            let key = format!("{kind}.{name}");
-            if names.contains(&key) {
-                let tensor = file.read(&key)?;
-                if tensor.shape() != weight.shape() {
-                    return Err(damaged());
-                }
-                *moment = Some(tensor);
-            }
-        }
-    }
-    Ok(())
+    Err(Error::bad_file(path, "is not a run folder: it has no run.toml"))
+}
+
+/// Reads `run.toml`. Others may be at work on the run.
+pub fn read_run<T: DeserializeOwned>(run: &Path) -> Result<T> {
+    check_run(run)?;
+    let path = run.join(RUN_FILE);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    toml::from_str(&text).map_err(|e| Error::bad_file(&path, format!("is not a run of this program: {}", e.message())))
 }

@@ -86,7 +86,20 @@ pub fn steps(options: &TrainOptions, batches_per_epoch: usize) -> u64 {
     per_epoch.saturating_mul(options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
 }
 
-/// Learns for one cycle. `epoch` counts epochs over the whole run and decides the order of the data; it is advanced.
+/// How far learning has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Epochs completed over the whole run; they decide the order of the data.
+    pub epoch: u64,
+    /// Batches of this epoch that have been learned from.
+    pub batch: u64,
+    /// Optimiser steps made in this cycle.
+    pub step: u64,
+    /// Whether the cycle ends here, whatever its steps.
+    pub stopped: bool,
+}
+
+/// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to go on from.
 ///
 /// `growing[layer]` marks the positions of heads that are to be faded in. Returns after the last step or when `on_step`
 /// breaks, gates folded.
@@ -95,9 +108,9 @@ pub fn learn(
     optim: &mut AdamW,
     data: &mut dyn BatchSource,
     options: &TrainOptions,
-    (epoch, growing): (&mut u64, &[Vec<bool>]),
+    (place, growing): (&mut Place, &[Vec<bool>]),
     distill: Option<&Distill<'_>>,
-    mut on_step: impl FnMut(&Model, StepReport) -> Result<ControlFlow<()>>,
+    mut on_step: impl FnMut(&Model, &AdamW, &Place, StepReport) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let total = steps(options, data.batches_per_epoch());
     let decay = match options.lr_schedule {
@@ -106,41 +119,47 @@ pub fn learn(
         LrSchedule::Cosine => Decay::Cosine,
     };
     let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
-    let fade = (options.gate_warmup * total as f64).ceil() as u64;
     let mut grads = Gradients::for_params(&model.params);
     model.params.set_trainable(true);
-    let mut step = 0;
-    let mut group: Vec<Batch> = Vec::new();
-    let mut stopped = false;
-    let mut one_step = |step: &mut u64, batches: &[Batch]| {
-        set_gates(model, growing, if fade == 0 { 1.0 } else { (*step as f32 / fade as f32).min(1.0) });
-        let rate = schedule.rate(*step);
-        *step += 1;
+    let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
+        set_fading(model, options, growing, total, place.step);
+        let rate = schedule.rate(place.step);
+        let step = place.step + 1;
         let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, distill, rate, options.max_gradient_norm)
             .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
-        on_step(model, StepReport { step: *step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens })
+        (place.step, place.batch) = (step, taken);
+        let report = StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
+        place.stopped = on_step(model, optim, place, report)?.is_break();
+        Ok(if place.stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
-    while step < total && !stopped {
-        let before = step;
-        data.epoch(*epoch, &mut |batch| {
+    let mut group: Vec<Batch> = Vec::new();
+    while place.step < total && !place.stopped {
+        let (done, mut taken) = (place.batch, 0);
+        data.epoch(place.epoch, &mut |batch| {
+            taken += 1;
+            if taken <= done {
+                return Ok(ControlFlow::Continue(()));
+            }
             group.push(batch);
             if group.len() < options.gradient_accumulation {
                 return Ok(ControlFlow::Continue(()));
             }
-            stopped = one_step(&mut step, &std::mem::take(&mut group))?.is_break();
-            Ok(if stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            one_step(place, &std::mem::take(&mut group), taken)
         })?;
         let rest = std::mem::take(&mut group);
-        if !rest.is_empty() && step < total && !stopped {
-            stopped = one_step(&mut step, &rest)?.is_break();
+        if !rest.is_empty() {
+            let _ = one_step(place, &rest, taken)?;
         }
-        if step == before {
-            return Err(Error::invalid(format!("epoch {} of the training data has no batches", *epoch + 1)));
+        if taken == 0 {
+            return Err(Error::invalid(format!("epoch {} of the training data has no batches", place.epoch + 1)));
         }
-        *epoch += 1;
+        (place.epoch, place.batch) = (place.epoch + 1, 0);
     }
-    let last = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
-    set_gates(model, growing, last);
+    if place.batch > 0 {
+        // Continued where the last step had been made.
+        (place.epoch, place.batch) = (place.epoch + 1, 0);
+    }
+    set_fading(model, options, growing, total, place.step);
     fold_all_gates(model);
     trim_buffers();
     Ok(())
@@ -152,7 +171,10 @@ pub(crate) fn fold_all_gates(model: &mut Model) {
     model.touch();
 }
 
-fn set_gates(model: &mut Model, growing: &[Vec<bool>], gate: f32) {
+/// Sets the gates of the heads that are to be faded in as they are after `step` of `total` steps.
+pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &[Vec<bool>], total: u64, step: u64) {
+    let fade = (options.gate_warmup * total as f64).ceil() as u64;
+    let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     for (layer, marks) in growing.iter().enumerate().filter(|(_, m)| m.contains(&true)) {
         let gates = marks.iter().map(|&grows| if grows { gate } else { 1.0 }).collect();
         model.gates[layer] = Some(Tensor::from_vec(&[marks.len()], gates));

@@ -6,3 +6,4 @@ mod hub;
 mod jobs;
 mod looks;
 mod refusals;
+mod stops;

@@ -16,7 +16,7 @@ use crate::data::{DataOptions, Dataset, DatasetBatches};
 use crate::family;
 use crate::model::{Companions, DType, LoadOptions, Model};
 use crate::tokenizer::Tokenizer;
-use crate::train::{self, LrSchedule, StepReport, TrainOptions};
+use crate::train::{self, LrSchedule, Place, StepReport, TrainOptions};
 use crate::{Error, Result, export};
 
 const CONFIG: &str = include_str!("config.json");
@@ -109,7 +109,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
     let mut optim = train::new_optimizer(&model, train.weight_decay);
     let range = 0..data.len();
     let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
-    train::learn(&mut model, &mut optim, &mut source, &train, (&mut 0, &[]), None, |_, report| {
+    train::learn(&mut model, &mut optim, &mut source, &train, (&mut Place::default(), &[]), None, |_, _, _, report| {
         on_step(report);
         Ok(ControlFlow::Continue(()))
     })?;

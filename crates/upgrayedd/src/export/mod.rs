@@ -82,6 +82,9 @@ pub(crate) fn write_companions(model: &Model, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How names of what is not complete begin.
+pub(crate) const PARTIAL: &str = ".partial-";
+
 /// Writes a small file and makes sure that it is on the disk.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
@@ -120,7 +123,7 @@ pub(crate) fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -
     check_new(out)?;
     let parent = parent_of(out);
     std::fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
-    let temporary = tempfile::Builder::new().prefix(".partial-").tempdir_in(&parent).map_err(Error::io(&parent, "write in"))?;
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&parent).map_err(Error::io(&parent, "write in"))?;
     fill(temporary.path())?;
     #[cfg(unix)]
     {

@@ -54,13 +54,15 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
         }
     }
     let dir = path.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".partial-").tempfile_in(dir).map_err(Error::io(dir, "write in"))?;
+    let temporary = tempfile::Builder::new().prefix(super::PARTIAL).tempfile_in(dir).map_err(Error::io(dir, "write in"))?;
     let views = tensors.into_iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
     let failed = |e: safetensors::SafeTensorError| match e {
         safetensors::SafeTensorError::IoError(reason) => Error::Io { path: path.to_owned(), action: "write", reason },
         other => Error::bad_file(path, format!("cannot write: {other}")),
     };
-    safetensors::serialize_to_file(views, Some(metadata), temporary.path()).map_err(failed)?;
+    // Neither tensors nor metadata, but a place for metadata: that would be written as broken JSON.
+    let metadata = Some(metadata).filter(|m| !m.is_empty());
+    safetensors::serialize_to_file(views, metadata, temporary.path()).map_err(failed)?;
     // A file that others cannot read is of no use: temporary files are private by default.
     #[cfg(unix)]
     {
@@ -70,4 +72,18 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
     std::fs::File::open(temporary.path()).and_then(|f| f.sync_all()).map_err(Error::io(path, "write"))?;
     temporary.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TensorFile;
+
+    #[test]
+    fn a_file_without_tensors_can_be_read_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("empty.safetensors");
+        write(&path, Vec::new(), DType::F32, HashMap::new()).expect("written");
+        assert!(TensorFile::open(&path).and_then(|f| f.names()).expect("read").is_empty());
+    }
 }

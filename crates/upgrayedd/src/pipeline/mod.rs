@@ -1,7 +1,8 @@
-//! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `second_look.rs` what it does to
-//! better a selection, `forecast.rs` a look ahead.
+//! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `learn.rs` its learning and saving,
+//! `second_look.rs` what it does to better a selection, `forecast.rs` a look ahead.
 
 mod forecast;
+mod learn;
 mod parts;
 mod run;
 mod second_look;
@@ -14,22 +15,24 @@ use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
 use crate::budget::{self, Budget};
+use crate::checkpoint::Saved;
 use crate::config::OptimizeConfig;
 use crate::data::{Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
-use crate::event::Observer;
+use crate::event::{Event, Observer};
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Companions, Cost, Model, Objective};
 use crate::price::Currency;
 use crate::refit::{self, LayerRefit};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, read_run};
 use crate::score::ScoreContext;
 use crate::strategy::{PruneView, Strategy};
-use crate::train::{self, TrainOptions};
+use crate::train::{self, Place, TrainOptions};
 use crate::{Error, Result, export};
 
 pub use forecast::Forecast;
+use learn::Learning;
 use parts::{check_heads, check_reachable, hash_model, load_base, load_teacher, prices, read_data};
 use run::Run;
 
@@ -102,12 +105,22 @@ pub struct CycleRecord {
 /// Where a run is; saved with every checkpoint.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct State {
+    /// Cycles completed.
     cycle: usize,
-    epoch: u64,
+    place: Place,
     tokens: u64,
     baseline: Evaluation,
     loss: f64,
     history: Vec<CycleRecord>,
+    /// The cycle under way, once its heads are settled.
+    learning: Option<Learning>,
+}
+
+impl State {
+    fn new(baseline: Evaluation) -> Self {
+        let loss = baseline.loss;
+        Self { cycle: 0, place: Place::default(), tokens: 0, baseline, loss, history: Vec::new(), learning: None }
+    }
 }
 
 /// One side of the before → after table.
@@ -271,8 +284,8 @@ impl Pipeline {
         };
         let dir = RunDir::create(out, &record, &self.model, self.given.model)?;
         self.keep_companions(&dir);
-        let state = State { cycle: 0, epoch: 0, tokens: 0, loss: baseline.loss, baseline, history: Vec::new() };
-        let mut run = Run { pipeline: self, dir, state, observer, ending: false };
+        let state = State::new(baseline);
+        let mut run = Run { pipeline: self, dir, state, observer, ending: false, start: None, best: None };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
@@ -287,7 +300,7 @@ impl Pipeline {
 
     /// The configuration that a run was started with.
     pub fn recorded_config(path: &Path) -> Result<OptimizeConfig> {
-        Ok(RunDir::open(path)?.read_run::<RunRecord>()?.config)
+        Ok(read_run::<RunRecord>(path)?.config)
     }
 
     /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
@@ -297,16 +310,15 @@ impl Pipeline {
 
     /// What the run at `path` was started with, and from which model.
     pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
-        let dir = RunDir::open(path)?;
-        let record: RunRecord = dir.read_run()?;
-        let model = load_base(&dir, &record.config, record.given.model)?;
+        let record: RunRecord = read_run(path)?;
+        let model = load_base(&path.join("base"), &record.config, record.given.model)?;
         Ok((record, model))
     }
 
     /// The same for a run with parts that the caller had made itself: data and strategy must be given again.
     pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
+        let record: RunRecord = read_run(path)?;
         let mut dir = RunDir::open(path)?;
-        let record: RunRecord = dir.read_run()?;
         if record.format_version != 1 || record.program_version != env!("CARGO_PKG_VERSION") {
             return Err(Error::bad_file(
                 path,
@@ -329,7 +341,7 @@ impl Pipeline {
             }
         }
         if record.given.model && given.model.is_none() {
-            given.model = Some(load_base(&dir, &record.config, true)?);
+            given.model = Some(load_base(&dir.base(), &record.config, true)?);
         }
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
@@ -348,22 +360,34 @@ impl Pipeline {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
         }
         let weight_decay = pipeline.config.weight_decay;
-        let (device, reference) = (pipeline.model.device, pipeline.model.reference().cloned());
-        let (model, optim, state) = dir.load_checkpoint(pipeline.model, |m| train::new_optimizer(m, weight_decay))?;
-        (pipeline.model, pipeline.optim) = (model, optim);
-        pipeline.model.device = device;
-        if let Some(reference) = reference {
-            pipeline.model.set_reference(reference)?;
+        let optim = |model: &Model| train::new_optimizer(model, weight_decay);
+        let mut damaged = Vec::new();
+        let saved = dir.load_checkpoint::<State>(&pipeline.model, optim, &mut damaged);
+        for error in damaged {
+            // Not written: an uninterrupted run has the same events.
+            observer.on_event(&Event::Notice { cycle: 0, message: format!("a checkpoint is damaged and passed over: {error}") });
         }
-        let fresh = state.is_none();
-        let state = match state {
-            Some(state) => state,
+        let (saved, fresh) = match saved? {
+            Some(saved) => (saved, false),
             None => {
-                let baseline = pipeline.measure("baseline", observer)?;
-                State { cycle: 0, epoch: 0, tokens: 0, loss: baseline.loss, baseline, history: Vec::new() }
+                let state = State::new(pipeline.measure("baseline", observer)?);
+                let Pipeline { model, optim, .. } = &pipeline;
+                (Saved { model: model.clone(), optim: optim.clone(), best: None, state, events_bytes: 0 }, true)
             }
         };
-        let mut run = Run { pipeline, dir, state, observer, ending: false };
+        let Saved { model, optim: moments, best, state, .. } = saved;
+        let start = match &state {
+            State { learning: Some(_), cycle, .. } if pipeline.config.max_loss_increase.is_some() => Some(match cycle {
+                0 => (pipeline.model.clone(), optim(&pipeline.model)),
+                cycle => {
+                    let start = dir.load_cycle::<State>(*cycle, &pipeline.model, optim)?;
+                    (start.model, start.optim)
+                }
+            }),
+            _ => None,
+        };
+        (pipeline.model, pipeline.optim) = (model, moments);
+        let mut run = Run { pipeline, dir, state, observer, ending: false, start, best };
         if fresh {
             run.begin()?;
         }

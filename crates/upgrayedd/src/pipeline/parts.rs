@@ -1,6 +1,6 @@
 //! What a run is made of, read and checked before it starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::CALIBRATION;
 use crate::budget::{self, Budget, Scope};
@@ -9,22 +9,22 @@ use crate::data::{Dataset, RunData};
 use crate::heads::HeadScores;
 use crate::model::{Companions, LoadOptions, Model};
 use crate::price::{Currency, Prices};
-use crate::run_dir::{ARCHIVE_FILE, RunDir};
+use crate::run_dir::ARCHIVE_FILE;
 use crate::surgery::Archive;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, builtin, export};
 
 /// The model that a run started from.
-pub(super) fn load_base(dir: &RunDir, config: &OptimizeConfig, given: bool) -> Result<Model> {
+pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: bool) -> Result<Model> {
     if !given {
         return config.load_model();
     }
-    let mut model = Model::load(&dir.base(), &LoadOptions::default())?;
-    let archive = dir.base().join(ARCHIVE_FILE);
+    let mut model = Model::load(base, &LoadOptions::default())?;
+    let archive = base.join(ARCHIVE_FILE);
     if archive.is_file() {
         model.archive = Archive::load(&archive, &model)?;
     }
-    if !export::has_tokenizer(&dir.base()) {
+    if !export::has_tokenizer(base) {
         model.companions = Companions::None;
     }
     Ok(model)

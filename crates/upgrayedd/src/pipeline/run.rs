@@ -1,50 +1,28 @@
 //! A run under way: the cycle, step by step, and the result.
 
-use std::ops::ControlFlow;
-
+use upgrayedd_nn::interrupt::catch;
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
+use super::learn::Learning;
 use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
 use crate::budget;
-use crate::data::{Part, RunData};
-use crate::eval::{Evaluation, evaluate, measure_speed};
+use crate::eval::{Evaluation, measure_speed};
 use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
 use crate::grow::Gains;
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
-use crate::model::{DType, Distill, Model, Objective};
+use crate::model::{DType, Model, Objective};
 use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
-use crate::{Error, Result, grow, surgery, train};
+use crate::train::Place;
+use crate::{Error, Result, grow, surgery};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
 /// The strategy that the measurements speak for.
 const RECOMMENDED: &str = "auto";
-
-/// The state of a cycle with the lowest held-out loss so far.
-#[derive(Default)]
-struct Best {
-    state: Option<(f64, u64, Model)>,
-    /// Measurements since then.
-    waited: usize,
-}
-
-impl Best {
-    fn offer(&mut self, step: u64, loss: f64, model: &Model) {
-        self.waited += 1;
-        if self.state.as_ref().is_none_or(|(best, ..)| loss < *best) {
-            *self = Self { state: Some((loss, step, model.clone())), waited: 0 };
-        }
-    }
-
-    /// The best state, unless it is the one that was measured last.
-    fn earlier(self) -> Option<(u64, Model)> {
-        self.state.filter(|_| self.waited > 0).map(|(_, step, model)| (step, model))
-    }
-}
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -54,6 +32,10 @@ pub(super) struct Run<'a> {
     pub(super) observer: &'a mut dyn Observer,
     /// The caller has asked for the result.
     pub(super) ending: bool,
+    /// Model and optimiser at the start of the cycle, where it may be rolled back.
+    pub(super) start: Option<(Model, AdamW)>,
+    /// The best weights of the cycle so far, where it is measured while it learns.
+    pub(super) best: Option<Model>,
 }
 
 impl Run<'_> {
@@ -96,10 +78,16 @@ impl Run<'_> {
     pub(super) fn cycles(&mut self) -> Result<()> {
         while self.state.cycle < self.pipeline.config.num_cycles && !self.ending {
             let cycle = self.state.cycle + 1;
-            self.cycle(cycle)?;
-            self.state.cycle = cycle;
-            let Pipeline { model, optim, .. } = &self.pipeline;
-            self.dir.save_checkpoint(cycle, model, optim, &self.state)?;
+            match catch(|| self.cycle(cycle)).unwrap_or(Err(Error::Interrupted)) {
+                Ok(()) => {}
+                Err(error) => {
+                    if matches!(error, Error::Interrupted | Error::Caller(_)) {
+                        self.save_progress()?;
+                    }
+                    return Err(error);
+                }
+            }
+            self.save_cycle()?;
             // Not written: the checkpoint says how far the events go.
             self.observer.on_event(&Event::Saved { cycle });
             match self.observer.control() {
@@ -112,8 +100,33 @@ impl Run<'_> {
     }
 
     fn cycle(&mut self, cycle: usize) -> Result<()> {
-        let start = self.keep_for_roll_back();
-        let tokens_before = self.state.tokens;
+        if self.state.learning.is_none() {
+            (self.start, self.best) = (self.keep_for_roll_back(), None);
+            self.settle_heads(cycle)?;
+        }
+        let learned = self.learn(cycle).and_then(|()| self.measure(cycle, Phase::Learned));
+        let loss_learned = match learned {
+            Ok(evaluation) => evaluation.loss,
+            // A cycle that diverged is rolled back like any other that lost too much.
+            Err(Error::NotFinite(message)) if self.start.is_some() => {
+                self.emit(Event::Notice { cycle, message })?;
+                f64::MAX
+            }
+            Err(error) => return Err(error),
+        };
+        let accepted = self.accept(cycle, loss_learned)?;
+        let Learning { pruned, grown, loss_pruned, tokens_before, .. } = self.state.learning.take().unwrap_or_default();
+        if !accepted {
+            self.state.tokens = tokens_before;
+        }
+        let active = self.pipeline.model.heads.num_active();
+        self.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
+        self.state.cycle = cycle;
+        Ok(())
+    }
+
+    /// Prunes and grows: all of a cycle but learning.
+    fn settle_heads(&mut self, cycle: usize) -> Result<()> {
         let parent = self.pipeline.model.clone();
         let plan = self.pipeline.plan(cycle);
         let (pruned, left) = self.prune(cycle, plan.prune, &parent)?;
@@ -122,32 +135,16 @@ impl Run<'_> {
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
         let fitted = !grown.is_empty() && self.refit(cycle, &parent, self.pipeline.config.refit_samples)?;
-        let growing = if fitted { Vec::new() } else { growing };
-        drop(parent);
-        let learned = self.learn(cycle, &growing).and_then(|()| self.measure(cycle, Phase::Learned));
-        let loss_learned = match learned {
-            Ok(evaluation) => evaluation.loss,
-            // A cycle that diverged is rolled back like any other that lost too much.
-            Err(Error::NotFinite(message)) if start.is_some() => {
-                self.emit(Event::Notice { cycle, message })?;
-                f64::MAX
-            }
-            Err(error) => return Err(error),
-        };
-        let accepted = self.accept(cycle, start, loss_learned)?;
-        if !accepted {
-            self.state.tokens = tokens_before;
-        }
         let count = |heads: &HeadSelection| heads.values().map(Vec::len).sum();
-        self.state.history.push(CycleRecord {
-            cycle,
+        self.state.learning = Some(Learning {
+            growing: if fitted { Vec::new() } else { growing },
             pruned: count(&pruned),
             grown: count(&grown),
-            active: self.pipeline.model.heads.num_active(),
             loss_pruned: after_pruning.loss,
-            loss_learned,
-            accepted,
+            tokens_before: self.state.tokens,
+            ..Learning::default()
         });
+        self.state.place = Place { epoch: self.state.place.epoch, ..Place::default() };
         Ok(())
     }
 
@@ -331,64 +328,9 @@ impl Run<'_> {
         Ok((selection, growing))
     }
 
-    fn learn(&mut self, cycle: usize, growing: &[Vec<bool>]) -> Result<()> {
-        let task = self.task(cycle, "learn");
-        let options = self.pipeline.train_options();
-        let eval_options = self.pipeline.eval_options();
-        let Self { pipeline, dir, state, observer, ending } = self;
-        let Pipeline { model, optim, data, config, teacher, .. } = pipeline;
-        let share = config.distill.unwrap_or(0.0) as f32;
-        let temperature = config.distill_temperature as f32;
-        let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
-        let RunData { train, held_out, .. } = data;
-        let tokens = &mut state.tokens;
-        let mut best = Best::default();
-        train::learn(model, optim, train.as_mut(), &options, (&mut state.epoch, growing), distill.as_ref(), |model, report| {
-            *tokens += report.tokens;
-            let event = Event::Step {
-                cycle,
-                step: report.step,
-                loss: report.loss,
-                learning_rate: report.learning_rate,
-                gradient_norm: report.gradient_norm,
-                tokens: *tokens,
-            };
-            dir.write_event(&event)?;
-            observer.on_event(&event);
-            observer.on_progress(Progress { task: &task, done: report.step, total: report.steps });
-            if config.eval_every.is_some_and(|every| report.step.is_multiple_of(every) || report.step == report.steps) {
-                let Part { data, range } = &*held_out;
-                let evaluation = evaluate(model, data, range, eval_options, &task, *observer)?;
-                best.offer(report.step, evaluation.loss, model);
-                let event = Event::Evaluated { cycle, phase: Phase::Learning, evaluation };
-                dir.write_event(&event)?;
-                observer.on_event(&event);
-                if best.waited >= config.patience {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            match observer.control() {
-                Control::Continue => Ok(ControlFlow::Continue(())),
-                Control::Finish => {
-                    *ending = true;
-                    Ok(ControlFlow::Break(()))
-                }
-                Control::Interrupt => Err(Error::Interrupted),
-            }
-        })?;
-        train::reset_learning_rates(optim);
-        if let Some((step, state)) = best.earlier() {
-            *model = state;
-            train::fold_all_gates(model);
-            let message = format!("the state after step {step} was the best of the cycle and is kept");
-            self.emit(Event::Notice { cycle, message })?;
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self, cycle: usize, start: Option<(Model, AdamW)>, loss: f64) -> Result<bool> {
+    fn accept(&mut self, cycle: usize, loss: f64) -> Result<bool> {
         let loss_change = loss - self.state.loss;
-        match (start, self.pipeline.config.max_loss_increase) {
+        match (self.start.take(), self.pipeline.config.max_loss_increase) {
             (Some((model, optim)), Some(max_loss_increase)) if loss_change > max_loss_increase => {
                 (self.pipeline.model, self.pipeline.optim) = (model, optim);
                 self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
@@ -411,7 +353,7 @@ impl Run<'_> {
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = load_base(&self.dir, &config, self.pipeline.given.model)?;
+        let mut dense = load_base(&self.dir.base(), &config, self.pipeline.given.model)?;
         dense.device = self.pipeline.model.device;
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();

@@ -1,0 +1,128 @@
+//! Runs that are stopped, killed, starved of disk, and gone on with.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{Bench, bench};
+use crate::jobs::optimize;
+
+/// Two cycles of 40 steps, saved now and then.
+fn long(out: &str) -> Vec<&str> {
+    let steps = ["--max-steps-per-cycle", "40", "--num-cycles", "2", "--checkpoint-every", "15"];
+    let data = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--max-eval-windows", "4"];
+    [&data[..], &["--batch-size", "2", "--out", out], &steps].concat()
+}
+
+fn start(b: &Bench, arguments: &[&str]) -> Child {
+    let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+    command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+}
+
+/// Waits until `ready` holds while `child` runs.
+fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
+    while !ready() {
+        assert!(child.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn steps_made(run: &Path) -> usize {
+    fs::read_to_string(run.join("events.jsonl")).map_or(0, |t| t.matches("\"event\":\"step\"").count())
+}
+
+fn assert_same(b: &Bench, runs: [&str; 2]) {
+    for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl", "checkpoints/cycle-0002/BLAKE3SUMS"] {
+        let [a, b] = runs.map(|run| fs::read(b.path(run).join(file)).unwrap());
+        assert!(a == b, "{file}");
+    }
+}
+
+#[test]
+fn a_signal_saves_what_has_been_learned() {
+    let b = bench();
+    b.ok(&long("whole"));
+    let steps = steps_made(&b.path("whole")) / 2;
+    for (name, code, at) in [("INT", 130, 5), ("TERM", 143, steps + 5)] {
+        let run = b.path(name);
+        let mut child = start(&b, &long(name));
+        wait_for(&mut child, || steps_made(&run) >= at);
+        signal(&child, &format!("-{name}"));
+        let asked = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+        assert!(!run.join("model").exists());
+        b.refused(1, &["upgrayedd resume"], &["inspect", name]);
+        let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).max().unwrap();
+        let saved = newest.to_string_lossy().split_once("-step-").map(|(_, step)| step.parse::<usize>().unwrap());
+        assert!(saved.is_some_and(|step| step >= at % steps), "{newest:?}");
+        // At another number of threads, too.
+        b.ok(&["resume", name, "--threads", "1"]);
+        assert_same(&b, ["whole", name]);
+        b.refused(1, &["complete already"], &["resume", name]);
+    }
+}
+
+/// `UPGRAYEDD_KILLS` says how often, 6 times if it is not set.
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
+    let b = bench();
+    let started = Instant::now();
+    b.ok(&long("whole"));
+    let whole = started.elapsed();
+    let wanted: u32 = std::env::var("UPGRAYEDD_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    // Moments that look random and are the same every time.
+    let mut state = 0x9E37_79B9_u32;
+    let mut kills = 0;
+    while kills < wanted {
+        let _ = fs::remove_dir_all(b.path("cut"));
+        let mut arguments = long("cut");
+        loop {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let mut child = start(&b, &arguments);
+            std::thread::sleep(whole.mul_f64(0.8 * f64::from(state >> 8) / f64::from(1 << 24)));
+            signal(&child, "-KILL");
+            if child.wait().unwrap().success() {
+                break;
+            }
+            kills += 1;
+            // Killed before it had a folder: it is simply started again.
+            if b.path("cut/run.toml").exists() {
+                arguments = vec!["resume", "cut"];
+            }
+        }
+        assert_same(&b, ["whole", "cut"]);
+    }
+}
+
+#[test]
+fn two_processes_do_not_share_a_run() {
+    let b = bench();
+    let mut child = start(&b, &long("run"));
+    let run = b.path("run");
+    wait_for(&mut child, || steps_made(&run) > 0);
+    let output = b.run(&["resume", "run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is in use"));
+    signal(&child, "-INT");
+    child.wait().unwrap();
+    b.ok(&["resume", "run"]);
+}
+
+#[test]
+fn a_run_continues_only_with_the_data_it_was_started_with() {
+    let b = bench();
+    b.ok(&optimize("run", &[]));
+    fs::remove_dir_all(b.path("run/model")).unwrap();
+    let mut text = fs::read_to_string(b.path("text.txt")).unwrap();
+    text.push_str("\nMia was a kind girl.");
+    fs::write(b.path("text.txt"), text).unwrap();
+    let output = b.run(&["resume", "run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("data has changed"));
+}

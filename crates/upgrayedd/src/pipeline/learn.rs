@@ -1,0 +1,230 @@
+//! How a cycle learns: step by step, measured, saved, and gone on with wherever it was stopped.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::optim::AdamW;
+
+use super::run::Run;
+use super::{Pipeline, State};
+use crate::config::OptimizeConfig;
+use crate::data::{Part, RunData};
+use crate::eval::{EvalOptions, evaluate};
+use crate::event::{Control, Event, Observer, Phase, Progress};
+use crate::model::{Distill, Model};
+use crate::run_dir::RunDir;
+use crate::train::{self, Place, StepReport};
+use crate::{Error, Result, checkpoint};
+
+/// Where a cycle is once its heads are settled; part of every checkpoint inside a cycle.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Learning {
+    /// Per layer: which heads are to be faded in.
+    pub(super) growing: Vec<Vec<bool>>,
+    /// Heads that went and came back.
+    pub(super) pruned: usize,
+    pub(super) grown: usize,
+    /// Held-out loss in between.
+    pub(super) loss_pruned: f64,
+    /// Of the whole run before this cycle.
+    pub(super) tokens_before: u64,
+    /// Lowest held-out loss so far, and after which step.
+    pub(super) best: Option<(f64, u64)>,
+    /// Measurements since then.
+    pub(super) waited: usize,
+    /// The step after which was measured last.
+    pub(super) measured: u64,
+    /// Training losses of the last steps.
+    pub(super) recent: Vec<f64>,
+    /// Nothing is left but the measurement at the end.
+    pub(super) done: bool,
+}
+
+/// Losses that a new one is compared with.
+const RECENT: usize = 20;
+/// Standard deviations above their mean that make a spike.
+const SPIKE: f64 = 6.0;
+
+impl Learning {
+    /// The mean of the last losses, if `loss` stands out from them.
+    fn spike(&mut self, loss: f64) -> Option<f64> {
+        let n = self.recent.len() as f64;
+        let mean = self.recent.iter().sum::<f64>() / n;
+        let variance = self.recent.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / n;
+        let found = self.recent.len() == RECENT && loss - mean > SPIKE * variance.sqrt();
+        if self.recent.len() == RECENT {
+            self.recent.remove(0);
+        }
+        self.recent.push(loss);
+        found.then_some(mean)
+    }
+}
+
+/// What happens between two steps.
+struct Between<'a> {
+    cycle: usize,
+    task: &'a str,
+    config: &'a OptimizeConfig,
+    held_out: &'a Part,
+    eval_options: EvalOptions,
+    state: &'a mut State,
+    best: &'a mut Option<Model>,
+    dir: &'a mut RunDir,
+    observer: &'a mut dyn Observer,
+    ending: &'a mut bool,
+}
+
+impl Between<'_> {
+    fn emit(&mut self, event: Event) -> Result<()> {
+        self.dir.write_event(&event)?;
+        self.observer.on_event(&event);
+        Ok(())
+    }
+
+    fn learning(&mut self) -> &mut Learning {
+        self.state.learning.get_or_insert_default()
+    }
+
+    fn after(&mut self, model: &Model, optim: &AdamW, place: &Place, report: StepReport) -> Result<ControlFlow<()>> {
+        // Everything up to here can be gone on from: nothing interrupts these lines.
+        let (cycle, step, loss) = (self.cycle, report.step, report.loss);
+        self.state.place = place.clone();
+        self.state.tokens += report.tokens;
+        let spike = self.learning().spike(loss);
+        let (learning_rate, gradient_norm) = (report.learning_rate, report.gradient_norm);
+        self.emit(Event::Step { cycle, step, loss, learning_rate, gradient_norm, tokens: self.state.tokens })?;
+        if let Some(typical) = spike {
+            self.emit(Event::Spike { cycle, step, loss, typical })?;
+        }
+        self.observer.on_progress(Progress { task: self.task, done: step, total: report.steps });
+        if self.measure(model, step, report.steps)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if step < report.steps && self.config.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
+            save(self.dir, self.state, (model, optim), self.best.as_ref())?;
+        }
+        match self.observer.control() {
+            Control::Continue => Ok(ControlFlow::Continue(())),
+            Control::Finish => {
+                *self.ending = true;
+                Ok(ControlFlow::Break(()))
+            }
+            Control::Interrupt => Err(Error::Interrupted),
+        }
+    }
+
+    /// Measures if it is time to, and breaks if there has been no progress for too long.
+    fn measure(&mut self, model: &Model, step: u64, steps: u64) -> Result<ControlFlow<()>> {
+        let due = self.config.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
+        if !due || step == 0 || self.learning().measured == step {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let Part { data, range } = self.held_out;
+        let evaluation = evaluate(model, data, range, self.eval_options, self.task, self.observer)?;
+        let loss = evaluation.loss;
+        self.emit(Event::Evaluated { cycle: self.cycle, phase: Phase::Learning, evaluation })?;
+        let patience = self.config.patience;
+        let learning = self.learning();
+        learning.measured = step;
+        learning.waited += 1;
+        if learning.best.is_none_or(|(best, _)| loss < best) {
+            (learning.best, learning.waited) = (Some((loss, step)), 0);
+            let mut state = model.clone();
+            train::fold_all_gates(&mut state);
+            *self.best = Some(state);
+        }
+        Ok(if self.learning().waited >= patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
+/// Saves the state inside a cycle.
+fn save(dir: &mut RunDir, state: &State, of: (&Model, &AdamW), best: Option<&Model>) -> Result<()> {
+    let name = checkpoint::name(state.cycle, Some(state.place.step));
+    dir.save_checkpoint(&name, of, best, state, &state.worth_keeping())
+}
+
+impl Run<'_> {
+    /// Learns what is left of the cycle.
+    pub(super) fn learn(&mut self, cycle: usize) -> Result<()> {
+        if self.state.learning.as_ref().is_none_or(|learning| learning.done) {
+            return Ok(());
+        }
+        let task = self.task(cycle, "learn");
+        let options = self.pipeline.train_options();
+        let eval_options = self.pipeline.eval_options();
+        let Self { pipeline, dir, state, observer, ending, best, .. } = self;
+        let Pipeline { model, optim, data, config, teacher, .. } = pipeline;
+        let (share, temperature) = (config.distill.unwrap_or(0.0) as f32, config.distill_temperature as f32);
+        let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
+        let RunData { train: source, held_out, .. } = data;
+        let steps = train::steps(&options, source.batches_per_epoch());
+        let growing = state.learning.as_ref().map_or_else(Vec::new, |l| l.growing.clone());
+        let mut place = state.place.clone();
+        let mut between =
+            Between { cycle, task: &task, config, held_out, eval_options, state, best, dir, observer: *observer, ending };
+        // Continued where a measurement was due: the gates are as the last step had them.
+        train::set_fading(model, &options, &growing, steps, place.step.saturating_sub(1));
+        place.stopped |= between.measure(model, place.step, steps)?.is_break();
+        train::learn(
+            model,
+            optim,
+            source.as_mut(),
+            &options,
+            (&mut place, &growing),
+            distill.as_ref(),
+            |model, optim, place, report| between.after(model, optim, place, report),
+        )?;
+        state.place = place;
+        train::reset_learning_rates(optim);
+        let learning = state.learning.get_or_insert_default();
+        learning.done = true;
+        let earlier = learning.best.filter(|_| learning.waited > 0);
+        if let Some((model, (_, step))) = best.take().zip(earlier) {
+            self.pipeline.model = model;
+            let message = format!("the state after step {step} was the best of the cycle and is kept");
+            self.emit(Event::Notice { cycle, message })?;
+        }
+        Ok(())
+    }
+
+    /// Saves what a cycle that is cut short has learned.
+    pub(super) fn save_progress(&mut self) -> Result<()> {
+        if self.state.learning.is_none() {
+            return Ok(());
+        }
+        let Pipeline { model, optim, .. } = &self.pipeline;
+        save(&mut self.dir, &self.state, (model, optim), self.best.as_ref())
+    }
+
+    /// Saves the state after a cycle.
+    pub(super) fn save_cycle(&mut self) -> Result<()> {
+        let Pipeline { model, optim, .. } = &self.pipeline;
+        let name = checkpoint::name(self.state.cycle, None);
+        self.dir.save_checkpoint(&name, (model, optim), None, &self.state, &self.state.worth_keeping())
+    }
+}
+
+impl State {
+    /// The checkpoints to keep beside the newest: the first, the best, and the last after a whole cycle.
+    fn worth_keeping(&self) -> Vec<String> {
+        let best = self.history.iter().filter(|c| c.accepted).min_by(|a, b| a.loss_learned.total_cmp(&b.loss_learned));
+        let cycles = [Some(1), best.map(|c| c.cycle), Some(self.cycle)];
+        cycles.into_iter().flatten().map(|cycles| checkpoint::name(cycles, None)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_loss_that_stands_out_is_a_spike() {
+        let mut learning = Learning::default();
+        let wave = |i: usize| 3.0 + 0.1 * (i as f64).sin();
+        assert!((0..100).all(|i| learning.spike(wave(i)).is_none()));
+        assert!(learning.spike(3.2).is_none());
+        let typical = learning.spike(9.0).expect("that is one");
+        assert!((typical - 3.0).abs() < 0.1);
+        assert!(learning.spike(3.0).is_none() && learning.recent.len() == RECENT);
+    }
+}

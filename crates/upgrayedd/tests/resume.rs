@@ -1,0 +1,196 @@
+//! A run that is stopped anywhere goes on to the same bits, and two processes never share one.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use upgrayedd::event::{Control, Event, Observer};
+use upgrayedd::pipeline::Pipeline;
+use upgrayedd::{Error, OptimizeConfig};
+
+/// Interrupts when it has been asked so many times; remembers what it was told.
+struct Stop {
+    after: usize,
+    notices: Vec<String>,
+}
+
+impl Stop {
+    fn after(after: usize) -> Self {
+        Self { after, notices: Vec::new() }
+    }
+
+    fn never() -> Self {
+        Self::after(usize::MAX)
+    }
+}
+
+impl Observer for Stop {
+    fn on_event(&mut self, event: &Event) {
+        if let Event::Notice { message, .. } = event {
+            self.notices.push(message.clone());
+        }
+    }
+
+    fn control(&mut self) -> Control {
+        self.after -= 1;
+        if self.after == 0 { Control::Interrupt } else { Control::Continue }
+    }
+}
+
+fn config() -> OptimizeConfig {
+    OptimizeConfig {
+        num_cycles: 2,
+        max_steps_per_cycle: Some(7),
+        max_eval_windows: Some(4),
+        batch_size: 2,
+        sequence_length: Some(32),
+        pruning_ratio: 0.3,
+        growth_ratio: 0.5,
+        ..OptimizeConfig::default()
+    }
+}
+
+/// Every file below `dir` but for measured speeds.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().unwrap() != "summary.json" {
+                found.insert(path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn same(a: &Path, b: &Path, what: &str) {
+    let (a, b) = (files(a), files(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}");
+    for (name, bytes) in &a {
+        assert!(bytes == &b[name], "{what}: {}", name.display());
+    }
+}
+
+/// Runs to the end, interrupted again and again after so many questions.
+fn run_in_pieces(config: &OptimizeConfig, out: &Path, every: usize) -> usize {
+    let mut pieces = 1;
+    let mut result = Pipeline::new(config.clone()).unwrap().run(out, &mut Stop::after(every));
+    while let Err(error) = result {
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        if !out.exists() {
+            return 0;
+        }
+        pieces += 1;
+        assert!(pieces < 200, "it never ends");
+        // A little later each time: a run that is stopped before it has anything to save starts anew.
+        result = Pipeline::resume(out, &mut Stop::after(every + pieces));
+    }
+    pieces
+}
+
+#[test]
+fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
+    let variants = [
+        ("plain", config()),
+        ("measured", OptimizeConfig { eval_every: Some(2), patience: 2, learning_rate: Some(0.05), ..config() }),
+        (
+            "faded in, in groups, over epochs",
+            OptimizeConfig {
+                refit: false,
+                gate_warmup: 1.0,
+                gradient_accumulation: 2,
+                checkpoint_every: Some(2),
+                epochs_per_cycle: 2,
+                ..config()
+            },
+        ),
+        ("rolled back", OptimizeConfig { max_loss_increase: Some(0.0), learning_rate: Some(0.3), ..config() }),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (name, config) in variants {
+        let whole = dir.path().join(format!("{name} whole"));
+        let summary = Pipeline::new(config.clone()).unwrap().run(&whole, &mut Stop::never()).unwrap();
+        assert_eq!(summary.cycles.iter().any(|c| !c.accepted), name == "rolled back");
+        for every in [5, 11] {
+            let cut = dir.path().join(format!("{name} {every}"));
+            let pieces = run_in_pieces(&config, &cut, every);
+            assert!(pieces > 2, "{name}: stopped {pieces} times");
+            same(&whole, &cut, name);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_reported_and_the_one_before_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    let config = OptimizeConfig { num_cycles: 3, ..config() };
+    Pipeline::new(config.clone()).unwrap().run(&whole, &mut Stop::never()).unwrap();
+    Pipeline::new(config).unwrap().run(&cut, &mut Stop::never()).unwrap();
+    fs::remove_dir_all(cut.join("model")).unwrap();
+    let checkpoints = || {
+        let mut found: Vec<PathBuf> = fs::read_dir(cut.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+        found.sort();
+        found
+    };
+    let newest = checkpoints().pop().unwrap();
+    assert!(checkpoints().len() > 1);
+    for file in ["weights.safetensors", "state.json", "BLAKE3SUMS"] {
+        let path = newest.join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let mut observer = Stop::never();
+        Pipeline::resume(&cut, &mut observer).unwrap();
+        assert!(observer.notices.iter().any(|n| n.contains("cycle-0003") && n.contains("damaged")), "{:?}", observer.notices);
+        same(&whole, &cut, file);
+        fs::remove_dir_all(cut.join("model")).unwrap();
+    }
+    for checkpoint in checkpoints() {
+        fs::write(checkpoint.join("optimizer.safetensors"), b"nothing").unwrap();
+    }
+    let error = Pipeline::resume(&cut, &mut Stop::never()).unwrap_err().to_string();
+    assert!(error.contains("every checkpoint is damaged"), "{error}");
+}
+
+#[test]
+fn events_that_end_too_early_do_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    for out in [&whole, &cut] {
+        Pipeline::new(config()).unwrap().run(out, &mut Stop::never()).unwrap();
+    }
+    fs::remove_dir_all(cut.join("model")).unwrap();
+    let events = fs::read(cut.join("events.jsonl")).unwrap();
+    let first_cycle = events.windows(10).position(|w| w == b"\"accepted\"").unwrap();
+    let end = first_cycle + events[first_cycle..].iter().position(|b| *b == b'\n').unwrap() + 1;
+    fs::write(cut.join("events.jsonl"), &events[..end]).unwrap();
+    let mut observer = Stop::never();
+    Pipeline::resume(&cut, &mut observer).unwrap();
+    assert!(observer.notices.iter().any(|n| n.contains("does not reach")), "{:?}", observer.notices);
+    same(&whole, &cut, "short events");
+}
+
+#[test]
+fn the_second_process_is_refused() {
+    struct Meddler(PathBuf, Option<String>);
+    impl Observer for Meddler {
+        fn control(&mut self) -> Control {
+            if self.0.join("events.jsonl").exists() {
+                self.1 = Pipeline::resume(&self.0, &mut Stop::never()).err().map(|e| e.to_string());
+            }
+            Control::Continue
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let mut observer = Meddler(out.clone(), None);
+    Pipeline::new(config()).unwrap().run(&out, &mut observer).unwrap();
+    assert!(observer.1.unwrap().contains("is in use"));
+}
