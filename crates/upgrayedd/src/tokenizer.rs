@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordpiece::WordPiece;
@@ -11,6 +13,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
+use crate::model::{check_link, read_json, read_text};
 use crate::{Error, Result};
 
 /// Text ↔ token ids.
@@ -37,7 +40,7 @@ impl Tokenizer {
         let has = |name: &str| dir.join(name).is_file();
         let inner = if has("tokenizer.json") {
             let path = dir.join("tokenizer.json");
-            HfTokenizer::from_file(&path).map_err(|e| Error::bad_file(path, format!("is not a valid tokenizer: {e}")))?
+            from_json(&read_text(&path)?).map_err(|message| Error::bad_file(path, message))?
         } else if has("vocab.json") && has("merges.txt") {
             byte_level_bpe(dir)?
         } else if has("vocab.txt") {
@@ -54,7 +57,7 @@ impl Tokenizer {
 
     /// A tokenizer from the text of a tokenizer.json.
     pub fn from_json(json: &str, model_config: &Value) -> Result<Self> {
-        let inner = json.parse::<HfTokenizer>().map_err(|e| Error::invalid(format!("not a valid tokenizer: {e}")))?;
+        let inner = from_json(json).map_err(|message| Error::invalid(format!("tokenizer.json {message}")))?;
         Self::new(inner, &[], model_config)
     }
 
@@ -154,15 +157,49 @@ impl Tokenizer {
 
 /// A JSON file's contents; null if there is no such file.
 fn read_optional(path: &Path) -> Result<Value> {
-    if !path.is_file() {
-        return Ok(Value::Null);
+    if path.is_file() { read_json(path) } else { Ok(Value::Null) }
+}
+
+fn from_json(json: &str) -> std::result::Result<HfTokenizer, String> {
+    let value: Value = serde_json::from_str(json).map_err(|e| format!("is not valid JSON: {e}"))?;
+    if growth(&value["normalizer"]).saturating_mul(growth(&value["pre_tokenizer"])) > MOST_GROWTH {
+        return Err(format!("makes more than {MOST_GROWTH} bytes of one: its replacements would fill the memory"));
     }
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
+    json.parse().map_err(|e| format!("is not a valid tokenizer: {e}"))
+}
+
+/// Bytes that a tokenizer's steps may make of one byte; those in use stay below ten.
+const MOST_GROWTH: usize = 1 << 12;
+
+/// Bytes that the replacements in a step, or in the steps within it, make of one byte at most.
+fn growth(step: &Value) -> usize {
+    let within: Vec<&Value> = match step {
+        Value::Array(steps) => steps.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => return 1,
+    };
+    let own = match step["type"].as_str() {
+        // The empty pattern matches between any two characters.
+        Some("Replace") => step["content"].as_str().map_or(1, |content| content.len() + 1),
+        // A compiled map of strings, which it may put in the place of any character.
+        Some("Precompiled") => step["precompiled_charsmap"].as_str().map_or(1, longest_replacement),
+        _ => 1,
+    };
+    within.into_iter().map(growth).fold(own, usize::saturating_mul)
+}
+
+/// The longest string in SentencePiece's compiled map: the length of a trie, the trie, and strings that end with a zero.
+fn longest_replacement(map: &str) -> usize {
+    let Ok(bytes) = BASE64_STANDARD.decode(map) else { return 1 };
+    let trie = bytes.first_chunk().map_or(0, |size| u32::from_le_bytes(*size) as usize);
+    let strings = bytes.get(trie.saturating_add(4)..).unwrap_or_default();
+    strings.split(|b| *b == 0).map(<[u8]>::len).max().unwrap_or(1).max(1)
 }
 
 fn byte_level_bpe(dir: &Path) -> Result<HfTokenizer> {
     let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
+    check_link(&vocab)?;
+    check_link(&merges)?;
     let bpe = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
         .build()
         .map_err(|e| Error::bad_file(dir, format!("vocab.json and merges.txt are not a valid BPE: {e}")))?;
@@ -179,6 +216,7 @@ fn byte_level_bpe(dir: &Path) -> Result<HfTokenizer> {
 
 fn word_piece(dir: &Path) -> Result<HfTokenizer> {
     let path = dir.join("vocab.txt");
+    check_link(&path)?;
     let model = WordPiece::from_file(&path.to_string_lossy())
         .unk_token("[UNK]".into())
         .build()

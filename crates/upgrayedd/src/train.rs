@@ -207,10 +207,35 @@ pub fn train_step(
     let loss = sum / tokens.max(1) as f64;
     let norm = grads.norm();
     if !loss.is_finite() || !norm.is_finite() {
-        return Err(format!("the training loss is {loss} and the gradient norm {norm}"));
+        let origin = origin_of_non_finite(model, grads, batches);
+        return Err(format!("the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}"));
     }
     optim.step(model.device, &mut model.params, grads, rate, clip_factor(norm, max_norm));
     Ok((loss, tokens, norm))
+}
+
+/// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
+fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> String {
+    let finite = |t: &Tensor| t.data().iter().all(|v| v.is_finite());
+    if let Some(id) = model.params.ids().find(|id| !finite(model.params.get(*id))) {
+        return format!("the weight {}", model.params.name(id));
+    }
+    for batch in batches {
+        let mut streams = Vec::new();
+        let mut tape = Tape::inference(model.device, &model.params);
+        let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() });
+        streams.push(hidden.tensor().clone());
+        match streams.iter().position(|stream| !finite(stream)) {
+            Some(0) => return "the embeddings".to_owned(),
+            Some(layer) => return format!("the output of {}", model.layer_name(layer - 1)),
+            None => {}
+        }
+    }
+    let broken = |id: &upgrayedd_nn::ParamId| grads.get(*id).is_some_and(|g| !finite(g));
+    match model.params.ids().filter(broken).last() {
+        Some(id) => format!("the gradient of {}", model.params.name(id)),
+        None => "the loss alone".to_owned(),
+    }
 }
 
 /// Which optimiser lanes a parameter has, for reading checkpoints.

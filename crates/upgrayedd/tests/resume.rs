@@ -194,3 +194,19 @@ fn the_second_process_is_refused() {
     Pipeline::new(config()).unwrap().run(&out, &mut observer).unwrap();
     assert!(observer.1.unwrap().contains("is in use"));
 }
+
+#[test]
+fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = OptimizeConfig { learning_rate: Some(1e30), warmup_steps: 0, num_cycles: 1, ..config() };
+    let out = dir.path().join("stopped");
+    let error = Pipeline::new(config.clone()).unwrap().run(&out, &mut Stop::never()).unwrap_err().to_string();
+    assert!(error.contains("step 2") && error.contains("first not finite"), "{error}");
+    assert!(!out.exists());
+    let out = dir.path().join("rolled back");
+    let kept = OptimizeConfig { max_loss_increase: Some(0.1), ..config };
+    let mut observer = Stop::never();
+    let summary = Pipeline::new(kept).unwrap().run(&out, &mut observer).unwrap();
+    assert!(!summary.cycles[0].accepted && summary.after.evaluation == summary.before.evaluation);
+    assert!(observer.notices.iter().any(|n| n.contains("first not finite")), "{:?}", observer.notices);
+}

@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Text is handed on in pieces of about this size.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// The longest line that is held in memory.
+const LONGEST_LINE: u64 = 16 << 20;
+
 /// A part of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -69,8 +72,12 @@ pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Resul
     let mut bytes = Vec::new();
     for number in 1.. {
         bytes.clear();
-        if reader.read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
+        if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
             break;
+        }
+        if bytes.len() as u64 == LONGEST_LINE {
+            let message = format!("line {number} is longer than {} MiB: split it into shorter documents", LONGEST_LINE >> 20);
+            return Err(Error::bad_file(path, message));
         }
         let line = std::str::from_utf8(&bytes).map_err(|e| {
             Error::bad_file(

@@ -6,7 +6,7 @@ pub mod safetensors_file;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::model::{Companions, DType, Model};
+use crate::model::{Companions, DType, Model, check_link};
 use crate::{Error, Result};
 
 pub(crate) use hf::write_weights;
@@ -75,6 +75,7 @@ pub(crate) fn write_companions(model: &Model, to: &Path) -> Result<()> {
     for name in COMPANIONS {
         let source = from.join(name);
         if source.is_file() {
+            check_link(&source)?;
             let bytes = std::fs::read(&source).map_err(Error::io(&source, "read"))?;
             write_file(&to.join(name), &bytes)?;
         }

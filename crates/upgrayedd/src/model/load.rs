@@ -88,6 +88,7 @@ pub struct TensorFile {
 impl TensorFile {
     /// Maps a file and checks its header: lengths, offsets and overlaps.
     pub fn open(path: &Path) -> Result<Self> {
+        check_link(path)?;
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         // SAFETY: the map is read-only; a file changed by another program while it is read can only give other weights.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
@@ -263,9 +264,43 @@ pub(crate) fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
     }
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
+/// The largest JSON file of a model folder that is read; the longest in use are tokenizers of some ten megabytes.
+const LARGEST_JSON: u64 = 256 << 20;
+
+/// Reads a JSON file of a model folder.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    serde_json::from_str(&read_text(path)?).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
+}
+
+/// Reads a text file of a model folder.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    check_link(path)?;
+    let size = path.metadata().map_err(Error::io(path, "read"))?.len();
+    if size > LARGEST_JSON {
+        return Err(Error::bad_file(path, format!("has {size} bytes: at most {LARGEST_JSON} are read")));
+    }
+    std::fs::read_to_string(path).map_err(Error::io(path, "read"))
+}
+
+/// Refuses a file of a model folder that is a link to somewhere else: what a stranger's folder links to is the user's own, and
+/// would be read, or copied into the result. Links into the blobs of a Hub cache are how that keeps its files.
+pub(crate) fn check_link(path: &Path) -> Result<()> {
+    let is_link = path.symlink_metadata().is_ok_and(|m| m.file_type().is_symlink());
+    if !is_link {
+        return Ok(());
+    }
+    let target = path.canonicalize().map_err(Error::io(path, "follow the link"))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder.canonicalize().map_err(Error::io(folder, "read"))?;
+    let snapshots = folder.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+        return Ok(());
+    }
+    Err(Error::bad_file(
+        path,
+        format!("is a link out of the model's folder, to {}: put a copy of the file in its place", target.display()),
+    ))
 }
 
 /// Reads a folder's config.json.

@@ -20,6 +20,7 @@ pub use forward::{Batch, Distill, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
 pub(crate) use load::shard_names;
 pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, Weights, is_model_folder, read_config, resolve};
+pub(crate) use load::{check_link, read_json, read_text};
 pub(crate) use spec::split_layer;
 pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
 

@@ -1,0 +1,100 @@
+//! Many cycles of pruning and growing: books in order, archive exact, memory flat. `UPGRAYEDD_SOAK` says how many, 5 if it is not
+//! set; `UPGRAYEDD_SOAK_MODEL` and `UPGRAYEDD_SOAK_DATA` name a model and its text, the built-in ones if they are not set.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+
+use upgrayedd::event::{Event, Observer};
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{LoadOptions, Model};
+use upgrayedd::pipeline::Pipeline;
+use upgrayedd::{OptimizeConfig, surgery};
+
+#[derive(Default)]
+struct Memory {
+    /// Resident set in MiB after each cycle.
+    after: Vec<f64>,
+}
+
+impl Observer for Memory {
+    fn on_event(&mut self, event: &Event) {
+        if let Event::Saved { .. } = event {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+            let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+            let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+            self.after.push(kib / 1024.0);
+        }
+    }
+}
+
+fn config() -> OptimizeConfig {
+    let cycles: usize = std::env::var("UPGRAYEDD_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    OptimizeConfig {
+        model: std::env::var("UPGRAYEDD_SOAK_MODEL").ok(),
+        data: std::env::var("UPGRAYEDD_SOAK_DATA").ok().into_iter().map(Into::into).collect(),
+        strategy: "random".to_owned(),
+        num_cycles: cycles,
+        pruning_ratio: 0.4,
+        // What goes comes back, so that every cycle has as much to do.
+        growth_ratio: 0.9,
+        max_eval_windows: Some(8),
+        batch_size: 2,
+        sequence_length: Some(64),
+        ..OptimizeConfig::default()
+    }
+}
+
+fn dense() -> Model {
+    Model::from_pretrained(config().model.as_deref().unwrap_or("builtin"), &LoadOptions::default()).unwrap()
+}
+
+fn check_books(result: &Path) -> Model {
+    let model = Model::from_pretrained(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
+    for id in model.params.ids() {
+        let name = model.params.name(id);
+        assert_eq!(model.params.get(id).shape(), model.spec.shape_of(name, &model.heads), "{name}");
+    }
+    assert_eq!(model.archive.restorable(&model.heads).iter().sum::<usize>(), model.heads.num_pruned());
+    model
+}
+
+#[test]
+fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let config = OptimizeConfig { max_steps_per_cycle: Some(0), refit: false, ..config() };
+    Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
+    let mut model = check_books(&out);
+    assert!(model.heads.num_pruned() > 0);
+    let lost: HeadSelection = (0..model.spec.num_layers)
+        .map(|layer| {
+            let active = model.heads.layers()[layer].active();
+            (layer, (0..model.spec.num_heads).filter(|h| !active.contains(h)).collect())
+        })
+        .collect();
+    surgery::restore(&mut model, None, &lost, 1.0).unwrap();
+    let dense = dense();
+    assert_eq!(model.heads, dense.heads);
+    for id in dense.params.ids() {
+        assert!(model.params.get(id) == dense.params.get(id), "{}", dense.params.name(id));
+    }
+}
+
+#[test]
+fn memory_stays_flat_and_the_model_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let mut memory = Memory::default();
+    let config = OptimizeConfig { max_steps_per_cycle: Some(4), ..config() };
+    let summary = Pipeline::new(config).unwrap().run(&out, &mut memory).unwrap();
+    check_books(&out);
+    let (before, after) = (summary.before.evaluation.loss, summary.after.evaluation.loss);
+    assert!(after < before + 1.0, "{before} became {after}");
+    let settled = memory.after.len() / 4;
+    let (early, late) = (memory.after[settled], memory.after[memory.after.len() - 1]);
+    println!(
+        "{} cycles: loss {before:.4} became {after:.4}, {early:.1} MiB after {settled} cycles, {late:.1} MiB at the end",
+        memory.after.len()
+    );
+    assert!(late < early * 1.1 + 16.0, "{:?}", memory.after);
+}
