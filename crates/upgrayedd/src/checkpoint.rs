@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::{ParamSet, Tensor};
@@ -166,24 +166,7 @@ fn verify(dir: &Path) -> Result<()> {
 
 /// Reads a checkpoint of the run that started from `base`. Nothing is believed that does not have its checksum.
 pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, optim: impl FnOnce(&Model) -> AdamW) -> Result<Saved<S>> {
-    verify(dir)?;
-    let state_path = dir.join(STATE_FILE);
-    let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
-    let file: StateFile<S> =
-        serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
-    if file.format_version != FORMAT {
-        return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
-    }
-    let heads = HeadMap::from_active(base.spec.num_heads, base.spec.num_kv_heads, file.heads)
-        .map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
-    let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.spec.clone(), base.config.clone(), params, heads, base.dtype);
-    model.companions = base.companions.clone();
-    model.device = base.device;
-    if let Some(reference) = base.reference() {
-        model.set_reference(reference.clone())?;
-    }
-    model.archive = Archive::load(&dir.join(ARCHIVE_FILE), &model)?;
+    let (model, file) = read_model(dir, base)?;
     let best_path = dir.join(BEST_FILE);
     let best = if best_path.exists() {
         let mut best = model.clone();
@@ -196,6 +179,43 @@ pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, optim: impl FnOnce(&M
     let mut optim = optim(&model);
     read_moments(dir, &model, &mut optim, file.lanes)?;
     Ok(Saved { model, optim, best, state: file.state, events_bytes: file.events_bytes })
+}
+
+/// The run folder that a checkpoint lies in, if `dir` is one.
+pub(crate) fn run_of(dir: &Path) -> Option<PathBuf> {
+    let dir = dir.canonicalize().ok()?;
+    let run = dir.parent().filter(|p| p.file_name().is_some_and(|n| n == "checkpoints"))?.parent()?;
+    dir.join(SUMS_FILE).is_file().then(|| run.to_owned())
+}
+
+/// The model that a checkpoint holds.
+pub(crate) fn load_model(dir: &Path, base: &Model) -> Result<Model> {
+    Ok(read_model::<IgnoredAny>(dir, base)?.0)
+}
+
+fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, StateFile<S>)> {
+    verify(dir)?;
+    let state_path = dir.join(STATE_FILE);
+    let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
+    let mut file: StateFile<S> =
+        serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
+    if file.format_version != FORMAT {
+        return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
+    }
+    let heads = HeadMap::from_active(base.spec.num_heads, base.spec.num_kv_heads, std::mem::take(&mut file.heads))
+        .map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
+    if heads.layers().len() != base.spec.num_layers {
+        return Err(Error::bad_file(&state_path, format!("has {} layers of {}", heads.layers().len(), base.spec.num_layers)));
+    }
+    let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
+    let mut model = Model::from_params(base.spec.clone(), base.config.clone(), params, heads, base.dtype);
+    model.companions = base.companions.clone();
+    model.device = base.device;
+    if let Some(reference) = base.reference() {
+        model.set_reference(reference.clone())?;
+    }
+    model.archive = Archive::load(&dir.join(ARCHIVE_FILE), &model)?;
+    Ok((model, file))
 }
 
 fn read_weights(path: &Path, base: &Model, heads: &HeadMap) -> Result<ParamSet> {

@@ -101,6 +101,21 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
 }
 
 #[test]
+fn a_checkpoint_is_a_model() {
+    let b = bench();
+    // Nothing is rounded, so that the last checkpoint is the result.
+    b.ok(&optimize("run", &["--dtype", "float32"]));
+    let measure = |model: &str| {
+        let data = ["--data", "text.txt", "--sequence-length", "64", "--max-eval-windows", "4"];
+        b.json(&[&["evaluate", "--model", model], &data[..]].concat())["loss"].clone()
+    };
+    assert_eq!(measure("run/checkpoints/cycle-0002"), measure("run"));
+    assert_ne!(measure("run/checkpoints/cycle-0001"), measure("run"));
+    b.ok(&["export", "--model", "run/checkpoints/cycle-0001", "--format", "hf", "--dtype", "float32", "--out", "first"]);
+    assert_eq!(measure("first"), measure("run/checkpoints/cycle-0001"));
+}
+
+#[test]
 fn two_processes_do_not_share_a_run() {
     let b = bench();
     let mut child = start(&b, &long("run"));

@@ -17,8 +17,9 @@ use upgrayedd_nn::{ParamSet, Tensor};
 use super::{Companions, Model, ModelSpec};
 use crate::family::{self, HfTensor, Layout};
 use crate::heads::HeadMap;
+use crate::pipeline::Pipeline;
 use crate::surgery::Archive;
-use crate::{Error, Result, builtin, hub};
+use crate::{Error, Result, builtin, checkpoint, hub};
 
 /// The key in config.json under which an optimised model keeps its heads.
 pub const CONFIG_KEY: &str = "upgrayedd";
@@ -342,10 +343,13 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 }
 
 impl Model {
-    /// Loads a model folder, run folder or Hub id; `builtin` is the model that is built in.
+    /// Loads a model folder, run folder, checkpoint of a run, or Hub id; `builtin` is the model that is built in.
     pub fn from_pretrained(name: &str, options: &LoadOptions) -> Result<Self> {
         if name == "builtin" && !Path::new(name).exists() {
             return builtin::model();
+        }
+        if let Some(run) = checkpoint::run_of(Path::new(name)) {
+            return checkpoint::load_model(Path::new(name), &Pipeline::recorded(&run)?.1);
         }
         let dir = resolve(name)?;
         let mut model = Self::load(&dir, options)?;
