@@ -142,6 +142,23 @@ fn a_tokenizer_that_multiplies_text_is_refused() {
 }
 
 #[test]
+fn special_tokens_beyond_the_vocabulary_are_refused() {
+    let model = builtin::model().unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
+    let id = u32::MAX - 1;
+    value["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<far>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [],
+        "special_tokens": { "<far>": { "id": "<far>", "ids": [id], "tokens": ["<far>"] } }
+    });
+    let tokenizer = Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap();
+    let texts = builtin::stories(1, 20);
+    let error = Dataset::from_documents(texts, &model, &tokenizer, &DataOptions::default()).unwrap_err().to_string();
+    assert!(error.contains(&id.to_string()) && error.contains("vocabulary ends at"), "{error}");
+}
+
+#[test]
 fn a_line_without_end_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("long.jsonl");

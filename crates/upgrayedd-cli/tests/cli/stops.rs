@@ -100,6 +100,38 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
     }
 }
 
+/// Files may not grow beyond a limit, which is what a full disk looks like, wherever it strikes.
+#[test]
+fn a_full_disk_loses_nothing() {
+    let b = bench();
+    b.ok(&long("whole"));
+    // The cache of tokens is there by now: a run that cannot write it is refused before it begins.
+    let (mut refused, mut resumed) = (0, 0);
+    for limit in ["1", "8", "60", "200", "400", "800", "1200", "1600"] {
+        let name = format!("limit{limit}");
+        let quoted = long(&name).join(" ");
+        let shell = format!("trap '' XFSZ; ulimit -f {limit}; exec {} {quoted}", env!("CARGO_BIN_EXE_upgrayedd"));
+        let output = b.command("bash").args(["-c", &shell]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => {}
+            Some(1) => {
+                let last = stderr.lines().last().unwrap_or_default();
+                assert!(last.starts_with("error: ") && last.contains("File too large"), "{limit}: {stderr}");
+                refused += 1;
+                if !b.path(&name).exists() {
+                    continue;
+                }
+                b.ok(&["resume", &name]);
+                resumed += 1;
+            }
+            other => panic!("{limit}: {other:?}: {stderr}"),
+        }
+        assert_same(&b, ["whole", &name]);
+    }
+    assert!(refused > 3, "only {refused} were refused, {resumed} went on");
+}
+
 #[test]
 fn a_checkpoint_is_a_model() {
     let b = bench();

@@ -81,6 +81,16 @@ enum Source {
     Rows(Vec<Row>),
 }
 
+impl Source {
+    fn largest_token(&self) -> Option<u32> {
+        match self {
+            Self::Windows(store, _) => store.largest_token(),
+            Self::Examples(examples) => examples.iter().flat_map(|e| &e.tokens).copied().max(),
+            Self::Rows(rows) => rows.iter().flat_map(|r| &r.tokens).copied().max(),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Windows {
     /// All `length` long, end to end.
@@ -201,6 +211,15 @@ impl Dataset {
             )));
         }
         let (source, file_hashes) = source(in_stream, room)?;
+        // What a tokenizer frames a text with need not be in its vocabulary, and a cache may be damaged.
+        let largest = prefix.iter().chain(&suffix).copied().chain(source.largest_token()).max().unwrap_or(0);
+        if largest as usize >= model.spec.vocab_size {
+            return Err(Error::invalid(format!(
+                "the data has the token {largest}, but the model's vocabulary ends at {}: the tokenizer is not the model's, \
+                 or the token cache is damaged (delete it)",
+                model.spec.vocab_size - 1
+            )));
+        }
         let hash = tokens::joint_hash(&file_hashes);
         let masking = match objective {
             Objective::MaskedLm => Some(Masking::new(tokenizer, options.seed)?),

@@ -132,6 +132,11 @@ impl TokenStore {
         self.tokens
     }
 
+    pub(super) fn largest_token(&self) -> Option<u32> {
+        let words = self.bytes[HEADER..HEADER + self.tokens * 4].as_chunks::<4>().0;
+        words.par_iter().map(|b| u32::from_le_bytes(*b)).max()
+    }
+
     pub(super) fn slice(&self, start: usize, length: usize) -> Vec<u32> {
         let at = HEADER + start * 4;
         let words = self.bytes[at..at + length * 4].as_chunks::<4>().0;
