@@ -2,7 +2,4 @@
 #[path = "../readers.rs"]
 mod readers;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let reader = readers::ALL.iter().find(|r| r.name == "data").unwrap();
-    (reader.read)(bytes);
-});
+libfuzzer_sys::fuzz_target!(init: readers::plant("data"), |bytes: &[u8]| (readers::named("data").read)(bytes));

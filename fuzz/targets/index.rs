@@ -2,7 +2,4 @@
 #[path = "../readers.rs"]
 mod readers;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let reader = readers::ALL.iter().find(|r| r.name == "index").unwrap();
-    (reader.read)(bytes);
-});
+libfuzzer_sys::fuzz_target!(init: readers::plant("index"), |bytes: &[u8]| (readers::named("index").read)(bytes));

@@ -2,7 +2,4 @@
 #[path = "../readers.rs"]
 mod readers;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let reader = readers::ALL.iter().find(|r| r.name == "safetensors").unwrap();
-    (reader.read)(bytes);
-});
+libfuzzer_sys::fuzz_target!(init: readers::plant("safetensors"), |bytes: &[u8]| (readers::named("safetensors").read)(bytes));
