@@ -148,8 +148,8 @@ class UpgrayeddPipeline:
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
-            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`, `unit`, `schedule`,
-            `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
+            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`,
+            `unit`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
             `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`.
 
     Raises:

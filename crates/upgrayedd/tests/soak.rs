@@ -92,7 +92,7 @@ fn memory_stays_flat_and_the_model_good() {
     assert!(after < before + 1.0, "{before} became {after}");
     let settled = memory.after.len() / 4;
     let (early, late) = (memory.after[settled], memory.after[memory.after.len() - 1]);
-    println!(
+    eprintln!(
         "{} cycles: loss {before:.4} became {after:.4}, {early:.1} MiB after {settled} cycles, {late:.1} MiB at the end",
         memory.after.len()
     );
