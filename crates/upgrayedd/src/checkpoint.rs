@@ -89,7 +89,8 @@ pub fn remove(checkpoint: &Path) -> Result<()> {
     std::fs::remove_dir_all(&aside).map_err(Error::io(checkpoint, "remove"))
 }
 
-/// Writes a checkpoint, which appears whole or not at all. One of the same name makes way.
+/// Writes a checkpoint, which appears whole or not at all. A whole one of the same name stays: a run comes to the same place with the
+/// same state, so going on from either ends with the same bits. A damaged one makes way.
 pub fn save<S: Serialize>(
     target: &Path,
     (model, optim): (&Model, &AdamW),
@@ -98,6 +99,9 @@ pub fn save<S: Serialize>(
     events_bytes: u64,
 ) -> Result<()> {
     if target.exists() {
+        if verify(target).is_ok() {
+            return Ok(());
+        }
         remove(target)?;
     }
     write_folder(target, |dir| {

@@ -208,8 +208,7 @@ impl RunDir {
 fn remove_partial(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "read"))?.flatten() {
         let path = entry.path();
-        // The second are those of the library that writes safetensors.
-        if [PARTIAL, ".tmp"].iter().any(|prefix| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.map_err(Error::io(&path, "remove"))?;
         }

@@ -48,7 +48,7 @@ fn a_signal_saves_what_has_been_learned() {
     let b = bench();
     b.ok(&long("whole"));
     let steps = steps_made(&b.path("whole")) / 2;
-    for (name, code, at) in [("INT", 130, 5), ("TERM", 143, steps + 5)] {
+    for (name, code, at) in [("INT", 130, 5), ("TERM", 143, steps + 5), ("HUP", 129, 9)] {
         let run = b.path(name);
         let mut child = start(&b, &long(name));
         wait_for(&mut child, || steps_made(&run) >= at);

@@ -54,7 +54,9 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
         }
     }
     let dir = path.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(super::PARTIAL).tempfile_in(dir).map_err(Error::io(dir, "write in"))?;
+    // A folder, since the library writes beside the file that it is given and renames, too.
+    let temporary = tempfile::Builder::new().prefix(super::PARTIAL).tempdir_in(dir).map_err(Error::io(dir, "write in"))?;
+    let file = temporary.path().join("file");
     let views = tensors.into_iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
     let failed = |e: safetensors::SafeTensorError| match e {
         safetensors::SafeTensorError::IoError(reason) => Error::Io { path: path.to_owned(), action: "write", reason },
@@ -62,16 +64,15 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
     };
     // Neither tensors nor metadata, but a place for metadata: that would be written as broken JSON.
     let metadata = Some(metadata).filter(|m| !m.is_empty());
-    safetensors::serialize_to_file(views, metadata, temporary.path()).map_err(failed)?;
+    safetensors::serialize_to_file(views, metadata, &file).map_err(failed)?;
     // A file that others cannot read is of no use: temporary files are private by default.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o644)).map_err(Error::io(path, "write"))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).map_err(Error::io(path, "write"))?;
     }
-    std::fs::File::open(temporary.path()).and_then(|f| f.sync_all()).map_err(Error::io(path, "write"))?;
-    temporary.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
-    Ok(())
+    std::fs::File::open(&file).and_then(|f| f.sync_all()).map_err(Error::io(path, "write"))?;
+    std::fs::rename(&file, path).map_err(Error::io(path, "write"))
 }
 
 #[cfg(test)]

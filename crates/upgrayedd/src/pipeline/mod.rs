@@ -1,9 +1,10 @@
 //! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `learn.rs` its learning and saving,
-//! `second_look.rs` what it does to better a selection, `forecast.rs` a look ahead.
+//! `resume.rs` how a run goes on, `second_look.rs` what it does to better a selection, `forecast.rs` a look ahead.
 
 mod forecast;
 mod learn;
 mod parts;
+mod resume;
 mod run;
 mod second_look;
 
@@ -15,11 +16,10 @@ use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
 use crate::budget::{self, Budget};
-use crate::checkpoint::Saved;
 use crate::config::OptimizeConfig;
 use crate::data::{Part, RunData, Split};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
-use crate::event::{Event, Observer};
+use crate::event::Observer;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Companions, Cost, Model, Objective};
@@ -301,98 +301,6 @@ impl Pipeline {
     /// The configuration that a run was started with.
     pub fn recorded_config(path: &Path) -> Result<OptimizeConfig> {
         Ok(read_run::<RunRecord>(path)?.config)
-    }
-
-    /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
-    pub fn resume(path: &Path, observer: &mut dyn Observer) -> Result<Summary> {
-        Self::resume_with(path, Given::default(), observer)
-    }
-
-    /// What the run at `path` was started with, and from which model.
-    pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
-        let record: RunRecord = read_run(path)?;
-        let model = load_base(&path.join("base"), &record.config, record.given.model)?;
-        Ok((record, model))
-    }
-
-    /// The same for a run with parts that the caller had made itself: data and strategy must be given again.
-    pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
-        let record: RunRecord = read_run(path)?;
-        let mut dir = RunDir::open(path)?;
-        if record.format_version != 1 || record.program_version != env!("CARGO_PKG_VERSION") {
-            return Err(Error::bad_file(
-                path,
-                format!(
-                    "was started by version {} of this program: only that continues it to the same result",
-                    record.program_version
-                ),
-            ));
-        }
-        if dir.result().is_dir() {
-            return Err(Error::bad_file(path, "is complete already: its result is in model/"));
-        }
-        for (what, was_given, is_given) in [
-            ("data loader", record.given.data, given.data.is_some()),
-            ("strategy object", record.given.strategy, given.strategy.is_some()),
-        ] {
-            if was_given && !is_given {
-                let message = format!("was started with a {what} of the caller's: continue it from Python, with the same {what}");
-                return Err(Error::bad_file(path, message));
-            }
-        }
-        if record.given.model && given.model.is_none() {
-            given.model = Some(load_base(&dir.base(), &record.config, true)?);
-        }
-        let mut pipeline = Self::with(record.config.clone(), given)?;
-        pipeline.keep_companions(&dir);
-        if pipeline.strategy.name() != record.config.strategy {
-            let (was, is) = (&record.config.strategy, pipeline.strategy.name());
-            return Err(Error::bad_file(path, format!("was started with the strategy {was}: {is} cannot continue it")));
-        }
-        let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
-        if pipeline.model_hash != record.model_hash {
-            return Err(Error::bad_file(
-                path,
-                "the model or its teacher has changed since the run was started: it cannot be continued",
-            ));
-        }
-        if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
-            return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
-        }
-        let weight_decay = pipeline.config.weight_decay;
-        let optim = |model: &Model| train::new_optimizer(model, weight_decay);
-        let mut damaged = Vec::new();
-        let saved = dir.load_checkpoint::<State>(&pipeline.model, optim, &mut damaged);
-        for error in damaged {
-            // Not written: an uninterrupted run has the same events.
-            observer.on_event(&Event::Notice { cycle: 0, message: format!("a checkpoint is damaged and passed over: {error}") });
-        }
-        let (saved, fresh) = match saved? {
-            Some(saved) => (saved, false),
-            None => {
-                let state = State::new(pipeline.measure("baseline", observer)?);
-                let Pipeline { model, optim, .. } = &pipeline;
-                (Saved { model: model.clone(), optim: optim.clone(), best: None, state, events_bytes: 0 }, true)
-            }
-        };
-        let Saved { model, optim: moments, best, state, .. } = saved;
-        let start = match &state {
-            State { learning: Some(_), cycle, .. } if pipeline.config.max_loss_increase.is_some() => Some(match cycle {
-                0 => (pipeline.model.clone(), optim(&pipeline.model)),
-                cycle => {
-                    let start = dir.load_cycle::<State>(*cycle, &pipeline.model, optim)?;
-                    (start.model, start.optim)
-                }
-            }),
-            _ => None,
-        };
-        (pipeline.model, pipeline.optim) = (model, moments);
-        let mut run = Run { pipeline, dir, state, observer, ending: false, start, best };
-        if fresh {
-            run.begin()?;
-        }
-        run.cycles()?;
-        run.finish()
     }
 
     /// A model that was given brings files from a place that may not last: the run's own copies do.
