@@ -2,6 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
+#[cfg(target_os = "linux")]
+mod faults;
 mod hub;
 mod jobs;
 mod looks;

@@ -36,7 +36,7 @@ fn steps_made(run: &Path) -> usize {
     fs::read_to_string(run.join("events.jsonl")).map_or(0, |t| t.matches("\"event\":\"step\"").count())
 }
 
-fn assert_same(b: &Bench, runs: [&str; 2]) {
+pub fn assert_same(b: &Bench, runs: [&str; 2]) {
     for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl", "checkpoints/cycle-0002/BLAKE3SUMS"] {
         let [a, b] = runs.map(|run| fs::read(b.path(run).join(file)).unwrap());
         assert!(a == b, "{file}");

@@ -1,0 +1,81 @@
+//! A filesystem that fails at any call: `tests/faults/faults.c` is loaded before the program.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use crate::common::{Bench, bench};
+use crate::stops::assert_same;
+
+const FULL_DISK: i32 = 28;
+const NOT_ALLOWED: i32 = 13;
+const INPUT_OUTPUT: i32 = 5;
+
+fn arguments(out: &str) -> Vec<&str> {
+    let data = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "32", "--max-eval-windows", "2"];
+    let learn = ["--batch-size", "1", "--max-steps-per-cycle", "2", "--num-cycles", "2", "--checkpoint-every", "1"];
+    [&data[..], &learn, &["--strategy", "magnitude", "--no-refit", "--out", out]].concat()
+}
+
+/// Runs the program with the failing filesystem; `set` are its variables.
+fn run(b: &Bench, library: &PathBuf, arguments: &[&str], set: &[(&str, String)]) -> Output {
+    let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+    command.args(arguments).env("LD_PRELOAD", library).env("FAULT_DIR", b.path(""));
+    command.envs(set.iter().map(|(name, value)| (*name, value))).output().unwrap()
+}
+
+/// Every call that writes, makes, renames, removes or syncs fails in its turn. `UPGRAYEDD_FAULTS=all` tries each; without it, a few.
+#[test]
+fn a_filesystem_that_fails_loses_nothing() {
+    let b = bench();
+    let library = b.path("faults.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/faults.c");
+    let compiled = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).output().unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+
+    let fresh = |out: &str| {
+        let _ = fs::remove_dir_all(b.path(out));
+        let _ = fs::remove_dir_all(b.path("cache"));
+    };
+    fresh("whole");
+    let log = b.path("calls.log");
+    let whole = run(&b, &library, &arguments("whole"), &[("FAULT_LOG", log.display().to_string())]);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let calls = fs::read_to_string(&log).unwrap();
+    for name in ["write", "fsync", "rename", "mkdir", "unlink", "open64"] {
+        assert!(calls.lines().any(|call| call.starts_with(name)), "no {name} was seen in\n{calls}");
+    }
+
+    let all = std::env::var("UPGRAYEDD_FAULTS").is_ok_and(|v| v == "all");
+    let stride = if all { 1 } else { calls.lines().count() / 4 };
+    let (mut tried, mut refused, mut resumed) = (0, 0, 0);
+    for (errno, says, first) in
+        [(FULL_DISK, "No space left", 7), (NOT_ALLOWED, "Permission denied", 35), (INPUT_OUTPUT, "Input/output", 71)]
+    {
+        for (at, call) in calls.lines().enumerate().skip(if all { 0 } else { first }).step_by(stride) {
+            let case = format!("{says} at call {}, {call}", at + 1);
+            fresh("cut");
+            let set = [("FAULT_AT", (at + 1).to_string()), ("FAULT_ERRNO", errno.to_string())];
+            let output = run(&b, &library, &arguments("cut"), &set);
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            tried += 1;
+            // What could not be removed does not end a run.
+            if output.status.success() {
+                assert_same(&b, ["whole", "cut"]);
+                continue;
+            }
+            let last = stderr.lines().last().unwrap_or_default();
+            assert!(output.status.code() == Some(1) && last.starts_with("error: ") && last.contains(says), "{case}: {stderr}");
+            refused += 1;
+            if b.path("cut").exists() {
+                b.ok(&["resume", "cut"]);
+                resumed += 1;
+            } else {
+                b.ok(&arguments("cut"));
+            }
+            assert_same(&b, ["whole", "cut"]);
+        }
+    }
+    println!("{tried} faults: {refused} runs ended with an error, {resumed} of them were gone on with");
+    assert!(refused > 0 && resumed > 0, "{tried} faults: {refused} refused, {resumed} resumed");
+}
