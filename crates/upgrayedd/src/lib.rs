@@ -40,6 +40,7 @@ pub mod eval;
 pub mod event;
 pub mod export;
 pub mod family;
+mod foreign;
 pub mod grow;
 pub mod heads;
 mod hub;

@@ -188,6 +188,7 @@ impl RunDir {
         if result.exists() {
             std::fs::remove_dir_all(&result).map_err(Error::io(&result, "replace"))?;
         }
+        self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
         archive.save(&self.path.join(ARCHIVE_FILE))?;
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::invalid(e.to_string()))?;
         let path = self.path.join("summary.json");

@@ -13,6 +13,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
+use crate::foreign::foreign;
 use crate::model::{check_link, read_json, read_text};
 use crate::{Error, Result};
 
@@ -79,16 +80,19 @@ impl Tokenizer {
         };
         let eos = special("eos_token", &["</s>", "<|endoftext|>", "[SEP]"]);
         let (mask, pad) = (special("mask_token", &["[MASK]", "<mask>"]), special("pad_token", &["[PAD]", "<pad>"]));
-        let encode = |special: bool| {
-            inner.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
-        };
+        let bad = |e: String| Error::invalid(format!("tokenizer: {e}"));
+        let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if largest >= LARGEST_ID {
+            return Err(bad(format!("has the token id {largest}: expected ids below {LARGEST_ID}")));
+        }
+        let encode = |special: bool| foreign(|| inner.encode("a", special).map(|e| e.get_ids().to_vec())).map_err(bad);
         let (bare, wrapped) = (encode(false)?, encode(true)?);
         let at = wrapped.windows(bare.len().max(1)).position(|w| w == bare).unwrap_or(0);
         let (prefix, suffix) = match bare.is_empty() {
             true => (Vec::new(), Vec::new()),
             false => (wrapped[..at].to_vec(), wrapped[at + bare.len()..].to_vec()),
         };
-        let json = inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))?;
+        let json = foreign(|| inner.to_string(false)).map_err(bad)?;
         let recipe = format!("{json} {prefix:?} {suffix:?} {eos:?} {mask:?} {pad:?}");
         let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
         Ok(Self { inner, prefix, suffix, eos, mask, pad, fingerprint })
@@ -96,19 +100,19 @@ impl Tokenizer {
 
     /// Tokens of a text, without the special tokens that frame a sequence.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            self.inner.encode_fast(text, false).map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
+        let encoding = foreign(|| self.inner.encode_fast(text, false))
+            .map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     /// Text of tokens; special tokens are left out.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner.decode(tokens, true).map_err(|e| Error::invalid(format!("cannot decode tokens: {e}")))
+        foreign(|| self.inner.decode(tokens, true)).map_err(|e| Error::invalid(format!("cannot decode tokens: {e}")))
     }
 
     /// The text of a tokenizer.json that makes the same tokenizer.
     pub fn to_json(&self) -> Result<String> {
-        self.inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
+        foreign(|| self.inner.to_string(false)).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
     }
 
     /// Special tokens before a sequence (`<s>`, `[CLS]`).
@@ -165,8 +169,11 @@ fn from_json(json: &str) -> std::result::Result<HfTokenizer, String> {
     if growth(&value["normalizer"]).saturating_mul(growth(&value["pre_tokenizer"])) > MOST_GROWTH {
         return Err(format!("makes more than {MOST_GROWTH} bytes of one: its replacements would fill the memory"));
     }
-    json.parse().map_err(|e| format!("is not a valid tokenizer: {e}"))
+    foreign(|| json.parse()).map_err(|e| format!("is not a valid tokenizer: {e}"))
 }
+
+/// Ids lie below this: the library walks through all ids up to the largest.
+const LARGEST_ID: u32 = 1 << 24;
 
 /// Bytes that a tokenizer's steps may make of one byte; those in use stay below ten.
 const MOST_GROWTH: usize = 1 << 12;

@@ -142,6 +142,22 @@ fn a_tokenizer_that_multiplies_text_is_refused() {
 }
 
 #[test]
+fn tokenizers_that_their_library_trips_over_are_refused() {
+    let json = builtin::tokenizer().unwrap().to_json().unwrap();
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        change(&mut value);
+        Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap_err().to_string()
+    };
+    // A panic in the library.
+    let nameless = refused(&|v| v["post_processor"]["single"][0]["SpecialToken"]["id"] = "<?>".into());
+    assert!(nameless.contains("no entry found"), "{nameless}");
+    // Minutes and gigabytes in the library.
+    let huge = refused(&|v| v["model"]["vocab"]["Mia"] = 4_000_000_000_u32.into());
+    assert!(huge.contains("token id 4000000000"), "{huge}");
+}
+
+#[test]
 fn special_tokens_beyond_the_vocabulary_are_refused() {
     let model = builtin::model().unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
@@ -169,6 +185,14 @@ fn a_line_without_end_is_refused() {
     let (model, tokenizer) = (builtin::model().unwrap(), builtin::tokenizer().unwrap());
     let error = Dataset::open(&[path], &model, &tokenizer, &DataOptions::default()).unwrap_err().to_string();
     assert!(error.contains("line 1 is longer than 16 MiB"), "{error}");
+}
+
+#[test]
+fn json_without_end_is_refused() {
+    let dir = model_folder();
+    // A hole, which takes no space.
+    std::fs::File::create(dir.path().join("config.json")).unwrap().set_len(257 << 20).unwrap();
+    assert!(load_error(dir.path()).contains("at most"));
 }
 
 #[test]

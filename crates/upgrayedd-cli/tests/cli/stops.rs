@@ -20,19 +20,19 @@ fn start(b: &Bench, arguments: &[&str]) -> Child {
     command.args(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
 }
 
-fn signal(child: &Child, name: &str) {
+pub fn signal(child: &Child, name: &str) {
     Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
 }
 
 /// Waits until `ready` holds while `child` runs.
-fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
+pub fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
     while !ready() {
         assert!(child.try_wait().unwrap().is_none(), "the run has ended");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn steps_made(run: &Path) -> usize {
+pub fn steps_made(run: &Path) -> usize {
     fs::read_to_string(run.join("events.jsonl")).map_or(0, |t| t.matches("\"event\":\"step\"").count())
 }
 

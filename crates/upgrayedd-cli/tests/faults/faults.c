@@ -4,7 +4,8 @@
  *   ENOSPC  a full disk: from then on nothing more can be written or made, but files can be removed
  *   EACCES  a folder that may not be written any more: from then on nothing can be made, renamed or removed
  *   other   that call alone
- */
+ *
+ * With $FAULT_SLEEP_MS each of these calls takes that much longer. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -55,6 +56,9 @@ static int fails(const char *call, enum kind kind, const char *path) {
             fclose(file);
         }
     }
+    const char *sleep = getenv("FAULT_SLEEP_MS");
+    if (sleep)
+        usleep(1000 * (useconds_t)atol(sleep));
     if (!at || !error || n < atol(at))
         return 0;
     int number = atoi(error);

@@ -8,6 +8,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 
 use super::{DataOptions, Documents};
+use crate::foreign::foreign;
 use crate::{Error, Result};
 
 /// Text is handed on in pieces of about this size.
@@ -155,9 +156,9 @@ fn json_lines(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Re
 }
 
 fn parquet_rows(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    let bad = |e: parquet::errors::ParquetError| Error::bad_file(path, format!("is not a valid Parquet file: {e}"));
+    let bad = |e: String| Error::bad_file(path, format!("is not a valid Parquet file: {e}"));
     let file = File::open(path).map_err(Error::io(path, "read"))?;
-    let reader = SerializedFileReader::new(file).map_err(bad)?;
+    let reader = foreign(|| SerializedFileReader::new(file)).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema();
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
     let wanted = match &options.text_field {
@@ -174,13 +175,14 @@ fn parquet_rows(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> 
     let projection = parquet::schema::types::Type::group_type_builder(schema.name())
         .with_fields(vec![schema.get_fields()[column].clone()])
         .build()
-        .map_err(bad)?;
-    for (number, row) in reader.get_row_iter(Some(projection)).map_err(bad)?.enumerate() {
-        let row = row.map_err(bad)?;
+        .map_err(|e| bad(e.to_string()))?;
+    let mut rows = foreign(|| reader.get_row_iter(Some(projection))).map_err(bad)?;
+    for number in 1.. {
+        let Some(row) = foreign(|| rows.next().transpose()).map_err(bad)? else { break };
         match row.get_column_iter().next().map(|(_, field)| field) {
             Some(Field::Str(text)) => f(Piece::whole(text.clone()))?,
             Some(Field::Null) | None => {}
-            Some(_) => return Err(Error::bad_file(path, format!("row {}: column {:?} is not text", number + 1, names[column]))),
+            Some(_) => return Err(Error::bad_file(path, format!("row {number}: column {:?} is not text", names[column]))),
         }
     }
     Ok(())

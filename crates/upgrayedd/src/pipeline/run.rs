@@ -373,8 +373,11 @@ impl Run<'_> {
             run: self.dir.path().to_owned(),
         };
         let (active, parameters) = (model.heads.num_active(), model.num_parameters());
+        // Written before the result, which makes the run complete, and told after it.
+        let finished = Event::RunFinished { active, parameters };
+        self.dir.write_event(&finished)?;
         self.dir.finish(&model.archive, &summary, |out| export::export(model, Format::Hf, dtype, out))?;
-        self.emit(Event::RunFinished { active, parameters })?;
+        self.observer.on_event(&finished);
         Ok(summary)
     }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::math::{self, simd};
-use super::matmul::{Threads, View, matmul};
+use super::matmul::{Threads, View, matmul, transpose};
 use crate::device::{AttentionGrads, AttentionOutput, AttentionShape, EntropyProbe, Sink};
 use crate::{Tensor, pool};
 
@@ -57,11 +57,18 @@ fn rows_from(view: View<'_>, row: usize) -> View<'_> {
     View { data: &view.data[row * view.rs..], ..view }
 }
 
-/// Scaled scores of a block into `scores`, rows `keys.len()` apart.
-fn score_block(head: &HeadView<'_>, s: &AttentionShape, block: &Block, scores: &mut [f32]) {
+/// Keys or values of one head as columns `(d, keys)`, once for all blocks.
+fn columns(view: View<'_>, s: &AttentionShape) -> Vec<f32> {
+    let mut columns = pool::take(s.head_dim * s.keys);
+    transpose(view, s.keys, s.head_dim, &mut columns);
+    columns
+}
+
+/// `scale ·` rows of a block times the visible of these columns, rows `keys.len()` apart.
+fn times_columns(rows: View<'_>, columns: &[f32], s: &AttentionShape, block: &Block, scale: f32, out: &mut [f32]) {
     let (m, n) = (block.queries.len(), block.keys.len());
-    let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));
-    matmul((m, n, s.head_dim), s.scale, q, k.t(), false, scores, n, Threads::One);
+    let columns = View::rows(&columns[block.keys.start..], s.keys);
+    matmul((m, n, s.head_dim), scale, rows_from(rows, block.queries.start), columns, false, out, n, Threads::One);
 }
 
 /// A row's visible part, relative to the block's first key.
@@ -181,10 +188,11 @@ pub(super) fn forward(
 fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context: &mut [f32], lse: &mut [f32]) -> (f64, u64) {
     let d = s.head_dim;
     let (mut entropy_sum, mut counted) = (0.0, 0);
+    let keys = columns(head.k, s);
     for block in blocks(s) {
         let n = block.keys.len();
         let mut scores = pool::take(block.queries.len() * n);
-        score_block(head, s, &block, &mut scores);
+        times_columns(head.q, &keys, s, &block, s.scale, &mut scores);
         for (query, row) in block.queries.clone().zip(scores.chunks_exact_mut(n)) {
             let visible = visible_in(s, &block, query);
             row[..visible.start].fill(0.0);
@@ -211,6 +219,7 @@ fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context:
         matmul((block.queries.len(), d, n), head.gate, View::rows(&scores, n), v, false, out, d, Threads::One);
         pool::give_back(scores);
     }
+    pool::give_back(keys);
     (entropy_sum, counted)
 }
 
@@ -247,7 +256,12 @@ impl Backward<'_> {
             .map(|(b, dq, dk, dv)| {
                 dk.fill(0.0);
                 dv.fill(0.0);
-                dq.into_iter().map(|(h, dq)| (b, h, self.head(b, h, dq, dk, dv))).collect()
+                let Some(&(first, _)) = dq.first() else { return Vec::new() };
+                let shared = head_view(self.q, self.k, self.v, self.gates, s, b, first);
+                let (keys, values) = (columns(shared.k, s), columns(shared.v, s));
+                let grads = dq.into_iter().map(|(h, dq)| (b, h, self.head(b, h, (&keys, &values), dq, dk, dv))).collect();
+                [keys, values].into_iter().for_each(pool::give_back);
+                grads
             })
             .collect();
         let write = |values: &[f32], heads, rows, sink: Option<Sink<'_>>| {
@@ -270,7 +284,7 @@ impl Backward<'_> {
     }
 
     /// Adds one query head's part; returns ∂L/∂gate = Σ over queries and keys of P · dP (before the gate).
-    fn head(&self, b: usize, h: usize, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) -> f64 {
+    fn head(&self, b: usize, h: usize, (keys, values): (&[f32], &[f32]), dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) -> f64 {
         let s = self.shape;
         let (heads, d) = (s.heads(), s.head_dim);
         let head = head_view(self.q, self.k, self.v, self.gates, s, b, h);
@@ -280,10 +294,9 @@ impl Backward<'_> {
         for block in blocks(s) {
             let (m, n) = (block.queries.len(), block.keys.len());
             let (mut p, mut dp) = (pool::take(m * n), pool::take(m * n));
-            score_block(&head, s, &block, &mut p);
+            times_columns(head.q, keys, s, &block, s.scale, &mut p);
+            times_columns(dout, values, s, &block, 1.0, &mut dp);
             let dout = rows_from(dout, block.queries.start);
-            let v = rows_from(head.v, block.keys.start);
-            matmul((m, n, d), 1.0, dout, v.t(), false, &mut dp, n, Threads::One);
             for ((query, p), dp) in block.queries.clone().zip(p.chunks_exact_mut(n)).zip(dp.chunks_exact_mut(n)) {
                 let visible = visible_in(s, &block, query);
                 let first_key = block.keys.start + visible.start;
@@ -297,10 +310,10 @@ impl Backward<'_> {
                     || row_grad(p, dp, lse[query], first_key, &head, s.scale),
                 ));
             }
-            let keys = block.keys.start * d..block.keys.end * d;
+            let seen = block.keys.start * d..block.keys.end * d;
             let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));
-            matmul((n, d, m), head.gate, View::rows(&p, n).t(), dout, true, &mut dv[keys.clone()], d, Threads::One);
-            matmul((n, d, m), 1.0, View::rows(&dp, n).t(), q, true, &mut dk[keys], d, Threads::One);
+            matmul((n, d, m), head.gate, View::rows(&p, n).t(), dout, true, &mut dv[seen.clone()], d, Threads::One);
+            matmul((n, d, m), 1.0, View::rows(&dp, n).t(), q, true, &mut dk[seen], d, Threads::One);
             let dq = &mut dq[block.queries.start * d..block.queries.end * d];
             matmul((m, d, n), 1.0, View::rows(&dp, n), k, false, dq, d, Threads::One);
             pool::give_back(p);
