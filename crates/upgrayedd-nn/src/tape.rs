@@ -1,5 +1,7 @@
 //! Records ops forward, walks them backward.
 
+use std::sync::Arc;
+
 use crate::device::{Device, Kernels, Sink};
 use crate::params::Slot;
 use crate::{Gradients, ParamId, ParamSet, Tensor, interrupt};
@@ -11,11 +13,21 @@ pub(crate) enum Source {
     Param(ParamId),
 }
 
+/// Computes a value once more, from what the backward pass keeps anyway.
+type Recipe = Arc<dyn Fn(&dyn Kernels) -> Tensor + Send + Sync>;
+
 /// A value on the tape. Dropping it frees the memory unless a backward step still needs it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Var {
     tensor: Tensor,
     source: Option<Source>,
+    recipe: Option<Recipe>,
+}
+
+impl std::fmt::Debug for Var {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Var").field("tensor", &self.tensor).field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 impl Var {
@@ -31,6 +43,23 @@ impl Var {
 
     pub(crate) fn source(&self) -> Option<Source> {
         self.source
+    }
+
+    /// Says how to compute the value again, which must be cheap and give the same bits: backward steps then need not keep it.
+    pub(crate) fn made_by(self, recipe: impl Fn(&dyn Kernels) -> Tensor + Send + Sync + 'static) -> Self {
+        let recipe = self.requires_grad().then(|| Arc::new(recipe) as Recipe);
+        Self { recipe, ..self }
+    }
+
+    /// The value for a backward step: kept, or computed again when it is asked for.
+    pub(crate) fn saved(&self) -> impl Fn(&dyn Kernels) -> Tensor + Send + use<> {
+        let kept = self.recipe.is_none().then(|| self.tensor.clone());
+        let recipe = self.recipe.clone();
+        move |kernels| match (&kept, &recipe) {
+            (Some(tensor), _) => tensor.clone(),
+            (None, Some(recipe)) => recipe(kernels),
+            (None, None) => unreachable!("a value without a recipe is kept"),
+        }
     }
 }
 
@@ -63,7 +92,7 @@ impl<'p> Tape<'p> {
 
     /// A value without gradient.
     pub fn constant(&self, tensor: Tensor) -> Var {
-        Var { tensor, source: None }
+        Var { tensor, source: None, recipe: None }
     }
 
     /// A value whose gradient [`Tape::backward`] returns (a head gate, say).
@@ -72,13 +101,13 @@ impl<'p> Tape<'p> {
             return self.constant(tensor);
         }
         self.nodes.push(None);
-        Var { tensor, source: Some(Source::Node(self.nodes.len() - 1)) }
+        Var { tensor, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
     }
 
     /// A parameter; its gradient is computed if it is trainable and the tape records.
     pub fn param(&self, id: ParamId) -> Var {
         let wanted = self.is_recording() && self.params.is_trainable(id);
-        Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)) }
+        Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)), recipe: None }
     }
 
     pub(crate) fn kernels(&self) -> &dyn Kernels {
@@ -97,7 +126,7 @@ impl<'p> Tape<'p> {
             return self.constant(result);
         }
         self.nodes.push(Some(Box::new(backward)));
-        Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)) }
+        Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
     }
 
     /// Runs `f` with the gradient of a parameter, for ops that compute it while going forward (the fused LM head).
@@ -183,7 +212,10 @@ impl GradStore<'_> {
         let accumulate = std::mem::take(&mut slot.filled);
         let kept = slot.tensor.take().filter(|t| t.shape() == shape);
         debug_assert!(!accumulate || kept.is_some(), "a gradient changed its shape");
-        let tensor = kept.unwrap_or_else(|| Tensor::scratch(shape));
+        let tensor = kept.unwrap_or_else(|| match source {
+            Source::Node(_) => Tensor::scratch(shape),
+            Source::Param(_) => Tensor::zeros(shape),
+        });
         Some(Taken { source, tensor, accumulate })
     }
 
@@ -220,7 +252,7 @@ fn sink_into(slot: &mut Slot, shape: &[usize], f: impl FnOnce(Sink<'_>)) {
     let accumulate = std::mem::replace(&mut slot.filled, true);
     let tensor = match slot.tensor.take() {
         Some(tensor) if tensor.shape() == shape => slot.tensor.insert(tensor),
-        _ => slot.tensor.insert(Tensor::scratch(shape)),
+        _ => slot.tensor.insert(Tensor::zeros(shape)),
     };
     f(Sink { tensor, accumulate });
 }

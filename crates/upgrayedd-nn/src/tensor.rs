@@ -39,9 +39,9 @@ impl Tensor {
         Self { shape: shape.to_vec(), buffer: Arc::new(Buffer(data)) }
     }
 
-    /// A tensor of zeros.
+    /// A tensor of zeros, in memory of its own and no more than it needs: what lives long, such as gradients of weights.
     pub fn zeros(shape: &[usize]) -> Self {
-        Self::full(shape, 0.0)
+        Self::from_vec(shape, vec![0.0; shape.iter().product()])
     }
 
     /// A tensor whose elements are all `value`.

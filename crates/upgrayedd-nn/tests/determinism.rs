@@ -110,3 +110,29 @@ fn schedules_climb_then_fall() {
     assert!((schedule(Decay::Cosine).rate(8) - 0.5).abs() < 1e-12);
     assert!(schedule(Decay::Linear).rate(500) == 0.0);
 }
+
+/// Without gradients the vocabulary goes by in blocks, with them the rows: the loss is one.
+#[test]
+fn the_loss_without_gradients_is_that_with_them() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut random =
+        |shape: &[usize]| Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-3.0f32..3.0)).collect());
+    for (rows, vocab) in [(1, 3), (5, 2048), (7, 5000), (3000, 130)] {
+        let mut params = ParamSet::default();
+        let ids = [params.add("x", random(&[rows, 9])), params.add("w", random(&[vocab, 9])), params.add("b", random(&[vocab]))];
+        let targets: Vec<i64> =
+            (0..rows as i64).map(|i| if i % 5 == 4 { ops::IGNORE } else { i * 1_009 % vocab as i64 }).collect();
+        let loss = |mut tape: Tape<'_>, targets: &[i64]| {
+            let [x, weight, bias] = ids.map(|id| tape.param(id));
+            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0)
+        };
+        let mut grads = Gradients::for_params(&params);
+        let with = loss(Tape::recording(Device::cpu(), &params, &mut grads), &targets);
+        let without = loss(Tape::inference(Device::cpu(), &params), &targets);
+        assert_eq!(with.count, without.count);
+        assert!((with.sum - without.sum).abs() < 1e-6 * with.sum, "{} and {}", with.sum, without.sum);
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let again = threads.install(|| loss(Tape::inference(Device::cpu(), &params), &targets));
+        assert_eq!(again.sum.to_bits(), without.sum.to_bits());
+    }
+}

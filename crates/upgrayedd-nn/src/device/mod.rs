@@ -234,6 +234,8 @@ pub(crate) trait Kernels: Send + Sync {
     /// Adds each row of `dy` to row `ids[i]` of the sink (which is zeroed first unless it accumulates).
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>);
 
+    /// Σ of −log softmax(x wᵀ + bias) at the targets, which may be [`crate::ops::IGNORE`]; logits of all never exist at once.
+    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64;
     /// Turns logits into `weight · (softmax − onehot)` in place and returns Σ of the negative log-likelihoods; `targets` may hold [`crate::ops::IGNORE`].
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64;
     /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T² KL(t ‖ s).

@@ -19,12 +19,14 @@ fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Var 
     let out = tape.kernels().activation(kind, x.tensor(), up.map(Var::tensor));
     let (dx, dup) = (x.source(), up.and_then(Var::source));
     let (x_saved, up_saved) = (x.tensor().clone(), up.map(|u| u.tensor().clone()));
+    let again = (x_saved.clone(), up_saved.clone());
     let mut inputs = vec![x];
     inputs.extend(up);
-    tape.record(out, &inputs, move |dy, grads| {
+    let out = tape.record(out, &inputs, move |dy, grads| {
         let mut taken = [grads.take(dx, dy.shape()), grads.take(dup, dy.shape())];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.activation_grad(kind, dy, &x_saved, up_saved.as_ref(), sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    })
+    });
+    out.made_by(move |kernels| kernels.activation(kind, &again.0, again.1.as_ref()))
 }

@@ -8,7 +8,7 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var 
     let out = tape.kernels().linear(x.tensor(), w.tensor(), bias.map(Var::tensor));
     let (dx, dw, db) = (x.source(), w.source(), bias.and_then(Var::source));
     // What no gradient needs is not kept alive.
-    let saved_x = dw.map(|_| x.tensor().clone());
+    let saved_x = dw.map(|_| x.saved());
     let saved_w = w.tensor().clone();
     let x_shape = x.tensor().shape().to_vec();
     let mut inputs = vec![x, w];
@@ -16,7 +16,7 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var 
     tape.record(out, &inputs, move |dy, grads| {
         let kernels = grads.kernels;
         if let (Some(mut taken), Some(x)) = (grads.take(dw, saved_w.shape()), &saved_x) {
-            kernels.linear_grad_weight(dy, x, taken.sink());
+            kernels.linear_grad_weight(dy, &x(kernels), taken.sink());
             grads.put(Some(taken));
         }
         if let Some(mut taken) = grads.take(db, &[saved_w.rows()]) {

@@ -36,13 +36,24 @@ pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i6
     assert_eq!(x.tensor().rows(), targets.len(), "cross entropy: one target a row");
     let vocab = head.weight.tensor().rows() as i64;
     assert!(targets.iter().all(|&t| t == IGNORE || (0..vocab).contains(&t)), "cross entropy: a target is not below {vocab}");
-    let recording = tape.is_recording();
-    let sum = in_chunks(tape, x, head, |tape, rows, logits| {
-        let targets = &targets[rows];
-        tape.kernels().cross_entropy(logits, targets, weight, recording)
-    });
     let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
+    if !tape.is_recording() {
+        return Loss { sum: likelihood_alone(tape, x.tensor(), head, targets), count, seeds: Vec::new() };
+    }
+    let sum = in_chunks(tape, x, head, |tape, rows, logits| tape.kernels().cross_entropy(logits, &targets[rows], weight, true));
     Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+}
+
+/// Rows whose loss without gradients is computed at once.
+const ROWS: usize = 2048;
+
+fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]) -> f64 {
+    let parts = targets.chunks(ROWS).enumerate().map(|(part, targets)| {
+        interrupt::check();
+        let rows = slice_rows(x, part * ROWS..part * ROWS + targets.len());
+        tape.kernels().negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets)
+    });
+    parts.sum()
 }
 
 /// What a student learns from beside its targets.

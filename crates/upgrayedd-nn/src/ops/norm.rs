@@ -7,12 +7,14 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
     let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.tensor(), eps);
     let (dx, dw, db) = (x.source(), weight.source(), bias.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
-    tape.record(out, &[x, weight, bias], move |dy, grads| {
+    let again = (x.tensor().clone(), weight.tensor().clone(), bias.tensor().clone());
+    let out = tape.record(out, &[x, weight, bias], move |dy, grads| {
         let mut taken = [grads.take(dx, saved_x.shape()), grads.take(dw, saved_w.shape()), grads.take(db, saved_w.shape())];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.layer_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    })
+    });
+    out.made_by(move |kernels| kernels.layer_norm(&again.0, &again.1, &again.2, eps).0)
 }
 
 /// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, D)`, `weight (D)`.
@@ -20,10 +22,12 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Var {
     let (out, stats) = tape.kernels().rms_norm(x.tensor(), weight.tensor(), eps);
     let (dx, dw) = (x.source(), weight.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
-    tape.record(out, &[x, weight], move |dy, grads| {
+    let again = (x.tensor().clone(), weight.tensor().clone());
+    let out = tape.record(out, &[x, weight], move |dy, grads| {
         let mut taken = [grads.take(dx, saved_x.shape()), grads.take(dw, saved_w.shape())];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.rms_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    })
+    });
+    out.made_by(move |kernels| kernels.rms_norm(&again.0, &again.1, eps).0)
 }

@@ -8,18 +8,23 @@ use crate::Tensor;
 use crate::device::Sink;
 
 pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let (n, i, o) = (x.rows(), x.cols(), w.rows());
-    let mut y = Tensor::scratch(&[n, o]);
+    let mut y = Tensor::scratch(&[x.rows(), w.rows()]);
+    forward_into(x, w.data(), bias.map(Tensor::data), y.data_mut());
+    y
+}
+
+/// `y (N, O) = x wᵀ + bias` for `x (N, I)`; O follows from the length of `w (O, I)`.
+pub(super) fn forward_into(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let (n, i) = (x.rows(), x.cols());
+    let o = w.len() / i.max(1);
     if n == 1 {
-        matvec(x.data(), w.data(), bias.map(Tensor::data), y.data_mut());
-        return y;
+        return matvec(x.data(), w, bias, y);
     }
     if let Some(bias) = bias {
-        y.data_mut().chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(bias.data()));
+        y.chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(bias));
     }
-    let (lhs, rhs) = (View::rows(x.data(), i), View::rows(w.data(), i).t());
-    matmul((n, o, i), 1.0, lhs, rhs, bias.is_some(), y.data_mut(), o, Threads::All);
-    y
+    let (lhs, rhs) = (View::rows(x.data(), i), View::rows(w, i).t());
+    matmul((n, o, i), 1.0, lhs, rhs, bias.is_some(), y, o, Threads::All);
 }
 
 /// One row at a time is bound by memory: decoding splits the weights over all threads.

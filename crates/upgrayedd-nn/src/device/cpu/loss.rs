@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
+use super::linear;
 use super::math::{self, simd};
-use crate::Tensor;
 use crate::ops::IGNORE;
+use crate::{Tensor, pool};
 
 /// Replaces `row` by exp(row − max) and returns `(max, Σ exp)`.
 #[inline(always)]
@@ -14,6 +15,48 @@ fn exponentiate(row: &mut [f32]) -> (f32, f32) {
         *value = math::exp(*value - max);
     }
     (max, math::sum(row))
+}
+
+/// Entries of the vocabulary whose logits exist at once: however many rows there are, so that the bits do not depend on them.
+const VOCAB_BLOCK: usize = 2048;
+
+/// What is known of a row after some blocks.
+#[derive(Clone)]
+struct Running {
+    max: f32,
+    /// Σ exp(logit − max).
+    sum: f64,
+    at_target: f32,
+}
+
+pub(super) fn negative_log_likelihood(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64 {
+    let (rows, width, vocab) = (x.rows(), x.cols(), w.rows());
+    let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0, at_target: 0.0 }; rows];
+    let mut logits = pool::take(rows * VOCAB_BLOCK.min(vocab));
+    for first in (0..vocab).step_by(VOCAB_BLOCK) {
+        let last = (first + VOCAB_BLOCK).min(vocab);
+        let logits = &mut logits[..rows * (last - first)];
+        linear::forward_into(x, &w.data()[first * width..last * width], bias.map(|b| &b.data()[first..last]), logits);
+        logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each(|((row, running), &target)| {
+            if target == IGNORE {
+                return;
+            }
+            if let Some(logit) = usize::try_from(target).ok().and_then(|t| row.get(t.checked_sub(first)?)) {
+                running.at_target = *logit;
+            }
+            let (max, sum) = simd(
+                #[inline(always)]
+                || exponentiate(row),
+            );
+            let larger = running.max.max(max);
+            let grown = |sum: f64, max: f32| sum * f64::from(max - larger).exp();
+            running.sum = grown(running.sum, running.max) + grown(f64::from(sum), max);
+            running.max = larger;
+        });
+    }
+    pool::give_back(logits);
+    let counted = running.iter().zip(targets).filter(|(_, t)| **t != IGNORE);
+    counted.map(|(r, _)| f64::from(r.max) + r.sum.ln() - f64::from(r.at_target)).sum()
 }
 
 pub(super) fn cross_entropy(logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {

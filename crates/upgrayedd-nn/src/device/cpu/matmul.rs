@@ -109,36 +109,39 @@ impl Target {
 
 /// `to (cols × rows) = fromᵀ` for `from (rows × cols)`, whose rows are contiguous.
 pub(super) fn transpose(from: View<'_>, rows: usize, cols: usize, to: &mut [f32]) {
-    const TILE: usize = 16;
     simd(
         #[inline(always)]
         || {
             for r in (0..rows).step_by(TILE) {
-                let height = TILE.min(rows - r);
                 for c in (0..cols).step_by(TILE) {
-                    let width = TILE.min(cols - c);
-                    let mut tile = [[0.0f32; TILE]; TILE];
-                    for (i, line) in tile.iter_mut().take(height).enumerate() {
-                        let at = (r + i) * from.rs + c;
-                        if width == TILE {
-                            line.copy_from_slice(&from.data[at..at + TILE]);
-                        } else {
-                            line[..width].copy_from_slice(&from.data[at..at + width]);
-                        }
+                    if r + TILE <= rows && c + TILE <= cols {
+                        transpose_tile(&from.data[r * from.rs + c..], from.rs, &mut to[c * rows + r..], rows);
+                        continue;
                     }
-                    let columns: [[f32; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
-                    for (j, column) in columns.iter().take(width).enumerate() {
-                        let at = (c + j) * rows + r;
-                        if height == TILE {
-                            to[at..at + TILE].copy_from_slice(column);
-                        } else {
-                            to[at..at + height].copy_from_slice(&column[..height]);
+                    for i in r..rows.min(r + TILE) {
+                        for j in c..cols.min(c + TILE) {
+                            to[j * rows + i] = from.data[i * from.rs + j];
                         }
                     }
                 }
             }
         },
     );
+}
+
+const TILE: usize = 16;
+
+/// A whole tile by way of registers: copies of a fixed length.
+#[inline(always)]
+fn transpose_tile(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize) {
+    let mut tile = [[0.0f32; TILE]; TILE];
+    for (i, row) in tile.iter_mut().enumerate() {
+        row.copy_from_slice(&from[i * from_stride..][..TILE]);
+    }
+    for j in 0..TILE {
+        let column: [f32; TILE] = std::array::from_fn(|i| tile[i][j]);
+        to[j * to_stride..][..TILE].copy_from_slice(&column);
+    }
 }
 
 /// # Safety

@@ -109,6 +109,9 @@ impl Kernels for Cpu {
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>) {
         pointwise::scatter_add(dy, ids, table);
     }
+    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64 {
+        loss::negative_log_likelihood(x, w, bias, targets)
+    }
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {
         loss::cross_entropy(logits, targets, weight, with_grad)
     }
