@@ -66,8 +66,25 @@ pub(super) fn matmul(
     if threads == Threads::All && rhs.rs == 1 && m >= PANEL_ROWS {
         return by_panels((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
+    if threads == Threads::All && lhs.rs == 1 {
+        return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
+    }
     // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so overlaps neither operand.
     unsafe { multiply((m, n, k), alpha, lhs, rhs, accumulate, dst, threads) }
+}
+
+/// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm` would keep a packed copy of
+/// all of `lhs`.
+fn by_rows((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
+    let step = panel_width(m);
+    (0..m.div_ceil(step)).into_par_iter().for_each(|panel| {
+        let start = panel * step;
+        let height = step.min(m - start);
+        let part = dst.part(start, 0);
+        let rows = View { data: &lhs.data[start..], ..lhs };
+        // SAFETY: as in `matmul`, for these rows; no other task writes to them.
+        unsafe { multiply((height, n, k), alpha, rows, rhs, accumulate, part, Threads::One) }
+    });
 }
 
 /// Where a product goes.
@@ -77,24 +94,29 @@ struct Target {
     stride: usize,
 }
 
-// SAFETY: tasks write to columns of their own.
+// SAFETY: tasks write to rows or columns of their own.
 unsafe impl Sync for Target {}
 
-/// Columns of a panel; the partition depends on nothing but the shape.
-const PANEL: usize = 128;
+/// Rows or columns of a panel, of `n`: whole steps of the kernel, and enough panels for the threads. The partition depends on the
+/// shape alone, so the bits do not depend on the threads.
+fn panel_width(n: usize) -> usize {
+    if n < 768 { 64 } else { 128 }
+}
+
 /// Rows of the product from which on transposing the other side is worth it.
 const PANEL_ROWS: usize = 8;
 
 /// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element, over and over; panels of it
 /// that are transposed first take a quarter of the time.
 fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
-    (0..n.div_ceil(PANEL)).into_par_iter().for_each(|panel| {
-        let start = panel * PANEL;
-        let width = PANEL.min(n - start);
+    let step = panel_width(n);
+    (0..n.div_ceil(step)).into_par_iter().for_each(|panel| {
+        let start = panel * step;
+        let width = step.min(n - start);
         let mut rows = pool::take(k * width);
         transpose(View::rows(&rhs.data[start * rhs.cs..], rhs.cs), width, k, &mut rows);
         // Taken apart by methods: the closure shares the whole target.
-        let part = dst.columns_from(start);
+        let part = dst.part(0, start);
         // SAFETY: as in `matmul`, for these columns; no other task writes to them.
         unsafe { multiply((m, width, k), alpha, lhs, View::rows(&rows, width), accumulate, part, Threads::One) }
         pool::give_back(rows);
@@ -102,8 +124,8 @@ fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: V
 }
 
 impl Target {
-    fn columns_from(&self, column: usize) -> Self {
-        Self { first: self.first.wrapping_add(column), stride: self.stride }
+    fn part(&self, row: usize, column: usize) -> Self {
+        Self { first: self.first.wrapping_add(row * self.stride + column), stride: self.stride }
     }
 }
 
