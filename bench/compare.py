@@ -1,4 +1,4 @@
-"""Times Upgrayedd beside PyTorch in alternating runs and prints a Markdown table; use `scripts/bench`."""
+"""Times Upgrayedd beside PyTorch in alternating runs and prints Markdown tables; use `scripts/bench`."""
 
 import argparse
 import json
@@ -6,66 +6,174 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-OURS = HERE.parent / "target/release/upgrayedd-bench"
-WORK = [
-    ("train", "gpt2-small", 2),
-    ("train", "small-decoder", 8),
-    ("forward", "gpt2-small", 2),
-    ("forward", "small-decoder", 8),
+ROOT = HERE.parent
+OURS = ROOT / "target/release/upgrayedd-bench"
+# Work, model, batch, length, and the bars: our time and memory as shares of PyTorch's.
+PEERS = [
+    ("train", "gpt2-small", 2, 256, 0.9, 0.65),
+    ("train", "small-decoder", 8, 256, 0.9, 0.65),
+    ("forward", "gpt2-small", 2, 256, 0.85, 0.5),
+    ("forward", "small-decoder", 8, 256, 0.85, 0.5),
+    ("entropy", "gpt2-small", 4, 512, 0.6, 0.35),
+    ("gates", "gpt2-small", 4, 256, 0.85, 0.5),
+    ("gates", "smollm2-135m", 4, 256, 0.85, 0.5),
+    ("generate", "smollm2-135m", 1, 128, None, None),
 ]
+# Passes with the LM head, in forward passes: its share of a ceiling can be told.
+PASSES = {"train": 3, "forward": 1, "gates": 2}
 
 
 def run(command):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def compare(work, name, batch, rounds):
-    options = [work, "--config", str(HERE / f"configs/{name}.json"), "--batch", str(batch), "--length", "256"]
-    sides = {"upgrayedd": [str(OURS), *options], "pytorch": [sys.executable, str(HERE / "pytorch_step.py"), *options]}
-    results = {side: [] for side in sides}
+def options(work, name, batch, length, *more):
+    config = str(HERE / f"configs/{name}.json")
+    return [work, "--config", config, "--batch", str(batch), "--length", str(length), *more]
+
+
+def alternate(commands, rounds):
+    """Times and peaks of each command's runs, one round after another."""
+    results = {side: [] for side in commands}
     for _ in range(rounds):
-        for side, command in sides.items():
+        for side, command in commands.items():
             results[side].append(run(command))
     times = {side: [t for r in rs for t in r["ms"]] for side, rs in results.items()}
-    rss = {side: max(r["peak_rss_mib"] for r in rs) for side, rs in results.items()}
-    medians = {side: statistics.median(t) for side, t in times.items()}
     return {
-        "work": work,
-        "model": name,
-        "batch": batch,
-        "length": 256,
-        "ms": medians,
+        "ms": {side: statistics.median(t) for side, t in times.items()},
         "ms_min": {side: min(t) for side, t in times.items()},
         "ms_max": {side: max(t) for side, t in times.items()},
-        "peak_rss_mib": rss,
-        "time_ratio": medians["upgrayedd"] / medians["pytorch"],
-        "rss_ratio": rss["upgrayedd"] / rss["pytorch"],
+        "peak_rss_mib": {side: max(r["peak_rss_mib"] for r in rs) for side, rs in results.items()},
+        "macs_per_token": {side: rs[0]["macs_per_token"] for side, rs in results.items() if "macs_per_token" in rs[0]},
     }
+
+
+def print_row(*cells):
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def spread(row, side):
+    digits = 1 if row["ms"][side] < 100 else 0
+    return f"{row['ms'][side]:.{digits}f} ({row['ms_min'][side]:.{digits}f}–{row['ms_max'][side]:.{digits}f})"
+
+
+def against_peers(rounds, only, ceiling):
+    print_row("work", "model", "ours ms (min–max)", "PyTorch ms (min–max)", "time ratio", "bar",
+              "ours MiB", "PyTorch MiB", "memory ratio", "bar", "share of GEMM ceiling")  # fmt: skip
+    print_row(*["---"] * 11)
+    rows = []
+    for work, name, batch, length, time_bar, memory_bar in PEERS:
+        if only and only != f"{work}:{name}":
+            continue
+        chosen = options(work, name, batch, length)
+        row = alternate(
+            {"ours": [str(OURS), *chosen], "pytorch": [sys.executable, str(HERE / "pytorch_step.py"), *chosen]}, rounds
+        )
+        row |= {"work": work, "model": name, "batch": batch, "length": length, "time_bar": time_bar, "memory_bar": memory_bar}
+        row["time_ratio"] = row["ms"]["ours"] / row["ms"]["pytorch"]
+        row["memory_ratio"] = row["peak_rss_mib"]["ours"] / row["peak_rss_mib"]["pytorch"]
+        share = "–"
+        if work in PASSES:
+            flops = 2 * row["macs_per_token"]["ours"] * batch * length * PASSES[work]
+            row["gflops"] = flops / row["ms"]["ours"] / 1e6
+            share = f"{row['gflops'] / ceiling:.0%}"
+        bar = [("–" if b is None else f"≤ {b}") for b in (time_bar, memory_bar)]
+        memory = [f"{row['peak_rss_mib'][side]:.0f}" for side in ("ours", "pytorch")]
+        print_row(work, f"{name}, {batch} × {length}", spread(row, "ours"), spread(row, "pytorch"), f"{row['time_ratio']:.2f}",
+                  bar[0], *memory, f"{row['memory_ratio']:.2f}", bar[1], share)  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def against_ourselves(rounds):
+    """All scores beside gate gradients, pruned beside dense."""
+    print_row("work", "model", "ms (min–max)", "of", "time ratio", "MAC ratio")
+    print_row(*["---"] * 6)
+    smollm, gpt2 = ("smollm2-135m", 4, 256), ("gpt2-small", 2, 256)
+    cases = [("scores", "gates", smollm, []), ("all-scores", "gates", smollm, [])]
+    cases += [("forward", "forward", gpt2, ["--heads", str(heads)]) for heads in (9, 7, 6, 5, 3)]
+    cases += [("train", "train", gpt2, ["--heads", "6"]), ("generate", "generate", ("smollm2-135m", 1, 128), ["--heads", "4"])]
+    rows = []
+    for work, base, shape, more in cases:
+        pair = {"this": [str(OURS), *options(work, *shape, *more)], "base": [str(OURS), *options(base, *shape)]}
+        row = alternate(pair, rounds)
+        row |= {
+            "work": work,
+            "base": base,
+            "model": shape[0],
+            "options": more,
+            "time_ratio": row["ms"]["this"] / row["ms"]["base"],
+        }
+        row["mac_ratio"] = row["macs_per_token"]["this"] / row["macs_per_token"]["base"]
+        name = " ".join([f"{shape[0]}, {shape[1]} × {shape[2]}", *more])
+        print_row(
+            work,
+            name,
+            spread(row, "this"),
+            f"{base} {spread(row, 'base')}",
+            f"{row['time_ratio']:.2f}",
+            f"{row['mac_ratio']:.2f}",
+        )
+        rows.append(row)
+    return rows
+
+
+def scaling():
+    """Time and memory per token as sequences, depth and threads grow, 2048 tokens a batch."""
+    print_row("model", "batch × length", "threads", "forward µs per token", "train µs per token", "train MiB")
+    print_row(*["---"] * 6)
+    config = json.loads((HERE / "configs/small-decoder.json").read_text()) | {"n_positions": 2048}
+    variant = ROOT / "target/bench-config.json"
+    cases = [(6, length, 2) for length in (128, 256, 512, 1024, 2048)] + [(depth, 256, 2) for depth in (12, 24)] + [(6, 256, 1)]
+    rows = []
+    for depth, length, threads in cases:
+        variant.write_text(json.dumps(config | {"n_layer": depth}))
+        shape = ["--config", str(variant), "--batch", str(2048 // length), "--length", str(length)]
+        shape += ["--threads", str(threads), "--runs", "3"]
+        results = {work: run([str(OURS), work, *shape]) for work in ("forward", "train")}
+        per_token = {work: statistics.median(r["ms"]) * 1e3 / 2048 for work, r in results.items()}
+        rows.append({"depth": depth, "length": length, "threads": threads, "us_per_token": per_token,
+                     "peak_rss_mib": {work: r["peak_rss_mib"] for work, r in results.items()}})  # fmt: skip
+        print_row(f"small-decoder, {depth} layers", f"{2048 // length} × {length}", str(threads), f"{per_token['forward']:.0f}",
+                  f"{per_token['train']:.0f}", f"{rows[-1]['peak_rss_mib']['train']:.0f}")  # fmt: skip
+    return rows
+
+
+def start():
+    """Milliseconds until the program has printed its help, the median of eleven."""
+    program = ROOT / "target/release/upgrayedd"
+    times = []
+    for _ in range(11):
+        begin = time.perf_counter()
+        subprocess.run([program, "--help"], check=True, capture_output=True)
+        times.append((time.perf_counter() - begin) * 1e3)
+    size = program.stat().st_size / 2**20
+    print(f"`upgrayedd --help`: {statistics.median(times):.1f} ms (bar 20); the program has {size:.1f} MiB (bar 25)")
+    return {"help_ms": statistics.median(times), "program_mib": size}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3, help="alternations of five counted runs each")
-    parser.add_argument("--only", help="only this work, for example train:gpt2-small")
-    parser.add_argument("--out", type=pathlib.Path, help="write the figures as JSON")
+    parser.add_argument("--only", help="only this work beside PyTorch, for example train:gpt2-small")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results/speed.json", help="where the figures go, as JSON")
     args = parser.parse_args()
-    rows = []
-    print("| work | model | ours ms (min–max) | PyTorch ms (min–max) | time ratio | ours MiB | PyTorch MiB | memory ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    for work, name, batch in WORK:
-        if args.only and args.only != f"{work}:{name}":
-            continue
-        r = compare(work, name, batch, args.rounds)
-        rows.append(r)
-        cells = [f"{r['ms'][s]:.0f} ({r['ms_min'][s]:.0f}–{r['ms_max'][s]:.0f})" for s in ("upgrayedd", "pytorch")]
-        memory = [f"{r['peak_rss_mib'][s]:.0f}" for s in ("upgrayedd", "pytorch")]
-        row = [work, f"{name}, {batch} × 256", *cells, f"{r['time_ratio']:.2f}", *memory, f"{r['rss_ratio']:.2f}"]
-        print(f"| {' | '.join(row)} |", flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    gemm = run([str(OURS), "gemm", "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])
+    ceiling = 2 * 2048**3 / min(gemm["ms"]) / 1e6
+    print(f"GEMM ceiling, 2048³: {ceiling:.0f} GFLOP/s\n")
+    report = {"gemm_ceiling_gflops": ceiling, "peers": against_peers(args.rounds, args.only, ceiling)}
+    if not args.only:
+        print()
+        report["ourselves"] = against_ourselves(args.rounds)
+        print()
+        report["scaling"] = scaling()
+        print()
+        report["start"] = start()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 main()

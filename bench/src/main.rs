@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use upgrayedd::data::{Dataset, Row};
-use upgrayedd::model::{Batch, Hooks, Model};
-use upgrayedd::nn::ops::IGNORE;
-use upgrayedd::nn::{Gradients, Tape};
+use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
+use upgrayedd::nn::ops::{IGNORE, linear};
+use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::score::{Score, ScoreContext, compute_all};
-use upgrayedd::{family, train};
+use upgrayedd::surgery::Archive;
+use upgrayedd::{family, surgery, train};
 
 /// Times the engine on random weights.
 #[derive(Parser)]
@@ -32,6 +33,9 @@ struct Args {
     runs: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Heads that each layer keeps; the others are pruned first
+    #[arg(long)]
+    heads: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -48,14 +52,21 @@ enum Work {
     AllScores,
     /// Attention entropy of all heads
     Entropy,
+    /// The matrix product of two 2048 × 2048 matrices, for comparison: a model cannot be faster
+    Gemm,
+    /// Tokens one after another, with the cache of keys and values: milliseconds per token after a prompt of `length`
+    Generate,
 }
+
+/// Tokens that are generated in one run.
+const NEW_TOKENS: usize = 64;
 
 impl Work {
     /// The scores that are computed together.
     fn scores(self) -> Vec<&'static str> {
         let cheap = ["gradient", "taylor", "fisher", "entropy", "wanda", "similarity"];
         match self {
-            Self::Train | Self::Forward => Vec::new(),
+            Self::Train | Self::Forward | Self::Gemm | Self::Generate => Vec::new(),
             Self::Gates => vec!["gradient"],
             Self::Scores => cheap.to_vec(),
             Self::AllScores => [&cheap[..], &["surgeon"]].concat(),
@@ -70,6 +81,12 @@ fn main() -> Result<()> {
     let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
     let spec = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(spec, config, 1);
+    if let Some(keep) = args.heads {
+        let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
+        let pruned = pruned.enumerate().collect();
+        surgery::remove(&mut model, None, &pruned, 1, None)?;
+        model.archive = Archive::default();
+    }
     let batch = random_batch(&model, args.batch, args.length);
     let mut grads = Gradients::for_params(&model.params);
     let mut optim = train::new_optimizer(&model, 0.01);
@@ -90,6 +107,25 @@ fn main() -> Result<()> {
                 let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
                 loss = result.sum / result.count as f64;
             }
+            Work::Gemm => {
+                let mut tape = Tape::inference(model.device, &model.params);
+                let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
+                let start = Instant::now();
+                linear(&mut tape, &square, &square, None);
+                if run > 0 {
+                    milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+                }
+                continue;
+            }
+            Work::Generate => {
+                let (temperature, top_p, end_tokens) = (0.0, 1.0, Vec::new());
+                let options = GenerateOptions { max_new_tokens: NEW_TOKENS, temperature, top_p, seed: 1, end_tokens };
+                let generation = model.generate(&batch.tokens[..args.length], &options, |_| true)?;
+                if run > 0 {
+                    milliseconds.push(generation.decode_seconds * 1e3 / (NEW_TOKENS - 1) as f64);
+                }
+                continue;
+            }
             Work::Gates | Work::Scores | Work::AllScores | Work::Entropy => {
                 let data = Some((&data, &range));
                 compute_all(
@@ -102,7 +138,9 @@ fn main() -> Result<()> {
             milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
-    println!("{}", json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()? }));
+    // What a token costs forward: half its positions are seen on average, as attention is causal.
+    let macs = model.cost(args.length / 2).macs_per_token;
+    println!("{}", json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs }));
     Ok(())
 }
 
