@@ -63,10 +63,10 @@ pub(super) fn matmul(
     assert!(last_index(m, k, lhs.rs, lhs.cs) < lhs.data.len(), "matmul: left operand too short");
     assert!(last_index(k, n, rhs.rs, rhs.cs) < rhs.data.len(), "matmul: right operand too short");
     let dst = Target { first: dst.as_mut_ptr(), stride: dst_stride };
-    if threads == Threads::All && rhs.rs == 1 && m >= PANEL_ROWS {
+    if threads == Threads::All && rhs.rs == 1 && m >= 8 && n >= 256 {
         return by_panels((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
-    if threads == Threads::All && lhs.rs == 1 {
+    if threads == Threads::All && lhs.rs == 1 && m >= 768 {
         return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
     // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so overlaps neither operand.
@@ -76,14 +76,13 @@ pub(super) fn matmul(
 /// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm` would keep a packed copy of
 /// all of `lhs`.
 fn by_rows((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
-    let step = panel_width(m);
-    (0..m.div_ceil(step)).into_par_iter().for_each(|panel| {
-        let start = panel * step;
-        let height = step.min(m - start);
-        let part = dst.part(start, 0);
-        let rows = View { data: &lhs.data[start..], ..lhs };
+    const STEP: usize = 128;
+    (0..m.div_ceil(STEP)).into_par_iter().for_each(|panel| {
+        let start = panel * STEP;
+        let height = STEP.min(m - start);
+        let lhs = View { data: &lhs.data[start..], ..lhs };
         // SAFETY: as in `matmul`, for these rows; no other task writes to them.
-        unsafe { multiply((height, n, k), alpha, rows, rhs, accumulate, part, Threads::One) }
+        unsafe { multiply((height, n, k), alpha, lhs, rhs, accumulate, dst.part(start, 0), Threads::One) }
     });
 }
 
@@ -97,29 +96,23 @@ struct Target {
 // SAFETY: tasks write to rows or columns of their own.
 unsafe impl Sync for Target {}
 
-/// Rows or columns of a panel, of `n`: whole steps of the kernel, and enough panels for the threads. The partition depends on the
-/// shape alone, so the bits do not depend on the threads.
-fn panel_width(n: usize) -> usize {
-    if n < 768 { 64 } else { 128 }
-}
-
-/// Rows of the product from which on transposing the other side is worth it.
-const PANEL_ROWS: usize = 8;
-
 /// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element, over and over; panels of it
-/// that are transposed first take a quarter of the time.
+/// that are transposed first take a quarter of the time. The partition depends on the shape alone, so the bits do not depend on the threads.
 fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
-    let step = panel_width(n);
-    (0..n.div_ceil(step)).into_par_iter().for_each(|panel| {
-        let start = panel * step;
-        let width = step.min(n - start);
-        let mut rows = pool::take(k * width);
-        transpose(View::rows(&rhs.data[start * rhs.cs..], rhs.cs), width, k, &mut rows);
-        // Taken apart by methods: the closure shares the whole target.
-        let part = dst.part(0, start);
-        // SAFETY: as in `matmul`, for these columns; no other task writes to them.
-        unsafe { multiply((m, width, k), alpha, lhs, View::rows(&rows, width), accumulate, part, Threads::One) }
-        pool::give_back(rows);
+    // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small beside the product.
+    let (width, height) = (if n < 768 { 64 } else { 128 }, 512);
+    let panels = n.div_ceil(width);
+    (0..panels * m.div_ceil(height)).into_par_iter().for_each(|task| {
+        let (row, column) = (task / panels * height, task % panels * width);
+        let (height, width) = (height.min(m - row), width.min(n - column));
+        let mut panel = pool::take(k * width);
+        transpose(View::rows(&rhs.data[column * rhs.cs..], rhs.cs), width, k, &mut panel);
+        let lhs = View { data: &lhs.data[row * lhs.rs..], ..lhs };
+        // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
+        unsafe {
+            multiply((height, width, k), alpha, lhs, View::rows(&panel, width), accumulate, dst.part(row, column), Threads::One)
+        }
+        pool::give_back(panel);
     });
 }
 
