@@ -139,8 +139,8 @@ impl AdamW {
             };
             let weight = params.get_mut(id);
             let shape = weight.shape().to_vec();
-            let m = state.m.get_or_insert_with(|| Tensor::zeros(&shape));
-            let v = state.v.get_or_insert_with(|| Tensor::zeros(&shape));
+            let m = state.m.get_or_insert_with(|| Tensor::lasting_zeros(&shape));
+            let v = state.v.get_or_insert_with(|| Tensor::lasting_zeros(&shape));
             device.kernels().adamw(weight, gradient, m, v, &step);
         }
     }

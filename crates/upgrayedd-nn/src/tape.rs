@@ -214,7 +214,7 @@ impl GradStore<'_> {
         debug_assert!(!accumulate || kept.is_some(), "a gradient changed its shape");
         let tensor = kept.unwrap_or_else(|| match source {
             Source::Node(_) => Tensor::scratch(shape),
-            Source::Param(_) => Tensor::zeros(shape),
+            Source::Param(_) => Tensor::lasting_zeros(shape),
         });
         Some(Taken { source, tensor, accumulate })
     }
@@ -252,7 +252,7 @@ fn sink_into(slot: &mut Slot, shape: &[usize], f: impl FnOnce(Sink<'_>)) {
     let accumulate = std::mem::replace(&mut slot.filled, true);
     let tensor = match slot.tensor.take() {
         Some(tensor) if tensor.shape() == shape => slot.tensor.insert(tensor),
-        _ => slot.tensor.insert(Tensor::zeros(shape)),
+        _ => slot.tensor.insert(Tensor::lasting_zeros(shape)),
     };
     f(Sink { tensor, accumulate });
 }

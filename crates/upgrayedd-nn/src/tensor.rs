@@ -39,8 +39,13 @@ impl Tensor {
         Self { shape: shape.to_vec(), buffer: Arc::new(Buffer(data)) }
     }
 
-    /// A tensor of zeros, in memory of its own and no more than it needs: what lives long, such as gradients of weights.
+    /// A tensor of zeros.
     pub fn zeros(shape: &[usize]) -> Self {
+        Self::full(shape, 0.0)
+    }
+
+    /// Zeros in memory of their own and no more than they need, not from the pool: for what lives as long as the weights.
+    pub(crate) fn lasting_zeros(shape: &[usize]) -> Self {
         Self::from_vec(shape, vec![0.0; shape.iter().product()])
     }
 
