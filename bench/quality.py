@@ -34,6 +34,8 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "surgeon": ("surgeon", {"refit": False}),
     "auto": ("auto", {}),
     "auto, 3 steps": ("auto", {"steps_per_cycle": 3}),
+    # Prunes a third more than asked for and grows a quarter of all pruned heads back.
+    "auto, 3 steps, regrown": ("auto", {"steps_per_cycle": 3, "schedule": "target", "growth_ratio": 0.25}),
 }
 
 
@@ -83,10 +85,11 @@ class Bench:
         return pipeline.run_optimization(self.train, num_cycles=1, eval_dataloader=self.held_out)
 
     def pruned(self, plan: str, ratio: float, seed: int) -> Model:
-        """Scored, pruned and (as the plan says) repaired; not learned."""
+        """Scored, pruned and (as the plan says) repaired and regrown; not learned."""
         name, options = PLANS[plan]
-        strategy = get_strategy(name, pruning_ratio=ratio, growth_ratio=0.0)
-        return self.run(self.args.model, strategy, 0, seed, **{"scope": "global", **options})
+        options = {"scope": "global", "growth_ratio": 0.0, **options}
+        strategy = get_strategy(name, pruning_ratio=ratio, growth_ratio=options.pop("growth_ratio"))
+        return self.run(self.args.model, strategy, 0, seed, **options)
 
     def learned(self, model: Model, seed: int) -> Model:
         return self.run(model, get_strategy("random", pruning_ratio=0.0, growth_ratio=0.0), self.args.steps, seed)

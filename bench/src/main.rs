@@ -13,7 +13,8 @@ use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::score::{Score, ScoreContext, compute_all};
 use upgrayedd::surgery::Archive;
-use upgrayedd::{family, surgery, train};
+use upgrayedd::train::{self, Update};
+use upgrayedd::{family, surgery};
 
 /// Times the engine on random weights.
 #[derive(Parser)]
@@ -36,6 +37,9 @@ struct Args {
     /// Heads that each layer keeps; the others are pruned first
     #[arg(long)]
     heads: Option<usize>,
+    /// Train with gradient checkpointing
+    #[arg(long)]
+    gradient_checkpointing: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -99,7 +103,8 @@ fn main() -> Result<()> {
         let start = Instant::now();
         match args.work {
             Work::Train => {
-                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 5e-5, 1.0)
+                let update = Update { gradient_checkpointing: args.gradient_checkpointing, ..Update::at(5e-5) };
+                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, update)
                     .map_err(anyhow::Error::msg)?;
             }
             Work::Forward => {

@@ -124,6 +124,9 @@ pub struct OptimizeArgs {
     /// Backward passes per optimiser step [default: 1]
     #[arg(long, value_name = "N")]
     pub gradient_accumulation: Option<usize>,
+    /// Keep only each block's input while learning and compute the rest again: the same result for less memory and more time
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Tokens per sequence [default: 256, or the model's limit]
     #[arg(long, value_name = "N")]
     pub sequence_length: Option<usize>,

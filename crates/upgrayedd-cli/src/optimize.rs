@@ -124,6 +124,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         config.scope = Some(scope.parse()?);
     }
     config.refit &= !args.no_refit;
+    config.gradient_checkpointing |= args.gradient_checkpointing;
     if let Some(dtype) = &args.dtype {
         config.dtype = Some(dtype.parse()?);
     }

@@ -63,7 +63,7 @@ impl Var {
     }
 }
 
-type Backward = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) + Send>;
+type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'p>;
 
 /// Runs ops and, when recording, remembers how to go back.
 pub struct Tape<'p> {
@@ -71,18 +71,29 @@ pub struct Tape<'p> {
     params: &'p ParamSet,
     grads: Option<&'p mut Gradients>,
     /// `None` marks a leaf, whose gradient is kept.
-    nodes: Vec<Option<Backward>>,
+    nodes: Vec<Option<Backward<'p>>>,
+    segmented: bool,
 }
 
 impl<'p> Tape<'p> {
     /// A tape that only computes: nothing is kept for a backward pass.
     pub fn inference(device: Device, params: &'p ParamSet) -> Self {
-        Self { device, params, grads: None, nodes: Vec::new() }
+        Self { device, params, grads: None, nodes: Vec::new(), segmented: false }
     }
 
     /// A tape whose [`Tape::backward`] adds into `grads` (of the trainable parameters).
     pub fn recording(device: Device, params: &'p ParamSet, grads: &'p mut Gradients) -> Self {
-        Self { device, params, grads: Some(grads), nodes: Vec::new() }
+        Self { device, params, grads: Some(grads), nodes: Vec::new(), segmented: false }
+    }
+
+    /// The same, with `segmented` [`Tape::segment`]s: less memory for a second forward pass.
+    pub fn with_segments(self, segmented: bool) -> Self {
+        Self { segmented, ..self }
+    }
+
+    /// Whether [`Tape::segment`] keeps less than its ops would.
+    pub fn has_segments(&self) -> bool {
+        self.segmented && self.is_recording()
     }
 
     /// Whether ops leave backward steps.
@@ -110,6 +121,29 @@ impl<'p> Tape<'p> {
         Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)), recipe: None }
     }
 
+    /// What `f` makes of `x`. A recording tape with segments keeps `x` alone and runs `f` again in the backward pass (gradient
+    /// checkpointing, Chen et al. 2016), which must then give the same bits; any other tape just runs `f`.
+    pub fn segment(&mut self, x: Var, f: impl Fn(&mut Tape<'_>, Var) -> Var + Send + 'p) -> Var {
+        if !(self.has_segments() && x.requires_grad()) {
+            return f(self, x);
+        }
+        let (device, params) = (self.device, self.params);
+        let mut once = Tape::inference(device, params);
+        let input = once.constant(x.tensor.clone());
+        let result = f(&mut once, input).tensor;
+        let kept = x.tensor.clone();
+        let source = x.source;
+        self.record(result, &[&x], move |gradient, store| {
+            let mut again = Tape::recording(device, params, store.params);
+            let input = again.leaf(kept);
+            let result = f(&mut again, input.clone());
+            let gradients = again.backward(vec![(result, gradient.clone())]);
+            if let Some(gradient) = gradients.get(&input) {
+                store.add_to(source, gradient);
+            }
+        })
+    }
+
     pub(crate) fn kernels(&self) -> &dyn Kernels {
         self.device.kernels()
     }
@@ -119,7 +153,7 @@ impl<'p> Tape<'p> {
         &mut self,
         result: Tensor,
         inputs: &[&Var],
-        backward: impl FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'static,
+        backward: impl FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'p,
     ) -> Var {
         interrupt::check();
         if !self.is_recording() || !inputs.iter().any(|v| v.requires_grad()) {

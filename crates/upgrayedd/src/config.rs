@@ -96,6 +96,9 @@ pub struct OptimizeConfig {
     pub batch_size: usize,
     /// Backward passes per optimiser step.
     pub gradient_accumulation: usize,
+    /// Whether learning keeps only what goes into each block and runs the block again in the backward pass: the same weights, bit for
+    /// bit, for less memory and more time.
+    pub gradient_checkpointing: bool,
     /// Tokens per sequence; 256, or the model's limit if that is less.
     pub sequence_length: Option<usize>,
     /// Held-out sequences measured at most.
@@ -161,6 +164,7 @@ impl Default for OptimizeConfig {
             checkpoint_every: None,
             batch_size: 4,
             gradient_accumulation: 1,
+            gradient_checkpointing: false,
             sequence_length: None,
             max_eval_windows: None,
             max_loss_increase: None,
@@ -323,6 +327,7 @@ impl OptimizeConfig {
             weight_decay: self.weight_decay,
             max_gradient_norm: self.max_gradient_norm,
             gate_warmup: self.gate_warmup,
+            gradient_checkpointing: self.gradient_checkpointing,
         }
     }
 }

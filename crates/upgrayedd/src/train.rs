@@ -46,6 +46,19 @@ pub struct TrainOptions {
     pub max_gradient_norm: f64,
     /// Share of the cycle's steps over which regrown heads are faded in.
     pub gate_warmup: f64,
+    /// Whether blocks are run again in the backward pass instead of keeping what is inside them.
+    pub gradient_checkpointing: bool,
+}
+
+/// How one optimiser step is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Learning rate.
+    pub rate: f64,
+    /// Global gradient norm at most.
+    pub max_norm: f64,
+    /// As in [`TrainOptions`].
+    pub gradient_checkpointing: bool,
 }
 
 /// One optimiser step, as reported.
@@ -63,6 +76,13 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Targets of the step.
     pub tokens: u64,
+}
+
+impl Update {
+    /// At this rate, with gradients clipped to a norm of 1.
+    pub fn at(rate: f64) -> Self {
+        Self { rate, max_norm: 1.0, gradient_checkpointing: false }
+    }
 }
 
 /// A fresh optimiser that knows which slices of which weights are heads.
@@ -123,9 +143,10 @@ pub fn learn(
     model.params.set_trainable(true);
     let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
         set_fading(model, options, growing, total, place.step);
-        let rate = schedule.rate(place.step);
+        let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);
+        let update = Update { rate, max_norm, gradient_checkpointing: options.gradient_checkpointing };
         let step = place.step + 1;
-        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, distill, rate, options.max_gradient_norm)
+        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, distill, update)
             .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
         (place.step, place.batch) = (step, taken);
         let report = StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
@@ -188,15 +209,14 @@ pub fn train_step(
     grads: &mut Gradients,
     batches: &[Batch],
     distill: Option<&Distill<'_>>,
-    rate: f64,
-    max_norm: f64,
+    update: Update,
 ) -> std::result::Result<(f64, u64, f64), String> {
     let tokens: u64 = batches.iter().map(Batch::counted).sum();
     let weight = 1.0 / tokens.max(1) as f32;
     grads.clear();
     let mut sum = 0.0;
     for batch in batches {
-        let mut tape = Tape::recording(model.device, &model.params, grads);
+        let mut tape = Tape::recording(model.device, &model.params, grads).with_segments(update.gradient_checkpointing);
         let loss = match distill {
             Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill),
             None => model.loss(&mut tape, batch, weight, &mut Hooks::default()),
@@ -210,7 +230,7 @@ pub fn train_step(
         let origin = origin_of_non_finite(model, grads, batches);
         return Err(format!("the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}"));
     }
-    optim.step(model.device, &mut model.params, grads, rate, clip_factor(norm, max_norm));
+    optim.step(model.device, &mut model.params, grads, update.rate, clip_factor(norm, update.max_norm));
     Ok((loss, tokens, norm))
 }
 

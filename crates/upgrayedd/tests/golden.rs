@@ -9,7 +9,8 @@ use upgrayedd::heads::HeadSelection;
 use upgrayedd::model::{Batch, Hooks, LoadOptions, Model, Objective, TensorFile};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
-use upgrayedd::{surgery, train};
+use upgrayedd::surgery;
+use upgrayedd::train::{self, Update};
 
 struct Case {
     name: String,
@@ -102,7 +103,7 @@ fn ten_adamw_steps_agree() {
         let mut grads = Gradients::for_params(&model.params);
         for want in case.golden.read("adamw_losses").unwrap().data() {
             let batch = std::slice::from_ref(&case.batch);
-            let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, batch, None, 3e-3, 1.0).unwrap();
+            let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, batch, None, Update::at(3e-3)).unwrap();
             assert!((loss - f64::from(*want)).abs() < 2e-4 * f64::from(*want), "{}: loss {loss}, torch has {want}", case.name);
         }
     }

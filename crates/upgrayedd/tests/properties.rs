@@ -8,11 +8,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use upgrayedd::export::{Format, export};
 use upgrayedd::heads::{HeadId, HeadSelection};
-use upgrayedd::model::{Batch, DType, GenerateOptions, Hooks, LoadOptions, Model, Objective};
+use upgrayedd::model::{Batch, DType, Distill, GenerateOptions, Hooks, LoadOptions, Model, Objective};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
-use upgrayedd::surgery::Archive;
-use upgrayedd::{surgery, train};
+use upgrayedd::surgery::{self, Archive};
+use upgrayedd::train::{self, Update};
 
 const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
 
@@ -134,7 +134,7 @@ fn optimiser_history_follows_its_head() {
         let batch = batch(&model, 2, 9);
         let mut optim = train::new_optimizer(&model, 0.0);
         let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 1e-3, 1.0).unwrap();
+        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, Update::at(1e-3)).unwrap();
         let before = optim.clone();
         let pruned = selection(&model, 0b10_0101_0110);
         surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
@@ -158,7 +158,31 @@ fn optimiser_history_follows_its_head() {
         }
         // And it goes on learning.
         let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, &[batch], None, 1e-3, 1.0).unwrap();
+        train::train_step(&mut model, &mut optim, &mut grads, &[batch], None, Update::at(1e-3)).unwrap();
+    }
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_bit() {
+    for name in MODELS {
+        let mut dense = load(name);
+        let parent = dense.clone();
+        let pruned = selection(&dense, 0b10_0101_0110);
+        surgery::remove(&mut dense, None, &pruned, 1, None).unwrap();
+        let padded = Batch { mask: Some([1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0].to_vec()), ..batch(&dense, 2, 7) };
+        for share in [None, Some(0.5)].into_iter().filter(|s| s.is_none() || dense.spec.objective == Objective::CausalLm) {
+            let distill = share.map(|share| Distill { teacher: &parent, temperature: 2.0, share });
+            let after = |gradient_checkpointing| {
+                let mut model = dense.clone();
+                let mut optim = train::new_optimizer(&model, 0.1);
+                let mut grads = Gradients::for_params(&model.params);
+                let parts = [padded.clone(), batch(&model, 3, 5)];
+                let update = Update { gradient_checkpointing, ..Update::at(1e-3) };
+                let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, &parts, distill.as_ref(), update).unwrap();
+                (loss, weights(&model))
+            };
+            assert!(after(false) == after(true), "{name}");
+        }
     }
 }
 
@@ -260,7 +284,8 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
                 let mut optim = train::new_optimizer(&model, 0.01);
                 let mut grads = Gradients::for_params(&model.params);
                 for _ in 0..3 {
-                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, 1e-2, 1.0).unwrap();
+                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2))
+                        .unwrap();
                 }
                 weights(&model)
             })
@@ -318,7 +343,7 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
         let mut model = load("llama_gqa");
         let mut optim = train::new_optimizer(&model, 0.0);
         let mut grads = Gradients::for_params(&model.params);
-        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, None, 1e-3, 1.0).unwrap();
+        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, None, Update::at(1e-3)).unwrap();
         (loss, tokens, norm)
     };
     let whole = batch(&load("llama_gqa"), 4, 10);

@@ -105,6 +105,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         weight_decay: 0.1,
         max_gradient_norm: 1.0,
         gate_warmup: 0.0,
+        gradient_checkpointing: false,
     };
     let mut optim = train::new_optimizer(&model, train.weight_decay);
     let range = 0..data.len();

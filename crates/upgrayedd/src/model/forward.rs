@@ -99,6 +99,19 @@ pub struct Hooks<'a> {
     pub cache: Option<&'a mut KvCache>,
 }
 
+impl Hooks<'_> {
+    /// Whether they want something from inside a block, which then must run on the caller's own tape, once.
+    fn inside_blocks(&self) -> bool {
+        let Self { gates, entropy, queries_keys, offsets, inputs: _, context, cache } = self;
+        gates.is_some()
+            || entropy.is_some()
+            || queries_keys.is_some()
+            || offsets.is_some()
+            || context.is_some()
+            || cache.is_some()
+    }
+}
+
 impl Model {
     fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
         let weight = tape.param(ids.weight);
@@ -120,7 +133,7 @@ impl Model {
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
-    pub fn hidden(&self, tape: &mut Tape<'_>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
+    pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
         let positions = self.positions_for(batch.batch, batch.len, past);
         let x = self.embed(tape, batch, &positions);
@@ -132,20 +145,27 @@ impl Model {
     }
 
     /// The layers from `first` on.
-    pub(crate) fn layers_from(
-        &self,
-        tape: &mut Tape<'_>,
+    pub(crate) fn layers_from<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
         first: usize,
         mut x: Var,
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
+        let apart = (tape.has_segments() && !hooks.inside_blocks()).then(|| Arc::new(batch.clone()));
         for layer in first..self.layers.len() {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
-            x = self.layer(tape, layer, x, batch, positions, hooks);
+            x = match apart.clone() {
+                None => self.layer(tape, layer, x, batch, positions, hooks),
+                Some(batch) => {
+                    let positions = positions.clone();
+                    tape.segment(x, move |tape, x| self.layer(tape, layer, x, &batch, &positions, &mut Hooks::default()))
+                }
+            };
         }
         x
     }
@@ -301,14 +321,14 @@ impl Model {
     }
 
     /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
-    pub fn loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
+    pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
         self.loss_from(tape, None, batch, weight, hooks)
     }
 
     /// The same from the input of a layer on, if one is given.
-    pub(crate) fn loss_from(
-        &self,
-        tape: &mut Tape<'_>,
+    pub(crate) fn loss_from<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
         start: Option<(usize, Var)>,
         batch: &Batch,
         weight: f32,
@@ -344,9 +364,9 @@ impl Model {
     /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
     /// random signs over the length of each hidden state. The expected square of a gradient along them is the Gauss-Newton
     /// curvature of half the relative distance (Hutchinson 1990).
-    pub(crate) fn random_signs(
-        &self,
-        tape: &mut Tape<'_>,
+    pub(crate) fn random_signs<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
         batch: &Batch,
         stream: &mut rng::Stream,
         hooks: &mut Hooks<'_>,
@@ -363,7 +383,7 @@ impl Model {
     }
 
     /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
-    pub fn distillation_loss(&self, tape: &mut Tape<'_>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
+    pub fn distillation_loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
         let Distill { teacher, temperature, share } = *distill;
         let mut theirs = Tape::inference(teacher.device, &teacher.params);
         let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default());
