@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import curves
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 OURS = ROOT / "target/release/upgrayedd-bench"
@@ -22,8 +24,6 @@ PEERS = [
     ("gates", "smollm2-135m", 4, 256, 0.85, 0.5),
     ("generate", "smollm2-135m", 1, 128, None, None),
 ]
-# Passes with the LM head, in forward passes: its share of a ceiling can be told.
-PASSES = {"train": 3, "forward": 1, "gates": 2}
 
 
 def run(command):
@@ -42,13 +42,17 @@ def alternate(commands, rounds):
         for side, command in commands.items():
             results[side].append(run(command))
     times = {side: [t for r in rs for t in r["ms"]] for side, rs in results.items()}
-    return {
+    found = {
         "ms": {side: statistics.median(t) for side, t in times.items()},
         "ms_min": {side: min(t) for side, t in times.items()},
         "ms_max": {side: max(t) for side, t in times.items()},
         "peak_rss_mib": {side: max(r["peak_rss_mib"] for r in rs) for side, rs in results.items()},
         "macs_per_token": {side: rs[0]["macs_per_token"] for side, rs in results.items() if "macs_per_token" in rs[0]},
     }
+    for what in ("product_share", "product_gflops"):
+        known = {side: [v for r in rs for v in r[what]] for side, rs in results.items() if what in rs[0]}
+        found |= {what: {side: statistics.median(v) for side, v in known.items()}} if known else {}
+    return found
 
 
 def print_row(*cells):
@@ -60,10 +64,10 @@ def spread(row, side):
     return f"{row['ms'][side]:.{digits}f} ({row['ms_min'][side]:.{digits}f}–{row['ms_max'][side]:.{digits}f})"
 
 
-def against_peers(rounds, only, ceiling):
+def against_peers(rounds, only, limits):
     print_row("work", "model", "ours ms (min–max)", "PyTorch ms (min–max)", "time ratio", "bar",
-              "ours MiB", "PyTorch MiB", "memory ratio", "bar", "share of GEMM ceiling")  # fmt: skip
-    print_row(*["---"] * 11)
+              "ours MiB", "PyTorch MiB", "memory ratio", "bar", "products", "of GEMM ceiling", "of FMA peak")  # fmt: skip
+    print_row(*["---"] * 13)
     rows = []
     for work, name, batch, length, time_bar, memory_bar in PEERS:
         if only and only != f"{work}:{name}":
@@ -75,47 +79,53 @@ def against_peers(rounds, only, ceiling):
         row |= {"work": work, "model": name, "batch": batch, "length": length, "time_bar": time_bar, "memory_bar": memory_bar}
         row["time_ratio"] = row["ms"]["ours"] / row["ms"]["pytorch"]
         row["memory_ratio"] = row["peak_rss_mib"]["ours"] / row["peak_rss_mib"]["pytorch"]
-        share = "–"
-        if work in PASSES:
-            flops = 2 * row["macs_per_token"]["ours"] * batch * length * PASSES[work]
-            row["gflops"] = flops / row["ms"]["ours"] / 1e6
-            share = f"{row['gflops'] / ceiling:.0%}"
+        shares = ["–"] * 3
+        if "product_share" in row:
+            # What time the products would take at that limit, as a part of the time that all took.
+            row["gflops"] = row["product_gflops"]["ours"] * row["product_share"]["ours"]
+            shares = [row["product_share"]["ours"], row["gflops"] / limits["gemm"], row["gflops"] / limits["fma"]]
+            shares = [f"{share:.0%}" for share in shares]
         bar = [("–" if b is None else f"≤ {b}") for b in (time_bar, memory_bar)]
         memory = [f"{row['peak_rss_mib'][side]:.0f}" for side in ("ours", "pytorch")]
         print_row(work, f"{name}, {batch} × {length}", spread(row, "ours"), spread(row, "pytorch"), f"{row['time_ratio']:.2f}",
-                  bar[0], *memory, f"{row['memory_ratio']:.2f}", bar[1], share)  # fmt: skip
+                  bar[0], *memory, f"{row['memory_ratio']:.2f}", bar[1], *shares)  # fmt: skip
         rows.append(row)
     return rows
 
 
+def whole_passes(rounds):
+    """Passes of scores over 64 sequences, beside one for gate gradients alone."""
+    shape = ("smollm2-135m", 4, 256, "--samples", "64", "--runs", "1", "--warm-ups", "0")
+    row = alternate({work: [str(OURS), *options(work, *shape)] for work in ("gates", "scores", "all-scores")}, rounds)
+    print_row("pass over 64 × 256 tokens", "ms (min–max)", "of gates alone", "bar", "MiB")
+    print_row(*["---"] * 5)
+    for work, ms in row["ms"].items():
+        bar = "–" if work == "gates" else "≤ 1.15"
+        print_row(
+            f"{work}, smollm2-135m", spread(row, work), f"{ms / row['ms']['gates']:.2f}", bar, f"{row['peak_rss_mib'][work]:.0f}"
+        )
+    return row
+
+
 def against_ourselves(rounds):
-    """All scores beside gate gradients, pruned beside dense."""
-    print_row("work", "model", "ms (min–max)", "of", "time ratio", "MAC ratio")
-    print_row(*["---"] * 6)
-    smollm, gpt2 = ("smollm2-135m", 4, 256), ("gpt2-small", 2, 256)
-    cases = [("scores", "gates", smollm, []), ("all-scores", "gates", smollm, [])]
-    cases += [("forward", "forward", gpt2, ["--heads", str(heads)]) for heads in (9, 7, 6, 5, 3)]
-    cases += [("train", "train", gpt2, ["--heads", "6"]), ("generate", "generate", ("smollm2-135m", 1, 128), ["--heads", "4"])]
+    """Pruned models and gradient checkpointing beside the same work without."""
+    print_row("work", "model", "ms (min–max)", "of", "time ratio", "MAC ratio", "MiB", "of")
+    print_row(*["---"] * 8)
+    gpt2, decoder, smollm = ("gpt2-small", 2, 256), ("small-decoder", 8, 256), ("smollm2-135m", 1, 128)
+    cases = [("forward", gpt2, ["--heads", str(heads)]) for heads in (9, 7, 6, 5, 3)]
+    cases += [("train", gpt2, ["--heads", "6"]), ("generate", smollm, ["--heads", "4"])]
+    cases += [("train", decoder, ["--gradient-checkpointing"])]
     rows = []
-    for work, base, shape, more in cases:
-        pair = {"this": [str(OURS), *options(work, *shape, *more)], "base": [str(OURS), *options(base, *shape)]}
-        row = alternate(pair, rounds)
-        row |= {
-            "work": work,
-            "base": base,
-            "model": shape[0],
-            "options": more,
-            "time_ratio": row["ms"]["this"] / row["ms"]["base"],
-        }
+    for work, shape, more in cases:
+        base = options(work, *shape)
+        row = alternate({"this": [str(OURS), *base, *more], "base": [str(OURS), *base]}, rounds)
+        row |= {"work": work, "model": shape[0], "options": more}
+        row["time_ratio"] = row["ms"]["this"] / row["ms"]["base"]
         row["mac_ratio"] = row["macs_per_token"]["this"] / row["macs_per_token"]["base"]
         name = " ".join([f"{shape[0]}, {shape[1]} × {shape[2]}", *more])
+        memory = [f"{row['peak_rss_mib'][side]:.0f}" for side in ("this", "base")]
         print_row(
-            work,
-            name,
-            spread(row, "this"),
-            f"{base} {spread(row, 'base')}",
-            f"{row['time_ratio']:.2f}",
-            f"{row['mac_ratio']:.2f}",
+            work, name, spread(row, "this"), spread(row, "base"), f"{row['time_ratio']:.2f}", f"{row['mac_ratio']:.2f}", *memory
         )
         rows.append(row)
     return rows
@@ -143,16 +153,21 @@ def scaling():
 
 
 def start():
-    """Milliseconds until the program has printed its help, the median of eleven."""
+    """Milliseconds until the program has printed its help and until Python has imported the package, medians of eleven."""
     program = ROOT / "target/release/upgrayedd"
-    times = []
+    timed_import = "import time; t = time.perf_counter(); import upgrayedd; print((time.perf_counter() - t) * 1e3)"
+    times, imports = [], []
     for _ in range(11):
         begin = time.perf_counter()
         subprocess.run([program, "--help"], check=True, capture_output=True)
         times.append((time.perf_counter() - begin) * 1e3)
+        found = subprocess.run([ROOT / ".venv-plain/bin/python", "-c", timed_import], check=True, capture_output=True, text=True)
+        imports.append(float(found.stdout))
     size = program.stat().st_size / 2**20
-    print(f"`upgrayedd --help`: {statistics.median(times):.1f} ms (bar 20); the program has {size:.1f} MiB (bar 25)")
-    return {"help_ms": statistics.median(times), "program_mib": size}
+    report = {"help_ms": statistics.median(times), "import_ms": statistics.median(imports), "program_mib": size}
+    print(f"`upgrayedd --help`: {report['help_ms']:.1f} ms (bar 20); `import upgrayedd`: {report['import_ms']:.0f} ms (bar 150); "
+          f"the program has {size:.1f} MiB (bar 25)")  # fmt: skip
+    return report
 
 
 def main():
@@ -161,11 +176,15 @@ def main():
     parser.add_argument("--only", help="only this work beside PyTorch, for example train:gpt2-small")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results/speed.json", help="where the figures go, as JSON")
     args = parser.parse_args()
-    gemm = run([str(OURS), "gemm", "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])
-    ceiling = 2 * 2048**3 / min(gemm["ms"]) / 1e6
-    print(f"GEMM ceiling, 2048³: {ceiling:.0f} GFLOP/s\n")
-    report = {"gemm_ceiling_gflops": ceiling, "peers": against_peers(args.rounds, args.only, ceiling)}
+    limits = {}
+    for work, flops in (("gemm", 2 * 2048**3), ("fma", 2 * 2 * 2**32)):
+        found = run([str(OURS), work, "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])
+        limits[work] = flops / min(found["ms"]) / 1e6
+    print(f"GEMM ceiling, 2048³: {limits['gemm']:.0f} GFLOP/s; FMA peak: {limits['fma']:.0f} GFLOP/s\n")
+    report = {"limits_gflops": limits, "peers": against_peers(args.rounds, args.only, limits)}
     if not args.only:
+        print()
+        report["passes"] = whole_passes(args.rounds)
         print()
         report["ourselves"] = against_ourselves(args.rounds)
         print()
@@ -174,6 +193,8 @@ def main():
         report["start"] = start()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
+    if "scaling" in report:
+        curves.draw(report["scaling"], args.out.with_suffix(".svg"))
 
 
 main()

@@ -1,15 +1,18 @@
 //! Times training steps and forward passes of a model with random weights; prints one line of JSON.
 #![allow(clippy::print_stdout, reason = "a command-line tool")]
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use pulp::{Arch, Simd, WithSimd};
 use serde_json::{Value, json};
 use upgrayedd::data::{Dataset, Row};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
+use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::score::{Score, ScoreContext, compute_all};
 use upgrayedd::surgery::Archive;
@@ -29,9 +32,15 @@ struct Args {
     batch: usize,
     #[arg(long, default_value_t = 256)]
     length: usize,
-    /// Counted runs, after one that warms up
+    /// Sequences that scores are computed on, in batches; one batch if absent
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Counted runs
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Runs before those
+    #[arg(long, default_value_t = 1)]
+    warm_ups: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Heads that each layer keeps; the others are pruned first
@@ -58,6 +67,8 @@ enum Work {
     Entropy,
     /// The matrix product of two 2048 × 2048 matrices, for comparison: a model cannot be faster
     Gemm,
+    /// As many fused multiply-adds as each thread can do, 2³² each
+    Fma,
     /// Tokens one after another, with the cache of keys and values: milliseconds per token after a prompt of `length`
     Generate,
 }
@@ -70,7 +81,7 @@ impl Work {
     fn scores(self) -> Vec<&'static str> {
         let cheap = ["gradient", "taylor", "fisher", "entropy", "wanda", "similarity"];
         match self {
-            Self::Train | Self::Forward | Self::Gemm | Self::Generate => Vec::new(),
+            Self::Train | Self::Forward | Self::Gemm | Self::Fma | Self::Generate => Vec::new(),
             Self::Gates => vec!["gradient"],
             Self::Scores => cheap.to_vec(),
             Self::AllScores => [&cheap[..], &["surgeon"]].concat(),
@@ -95,11 +106,13 @@ fn main() -> Result<()> {
     let mut grads = Gradients::for_params(&model.params);
     let mut optim = train::new_optimizer(&model, 0.01);
     let scores = args.work.scores().into_iter().map(Score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
-    let rows = batch.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));
-    let (data, range) = (Dataset::from_rows(rows.collect(), model.spec.objective, 0), 0..args.batch);
-    let mut milliseconds = Vec::new();
+    let samples = args.samples.unwrap_or(args.batch);
+    let all = random_batch(&model, samples, args.length);
+    let rows = all.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));
+    let (data, range) = (Dataset::from_rows(rows.collect(), model.spec.objective, 0), 0..samples);
     let mut loss = 0.0;
-    for run in 0..=args.runs {
+    // Milliseconds of one run.
+    let mut once = || -> Result<f64> {
         let start = Instant::now();
         match args.work {
             Work::Train => {
@@ -117,36 +130,71 @@ fn main() -> Result<()> {
                 let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
                 let start = Instant::now();
                 linear(&mut tape, &square, &square, None);
-                if run > 0 {
-                    milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
-                }
-                continue;
+                return Ok(start.elapsed().as_secs_f64() * 1e3);
             }
+            Work::Fma => std::thread::scope(|scope| (0..args.threads).for_each(|_| drop(scope.spawn(fma)))),
             Work::Generate => {
                 let (temperature, top_p, end_tokens) = (0.0, 1.0, Vec::new());
                 let options = GenerateOptions { max_new_tokens: NEW_TOKENS, temperature, top_p, seed: 1, end_tokens };
                 let generation = model.generate(&batch.tokens[..args.length], &options, |_| true)?;
-                if run > 0 {
-                    milliseconds.push(generation.decode_seconds * 1e3 / (NEW_TOKENS - 1) as f64);
-                }
-                continue;
+                return Ok(generation.decode_seconds * 1e3 / (NEW_TOKENS - 1) as f64);
             }
             Work::Gates | Work::Scores | Work::AllScores | Work::Entropy => {
                 let data = Some((&data, &range));
-                compute_all(
-                    &scores,
-                    &ScoreContext { model: &model, data, batch_size: args.batch, samples: args.batch, seed: 1 },
-                )?;
+                let context = ScoreContext { model: &model, data, batch_size: args.batch, samples, seed: 1 };
+                compute_all(&scores, &context)?;
             }
         }
-        if run > 0 {
-            milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
-        }
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    };
+    for _ in 0..args.warm_ups {
+        once()?;
+    }
+    let (mut milliseconds, mut shares, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.runs {
+        let (taken, products) = count_products(&mut once);
+        let taken = taken?;
+        milliseconds.push(taken);
+        shares.push(products.thread_seconds / (taken * 1e-3 * args.threads as f64));
+        rates.push(products.flops / products.thread_seconds * args.threads as f64 * 1e-9);
     }
     // What a token costs forward: half its positions are seen on average, as attention is causal.
     let macs = model.cost(args.length / 2).macs_per_token;
-    println!("{}", json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs }));
+    let mut report = json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
+    if !matches!(args.work, Work::Fma | Work::Generate) {
+        report["product_share"] = shares.into();
+        report["product_gflops"] = rates.into();
+    }
+    println!("{report}");
     Ok(())
+}
+
+/// Nothing but fused multiply-adds in registers, enough of them at a time to hide how long each takes.
+struct Fma {
+    factor: f32,
+    term: f32,
+}
+
+impl WithSimd for Fma {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (factor, term) = (simd.splat_f32s(self.factor), simd.splat_f32s(self.term));
+        let mut sums = [simd.splat_f32s(1.0); 12];
+        for _ in 0..FMAS_PER_THREAD / (sums.len() * S::F32_LANES) {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(*sum, factor, term);
+            }
+        }
+        sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+    }
+}
+
+const FMAS_PER_THREAD: usize = 1 << 32;
+
+fn fma() {
+    black_box(Arch::new().dispatch(Fma { factor: black_box(0.999), term: black_box(0.001) }));
 }
 
 fn random_batch(model: &Model, batch: usize, length: usize) -> Batch {

@@ -27,6 +27,7 @@ pub mod ops;
 pub mod optim;
 mod params;
 mod pool;
+pub mod profile;
 mod tape;
 mod tensor;
 

@@ -6,7 +6,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::math::simd;
-use crate::pool;
+use crate::{pool, profile};
 
 /// A strided matrix over a slice: element `(r, c)` lies at `r · rs + c · cs`.
 #[derive(Clone, Copy)]
@@ -171,12 +171,12 @@ unsafe fn multiply(
     dst: Target,
     threads: Threads,
 ) {
-    let parallelism = match threads {
-        Threads::All => Parallelism::Rayon(0),
-        Threads::One => Parallelism::None,
+    let (parallelism, count) = match threads {
+        Threads::All => (Parallelism::Rayon(0), rayon::current_num_threads()),
+        Threads::One => (Parallelism::None, 1),
     };
     // SAFETY: the caller's.
-    unsafe {
+    profile::product((m, n, k), count, || unsafe {
         gemm::gemm(
             m,
             n,
@@ -198,5 +198,5 @@ unsafe fn multiply(
             false,
             parallelism,
         );
-    }
+    });
 }

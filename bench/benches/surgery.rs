@@ -1,0 +1,65 @@
+//! Pruning, growing back and writing a model of the size of GPT-2 small.
+#![allow(missing_docs, clippy::expect_used)]
+
+use std::path::Path;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use upgrayedd::export::{Format, export};
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::model::{DType, LoadOptions, Model};
+use upgrayedd::{family, surgery, train};
+
+fn model() -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-small.json");
+    let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).expect("config")).expect("JSON");
+    Model::initialised(family::recognise(&config, &[], None).expect("GPT-2"), config, 1)
+}
+
+fn surgery(c: &mut Criterion) {
+    let dense = model();
+    let optim = train::new_optimizer(&dense, 0.01);
+    // Every third head of every layer: 48 of 144.
+    let third: HeadSelection = (0..12).map(|layer| (layer, vec![0, 3, 6, 9])).collect();
+    let mut pruned = (dense.clone(), optim.clone());
+    surgery::remove(&mut pruned.0, Some(&mut pruned.1), &third, 1, None).expect("heads");
+    let mut group = c.benchmark_group("surgery on 48 of 144 heads");
+    group.sample_size(20);
+    group.bench_function("prune", |b| {
+        b.iter_batched(
+            || (dense.clone(), optim.clone()),
+            |(mut model, mut optim)| {
+                surgery::remove(&mut model, Some(&mut optim), &third, 1, None).expect("heads");
+                (model, optim)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.bench_function("restore", |b| {
+        b.iter_batched(
+            || pruned.clone(),
+            |(mut model, mut optim)| {
+                surgery::restore(&mut model, Some(&mut optim), &third, 1.0).expect("heads");
+                (model, optim)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut group = c.benchmark_group("model of 124 million parameters");
+    group.sample_size(10);
+    let mut count = 0;
+    group.bench_function("export", |b| {
+        b.iter(|| {
+            count += 1;
+            export(&pruned.0, Format::Hf, DType::F32, &dir.path().join(count.to_string())).expect("written");
+        });
+    });
+    let saved = dir.path().join(count.to_string());
+    group.bench_function("load", |b| b.iter(|| Model::load(&saved, &LoadOptions::default()).expect("read")));
+    group.finish();
+}
+
+criterion_group!(benches, surgery);
+criterion_main!(benches);
