@@ -84,9 +84,7 @@ fn small(c: &mut Criterion) {
     both(c, "layer norm", x[0] * x[1], &[&x, &[WIDTH], &[WIDTH]], |tape, v| ops::layer_norm(tape, &v[0], &v[1], &v[2], 1e-5));
     both(c, "RMS norm", x[0] * x[1], &[&x, &[WIDTH]], |tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5));
     both(c, "GELU", wide[0] * wide[1], &[&wide], |tape, v| ops::activation(tape, Activation::GeluTanh, &v[0]));
-    both(c, "SwiGLU", wide[0] * wide[1], &[&wide, &wide], |tape, v| {
-        ops::gated_activation(tape, Activation::Silu, &v[0], &v[1])
-    });
+    both(c, "SwiGLU", wide[0] * wide[1], &[&wide, &wide], |tape, v| ops::gated_activation(tape, Activation::Silu, &v[0], &v[1]));
     let frequencies: Vec<f32> = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
     let table = RopeTable::new(256, &frequencies);
     let positions = Arc::new((0..TOKENS as u32).map(|i| i % 256).collect());

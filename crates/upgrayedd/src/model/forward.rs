@@ -1,5 +1,6 @@
 //! The forward pass of every family, as its spec says.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand::RngExt;
@@ -137,25 +138,35 @@ impl Model {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
         let positions = self.positions_for(batch.batch, batch.len, past);
         let x = self.embed(tape, batch, &positions);
-        let x = self.layers_from(tape, 0, x, batch, &positions, hooks);
+        let x = self.run_layers(tape, 0..self.layers.len(), x, batch, &positions, hooks);
         if let Some(cache) = &mut hooks.cache {
             cache.len += batch.len;
         }
         self.final_norm(tape, x)
     }
 
-    /// The layers from `first` on.
-    pub(crate) fn layers_from<'p>(
+    /// Runs as far as the last layer's attention, for hooks that see nothing beyond it.
+    pub(crate) fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let positions = self.positions_for(batch.batch, batch.len, 0);
+        let x = self.embed(&mut tape, batch, &positions);
+        let Some(last) = self.layers.len().checked_sub(1) else { return };
+        let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks);
+        self.attention_context(&mut tape, last, &x, batch, &positions, hooks);
+    }
+
+    /// Some of the layers.
+    fn run_layers<'p>(
         &'p self,
         tape: &mut Tape<'p>,
-        first: usize,
+        layers: Range<usize>,
         mut x: Var,
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
         let apart = (tape.has_segments() && !hooks.inside_blocks()).then(|| Arc::new(batch.clone()));
-        for layer in first..self.layers.len() {
+        for layer in layers {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
@@ -338,7 +349,7 @@ impl Model {
             None => self.hidden(tape, batch, hooks),
             Some((layer, x)) => {
                 let positions = self.positions_for(batch.batch, batch.len, 0);
-                let x = self.layers_from(tape, layer, x, batch, &positions, hooks);
+                let x = self.run_layers(tape, layer..self.layers.len(), x, batch, &positions, hooks);
                 self.final_norm(tape, x)
             }
         };

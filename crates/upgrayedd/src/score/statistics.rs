@@ -119,8 +119,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
                 sums.add_gradients(layer, gradient, &batch);
             }
         } else {
-            let mut tape = Tape::inference(model.device, &model.params);
-            model.hidden(&mut tape, &batch, &mut hooks);
+            model.attend(&batch, &mut hooks);
         }
         queries += probes.first().map_or(0, |p| p.queries);
         for (sums, probe) in sums.entropy.layers.iter_mut().zip(&probes) {

@@ -92,38 +92,29 @@ fn apply_mask(row: &mut [f32], first_key: usize, mask: Option<&[u8]>) -> usize {
     seen
 }
 
-/// Normalised softmax of one row in place; returns its log-sum-exp and, on request, the normalised entropy.
+/// What became of a row of scores.
+#[derive(Clone, Copy, Default)]
+struct Softmax {
+    /// Of the scores.
+    log_sum_exp: f32,
+    /// Makes the row's exponentials probabilities.
+    factor: f32,
+    /// Normalised, on request.
+    entropy: f32,
+}
+
+/// Softmax of one row in place, up to the factor that the result needs: few values are left to multiply after the product with V.
 #[inline(always)]
-fn softmax_row(row: &mut [f32], seen: usize, entropy: bool) -> (f32, f32) {
+fn softmax_row(row: &mut [f32], seen: usize, entropy: bool) -> Softmax {
     if seen == 0 {
         row.fill(0.0);
-        return (f32::NEG_INFINITY, 0.0);
+        return Softmax { log_sum_exp: f32::NEG_INFINITY, ..Softmax::default() };
     }
     let max = math::max(row);
-    let mut weighted = 0.0;
-    if entropy {
-        let mut lanes = [0.0f32; 16];
-        for chunk in row.chunks_mut(16) {
-            for (lane, value) in lanes.iter_mut().zip(chunk) {
-                let shifted = *value - max;
-                let e = math::exp(shifted);
-                // −∞ · 0 of masked keys must not become NaN.
-                *lane += if e > 0.0 { e * shifted } else { 0.0 };
-                *value = e;
-            }
-        }
-        weighted = lanes.iter().sum();
-    } else {
-        for value in row.iter_mut() {
-            *value = math::exp(*value - max);
-        }
-    }
-    let sum = math::sum(row);
-    let inv = 1.0 / sum;
-    row.iter_mut().for_each(|v| *v *= inv);
-    let log_sum = sum.ln();
-    let entropy = if seen > 1 { (log_sum - weighted * inv) / (seen as f32).ln() } else { 0.0 };
-    (max + log_sum, entropy)
+    let (sum, weighted) = if entropy { math::exponentials::<true>(row, max) } else { math::exponentials::<false>(row, max) };
+    let (factor, log_sum) = (1.0 / sum, sum.ln());
+    let entropy = if seen > 1 { (log_sum - weighted * factor) / (seen as f32).ln() } else { 0.0 };
+    Softmax { log_sum_exp: max + log_sum, factor, entropy }
 }
 
 /// `(rows, heads · d)` from head-major `(batch, heads, rows per sequence, d)`.
@@ -193,30 +184,38 @@ fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context:
         let n = block.keys.len();
         let mut scores = pool::take(block.queries.len() * n);
         times_columns(head.q, &keys, s, &block, s.scale, &mut scores);
-        for (query, row) in block.queries.clone().zip(scores.chunks_exact_mut(n)) {
+        let mut factors = [0.0f32; BLOCK];
+        for ((query, row), factor) in block.queries.clone().zip(scores.chunks_exact_mut(n)).zip(&mut factors) {
             let visible = visible_in(s, &block, query);
             row[..visible.start].fill(0.0);
             row[visible.end..].fill(0.0);
             let first_key = block.keys.start + visible.start;
             let row = &mut row[visible];
-            let (row_lse, row_entropy, seen) = simd(
+            let (softmax, seen) = simd(
                 #[inline(always)]
                 || {
                     let seen = apply_mask(row, first_key, head.mask);
-                    let (lse, entropy) = softmax_row(row, seen, entropy);
-                    (lse, entropy, seen)
+                    (softmax_row(row, seen, entropy), seen)
                 },
             );
-            lse[query] = row_lse;
+            (lse[query], *factor) = (softmax.log_sum_exp, softmax.factor);
             let padding = head.mask.is_some_and(|m| m[query + s.keys - s.queries] == 0);
             if entropy && seen > 1 && !padding {
-                entropy_sum += f64::from(row_entropy);
+                entropy_sum += f64::from(softmax.entropy);
                 counted += 1;
             }
         }
         let v = rows_from(head.v, block.keys.start);
         let out = &mut context[block.queries.start * d..block.queries.end * d];
         matmul((block.queries.len(), d, n), head.gate, View::rows(&scores, n), v, false, out, d, Threads::One);
+        simd(
+            #[inline(always)]
+            || {
+                for (row, factor) in out.chunks_exact_mut(d).zip(factors) {
+                    row.iter_mut().for_each(|v| *v *= factor);
+                }
+            },
+        );
         pool::give_back(scores);
     }
     pool::give_back(keys);

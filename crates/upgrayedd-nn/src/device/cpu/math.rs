@@ -75,6 +75,26 @@ pub(super) fn max(x: &[f32]) -> f32 {
     fold(x, f32::NEG_INFINITY, |a, v| if v > a { v } else { a }, f32::max)
 }
 
+/// Replaces every x by e to the power of x − max. Returns their sum, and Σ (x − max) eˣ⁻ᵐᵃˣ if it is asked for.
+#[inline(always)]
+pub(super) fn exponentials<const WEIGHTED: bool>(x: &mut [f32], max: f32) -> (f32, f32) {
+    let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks.iter_mut().map(|c| &mut c[..]).chain([rest]) {
+        for ((value, sum), weighted) in chunk.iter_mut().zip(&mut sums).zip(&mut weighted) {
+            let shifted = *value - max;
+            let e = exp(shifted);
+            *value = e;
+            *sum += e;
+            if WEIGHTED {
+                // −∞ · 0 of masked keys must not become NaN.
+                *weighted += if e > 0.0 { e * shifted } else { 0.0 };
+            }
+        }
+    }
+    (reduce(sums, |a, b| a + b), reduce(weighted, |a, b| a + b))
+}
+
 #[inline(always)]
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
