@@ -26,9 +26,10 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = r.mul_add(p, 1.666_666_6e-1);
     let p = r.mul_add(p, 0.5);
     let p = (r * r).mul_add(p, r) + 1.0;
-    // 2ⁿ in two factors: 2⁻¹²⁷ and 2¹²⁸ have no single normal exponent.
+    // 2ⁿ in two factors: 2⁻¹²⁷ and 2¹²⁸ have no single normal exponent. Shifting leaves nothing of ROUND but the integer beside it; a
+    // cast would be done number by number.
     let half = (n * 0.5 + ROUND) - ROUND;
-    let two_to = |k: f32| f32::from_bits(((k + 127.0) as i32 as u32) << 23);
+    let two_to = |k: f32| f32::from_bits((k + 127.0 + ROUND).to_bits() << 23);
     let scaled = p * two_to(half) * two_to(n - half);
     if x < -87.336_54 { 0.0 } else { scaled }
 }
@@ -80,19 +81,24 @@ pub(super) fn max(x: &[f32]) -> f32 {
 pub(super) fn exponentials<const WEIGHTED: bool>(x: &mut [f32], max: f32) -> (f32, f32) {
     let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
-    for chunk in chunks.iter_mut().map(|c| &mut c[..]).chain([rest]) {
-        for ((value, sum), weighted) in chunk.iter_mut().zip(&mut sums).zip(&mut weighted) {
-            let shifted = *value - max;
-            let e = exp(shifted);
-            *value = e;
-            *sum += e;
-            if WEIGHTED {
-                // −∞ · 0 of masked keys must not become NaN.
-                *weighted += if e > 0.0 { e * shifted } else { 0.0 };
-            }
+    for chunk in chunks {
+        for i in 0..LANES {
+            (sums[i], weighted[i]) = one_exponential::<WEIGHTED>(&mut chunk[i], max, (sums[i], weighted[i]));
         }
     }
+    for (i, value) in rest.iter_mut().enumerate() {
+        (sums[i], weighted[i]) = one_exponential::<WEIGHTED>(value, max, (sums[i], weighted[i]));
+    }
     (reduce(sums, |a, b| a + b), reduce(weighted, |a, b| a + b))
+}
+
+#[inline(always)]
+fn one_exponential<const WEIGHTED: bool>(x: &mut f32, max: f32, (sum, weighted): (f32, f32)) -> (f32, f32) {
+    let shifted = *x - max;
+    let e = exp(shifted);
+    *x = e;
+    // −∞ · 0 of masked keys must not become NaN.
+    (sum + e, if WEIGHTED && e > 0.0 { weighted + e * shifted } else { weighted })
 }
 
 #[inline(always)]
