@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Buffers above this many elements are returned to the system: weights, not activations.
 const LARGEST: usize = 16 << 20;
@@ -14,6 +15,9 @@ struct Pool {
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: BTreeMap::new(), elements: 0 });
+
+/// Buffers that came from the system.
+static FRESH: AtomicU64 = AtomicU64::new(0);
 
 fn lock() -> std::sync::MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -36,19 +40,20 @@ pub(crate) fn take(len: usize) -> Vec<f32> {
         }
         found
     };
-    match reused {
-        Some(mut buffer) => {
-            buffer.resize(len, 0.0);
-            buffer
-        }
-        // Zeroed pages come lazily from the system; the exact class keeps the buffer reusable.
-        None if len <= LARGEST => {
-            let mut buffer = vec![0.0; class];
-            buffer.truncate(len);
-            buffer
-        }
-        None => vec![0.0; len],
+    if let Some(mut buffer) = reused {
+        buffer.resize(len, 0.0);
+        return buffer;
     }
+    FRESH.fetch_add(1, Ordering::Relaxed);
+    // Zeroed pages come lazily from the system; the exact class keeps the buffer reusable.
+    let mut buffer = vec![0.0; if len <= LARGEST { class } else { len }];
+    buffer.truncate(len);
+    buffer
+}
+
+/// How many buffers have been asked of the system since the process started: in a steady state, none any more.
+pub fn fresh_buffers() -> u64 {
+    FRESH.load(Ordering::Relaxed)
 }
 
 /// Takes `buffer` back for a later [`take`].

@@ -1,7 +1,9 @@
-//! How much of the time goes into matrix products, for benchmarks.
+//! Where time and memory go, for benchmarks and tests.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
+
+pub use crate::pool::fresh_buffers;
 
 static ON: AtomicBool = AtomicBool::new(false);
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
