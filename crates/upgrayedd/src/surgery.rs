@@ -77,7 +77,7 @@ impl Archive {
     /// Reads an archive written by [`Archive::save`] and checks that it belongs to `model`.
     pub fn load(path: &Path, model: &Model) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let metadata = file.metadata()?;
+        let metadata = file.metadata();
         let departures: Vec<(HeadId, Departure)> = metadata
             .get("departures")
             .and_then(|d| serde_json::from_str(d).ok())
@@ -86,7 +86,7 @@ impl Archive {
         for (id, departure) in departures {
             archive.heads.insert(id, ArchivedHead { departure, slices: BTreeMap::new() });
         }
-        for name in file.names()? {
+        for name in file.names() {
             let parsed = parse_name(&name).ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
             let slice = file.read(&name)?;
             match parsed {

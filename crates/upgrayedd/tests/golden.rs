@@ -32,7 +32,7 @@ fn cases() -> Vec<Case> {
 fn load(dir: PathBuf) -> Case {
     let name = dir.file_name().unwrap().to_string_lossy().into_owned();
     let golden = TensorFile::open(&dir.join("golden.safetensors")).unwrap();
-    let pruned: HeadSelection = serde_json::from_str(&golden.metadata().unwrap()["pruned"]).unwrap();
+    let pruned: HeadSelection = serde_json::from_str(&golden.metadata()["pruned"]).unwrap();
     let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
     surgery::remove(&mut model, None, &pruned, 1, None).unwrap();
     let ids = golden.read("input_ids").unwrap();

@@ -1,20 +1,12 @@
-//! Reading Hugging Face folders: config.json, safetensors whole or sharded, f32, f16 and bf16.
-
-#![allow(unsafe_code, reason = "weights are memory-mapped")]
+//! Reading Hugging Face folders: config.json, safetensors whole or sharded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use memmap2::Mmap;
-use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrayedd_nn::{ParamSet, Tensor};
 
-use super::{Companions, Model, ModelSpec};
+use super::{Companions, DType, Model, ModelSpec, TensorFile};
 use crate::family::{self, HfTensor, Layout};
 use crate::heads::HeadMap;
 use crate::pipeline::Pipeline;
@@ -24,143 +16,11 @@ use crate::{Error, Result, builtin, checkpoint, hub};
 /// The key in config.json under which an optimised model keeps its heads.
 pub const CONFIG_KEY: &str = "upgrayedd";
 
-/// Element type in files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DType {
-    /// 32-bit float.
-    #[serde(rename = "float32")]
-    F32,
-    /// 16-bit float.
-    #[serde(rename = "float16")]
-    F16,
-    /// Brain float.
-    #[serde(rename = "bfloat16")]
-    BF16,
-}
-
-impl DType {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
-    }
-
-    /// torch's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-
-    /// The nearest value that the type can hold.
-    pub fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::F16 => half::f16::from_f32(value).to_f32(),
-            Self::BF16 => half::bf16::from_f32(value).to_f32(),
-        }
-    }
-}
-
-impl FromStr for DType {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let all = [Self::F32, Self::F16, Self::BF16];
-        all.into_iter().find(|d| d.name() == name).ok_or_else(|| crate::error::unknown_name("dtype", name, &all.map(Self::name)))
-    }
-}
-
 /// What the user may say about a model that its files do not.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     /// Family, for a config.json that does not tell.
     pub family: Option<String>,
-}
-
-/// A safetensors file, mapped and checked.
-pub struct TensorFile {
-    path: PathBuf,
-    map: Mmap,
-}
-
-impl TensorFile {
-    /// Maps a file and checks its header: lengths, offsets and overlaps.
-    pub fn open(path: &Path) -> Result<Self> {
-        check_link(path)?;
-        let file = File::open(path).map_err(Error::io(path, "read"))?;
-        // SAFETY: the map is read-only; a file changed by another program while it is read can only give other weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
-        let this = Self { path: path.to_owned(), map };
-        this.parse()?;
-        Ok(this)
-    }
-
-    fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| {
-            Error::bad_file(
-                &self.path,
-                format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"),
-            )
-        })
-    }
-
-    /// Names of all tensors.
-    pub fn names(&self) -> Result<Vec<String>> {
-        Ok(self.parse()?.names().into_iter().map(str::to_owned).collect())
-    }
-
-    /// The metadata of the header.
-    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
-        let (_, header) = SafeTensors::read_metadata(&self.map)
-            .map_err(|e| Error::bad_file(&self.path, format!("not a valid safetensors file ({e})")))?;
-        Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
-    }
-
-    /// Shape of one tensor.
-    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(self.view(name)?.shape().to_vec())
-    }
-
-    fn view(&self, name: &str) -> Result<safetensors::tensor::TensorView<'_>> {
-        self.parse()?.tensor(name).map_err(|e| Error::bad_file(&self.path, format!("tensor {name}: {e}")))
-    }
-
-    fn dtype(&self, name: &str) -> Result<DType> {
-        match self.view(name)?.dtype() {
-            Dtype::F32 => Ok(DType::F32),
-            Dtype::F16 => Ok(DType::F16),
-            Dtype::BF16 => Ok(DType::BF16),
-            other => Err(Error::bad_file(&self.path, format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16"))),
-        }
-    }
-
-    /// One tensor as `f32`; anything not finite is refused.
-    pub fn read(&self, name: &str) -> Result<Tensor> {
-        let dtype = self.dtype(name)?;
-        let view = self.view(name)?;
-        let bytes = view.data();
-        let mut out = vec![0.0f32; view.shape().iter().product()];
-        const CHUNK: usize = 1 << 16;
-        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(|(out, bytes)| match dtype {
-            DType::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
-            DType::F16 => {
-                out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32())
-            }
-            DType::BF16 => {
-                out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32())
-            }
-        });
-        if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
-            return Err(Error::bad_file(
-                &self.path,
-                format!("tensor {name} holds {} at element {at}: the checkpoint is damaged or its training diverged", out[at]),
-            ));
-        }
-        Ok(Tensor::from_vec(view.shape(), out))
-    }
 }
 
 /// Weights by their Hugging Face names: in a folder's files, or in memory.
@@ -204,7 +64,7 @@ impl TensorFolder {
         let mut folder = Self { files: Vec::new(), index: BTreeMap::new() };
         for path in weight_files(dir)? {
             let file = TensorFile::open(&path)?;
-            for name in file.names()? {
+            for name in file.names() {
                 folder.index.insert(name, folder.files.len());
             }
             folder.files.push(file);

@@ -6,6 +6,7 @@ mod forward;
 mod generate;
 mod load;
 mod spec;
+mod tensor_file;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ pub use cost::Cost;
 pub use forward::{Batch, Distill, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
 pub(crate) use load::shard_names;
-pub use load::{CONFIG_KEY, DType, LoadOptions, TensorFile, Weights, is_model_folder, read_config, resolve};
+pub use load::{CONFIG_KEY, LoadOptions, Weights, is_model_folder, read_config, resolve};
 pub(crate) use load::{check_link, read_json, read_text};
 pub(crate) use spec::split_layer;
 pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
+pub use tensor_file::{DType, TensorFile};
 
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
