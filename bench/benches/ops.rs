@@ -16,13 +16,14 @@ fn tensor(shape: &[usize]) -> Tensor {
     Tensor::from_vec(shape, (0..len).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect())
 }
 
-/// Times `op` on inputs of these shapes, alone and with its backward pass.
-fn both(c: &mut Criterion, name: &str, flops: usize, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Var) {
+/// Times `op` on inputs of these shapes, alone and with its backward pass. `elements` is what it works on forward: multiply-adds, or
+/// numbers.
+fn both(c: &mut Criterion, name: &str, elements: usize, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Var) {
     let mut params = ParamSet::default();
     let ids: Vec<_> = shapes.iter().map(|shape| params.add("input", tensor(shape))).collect();
     let mut grads = Gradients::for_params(&params);
     let mut group = c.benchmark_group(name);
-    group.throughput(Throughput::Elements(flops as u64));
+    group.throughput(Throughput::Elements(elements as u64));
     group.bench_function("forward", |b| {
         b.iter(|| {
             let mut tape = Tape::inference(Device::cpu(), &params);
@@ -121,7 +122,7 @@ fn adamw(c: &mut Criterion) {
     let mut params = ParamSet::default();
     let id = params.add("w", tensor(&[4 * WIDTH, WIDTH]));
     let mut grads = Gradients::for_params(&params);
-    let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
+    let tape = Tape::recording(Device::cpu(), &params, &mut grads);
     let weight = tape.param(id);
     tape.backward(vec![(weight, tensor(&[4 * WIDTH, WIDTH]))]);
     let mut optim = AdamW::new(AdamWConfig::default(), &params, |_| (Lanes::Whole, true));
