@@ -23,8 +23,10 @@ def draw(rows, path):
         for panel in (panels[0][column], panels[1][column]):
             panel.set_xscale("log", base=2)
             panel.set_xticks(at, [str(value) for value in at])
-            panel.set_ylim(bottom=0)
             panel.grid(alpha=0.3)
+    for panel in (panels[0][0], panels[1][0]):
+        # The panels of a row share their scale, which is fixed once everything is drawn.
+        panel.set_ylim(bottom=0)
     panels[0][0].set_ylabel("µs per token")
     panels[1][0].set_ylabel("peak memory, MiB")
     panels[0][0].legend()
