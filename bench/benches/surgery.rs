@@ -47,16 +47,20 @@ fn surgery(c: &mut Criterion) {
     group.finish();
 
     let dir = tempfile::tempdir().expect("a folder");
+    let (saved, again) = (dir.path().join("saved"), dir.path().join("again"));
+    let write = |to: &Path| export(&pruned.0, Format::Hf, DType::F32, to).expect("written");
+    write(&saved);
     let mut group = c.benchmark_group("model of 124 million parameters");
     group.sample_size(10);
-    let mut count = 0;
     group.bench_function("export", |b| {
-        b.iter(|| {
-            count += 1;
-            export(&pruned.0, Format::Hf, DType::F32, &dir.path().join(count.to_string())).expect("written");
-        });
+        // One result at a time: each takes half a gigabyte.
+        let empty = || {
+            if again.exists() {
+                std::fs::remove_dir_all(&again).expect("removed")
+            }
+        };
+        b.iter_batched(empty, |()| write(&again), BatchSize::PerIteration);
     });
-    let saved = dir.path().join(count.to_string());
     group.bench_function("load", |b| b.iter(|| Model::load(&saved, &LoadOptions::default()).expect("read")));
     group.finish();
 }
