@@ -56,6 +56,16 @@ fn linear(c: &mut Criterion) {
     }
 }
 
+fn gram(c: &mut Criterion) {
+    let mut group = c.benchmark_group("gram matrix");
+    for rows in [TOKENS, 4 * TOKENS] {
+        let x = tensor(&[rows, WIDTH]);
+        group.throughput(Throughput::Elements((rows * WIDTH * WIDTH / 2) as u64));
+        group.bench_function(BenchmarkId::from_parameter(rows), |b| b.iter(|| ops::gram(Device::cpu(), &x)));
+    }
+    group.finish();
+}
+
 fn attention(c: &mut Criterion) {
     for (length, heads, kv_heads) in [(256, 12, 12), (256, 12, 4), (256, 7, 7), (2048, 12, 12)] {
         let batch = (TOKENS / length).max(1);
@@ -132,5 +142,5 @@ fn adamw(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, small, loss, adamw);
+criterion_group!(benches, linear, gram, attention, small, loss, adamw);
 criterion_main!(benches);

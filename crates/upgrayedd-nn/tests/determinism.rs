@@ -57,6 +57,25 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn a_gram_matrix_is_the_product_with_itself() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for (rows, cols) in [(0, 3), (1, 1), (5, 0), (40, 7), (33, 128), (64, 129), (300, 400)] {
+        let x = Tensor::from_vec(&[rows, cols], (0..rows * cols).map(|_| rng.random_range(-1.0f32..1.0)).collect());
+        let at = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| ops::gram(Device::cpu(), &x))
+        };
+        let found = at(1);
+        assert!(found == at(2) && found == found.transposed() && found.shape() == [cols, cols], "{rows} × {cols}");
+        for (i, &value) in found.data().iter().enumerate() {
+            let products = (0..rows).map(|r| f64::from(x.data()[r * cols + i / cols]) * f64::from(x.data()[r * cols + i % cols]));
+            let expected: f64 = products.sum();
+            assert!((f64::from(value) - expected).abs() < 1e-4, "{rows} × {cols}: {value} {expected}");
+        }
+    }
+}
+
+#[test]
 fn adamw_follows_its_definition_in_every_lane() {
     let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
     for lanes in [Lanes::Whole, Lanes::Rows, Lanes::Cols] {

@@ -30,9 +30,8 @@ impl Moments {
 
     /// Adds the rows of `x (N, inputs)` and `y (N, outputs)`.
     pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) {
-        let (x, columns) = (x.transposed(), y.transposed());
-        add_to(&mut self.gram, &multiply(device, &x, &x));
-        add_to(&mut self.cross, &multiply(device, &x, &columns));
+        add_to(&mut self.gram, &ops::gram(device, x));
+        add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed()));
         self.power += y.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
     }
 

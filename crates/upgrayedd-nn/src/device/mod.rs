@@ -185,6 +185,8 @@ pub(crate) trait Kernels: Send + Sync {
     fn linear_grad_input(&self, dy: &Tensor, w: &Tensor, dx: Sink<'_>);
     /// `dw = dyᵀ x`.
     fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>);
+    /// `xᵀ x`, symmetric to the bit, for the work of half a product.
+    fn gram(&self, x: &Tensor) -> Tensor;
     /// Column sums: the gradient of a bias.
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>);
 

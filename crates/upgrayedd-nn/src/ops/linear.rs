@@ -1,6 +1,6 @@
 //! Affine map, the op in which nearly all time goes.
 
-use crate::{Tape, Var};
+use crate::{Device, Tape, Tensor, Var};
 
 /// `x wᵀ + bias` with `x (N, I)`, `w (O, I)`, `bias (O)`; gives `(N, O)`.
 pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var {
@@ -29,4 +29,9 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var 
             grads.put(Some(taken));
         }
     })
+}
+
+/// `xᵀ x (I, I)` of `x (N, I)`, symmetric to the bit. Not recorded: there is no gradient.
+pub fn gram(device: Device, x: &Tensor) -> Tensor {
+    device.kernels().gram(x)
 }

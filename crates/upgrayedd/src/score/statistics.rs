@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use upgrayedd_nn::{Device, Gradients, Tape, Tensor};
+use upgrayedd_nn::{Device, Gradients, Tape, Tensor, ops};
 
 use super::ScoreContext;
 use crate::data::Pass;
@@ -173,8 +173,7 @@ impl Statistics {
 
 /// Adds `xᵀ x` to a layer's sum, which is made when the first layer's rows come by.
 fn add_products(device: Device, sums: &mut Vec<Tensor>, layer: usize, x: &Tensor) {
-    let by_feature = x.transposed();
-    let products = multiply(device, &by_feature, &by_feature);
+    let products = ops::gram(device, x);
     match sums.get_mut(layer) {
         Some(sum) => sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p),
         None => sums.push(products),

@@ -70,33 +70,53 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
         return Some(vec![0.0; heads]);
     }
     (0..gram.nrows()).for_each(|i| gram[(i, i)] += RIDGE * mean);
-    let mut k = gram.cholesky()?.inverse();
+    let mut k = inverse(gram, d)?;
+    // K and P have the rows and columns of the heads that are left, in this order.
     let mut left: Vec<usize> = (0..heads).collect();
     let (mut scores, mut highest) = (vec![0.0; heads], 0.0f64);
     while !left.is_empty() {
         let mut best: Option<(f64, usize, Cholesky<f64, Dyn>)> = None;
-        for &h in &left {
-            let factor = k.view((h * d, h * d), (d, d)).into_owned().cholesky()?;
-            let cost = factor.solve(&p.view((h * d, h * d), (d, d))).trace();
+        for at in 0..left.len() {
+            let factor = k.view((at * d, at * d), (d, d)).into_owned().cholesky()?;
+            let cost = factor.solve(&p.view((at * d, at * d), (d, d))).trace();
             if !cost.is_finite() {
                 return None;
             }
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
-                best = Some((cost, h, factor));
+                best = Some((cost, at, factor));
             }
         }
-        let (cost, h, factor) = best?;
+        let (cost, at, factor) = best?;
         highest = highest.max(cost);
-        scores[h] = highest;
-        left.retain(|&other| other != h);
-        // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:.
-        let z = factor.solve(&k.rows(h * d, d));
-        k -= k.columns(h * d, d) * &z;
-        let through = p.columns(h * d, d) * &z;
-        let both = z.transpose() * p.view((h * d, h * d), (d, d)) * &z;
-        p += both - &through - through.transpose();
+        scores[left.remove(at)] = highest;
+        // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:, P' = P − Pₕᵀ Z − Zᵀ (Pₕ − Pₕₕ Z).
+        let own = p.view((at * d, at * d), (d, d)).into_owned();
+        let k_columns = k.columns(at * d, d).remove_rows(at * d, d);
+        let p_columns = p.columns(at * d, d).remove_rows(at * d, d);
+        k = k.remove_rows(at * d, d).remove_columns(at * d, d);
+        p = p.remove_rows(at * d, d).remove_columns(at * d, d);
+        let z = factor.solve(&k_columns.transpose());
+        k.gemm(-1.0, &k_columns, &z, 1.0);
+        p.gemm(-1.0, &p_columns, &z, 1.0);
+        p.gemm_tr(-1.0, &z, &(p_columns.transpose() - own * &z), 1.0);
     }
     Some(scores)
+}
+
+/// G⁻¹ by Gauss–Jordan, `d` rows at a time, so that nearly all of the work is matrix products. `None` unless G is positive definite.
+fn inverse(mut g: DMatrix<f64>, d: usize) -> Option<DMatrix<f64>> {
+    for at in (0..g.nrows()).step_by(d) {
+        let pivot = g.view((at, at), (d, d)).into_owned().cholesky()?.inverse();
+        let rows = &pivot * g.rows(at, d);
+        let mut columns = g.columns(at, d).into_owned();
+        columns.rows_mut(at, d).fill(0.0);
+        g.gemm(-1.0, &columns, &rows, 1.0);
+        g.rows_mut(at, d).copy_from(&rows);
+        columns = -columns * &pivot;
+        columns.rows_mut(at, d).copy_from(&pivot);
+        g.columns_mut(at, d).copy_from(&columns);
+    }
+    Some(g)
 }
 
 #[cfg(test)]
@@ -149,6 +169,15 @@ mod tests {
         // The second's score comes on top.
         let two = by_regression(&x, &w, &b, d, &order[..2]);
         assert!(((scores[order[0]] + scores[order[1]]) / two - 1.0).abs() < 1e-3, "{two}");
+    }
+
+    #[test]
+    fn an_inverse_undoes_its_matrix() {
+        let x = random(7, 30, 12);
+        let g = x.transpose() * &x;
+        let product = inverse(g.clone(), 4).expect("positive definite") * g;
+        assert!((product - DMatrix::identity(12, 12)).amax() < 1e-9);
+        assert!(inverse(-DMatrix::<f64>::identity(6, 6), 3).is_none());
     }
 
     #[test]

@@ -56,6 +56,28 @@ pub(super) fn grad_weight(dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
     matmul((o, i, n), 1.0, lhs, rhs, dw.accumulate, dw.tensor.data_mut(), i, Threads::All);
 }
 
+/// Rows of the lower half some at a time, each as far as its block on the diagonal goes; the upper half is their mirror image.
+pub(super) fn gram(x: &Tensor) -> Tensor {
+    const STEP: usize = 128;
+    let (n, i) = (x.rows(), x.cols());
+    let mut out = Tensor::scratch(&[i, i]);
+    let all = View::rows(x.data(), i);
+    // The longest first: what is left at the end is short.
+    out.data_mut().par_chunks_mut(STEP * i.max(1)).enumerate().rev().for_each(|(panel, rows)| {
+        let start = panel * STEP;
+        let height = rows.len() / i;
+        let lhs = View { data: &x.data()[start..], ..all }.t();
+        matmul((height, start + height, n), 1.0, lhs, all, false, rows, i, Threads::One);
+    });
+    let data = out.data_mut();
+    for row in 1..i {
+        for column in 0..row {
+            data[column * i + row] = data[row * i + column];
+        }
+    }
+    out
+}
+
 /// Column sums; partial sums over fixed blocks of rows keep the bits independent of the threads.
 pub(super) fn sum_rows(dy: &Tensor, db: Sink<'_>) {
     let cols = dy.cols();

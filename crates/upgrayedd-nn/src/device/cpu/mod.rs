@@ -55,6 +55,9 @@ impl Kernels for Cpu {
     fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
         linear::grad_weight(dy, x, dw);
     }
+    fn gram(&self, x: &Tensor) -> Tensor {
+        linear::gram(x)
+    }
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>) {
         linear::sum_rows(dy, db);
     }
