@@ -2,14 +2,14 @@
 //! residual stream is again as close as they can bring it to that of the parent (the model before pruning).
 //!
 //! Layer by layer, student and parent side by side: with X the student's output-projection input and R what the stream then
-//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Because R is a difference of streams and not of one layer's outputs, a layer
+//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a column of ones for it. Because R is a difference of streams and not of one layer's outputs, a layer
 //! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not seen, and a
 //! solution that does not help there is not used.
 
 use std::sync::Arc;
 
 use serde::Serialize;
-use upgrayedd_nn::{ParamId, Tape, Tensor, Var, trim_buffers};
+use upgrayedd_nn::{Tape, Tensor, Var, trim_buffers};
 
 use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
@@ -59,8 +59,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
     let mut report = Vec::with_capacity(model.spec.num_layers);
     for layer in 0..model.spec.num_layers {
         let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Vec<_>>();
-        let id = model.output_projection_id(layer);
-        report.push(solve(model, parent, layer, id, &pairs, &contexts));
+        report.push(solve(model, parent, layer, &pairs, &contexts));
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
             pair.student = finish(model, layer, &pair.student, student);
             pair.parent = finish(parent, layer, &pair.parent, teacher);
@@ -93,22 +92,17 @@ impl Pair {
     }
 }
 
-/// Changes the output projection `id` of a layer, if that helps.
-fn solve(
-    model: &mut Model,
-    parent: &Model,
-    layer: usize,
-    id: ParamId,
-    pairs: &[Pair],
-    contexts: &[(Tensor, Tensor)],
-) -> LayerRefit {
-    let (outputs, inputs) = (model.params.get(id).rows(), model.params.get(id).cols());
+/// Changes the output projection of a layer, if that helps.
+fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contexts: &[(Tensor, Tensor)]) -> LayerRefit {
+    let (id, bias) = model.output_projection_ids(layer);
+    let (outputs, features) = (model.params.get(id).rows(), model.params.get(id).cols());
+    let inputs = features + usize::from(bias.is_some());
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
         let mut missing = added(parent, layer, &pair.parent, teacher);
         let there = added(model, layer, &pair.student, student);
         missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
-        let mut x = student.clone();
+        let mut x = if bias.is_some() { with_ones(student) } else { student.clone() };
         if let Some(mask) = &pair.batch.mask {
             // Padding never counts.
             x.blank_rows(mask);
@@ -118,9 +112,24 @@ fn solve(
         moments.add(model.device, &x, &missing);
     }
     let Some(found) = ridge(&fit, &held_out) else { return LayerRefit { ridge: None, repaired: 0.0 } };
+    let rows = || found.change.data().chunks_exact(inputs);
     let weight = model.params.get_mut(id).data_mut();
-    weight.iter_mut().zip(found.change.data()).for_each(|(w, change)| *w += change);
+    weight.chunks_exact_mut(features).zip(rows()).for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
+    if let Some(bias) = bias {
+        let bias = model.params.get_mut(bias).data_mut();
+        bias.iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
+    }
     LayerRefit { ridge: Some(found.ridge), repaired: found.repaired }
+}
+
+/// `x (N, inputs)` with a column of ones at its end.
+fn with_ones(x: &Tensor) -> Tensor {
+    let mut wider = Tensor::zeros(&[x.rows(), x.cols() + 1]);
+    for (wider, row) in wider.data_mut().chunks_exact_mut(x.cols() + 1).zip(x.data().chunks_exact(x.cols())) {
+        wider[..row.len()].copy_from_slice(row);
+        wider[row.len()] = 1.0;
+    }
+    wider
 }
 
 /// The stream with attention added.

@@ -223,11 +223,12 @@ impl Model {
 
     /// A layer's output projection of attention, `(d, heads · head_dim)`.
     pub(crate) fn output_projection(&self, layer: usize) -> &Tensor {
-        self.params.get(self.output_projection_id(layer))
+        self.params.get(self.layers[layer].o.weight)
     }
 
-    pub(crate) fn output_projection_id(&self, layer: usize) -> ParamId {
-        self.layers[layer].o.weight
+    /// Weight and, where there is one, bias.
+    pub(crate) fn output_projection_ids(&self, layer: usize) -> (ParamId, Option<ParamId>) {
+        (self.layers[layer].o.weight, self.layers[layer].o.bias)
     }
 
     /// The rows or columns of a layer's weights that belong to heads at these positions.

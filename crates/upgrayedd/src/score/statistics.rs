@@ -51,7 +51,7 @@ pub(super) struct Statistics {
     pub(super) entropy: HeadScores,
     /// Per layer and feature of the output projection's input: root of its mean square.
     pub(super) norms: Vec<Vec<f64>>,
-    /// Per layer, `H × H`: mean cosine over positions of what two heads add to the residual stream.
+    /// Per layer, `H × H`: mean cosine of what two heads add to the residual stream, over up to 64 positions a sequence.
     pub(super) cosines: Vec<Vec<f64>>,
     /// Per layer and head, with the cosines: mean square of what it adds.
     pub(super) powers: Vec<Vec<f64>>,
@@ -189,10 +189,16 @@ struct Outputs<'m> {
     /// Per layer Σ x xᵀ of the contexts.
     grams: Option<Vec<Tensor>>,
     mask: Option<Vec<u8>>,
-    /// Positions that are not padding.
+    /// This batch's rows that are not padding, and those of them at which heads are compared.
+    rows: Vec<usize>,
+    compared: Vec<usize>,
+    /// How many there were of both in all.
     positions: u64,
+    comparisons: u64,
 }
 
+/// Positions of a sequence at which the heads' outputs are compared at most, evenly spread.
+const COMPARED: usize = 64;
 /// Rows whose heads' outputs are in memory at a time.
 const ROWS: usize = 128;
 
@@ -207,14 +213,21 @@ impl<'m> Outputs<'m> {
             grams: grams.then(Vec::new),
             powers: if cosines { heads.iter().map(|&n| vec![0.0; n]).collect() } else { Vec::new() },
             mask: None,
+            rows: Vec::new(),
+            compared: Vec::new(),
             positions: 0,
+            comparisons: 0,
         }
     }
 
     fn start(&mut self, batch: &Batch) {
         self.mask.clone_from(&batch.mask);
-        let all = (batch.batch * batch.len) as u64;
-        self.positions += batch.mask.as_ref().map_or(all, |m| m.iter().map(|&v| u64::from(v != 0)).sum());
+        let counts = |row: &usize| batch.mask.as_ref().is_none_or(|m| m[*row] != 0);
+        self.rows = (0..batch.batch * batch.len).filter(counts).collect();
+        let sequences = self.rows.chunk_by(|a, b| a / batch.len == b / batch.len);
+        self.compared = sequences.flat_map(|rows| rows.iter().step_by(rows.len().div_ceil(COMPARED))).copied().collect();
+        self.positions += self.rows.len() as u64;
+        self.comparisons += self.compared.len() as u64;
     }
 
     fn add(&mut self, layer: usize, context: &Tensor) {
@@ -225,20 +238,21 @@ impl<'m> Outputs<'m> {
             }
             add_products(self.model.device, grams, layer, &x);
         }
-        let counts = |row: &usize| self.mask.as_ref().is_none_or(|m| m[*row] != 0);
-        let rows: Vec<usize> = (0..context.rows()).filter(counts).collect();
+        let d = self.model.spec.head_dim;
         if let Some(norms) = &mut self.norms {
-            for &row in &rows {
-                let row = &context.data()[row * context.cols()..][..context.cols()];
-                norms[layer].iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
-            }
+            // Each task has features of its own, so that no sum depends on how many threads there are.
+            norms[layer].par_chunks_mut(d).enumerate().for_each(|(head, sums)| {
+                for row in &self.rows {
+                    let values = &context.data()[row * context.cols() + head * d..][..d];
+                    sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+                }
+            });
         }
         if let Some(cosines) = &mut self.cosines {
             let weight = self.model.output_projection(layer);
-            let d = self.model.spec.head_dim;
             let all: Vec<usize> = (0..weight.rows()).collect();
             let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
-            for rows in rows.chunks(ROWS) {
+            for rows in self.compared.chunks(ROWS) {
                 let output = |(h, weight): (usize, &Tensor)| {
                     multiply(self.model.device, &block(context, rows, h * d..(h + 1) * d), weight)
                 };
@@ -251,15 +265,14 @@ impl<'m> Outputs<'m> {
     /// Leaves the means in `into` and returns the Σ x xᵀ.
     fn finish(self, into: &mut Statistics) -> Vec<Tensor> {
         into.positions = self.positions;
-        let n = self.positions.max(1) as f64;
-        let mean = |mut sums: Vec<Vec<f64>>| {
-            sums.iter_mut().flatten().for_each(|s| *s /= n);
+        let mean = |mut sums: Vec<Vec<f64>>, n: u64| {
+            sums.iter_mut().flatten().for_each(|s| *s /= n.max(1) as f64);
             sums
         };
-        into.norms = mean(self.norms.unwrap_or_default());
+        into.norms = mean(self.norms.unwrap_or_default(), self.positions);
         into.norms.iter_mut().flatten().for_each(|s| *s = s.sqrt());
-        into.cosines = mean(self.cosines.unwrap_or_default());
-        into.powers = mean(self.powers);
+        into.cosines = mean(self.cosines.unwrap_or_default(), self.comparisons);
+        into.powers = mean(self.powers, self.comparisons);
         self.grams.unwrap_or_default()
     }
 }
