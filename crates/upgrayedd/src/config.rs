@@ -233,6 +233,9 @@ impl OptimizeConfig {
                 return Err(Error::invalid(format!("{name} is {value}: expected 0 to 1")));
             }
         }
+        if self.teacher.is_some() && self.distill == Some(0.0) {
+            return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
+        }
         Ok(())
     }
 

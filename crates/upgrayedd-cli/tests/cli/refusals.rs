@@ -69,6 +69,8 @@ fn parameters_out_of_range() {
     }
     let target = ["--schedule", "target", "--pruning-ratio", "0.9", "--min-heads", "3"];
     b.refused(2, &["28 of 32", "only 20"], &optimize("model", "text.txt", &target));
+    let idle = ["--teacher", "model", "--distill", "0"];
+    b.refused(2, &["distill is 0", "teacher"], &optimize("model", "text.txt", &idle));
     b.refused(
         2,
         &["score", "entropy"],
