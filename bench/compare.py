@@ -197,4 +197,5 @@ def main():
         curves.draw(report["scaling"], args.out.with_suffix(".svg"))
 
 
-main()
+if __name__ == "__main__":
+    main()
