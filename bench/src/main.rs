@@ -205,7 +205,7 @@ fn random_batch(model: &Model, batch: usize, length: usize) -> Batch {
     };
     let tokens: Vec<u32> = (0..batch * length).map(|_| next()).collect();
     let targets = tokens.chunks(length).flat_map(|s| s[1..].iter().map(|&t| i64::from(t)).chain([IGNORE])).collect();
-    Batch { tokens: Arc::new(tokens), batch, len: length, mask: None, targets }
+    Batch { tokens: Arc::new(tokens), batch, len: length, targets, ..Batch::default() }
 }
 
 fn peak_rss_mib() -> Result<f64> {

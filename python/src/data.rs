@@ -100,6 +100,16 @@ fn texts_dataset(texts: &Py<PyAny>, model: &Model, tokenizer: &Tokenizer, option
     }
 }
 
+/// Token ids, attention mask, token types.
+type Inputs<'a> = (&'a [i64], Option<&'a [i64]>, Option<&'a [i64]>);
+
+/// What a caller's labels are.
+enum Labels<'a> {
+    None,
+    Classes(&'a [i64]),
+    Numbers(&'a [f64]),
+}
+
 /// How rows are read for a model.
 struct Reader<'a> {
     spec: &'a ModelSpec,
@@ -107,17 +117,23 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `(tokens, mask or None, labels or None)`, each an int64 array.
+    /// `(tokens, mask or None, labels or None, token types or None)`, each an int64 array; labels may be float64.
     fn row(&self, item: &Bound<'_, PyAny>, number: usize) -> PyResult<Result<Row>> {
         type Array<'py> = PyReadonlyArray1<'py, i64>;
-        let (tokens, mask, labels): (Array<'_>, Option<Array<'_>>, Option<Array<'_>>) = item.extract()?;
+        type Item<'py> = (Array<'py>, Option<Array<'py>>, Option<Bound<'py, PyAny>>, Option<Array<'py>>);
+        let (tokens, mask, labels, types): Item<'_> = item.extract()?;
         let tokens = tokens.as_slice()?;
         let mask = mask.as_ref().map(|m| m.as_slice()).transpose()?;
+        let types = types.as_ref().map(|t| t.as_slice()).transpose()?;
+        if let Some(numbers) = labels.as_ref().and_then(|l| l.extract::<PyReadonlyArray1<'_, f64>>().ok()) {
+            return Ok(self.build((tokens, mask, types), Labels::Numbers(numbers.as_slice()?), number));
+        }
+        let labels = labels.map(|l| l.extract::<Array<'_>>()).transpose()?;
         let labels = labels.as_ref().map(|l| l.as_slice()).transpose()?;
-        Ok(self.build(tokens, mask, labels, number))
+        Ok(self.build((tokens, mask, types), labels.map_or(Labels::None, Labels::Classes), number))
     }
 
-    fn build(&self, tokens: &[i64], mask: Option<&[i64]>, labels: Option<&[i64]>, number: usize) -> Result<Row> {
+    fn build(&self, (tokens, mask, types): Inputs<'_>, labels: Labels<'_>, number: usize) -> Result<Row> {
         let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
         let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
         let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
@@ -125,27 +141,53 @@ impl Reader<'_> {
         if mask.as_ref().is_some_and(|m| m.len() != ids.len()) {
             return Err(refuse("attention_mask and input_ids differ in length".to_owned()));
         }
+        let types: Option<Option<Vec<u32>>> = types.map(|t| t.iter().map(|&t| u32::try_from(t).ok()).collect());
+        let types = match types {
+            Some(None) => return Err(refuse("has a negative token type".to_owned())),
+            types => types.flatten().filter(|t| t.iter().any(|t| *t > 0)),
+        };
+        let regresses = self.spec.objective.is_regression();
+        let (labels, values) = match labels {
+            Labels::None => (None, None),
+            // Whole numbers, which may mean classes elsewhere.
+            Labels::Classes(classes) if regresses => (None, Some(classes.iter().map(|&v| v as f32).collect::<Vec<_>>())),
+            Labels::Classes(classes) => (Some(classes), None),
+            Labels::Numbers(numbers) => (None, Some(numbers.iter().map(|&v| v as f32).collect())),
+        };
         let per_token = |labels: &[i64]| {
             let message = || refuse(format!("has {} labels for {} tokens", labels.len(), ids.len()));
             if labels.len() == ids.len() { Ok(()) } else { Err(message()) }
         };
-        let row = match (self.spec.objective, labels) {
+        let mut row = match (self.spec.objective, labels) {
             // Labels that come along are for something else.
             (Objective::Encoder, _) => Row::every(ids, mask),
+            _ if values.is_some() => match (regresses, values.as_deref()) {
+                (true, Some(&[value])) => Row { targets: Targets::Value(value), tokens: ids, mask, types: None },
+                (true, values) => {
+                    return Err(refuse(format!("has {} labels: regression takes one a sequence", values.map_or(0, <[_]>::len))));
+                }
+                (false, _) => return Err(refuse("has labels that are not integers".to_owned())),
+            },
             (Objective::CausalLm, labels) => {
                 labels.map_or(Ok(()), per_token)?;
                 Row::causal(ids, mask, labels)
             }
             (Objective::MaskedLm, Some(labels)) => {
                 per_token(labels)?;
-                Row { targets: Targets::Tokens(labels.to_vec()), tokens: ids, mask }
+                Row { targets: Targets::Tokens(labels.to_vec()), tokens: ids, mask, types: None }
             }
-            (Objective::Classifier { .. }, Some(&[label])) => Row { targets: Targets::Label(label), tokens: ids, mask },
+            (Objective::Classifier { .. }, Some(&[label])) => {
+                Row { targets: Targets::Label(label), tokens: ids, mask, types: None }
+            }
             (Objective::Classifier { .. }, Some(labels)) => {
                 return Err(refuse(format!("has {} labels: a classifier takes one a sequence", labels.len())));
             }
-            (Objective::Classifier { .. }, None) if !self.labelled => Row { targets: Targets::Label(IGNORE), tokens: ids, mask },
-            (_, None) if !self.labelled => Row { targets: Targets::Tokens(vec![IGNORE; ids.len()]), tokens: ids, mask },
+            (Objective::Classifier { .. }, None) if !self.labelled => {
+                Row { targets: Targets::Label(IGNORE), tokens: ids, mask, types: None }
+            }
+            (_, None) if !self.labelled => {
+                Row { targets: Targets::Tokens(vec![IGNORE; ids.len()]), tokens: ids, mask, types: None }
+            }
             (objective, _) => {
                 return Err(refuse(format!(
                     "has no labels, which a {} model learns from: give batches with labels, or texts",
@@ -153,6 +195,7 @@ impl Reader<'_> {
                 )));
             }
         };
+        row.types = types;
         row.check(self.spec, number)?;
         Ok(row)
     }

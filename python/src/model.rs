@@ -368,7 +368,7 @@ impl Model {
     }
 }
 
-/// `{"sequence_length", "text_field", "label_field", "documents", "seed"}`.
+/// `{"sequence_length", "text_field", "text_pair_field", "label_field", "documents", "seed"}`.
 pub fn data_options(json: &str) -> PyResult<DataOptions> {
     let value: Value = serde_json::from_str(json).unwrap_or_default();
     let text = |key: &str| value[key].as_str().map(str::to_owned);
@@ -376,6 +376,7 @@ pub fn data_options(json: &str) -> PyResult<DataOptions> {
     Ok(DataOptions {
         sequence_length: value["sequence_length"].as_u64().map_or(defaults.sequence_length, |n| n as usize),
         text_field: text("text_field"),
+        text_pair_field: text("text_pair_field"),
         label_field: text("label_field").unwrap_or(defaults.label_field),
         documents: text("documents").map_or(Ok(defaults.documents), |d| d.parse()).map_err(to_py)?,
         seed: value["seed"].as_u64().unwrap_or(defaults.seed),

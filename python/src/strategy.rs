@@ -80,6 +80,7 @@ pub fn select_to_grow(
             loss: 0.0,
             perplexity: None,
             accuracy: None,
+            spearman: None,
             tokens: 0,
             sequences: 0,
             protocol: String::new(),
@@ -189,6 +190,7 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     let objective = context.model.spec.objective;
     let (causal, classifies) = (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
+    let regresses = objective.is_regression();
     for chunk in indices.chunks(context.batch_size.max(1)) {
         let batch = data.batch(chunk, Pass::Fixed);
         let (rows, len) = (batch.batch, batch.len);
@@ -204,7 +206,15 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
         let dict = PyDict::new(py);
         dict.set_item("input_ids", shaped(py, tokens, rows)?)?;
         dict.set_item("attention_mask", shaped(py, mask, rows)?)?;
-        dict.set_item("labels", if classifies { shaped_flat(py, labels)? } else { shaped(py, labels, rows)? })?;
+        if let Some(types) = batch.types {
+            dict.set_item("token_type_ids", shaped(py, types.iter().map(|&t| i64::from(t)).collect(), rows)?)?;
+        }
+        let labels = match classifies {
+            true if regresses => numpy::PyArray1::from_vec(py, batch.values).into_any(),
+            true => shaped_flat(py, labels)?,
+            false => shaped(py, labels, rows)?,
+        };
+        dict.set_item("labels", labels)?;
         list.append(dict)?;
     }
     Ok(list)

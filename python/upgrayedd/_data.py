@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from upgrayedd.model import Tokenizer
 
 Array: TypeAlias = "NDArray[np.int64]"
-Row: TypeAlias = "tuple[Array, Array | None, Array | None]"
-"""Token ids, attention mask, labels: one sequence."""
+Row: TypeAlias = "tuple[Array, Array | None, Array | NDArray[np.float64] | None, Array | None]"
+"""Token ids, attention mask, labels, token types: one sequence."""
 
 Source: TypeAlias = tuple[str, Any]
 """What `_native` takes: ("loader", Loader), ("texts", iterator) or ("files", paths)."""
 
 TEXT_FIELDS = ("text", "sentence")
 WHAT_WORKS = (
-    "expected dictionaries with input_ids (and attention_mask, labels), tuples of these, arrays of token ids, "
+    "expected dictionaries with input_ids (and attention_mask, token_type_ids, labels), tuples of these, arrays of token ids, "
     "texts, or dictionaries with text"
 )
 
@@ -37,12 +37,14 @@ class TextFiles:
     Args:
         paths: `.txt`, `.jsonl`, `.parquet`; for classifiers labelled `.tsv` or `.jsonl`.
         text_field: Field or column with the text; None looks for `text`, then `sentence`.
-        label_field: Field or column with the label.
+        text_pair_field: Field or column with a second text, which a classifier reads after the first.
+        label_field: Field or column with the label, or the number for regression.
         documents: "packed" puts documents one after the other in windows of equal length, "separate" keeps each a sequence.
     """
 
     paths: tuple[Path, ...]
     text_field: str | None
+    text_pair_field: str | None
     label_field: str
     documents: str
 
@@ -50,6 +52,7 @@ class TextFiles:
         self,
         *paths: str | os.PathLike[str],
         text_field: str | None = None,
+        text_pair_field: str | None = None,
         label_field: str = "label",
         documents: str = "packed",
     ) -> None:
@@ -57,12 +60,14 @@ class TextFiles:
             raise InvalidValueError("TextFiles needs at least one file")
         object.__setattr__(self, "paths", tuple(Path(p) for p in paths))
         object.__setattr__(self, "text_field", text_field)
+        object.__setattr__(self, "text_pair_field", text_pair_field)
         object.__setattr__(self, "label_field", label_field)
         object.__setattr__(self, "documents", documents)
 
     def options(self) -> dict[str, Any]:
         """The core's names for the reading options."""
-        fields = {"text_field": self.text_field, "label_field": self.label_field, "documents": self.documents}
+        names = ("text_field", "text_pair_field", "label_field", "documents")
+        fields = {name: getattr(self, name) for name in names}
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -111,14 +116,17 @@ class Loader:
         if isinstance(item, Mapping) and "input_ids" not in item:
             item = self._tokenised(item)
         ids, mask, labels = columns(item)
+        types = item.get("token_type_ids") if isinstance(item, Mapping) else None
         tokens = sequences(ids, "input_ids")
         masks = sequences(mask, "attention_mask") if mask is not None else [None] * len(tokens)
+        kinds = sequences(types, "token_type_ids") if types is not None else [None] * len(tokens)
         answers = [None] * len(tokens) if labels is None else split_labels(labels, len(tokens))
-        if len(masks) != len(tokens) or len(answers) != len(tokens):
+        if not len(masks) == len(answers) == len(kinds) == len(tokens):
             raise InvalidValueError(
-                f"a batch has {len(tokens)} sequences, {len(masks)} attention masks and {len(answers)} labels: expected as many"
+                f"a batch has {len(tokens)} sequences, {len(masks)} attention masks, {len(kinds)} rows of token types and "
+                f"{len(answers)} labels: expected as many"
             )
-        return list(zip(tokens, masks, answers, strict=True))
+        return list(zip(tokens, masks, answers, kinds, strict=True))
 
     def _tokenised(self, item: Mapping[str, Any]) -> dict[str, Any]:
         texts = text_of(item)
@@ -200,6 +208,23 @@ def integers(values: Any, name: str) -> Array:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+def is_float(values: Any) -> bool:
+    """Whether numbers are not all integers by type."""
+    if isinstance(values, (list, tuple)):
+        return any(is_float(value) for value in values)
+    dtype = getattr(values, "dtype", None)
+    return isinstance(values, float) if dtype is None else "float" in str(dtype)
+
+
+def numbers(values: Any) -> NDArray[np.float64]:
+    """A float64 array of whatever holds numbers."""
+    import numpy as np
+
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().float().numpy()
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
 def sequences(values: Any, name: str) -> list[Any]:
     """One array a sequence; sequences may differ in length."""
     if isinstance(values, (list, tuple)) and values and hasattr(values[0], "__len__"):
@@ -211,10 +236,10 @@ def sequences(values: Any, name: str) -> list[Any]:
 
 
 def split_labels(labels: Any, count: int) -> list[Any]:
-    """Labels per sequence: rows of per-token labels, or one class each."""
+    """Labels per sequence: rows of per-token labels, or one class or number each."""
     if isinstance(labels, (list, tuple)) and labels and hasattr(labels[0], "__len__"):
         return [integers(row, "labels") for row in labels]
-    array = integers(labels, "labels")
+    array = numbers(labels) if is_float(labels) else integers(labels, "labels")
     if array.ndim == 0:
         return [array.reshape(1)]
     if array.ndim == 1 and count == 1 and len(array) > 1:

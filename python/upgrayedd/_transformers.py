@@ -15,6 +15,7 @@ PLAIN = {
     ("gpt2", "causal-lm"): "GPT2LMHeadModel",
     ("bert", "masked-lm"): "BertForMaskedLM",
     ("bert", "classifier"): "BertForSequenceClassification",
+    ("bert", "regression"): "BertForSequenceClassification",
     ("bert", "encoder"): "BertModel",
 }
 """transformers' class for a model that has all its heads."""
@@ -23,6 +24,7 @@ SUFFIXES = {
     "causal-lm": "ForCausalLM",
     "masked-lm": "ForMaskedLM",
     "classifier": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
     "encoder": "Model",
 }
 """Our modeling files' classes for pruned models, after "Upgrayedd"."""
@@ -32,6 +34,7 @@ AUTO = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "classifier": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
     "encoder": "AutoModel",
 }
 """transformers' automatic class for an objective."""

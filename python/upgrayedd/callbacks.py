@@ -118,7 +118,7 @@ class MetricsCallback(Callback):
 
     def on_evaluate(self, control: Control, **event: Any) -> bool | None:
         """Held-out loss, perplexity or accuracy by phase."""
-        measured = {name: event[name] for name in ("loss", "perplexity", "accuracy") if event.get(name) is not None}
+        measured = {name: event[name] for name in ("loss", "perplexity", "accuracy", "spearman") if event.get(name) is not None}
         self.write({f"eval/{event['phase']}/{name}": value for name, value in measured.items()}, self._step)
         return None
 

@@ -23,12 +23,13 @@ class Evaluation:
     """A measurement of quality, with what it takes to repeat it.
 
     Attributes:
-        loss: Token-weighted mean negative log-likelihood, in nats.
+        loss: Token-weighted mean negative log-likelihood, in nats; the mean squared error for regression.
         perplexity: exp(loss); of masked tokens for a masked language model; None for classifiers.
         accuracy: Share of right labels; None but for classifiers.
+        spearman: Rank correlation of predicted and true numbers; None but for regression.
         tokens: Targets that counted.
         sequences: Sequences measured.
-        protocol: "chunks" (non-overlapping windows), "masked" (masked tokens) or "labels".
+        protocol: "chunks" (non-overlapping windows), "masked" (masked tokens), "labels", "numbers" or "hidden states".
         window: Tokens per window at most.
         data_hash: blake3 of the data.
     """
@@ -41,6 +42,7 @@ class Evaluation:
     data_hash: str
     perplexity: float | None = None
     accuracy: float | None = None
+    spearman: float | None = None
 
 
 class Tokenizer:
@@ -265,14 +267,14 @@ class Model:
         new = self._core.generate(ids, max_new_tokens, (temperature, top_p, seed), end)
         return tokenizer.decode(ids + new) if tokenizer is not None else new
 
-    def logits(self, input_ids: Any, attention_mask: Any = None) -> NDArray[np.float32]:
+    def logits(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> NDArray[np.float32]:
         """Logits of one batch: (batch, length, vocabulary), or (batch, classes) of a classifier."""
-        logits: NDArray[np.float32] = self._core.logits(self._batch(input_ids, attention_mask))
+        logits: NDArray[np.float32] = self._core.logits(self._batch(input_ids, attention_mask, token_type_ids))
         return logits
 
-    def hidden_states(self, input_ids: Any, attention_mask: Any = None) -> NDArray[np.float32]:
+    def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> NDArray[np.float32]:
         """The last hidden states of one batch, after the final norm: (batch, length, hidden size)."""
-        states: NDArray[np.float32] = self._core.hidden_states(self._batch(input_ids, attention_mask))
+        states: NDArray[np.float32] = self._core.hidden_states(self._batch(input_ids, attention_mask, token_type_ids))
         return states
 
     def attention_maps(self, input_ids: Any, attention_mask: Any = None) -> dict[str, NDArray[np.float32]]:
@@ -293,7 +295,7 @@ class Model:
         seed: int = 42,
         reference: Model | None = None,
     ) -> Evaluation:
-        """Loss, perplexity or accuracy on data of any form that `UpgrayeddPipeline.run_optimization` takes.
+        """Loss, perplexity, accuracy or correlation on data of any form that `UpgrayeddPipeline.run_optimization` takes.
 
         Args:
             dataloader: What to measure on.
@@ -408,7 +410,7 @@ class Model:
         return f"<div>{html.escape(repr(self))}<table>{''.join(rows)}</table></div>"
 
     def _classifies(self) -> bool:
-        return bool(self._info()["objective"] == "classifier")
+        return self._info()["objective"] in ("classifier", "regression")
 
     def _source(self, dataloader: Any, length: int, batch_size: int, seed: int) -> tuple[_data.Source, str]:
         source, _, options = _data.sources(
@@ -421,8 +423,8 @@ class Model:
         )
         return source, json.dumps({**options, "sequence_length": length, "seed": seed})
 
-    def _batch(self, input_ids: Any, attention_mask: Any) -> _data.Source:
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    def _batch(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> _data.Source:
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return "loader", _data.Loader([batch], lambda: self.tokenizer, 1, 0)
 
     def _layer(self, name: Any, who: str) -> int:

@@ -36,6 +36,7 @@ class Cycle:
         loss_learned: Held-out loss after learning.
         perplexity: exp(loss_learned); None for classifiers and plain encoders.
         accuracy: After learning, for classifiers.
+        spearman: After learning, for regression.
         accepted: Whether the result was kept; False if it was rolled back.
     """
 
@@ -47,6 +48,7 @@ class Cycle:
     loss_learned: float | None = None
     perplexity: float | None = None
     accuracy: float | None = None
+    spearman: float | None = None
     accepted: bool | None = None
 
     def _trade(self, back: dict[str, list[int]], gone: dict[str, list[int]]) -> None:
@@ -129,6 +131,7 @@ class History(Sequence[Cycle]):
         elif kind == "evaluated" and event["phase"] == "learned":
             cycle.loss_learned = event["loss"]
             cycle.perplexity, cycle.accuracy = event.get("perplexity"), event.get("accuracy")
+            cycle.spearman = event.get("spearman")
         elif kind in ("accepted", "rolled_back"):
             cycle.accepted = kind == "accepted"
 

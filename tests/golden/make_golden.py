@@ -1,6 +1,6 @@
 """Makes the golden files of this folder: tiny random models and what transformers computes with them.
 
-    python tests/golden/make_golden.py        (torch 2.15, transformers 5.23)
+    python tests/golden/make_golden.py [CASE ...]        (torch 2.15, transformers 5.23)
 
 Each case is a Hugging Face folder with `golden.safetensors` (inputs, logits, loss, ten AdamW losses) and `grad/`, a
 folder of the same shape that holds the gradients in place of the weights. A case with pruned heads is the dense model
@@ -9,6 +9,7 @@ whose pruned heads are masked at the input of the output projection.
 
 import json
 import pathlib
+import sys
 
 import torch
 from safetensors.torch import save_file
@@ -75,6 +76,7 @@ CASES = {
     "bert_mlm_pruned": (lambda: bert(BertForMaskedLM), {0: [1], 1: [0, 1, 2]}),
     "bert_classifier": (lambda: bert(BertForSequenceClassification, num_labels=3), {}),
     "bert_classifier_pruned": (lambda: bert(BertForSequenceClassification, num_labels=3), {0: [0, 3]}),
+    "bert_regression": (lambda: bert(BertForSequenceClassification, num_labels=1), {1: [2]}),
     "bert_encoder": (lambda: bert(BertModel), {}),
 }
 
@@ -114,6 +116,8 @@ def inputs(name, model, generator):
         ids = ids * mask
     if "classifier" in name:
         return ids, mask, torch.tensor([2, 0, 1])
+    if "regression" in name:
+        return ids, mask, torch.tensor([0.5, -1.25, 3.0])
     labels = ids.clone()
     if name.startswith("bert"):
         chosen = torch.rand(ids.shape, generator=generator) < 0.4
@@ -144,7 +148,12 @@ def make(name, build, pruned):
     if name == "bert_encoder":
         golden["logits"] = model(input_ids=ids, attention_mask=mask).last_hidden_state.detach()
     else:
-        run = lambda: model(input_ids=ids, attention_mask=mask, labels=labels)  # noqa: E731
+        pair = {}
+        if name == "bert_regression":
+            # Pairs: the second of each two segments has token type 1.
+            pair["token_type_ids"] = (torch.arange(ids.shape[1]) >= 3).long() * mask
+            golden["token_type_ids"] = pair["token_type_ids"].float()
+        run = lambda: model(input_ids=ids, attention_mask=mask, labels=labels, **pair)  # noqa: E731
         result = run()
         result.loss.backward()
         gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
@@ -171,6 +180,6 @@ def train(model, run):
     return torch.stack(losses)
 
 
-for case, (build, pruned) in CASES.items():
-    make(case, build, pruned)
+for case in sys.argv[1:] or CASES:
+    make(case, *CASES[case])
     print(case)

@@ -19,6 +19,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import upgrayedd
 from upgrayedd import Model, UpgrayeddPipeline
 from upgrayedd.callbacks import ProgressCallback, TensorBoardCallback
 from upgrayedd.strategies import get_strategy
@@ -49,12 +50,15 @@ MODELS = {
     "gpt2": gpt2,
     "bert": lambda: BertForMaskedLM(bert_config()),
     "classifier": lambda: BertForSequenceClassification(bert_config(num_labels=3)),
+    "regression": lambda: BertForSequenceClassification(bert_config(num_labels=1)),
 }
 
 
 def labels_for(name):
     if name == "classifier":
         return torch.arange(40) % 3
+    if name == "regression":
+        return torch.arange(40) / 20 - 1
     if name == "bert":
         return torch.where(torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(1)) < 0.3, TOKENS, -100)
     return TOKENS
@@ -88,7 +92,7 @@ def test_a_transformers_model_goes_in_comes_out_smaller_and_trains_further(name,
     assert relative(smaller.logits(TOKENS[:3]), result(TOKENS[:3]).logits) < 1e-4
     mask = torch.ones_like(TOKENS[:3])
     mask[:, -4:] = 0
-    real = slice(None) if name == "classifier" else (slice(None), slice(0, -4))
+    real = slice(None) if name in ("classifier", "regression") else (slice(None), slice(0, -4))
     assert relative(smaller.logits(TOKENS[:3], mask)[real], result(TOKENS[:3], attention_mask=mask).logits[real]) < 1e-4
 
     result.train()
@@ -195,6 +199,40 @@ def test_labelled_texts_teach_a_classifier(tmp_path):
     # A label of -100 does not count, for classes either.
     batch = {"input_ids": TOKENS[:4], "labels": torch.tensor([0, -100, 2, 1])}
     assert pipeline.model.evaluate([batch]).tokens == 3
+
+
+def test_pairs_of_texts_are_read_as_transformers_reads_them(tmp_path):
+    words = [f"w{i}" for i in range(60)]
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    theirs = make("regression")
+    theirs.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    # Many of them do not fit: the longer text is cut.
+    pairs = [[" ".join(rng.choice(words, rng.integers(1, 16))) for _ in range(2)] for _ in range(30)]
+    values = rng.normal(size=30).round(3)
+    lines = [f"{first}\t{second}\t{value}" for (first, second), value in zip(pairs, values, strict=True)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["a\tb\tlabel", *lines]))
+    batch = tokenizer(
+        [a for a, _ in pairs], [b for _, b in pairs], truncation="longest_first", max_length=16, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = theirs(**batch).logits
+    model = Model.from_pretrained(tmp_path)
+    assert relative(model.logits(**batch), expected) < 1e-4
+    loss = float(((expected[:, 0] - torch.tensor(values)) ** 2).mean())
+    for data in (
+        upgrayedd.TextFiles(tmp_path / "pairs.tsv", text_field="a", text_pair_field="b"),
+        [{**batch, "labels": torch.tensor(values)}],
+        [{**batch, "labels": values.tolist()}],
+    ):
+        measured = model.evaluate(data, sequence_length=16)
+        assert measured.loss == pytest.approx(loss, rel=1e-5) and measured.protocol == "numbers"
+        assert -1 <= measured.spearman <= 1 and measured.accuracy is None
+    with pytest.raises(ValueError, match="token type 7"):
+        model.logits(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"] * 7)
+    with pytest.raises(ValueError, match="not integers"):
+        Model.from_transformers(make("classifier")).evaluate([{**batch, "labels": torch.tensor(values)}])
 
 
 def test_importances_may_be_torch_tensors():

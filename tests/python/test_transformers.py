@@ -15,6 +15,7 @@ LOADERS = {
     "gpt2": AutoModelForCausalLM,
     "bert_mlm": AutoModelForMaskedLM,
     "bert_classifier": AutoModelForSequenceClassification,
+    "bert_regression": AutoModelForSequenceClassification,
     "bert_encoder": AutoModel,
 }
 
@@ -27,9 +28,9 @@ def load(folder, auto=AutoModelForCausalLM):
     return auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 
 
-def logits(model, ids, mask=None):
+def logits(model, ids, mask=None, **more):
     with torch.no_grad():
-        result = model(input_ids=ids, attention_mask=mask)
+        result = model(input_ids=ids, attention_mask=mask, **more)
     return result.logits if hasattr(result, "logits") else result.last_hidden_state
 
 
@@ -52,15 +53,17 @@ def test_pruned_exports_load_in_stock_transformers(name, program, tmp_path):
     program.example("prune", GOLDEN / name, json.dumps(pruned), tmp_path / "out")
     ids, mask = golden["input_ids"].long(), golden["attention_mask"].long()
     model = load(tmp_path / "out", loader(name))
-    padded_equal(logits(model, ids, mask), golden["logits"], mask)
+    types = {"token_type_ids": golden["token_type_ids"].long()} if "token_type_ids" in golden else {}
+    padded_equal(logits(model, ids, mask, **types), golden["logits"], mask)
     if pruned:
         dense = load(GOLDEN / name, loader(name))
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in dense.parameters())
+        labels = golden["labels"] if name == "bert_regression" else golden["labels"].long()
         # It learns, and what it saves loads again.
-        model.train()(input_ids=ids, attention_mask=mask, labels=golden["labels"].long()).loss.backward()
+        model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
         model.eval().save_pretrained(tmp_path / "again")
-        padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask), golden["logits"], mask)
+        padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask, **types), golden["logits"], mask)
 
 
 def test_dense_export_needs_no_remote_code(program, tmp_path):

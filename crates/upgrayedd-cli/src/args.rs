@@ -172,7 +172,10 @@ pub struct OptimizeArgs {
     /// Field or column with the text [default: text, then sentence]
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Field or column with the label [default: label]
+    /// Field or column with a second text, which a classifier reads after the first
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_field: Option<String>,
+    /// Field or column with the label, or the number for regression [default: label]
     #[arg(long, value_name = "NAME")]
     pub label_field: Option<String>,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines [default: packed]
@@ -219,7 +222,10 @@ pub struct DataArgs {
     /// Field or column with the text [default: text, then sentence]
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Field or column with the label
+    /// Field or column with a second text, which a classifier reads after the first
+    #[arg(long, value_name = "NAME")]
+    pub text_pair_field: Option<String>,
+    /// Field or column with the label, or the number for regression
     #[arg(long, value_name = "NAME", default_value = "label")]
     pub label_field: String,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines
@@ -235,6 +241,7 @@ impl DataArgs {
         Ok(DataOptions {
             sequence_length,
             text_field: self.text_field.clone(),
+            text_pair_field: self.text_pair_field.clone(),
             label_field: self.label_field.clone(),
             documents: self.documents.parse()?,
             seed,

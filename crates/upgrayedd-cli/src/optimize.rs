@@ -106,6 +106,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         model,
         eval_data,
         text_field,
+        text_pair_field,
         family,
         max_steps_per_cycle,
         steps_per_cycle,

@@ -97,10 +97,11 @@ fn describe(event: &Event) -> Option<String> {
             )
         }
         Event::Evaluated { cycle, phase, evaluation } => {
-            let quality = match (evaluation.perplexity, evaluation.accuracy) {
-                (Some(perplexity), _) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
-                (None, Some(accuracy)) => format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy),
-                (None, None) => format!("loss {:.4}", evaluation.loss),
+            let quality = match (evaluation.perplexity, evaluation.accuracy, evaluation.spearman) {
+                (Some(perplexity), ..) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
+                (_, Some(accuracy), _) => format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy),
+                (.., Some(spearman)) => format!("loss {:.4}, Spearman {spearman:.4}", evaluation.loss),
+                _ => format!("loss {:.4}", evaluation.loss),
             };
             match phase {
                 Phase::Baseline => format!("baseline: {quality}"),

@@ -59,10 +59,15 @@ pub fn summary(summary: &Summary) -> String {
             rows.push([name.to_owned(), show(a), show(b), change(a, b)]);
         }
     };
-    let is_distance = before.evaluation.protocol == "hidden states";
-    number(if is_distance { "distance of hidden states" } else { "held-out loss (nats)" }, &|s| Some(s.evaluation.loss), 4);
+    let loss = match before.evaluation.protocol.as_str() {
+        "hidden states" => "distance of hidden states",
+        "numbers" => "mean squared error",
+        _ => "held-out loss (nats)",
+    };
+    number(loss, &|s| Some(s.evaluation.loss), 4);
     number("perplexity", &|s| s.evaluation.perplexity, 3);
     number("accuracy (%)", &|s| s.evaluation.accuracy.map(|a| 100.0 * a), 2);
+    number("Spearman correlation", &|s| s.evaluation.spearman, 4);
     number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);
     number("parameters", &|s| Some(s.cost.parameters as f64), 0);
     number("bytes", &|s| Some(s.cost.bytes as f64), 0);
@@ -105,6 +110,9 @@ pub fn evaluation(e: &Evaluation) -> String {
     }
     if let Some(accuracy) = e.accuracy {
         let _ = writeln!(out, "accuracy    {:.2} %", 100.0 * accuracy);
+    }
+    if let Some(spearman) = e.spearman {
+        let _ = writeln!(out, "Spearman    {spearman:.4}");
     }
     let _ = write!(
         out,

@@ -213,4 +213,5 @@ fn losses() {
     // What reads x alone leaves the head's gradients at nothing.
     let reference = random(&mut rng, &[4, 6]);
     check_loss("relative distance", |t, x, _| ops::relative_distance(t, x, &reference, 1.0));
+    check_loss("squared error", |t, x, _| ops::squared_error(t, x, &reference, 1.0));
 }

@@ -27,7 +27,9 @@ pub struct OptimizeConfig {
     pub eval_data: Option<PathBuf>,
     /// Field with the text.
     pub text_field: Option<String>,
-    /// Field with the label.
+    /// Field with a second text, which a classifier reads after the first: a sentence pair.
+    pub text_pair_field: Option<String>,
+    /// Field with the label, or the number for regression.
     pub label_field: String,
     /// How documents become sequences.
     pub documents: Documents,
@@ -130,6 +132,7 @@ impl Default for OptimizeConfig {
             data: Vec::new(),
             eval_data: None,
             text_field: None,
+            text_pair_field: None,
             label_field: "label".to_owned(),
             documents: Documents::Packed,
             strategy: "magnitude".to_owned(),
@@ -313,6 +316,7 @@ impl OptimizeConfig {
         DataOptions {
             sequence_length,
             text_field: self.text_field.clone(),
+            text_pair_field: self.text_pair_field.clone(),
             label_field: self.label_field.clone(),
             documents: self.documents,
             seed: self.seed,

@@ -10,6 +10,7 @@ use upgrayedd_nn::ops::IGNORE;
 
 use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
+use crate::heads::rank_correlation;
 use crate::model::{Batch, Hooks, KvCache, Objective};
 use crate::{Error, Model, Result};
 
@@ -17,7 +18,7 @@ use crate::{Error, Model, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of the hidden states
-    /// from the reference's, as a share of the latter's squared length.
+    /// from the reference's, as a share of the latter's squared length; for regression the mean squared error.
     pub loss: f64,
     /// exp(loss); of masked tokens for a masked language model. Absent for classifiers and plain encoders.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -25,11 +26,14 @@ pub struct Evaluation {
     /// Share of right labels, for classifiers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub accuracy: Option<f64>,
+    /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all equal.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spearman: Option<f64>,
     /// Targets that counted.
     pub tokens: u64,
     /// Sequences measured.
     pub sequences: usize,
-    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "hidden states".
+    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "numbers"; "hidden states".
     pub protocol: String,
     /// Tokens per window at most.
     pub window: usize,
@@ -64,8 +68,10 @@ pub fn evaluate(
     }
     let count = range.len().min(options.max_windows.unwrap_or(usize::MAX));
     let indices: Vec<usize> = range.clone().take(count).collect();
-    let classifies = matches!(model.spec.objective, Objective::Classifier { .. });
+    let regresses = model.spec.objective.is_regression();
+    let classifies = matches!(model.spec.objective, Objective::Classifier { .. }) && !regresses;
     let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
+    let mut numbers: (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
     let mut done = 0;
     for indices in indices.chunks(options.batch_size.max(1)) {
         if observer.control() == Control::Interrupt {
@@ -77,6 +83,16 @@ pub fn evaluate(
             sum += loss;
             right += hits;
             tokens += batch.counted();
+        } else if regresses {
+            let logits = model.logits(&batch, &mut Hooks::default());
+            let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
+            for ((&predicted, &value), _) in pairs {
+                let (predicted, value) = (f64::from(predicted), f64::from(value));
+                sum += (predicted - value).powi(2);
+                tokens += 1;
+                numbers.0.push(predicted);
+                numbers.1.push(value);
+            }
         } else {
             let mut tape = Tape::inference(model.device, &model.params);
             let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
@@ -99,10 +115,12 @@ pub fn evaluate(
         loss,
         perplexity: matches!(model.spec.objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
         accuracy: classifies.then(|| right as f64 / tokens as f64),
+        spearman: if regresses { rank_correlation(&numbers.0, &numbers.1) } else { None },
         tokens,
         sequences: count,
         protocol: match model.spec.objective {
             Objective::MaskedLm => "masked",
+            Objective::Classifier { labels: 1 } => "numbers",
             Objective::Classifier { .. } => "labels",
             Objective::Encoder => "hidden states",
             Objective::CausalLm => "chunks",
@@ -175,7 +193,7 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 
 fn example(model: &Model, batch: usize, length: usize) -> Batch {
     let tokens = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
-    Batch { tokens: Arc::new(tokens), batch, len: length, mask: None, targets: Vec::new() }
+    Batch { tokens: Arc::new(tokens), batch, len: length, ..Batch::default() }
 }
 
 fn time_forward(model: &Model, batch: usize, length: usize) -> f64 {

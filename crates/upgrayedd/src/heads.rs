@@ -237,28 +237,33 @@ impl HeadScores {
     /// Spearman's rank correlation with other scores of the same heads, −1 to 1; equal values share their mean rank. `None`
     /// where all values of one side are equal.
     pub fn rank_correlation(&self, other: &Self) -> Option<f64> {
-        let ranks = |scores: &Self| {
-            let values: Vec<f64> = scores.layers.iter().flatten().copied().collect();
-            let mut order: Vec<usize> = (0..values.len()).collect();
-            order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-            let mut ranks = vec![0.0; values.len()];
-            for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
-                let lower = order.partition_point(|&i| values[i] < values[tied[0]]);
-                tied.iter().for_each(|&i| ranks[i] = lower as f64 + (tied.len() - 1) as f64 / 2.0);
-            }
-            let mean = ranks.iter().sum::<f64>() / ranks.len().max(1) as f64;
-            ranks.iter().map(|r| r - mean).collect::<Vec<f64>>()
-        };
-        let (a, b) = (ranks(self), ranks(other));
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let norm = (dot(&a, &a) * dot(&b, &b)).sqrt();
-        if a.len() == b.len() && norm > 0.0 { Some(dot(&a, &b) / norm) } else { None }
+        let all = |scores: &Self| scores.layers.iter().flatten().copied().collect::<Vec<f64>>();
+        rank_correlation(&all(self), &all(other))
     }
 
     /// Mean per layer.
     pub fn layer_means(&self) -> Vec<f64> {
         self.layers.iter().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
     }
+}
+
+/// Spearman's rank correlation, as [`HeadScores::rank_correlation`] has it.
+pub(crate) fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    let ranks = |values: &[f64]| {
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+        let mut ranks = vec![0.0; values.len()];
+        for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
+            let lower = order.partition_point(|&i| values[i] < values[tied[0]]);
+            tied.iter().for_each(|&i| ranks[i] = lower as f64 + (tied.len() - 1) as f64 / 2.0);
+        }
+        let mean = ranks.iter().sum::<f64>() / ranks.len().max(1) as f64;
+        ranks.iter().map(|r| r - mean).collect::<Vec<f64>>()
+    };
+    let (a, b) = (ranks(a), ranks(b));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let norm = (dot(&a, &a) * dot(&b, &b)).sqrt();
+    if a.len() == b.len() && norm > 0.0 { Some(dot(&a, &b) / norm) } else { None }
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ const RUNS: usize = 5;
 /// Times a forward pass, and one layer's attention at every number of heads. Layers have the same shapes, so one stands for all.
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
     let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
-    let batch = Batch { tokens: tokens.into(), batch, len: length, mask: None, targets: Vec::new() };
+    let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
     let forward = timed(|| {
         let mut tape = Tape::inference(model.device, &model.params);
         model.hidden(&mut tape, &batch, &mut Hooks::default());

@@ -11,7 +11,8 @@ use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
+use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
+use tokenizers::{AddedToken, PostProcessor, Tokenizer as HfTokenizer};
 
 use crate::foreign::foreign;
 use crate::model::{check_link, read_json, read_text};
@@ -103,6 +104,36 @@ impl Tokenizer {
         let encoding = foreign(|| self.inner.encode_fast(text, false))
             .map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer text is),
+    /// with the token types if they are not all 0. No tokens if a text has none.
+    pub fn sequence(&self, text: &str, pair: Option<&str>, limit: usize) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
+        let Some(pair) = pair else {
+            let mut tokens = self.encode(text)?;
+            tokens.truncate(limit.saturating_sub(self.prefix.len() + self.suffix.len()));
+            let whole = if tokens.is_empty() { tokens } else { [&self.prefix[..], &tokens, &self.suffix].concat() };
+            return Ok((whole, None));
+        };
+        let bad = |e: String| Error::invalid(format!("cannot tokenise the pair of texts: {e}"));
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        let room = limit.saturating_sub(added);
+        if room < 2 {
+            return Err(bad(format!("sequence length {limit} leaves no room for it beside {added} special tokens")));
+        }
+        let encode = |text: &str| foreign(|| self.inner.encode_fast(text, false)).map_err(bad);
+        let (first, second) = (encode(text)?, encode(pair)?);
+        if first.is_empty() || second.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let longest_first = TruncationParams { max_length: room, ..TruncationParams::default() };
+        let whole = foreign(|| {
+            let (first, second) = truncate_encodings(first, Some(second), &longest_first)?;
+            self.inner.post_process(first, second, true)
+        });
+        let whole = whole.map_err(bad)?;
+        let types = whole.get_type_ids().to_vec();
+        Ok((whole.get_ids().to_vec(), types.iter().any(|t| *t > 0).then_some(types)))
     }
 
     /// Text of tokens; special tokens are left out.

@@ -27,7 +27,7 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
         Objective::Classifier { .. } => (0..rows as i64).map(|i| i % 2).collect(),
         _ => (0..rows * len).map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) }).collect(),
     };
-    Batch { tokens: Arc::new(tokens), batch: rows, len, mask: None, targets }
+    Batch { tokens: Arc::new(tokens), batch: rows, len, targets, ..Batch::default() }
 }
 
 /// Some heads of each layer, never all, from the bits of `choice`.
@@ -305,7 +305,7 @@ fn generation_with_the_cache_equals_generation_without() {
         let fast = model.generate(&prompt, &options, |_| true).unwrap().tokens;
         let mut text = prompt.to_vec();
         for _ in 0..12 {
-            let batch = Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), mask: None, targets: vec![] };
+            let batch = Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), ..Batch::default() };
             let logits = model.last_logits(&batch, &mut Hooks::default());
             let best = (0..logits.len()).max_by(|&a, &b| logits.data()[a].total_cmp(&logits.data()[b])).unwrap();
             text.push(best as u32);

@@ -21,10 +21,12 @@ fn data(model: &Model) -> Dataset {
     let row = |i: u32| {
         let tokens: Vec<u32> = (0..6 + 2 * i).map(|t| (t * 7 + i * 5 + t * t) % vocabulary).collect();
         match model.spec.objective {
-            Objective::Classifier { labels } => Row { targets: Targets::Label(i64::from(i) % labels as i64), tokens, mask: None },
+            Objective::Classifier { labels } => {
+                Row { targets: Targets::Label(i64::from(i) % labels as i64), tokens, mask: None, types: None }
+            }
             Objective::MaskedLm => {
                 let targets = tokens.iter().enumerate().map(|(p, &t)| if p % 3 == 0 { i64::from(t) } else { IGNORE }).collect();
-                Row { targets: Targets::Tokens(targets), tokens, mask: None }
+                Row { targets: Targets::Tokens(targets), tokens, mask: None, types: None }
             }
             Objective::Encoder => Row::every(tokens, None),
             Objective::CausalLm => Row::causal(tokens, None, None),

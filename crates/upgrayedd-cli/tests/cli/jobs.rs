@@ -357,6 +357,41 @@ fn a_classifier_learns_its_labels() {
 }
 
 #[test]
+fn a_regression_learns_numbers_from_pairs_of_texts() {
+    let b = bench();
+    let model = with_tokenizer(&b, "bert_regression", &["good", "bad", "the", "film", "was"]);
+    let rows: Vec<String> = (0..120)
+        .map(|i| {
+            // Alike or not, which neither text says alone.
+            let (first, second) = ([i % 2, i / 2 % 2]).map(|n| ["good", "bad"][n]).into();
+            let value = if first == second { 1.5 } else { -0.5 };
+            format!("{value}\tthe film was {first}\tthe film was {second}")
+        })
+        .collect();
+    fs::write(b.path("train.tsv"), format!("similarity\tsentence\tother\n{}\n", rows.join("\n"))).unwrap();
+    let data = ["--model", &model, "--data", "train.tsv", "--label-field", "similarity", "--text-pair-field", "other"];
+    let learning =
+        ["--learning-rate", "3e-3", "--num-cycles", "1", "--epochs-per-cycle", "8", "--strategy", "task", "--out", "run"];
+    let summary = b.json(&[&["optimize", "--sequence-length", "16"], &data[..], &learning].concat());
+    let after = &summary["after"]["evaluation"];
+    assert_eq!(after["protocol"], "numbers");
+    assert!(after["loss"].as_f64().unwrap() < 0.1 && after["spearman"].as_f64().unwrap() > 0.8, "{summary}");
+    // A teacher's numbers count as well.
+    let again = ["--teacher", "run", "--distill", "0.5", "--num-cycles", "1", "--out", "taught"];
+    b.json(&[&["optimize", "--sequence-length", "16"], &data[..], &again].concat());
+
+    let refused = |code: i32, rows: &str, length: &str, more: &[&str], words: &[&str]| {
+        fs::write(b.path("bad.tsv"), rows).unwrap();
+        let call = ["evaluate", "--model", &model, "--data", "bad.tsv", "--sequence-length", length];
+        b.refused(code, words, &[&call[..], more].concat());
+    };
+    let pair = ["--text-pair-field", "other"];
+    refused(1, "text\tlabel\nthe film\tgood\n", "16", &[], &["line 2", "\"good\" is no number"]);
+    refused(1, "text\tlabel\nthe film\t1\n", "16", &pair, &["no second text column", "--text-pair-field"]);
+    refused(2, "text\tother\tlabel\nthe\tfilm\t1\n", "4", &pair, &["no room", "3 special tokens"]);
+}
+
+#[test]
 fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
     let b = bench();
     let words = ["a", "b", "c", "d", "e", "f", "g", "h"];

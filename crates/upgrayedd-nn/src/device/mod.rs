@@ -244,6 +244,8 @@ pub(crate) trait Kernels: Send + Sync {
     fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64;
     /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows with r = 0 do not count.
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
+    /// Turns `x` into `weight · 2 (x − r)` in place and returns Σ of (x − r)².
+    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
 
     /// Updates a parameter and its moments.
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);

@@ -107,6 +107,15 @@ pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weigh
     Loss { sum, count: x.tensor().rows() as u64, seeds }
 }
 
+/// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared units of these.
+pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Loss {
+    assert_eq!(x.tensor().shape(), reference.shape(), "squared error: shapes differ");
+    let mut gradient = x.tensor().clone();
+    let sum = tape.kernels().squared_error(&mut gradient, reference, weight);
+    let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
+    Loss { sum, count: x.tensor().rows() as u64, seeds }
+}
+
 /// Computes logits chunk by chunk; `f` returns the chunk's loss and leaves its gradient in the logits.
 fn in_chunks(
     tape: &mut Tape<'_>,

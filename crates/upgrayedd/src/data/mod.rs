@@ -17,7 +17,6 @@ use crate::model::{Batch, Model, Objective};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-use labelled::Example;
 use masking::Masking;
 pub use rows::{Row, Targets};
 pub use source::{BatchSource, DatasetBatches, Part, RunData, TakeBatch};
@@ -59,7 +58,9 @@ pub struct DataOptions {
     pub sequence_length: usize,
     /// Field or column with the text; `None` looks for `text`, then `sentence`.
     pub text_field: Option<String>,
-    /// Field or column with the label.
+    /// Field or column with a second text, which a classifier reads after the first: a sentence pair.
+    pub text_pair_field: Option<String>,
+    /// Field or column with the label, or the number for regression.
     pub label_field: String,
     /// How documents become sequences.
     pub documents: Documents,
@@ -69,7 +70,15 @@ pub struct DataOptions {
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { sequence_length: 256, text_field: None, label_field: "label".to_owned(), documents: Documents::Packed, seed: 42 }
+        let label_field = "label".to_owned();
+        Self {
+            sequence_length: 256,
+            text_field: None,
+            text_pair_field: None,
+            label_field,
+            documents: Documents::Packed,
+            seed: 42,
+        }
     }
 }
 
@@ -77,7 +86,6 @@ impl Default for DataOptions {
 enum Source {
     /// Windows `(first token, tokens)` over a token stream.
     Windows(TokenStore, Windows),
-    Examples(Vec<Example>),
     Rows(Vec<Row>),
 }
 
@@ -85,7 +93,6 @@ impl Source {
     fn largest_token(&self) -> Option<u32> {
         match self {
             Self::Windows(store, _) => store.largest_token(),
-            Self::Examples(examples) => examples.iter().flat_map(|e| &e.tokens).copied().max(),
             Self::Rows(rows) => rows.iter().flat_map(|r| &r.tokens).copied().max(),
         }
     }
@@ -148,8 +155,14 @@ impl Dataset {
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
             if let Objective::Classifier { labels } = model.spec.objective {
-                let (examples, hashes) = labelled::read(files, model, tokenizer, options, labels, room)?;
-                return Ok((Source::Examples(examples), hashes));
+                let (rows, hashes) = labelled::read(files, model, tokenizer, options, labels)?;
+                return Ok((Source::Rows(rows), hashes));
+            }
+            if let Some(field) = &options.text_pair_field {
+                return Err(Error::invalid(format!(
+                    "the second text in {field:?} is for classifiers: a {} model learns from one text",
+                    model.spec.objective.name()
+                )));
             }
             windows(TokenStore::open(files, tokenizer, options, in_stream)?, options, room)
         })
@@ -176,6 +189,10 @@ impl Dataset {
         for row in &rows {
             hasher.update(&(row.tokens.len() as u64).to_le_bytes());
             hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(row.targets.as_slice()));
+            hasher.update(bytemuck::cast_slice(row.types.as_deref().unwrap_or_default()));
+            if let Targets::Value(value) = row.targets {
+                hasher.update(&value.to_le_bytes());
+            }
         }
         let hash = hasher.finalize().to_hex().to_string();
         let (prefix, suffix) = (Vec::new(), Vec::new());
@@ -211,6 +228,8 @@ impl Dataset {
             )));
         }
         let (source, file_hashes) = source(in_stream, room)?;
+        // Rows are framed already.
+        let (prefix, suffix) = if let Source::Rows(_) = source { (Vec::new(), Vec::new()) } else { (prefix, suffix) };
         // What a tokenizer frames a text with need not be in its vocabulary, and a cache may be damaged.
         let largest = prefix.iter().chain(&suffix).copied().chain(source.largest_token()).max().unwrap_or(0);
         if largest as usize >= model.spec.vocab_size {
@@ -234,7 +253,6 @@ impl Dataset {
         match &self.source {
             Source::Windows(_, Windows::Even { count, .. }) => *count,
             Source::Windows(_, Windows::Ragged(windows)) => windows.len(),
-            Source::Examples(examples) => examples.len(),
             Source::Rows(rows) => rows.len(),
         }
     }
@@ -273,7 +291,6 @@ impl Dataset {
                 let (start, length) = windows[index];
                 store.slice(start as usize, length as usize)
             }
-            Source::Examples(examples) => examples[index].tokens.clone(),
             Source::Rows(rows) => rows[index].tokens.clone(),
         };
         [&self.prefix[..], &body, &self.suffix].concat()
@@ -292,13 +309,10 @@ impl Dataset {
             _ => self.tokens(index),
         };
         let index = self.place(index);
-        if let (Objective::Classifier { .. }, Source::Examples(examples)) = (self.objective, &self.source) {
-            return Row { tokens, mask: None, targets: Targets::Label(examples[index].label) };
-        }
         match &self.masking {
             Some(masking) => {
                 let targets = Targets::Tokens(masking.apply(&mut tokens, index, pass));
-                Row { tokens, mask: None, targets }
+                Row { tokens, mask: None, types: None, targets }
             }
             None if self.objective == Objective::Encoder => Row::every(tokens, None),
             None => Row::causal(tokens, None, None),

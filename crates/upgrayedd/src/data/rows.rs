@@ -8,31 +8,36 @@ use crate::model::{Batch, ModelSpec, Objective};
 use crate::{Error, Result};
 
 /// What to predict from a sequence; [`IGNORE`] does not count.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
     /// Something at each position (for causal models the token after it).
     Tokens(Vec<i64>),
     /// One class.
     Label(i64),
+    /// One number, for regression.
+    Value(f32),
 }
 
 impl Targets {
-    /// All of them.
+    /// All of them; 0 stands for a number.
     pub fn as_slice(&self) -> &[i64] {
         match self {
             Self::Tokens(targets) => targets,
             Self::Label(label) => std::slice::from_ref(label),
+            Self::Value(_) => &[0],
         }
     }
 }
 
 /// One sequence and what to predict from it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// Token ids.
     pub tokens: Vec<u32>,
     /// 0 marks padding, which is anywhere; `None` where there is none.
     pub mask: Option<Vec<u8>>,
+    /// Token types (segments); `None` where all are 0.
+    pub types: Option<Vec<u32>>,
     /// What to predict.
     pub targets: Targets,
 }
@@ -48,14 +53,14 @@ impl Row {
             None => i64::from(tokens[i]),
         };
         let targets = Targets::Tokens((1..=tokens.len()).map(target).collect());
-        Self { tokens, mask, targets }
+        Self { tokens, mask, types: None, targets }
     }
 
     /// A sequence for a plain encoder: every real position counts.
     pub fn every(tokens: Vec<u32>, mask: Option<Vec<u8>>) -> Self {
         let target = |i: usize| if mask.as_ref().is_none_or(|m| m[i] != 0) { 0 } else { IGNORE };
         let targets = Targets::Tokens((0..tokens.len()).map(target).collect());
-        Self { tokens, mask, targets }
+        Self { tokens, mask, types: None, targets }
     }
 
     /// Refuses what the model cannot take; `number` is the row's, for the message.
@@ -71,8 +76,22 @@ impl Row {
         if self.mask.as_ref().is_some_and(|m| m.len() != length) {
             return refuse("has an attention mask of another length".to_owned());
         }
+        if let Some(types) = &self.types {
+            if types.len() != length {
+                return refuse("has token types of another length".to_owned());
+            }
+            if let Some(kind) = types.iter().find(|&&t| t as usize >= spec.type_vocab_size.max(1)) {
+                return refuse(format!("token type {kind} is not one of the model's {}", spec.type_vocab_size));
+            }
+        }
         let limit = match (spec.objective, &self.targets) {
-            (Objective::Classifier { labels }, Targets::Label(_)) => labels,
+            (Objective::Classifier { labels: 1 }, Targets::Value(value)) => {
+                return if value.is_finite() { Ok(()) } else { refuse(format!("the number to predict is {value}")) };
+            }
+            (Objective::Classifier { labels: 1 }, Targets::Label(IGNORE)) => return Ok(()),
+            (Objective::Classifier { labels }, Targets::Label(_)) if labels > 1 => labels,
+            (Objective::Classifier { labels: 1 }, _) => return refuse("has labels: regression takes one number".to_owned()),
+            (_, Targets::Value(_)) => return refuse("has a number for a label: the model takes classes or tokens".to_owned()),
             (Objective::CausalLm | Objective::MaskedLm | Objective::Encoder, Targets::Tokens(t)) if t.len() == length => {
                 spec.vocab_size
             }
@@ -91,6 +110,9 @@ impl Batch {
     pub fn from_rows(rows: &[Row], pad: u32) -> Self {
         let len = rows.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
         let (mut tokens, mut mask, mut targets) = (Vec::with_capacity(rows.len() * len), Vec::new(), Vec::new());
+        let (mut types, mut values) = (Vec::new(), Vec::new());
+        let typed = rows.iter().any(|r| r.types.is_some());
+        let numbers = rows.iter().any(|r| matches!(r.targets, Targets::Value(_)));
         let padded = rows.iter().any(|r| r.tokens.len() < len || r.mask.as_ref().is_some_and(|m| m.contains(&0)));
         for row in rows {
             let end = tokens.len() + len;
@@ -103,11 +125,26 @@ impl Batch {
                 }
                 mask.resize(end, 0);
             }
+            if typed {
+                types.extend_from_slice(row.types.as_deref().unwrap_or_default());
+                types.resize(end, 0);
+            }
+            if numbers {
+                values.push(if let Targets::Value(value) = row.targets { value } else { 0.0 });
+            }
             targets.extend_from_slice(row.targets.as_slice());
             if matches!(row.targets, Targets::Tokens(_)) {
                 targets.resize(end, IGNORE);
             }
         }
-        Self { tokens: Arc::new(tokens), batch: rows.len(), len, mask: padded.then_some(mask), targets }
+        Self {
+            tokens: Arc::new(tokens),
+            batch: rows.len(),
+            len,
+            mask: padded.then_some(mask),
+            types: typed.then(|| Arc::new(types)),
+            targets,
+            values,
+        }
     }
 }

@@ -232,17 +232,13 @@ impl Config<'_> {
             Task::MaskedLm => Objective::MaskedLm,
             Task::Encoder => Objective::Encoder,
             Task::Classifier => {
-                if let Some(kind) = self.0["problem_type"].as_str().filter(|k| *k != "single_label_classification") {
-                    return Err(Error::invalid(format!(
-                        "config.json: problem_type {kind:?} is not supported: expected \"single_label_classification\""
-                    )));
-                }
-                let from_names = self.0["id2label"].as_object().map(serde_json::Map::len);
+                let from_names = self.0["id2label"].as_object().map(serde_json::Map::len).filter(|n| *n > 0);
                 let labels = self.size("num_labels", Some(from_names.unwrap_or(2)))?;
-                if labels < 2 {
-                    return Err(Error::invalid(
-                        "config.json: the classifier has one label (regression), which is not supported: expected two or more",
-                    ));
+                let kind = if labels == 1 { "regression" } else { "single_label_classification" };
+                if let Some(other) = self.0["problem_type"].as_str().filter(|k| *k != kind) {
+                    return Err(Error::invalid(format!(
+                        "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?}"
+                    )));
                 }
                 Objective::Classifier { labels }
             }

@@ -3,15 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rand::RngExt;
-use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, Head, IGNORE, Loss, Teacher};
+use upgrayedd_nn::ops::{self, AttentionShape, EntropyProbe, IGNORE};
 use upgrayedd_nn::{Tape, Tensor, Var};
 
 use super::{Block, LinearIds, Model, Norm, Objective};
-use crate::rng;
 
 /// Sequences of equal (padded) length, ready for the model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// Token ids, `(batch · len)`.
     pub tokens: Arc<Vec<u32>>,
@@ -21,8 +19,12 @@ pub struct Batch {
     pub len: usize,
     /// `(batch · len)`, 0 marks padding; `None` where there is none.
     pub mask: Option<Vec<u8>>,
+    /// Token types (segments), `(batch · len)`; `None` where all are 0.
+    pub types: Option<Arc<Vec<u32>>>,
     /// What to predict: per position for language models (already shifted), per sequence for classifiers; [`IGNORE`] does not count.
     pub targets: Vec<i64>,
+    /// For regression: the number to predict, per sequence.
+    pub values: Vec<f32>,
 }
 
 impl Batch {
@@ -114,7 +116,7 @@ impl Hooks<'_> {
 }
 
 impl Model {
-    fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+    pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
         let weight = tape.param(ids.weight);
         let bias = ids.bias.map(|b| tape.param(b));
         ops::linear(tape, x, &weight, bias.as_ref())
@@ -156,7 +158,7 @@ impl Model {
     }
 
     /// Some of the layers.
-    fn run_layers<'p>(
+    pub(super) fn run_layers<'p>(
         &'p self,
         tape: &mut Tape<'p>,
         layers: Range<usize>,
@@ -181,7 +183,7 @@ impl Model {
         x
     }
 
-    fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
+    pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
         match self.named("final_norm") {
             Some(ids) => self.norm(tape, &x, ids),
             None => x,
@@ -190,9 +192,9 @@ impl Model {
 
     pub(crate) fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
         let mut sum: Option<Var> = None;
-        let zeros = || Arc::new(vec![0; batch.tokens.len()]);
+        let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
         for (name, ids) in
-            [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", zeros())]
+            [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", types())]
         {
             let Some(id) = self.params.find(name) else { continue };
             let table = tape.param(id);
@@ -331,106 +333,8 @@ impl Model {
         }
     }
 
-    /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
-    pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
-        self.loss_from(tape, None, batch, weight, hooks)
-    }
-
-    /// The same from the input of a layer on, if one is given.
-    pub(crate) fn loss_from<'p>(
-        &'p self,
-        tape: &mut Tape<'p>,
-        start: Option<(usize, Var)>,
-        batch: &Batch,
-        weight: f32,
-        hooks: &mut Hooks<'_>,
-    ) -> Loss {
-        let hidden = match start {
-            None => self.hidden(tape, batch, hooks),
-            Some((layer, x)) => {
-                let positions = self.positions_for(batch.batch, batch.len, 0);
-                let x = self.run_layers(tape, layer..self.layers.len(), x, batch, &positions, hooks);
-                self.final_norm(tape, x)
-            }
-        };
-        if self.spec.objective == Objective::Encoder {
-            let rows = self.predicted_rows(tape, hidden, batch, true).0;
-            return ops::relative_distance(tape, &rows, &self.reference_rows(batch), weight);
-        }
-        let (rows, targets) = self.predicted_rows(tape, hidden, batch, false);
-        let (rows, weights) = self.before_logits(tape, rows);
-        let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
-        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
-        ops::cross_entropy(tape, &rows, head, &targets, weight)
-    }
-
-    /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no gates but its own.
-    fn reference_rows(&self, batch: &Batch) -> Tensor {
-        let reference = self.reference().map_or(self, |r| r);
-        let mut tape = Tape::inference(reference.device, &reference.params);
-        let hidden = reference.hidden(&mut tape, batch, &mut Hooks::default());
-        reference.predicted_rows(&mut tape, hidden, batch, true).0.tensor().clone()
-    }
-
-    /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
-    /// random signs over the length of each hidden state. The expected square of a gradient along them is the Gauss-Newton
-    /// curvature of half the relative distance (Hutchinson 1990).
-    pub(crate) fn random_signs<'p>(
-        &'p self,
-        tape: &mut Tape<'p>,
-        batch: &Batch,
-        stream: &mut rng::Stream,
-        hooks: &mut Hooks<'_>,
-    ) -> Vec<(Var, Tensor)> {
-        let hidden = self.hidden(tape, batch, hooks);
-        let rows = self.predicted_rows(tape, hidden, batch, true).0;
-        let mut signs = rows.tensor().clone();
-        for row in signs.data_mut().chunks_exact_mut(self.spec.hidden_size) {
-            let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
-            let size = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
-            row.iter_mut().for_each(|v| *v = if stream.random::<bool>() { size } else { -size });
-        }
-        vec![(rows, signs)]
-    }
-
-    /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
-    pub fn distillation_loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
-        let Distill { teacher, temperature, share } = *distill;
-        let mut theirs = Tape::inference(teacher.device, &teacher.params);
-        let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default());
-        let x = teacher.predicted_rows(&mut theirs, x, batch, true).0;
-        let (x, ids) = teacher.before_logits(&mut theirs, x);
-        let bias = ids.bias.map(|b| teacher.params.get(b));
-        let knows = Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
-
-        let hidden = self.hidden(tape, batch, &mut Hooks::default());
-        let (rows, targets) = self.predicted_rows(tape, hidden, batch, true);
-        let (rows, weights) = self.before_logits(tape, rows);
-        let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
-        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
-        ops::distillation(tape, &rows, head, &targets, &knows, weight)
-    }
-
-    /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or never if `exact`.
-    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch, exact: bool) -> (Var, Vec<i64>) {
-        let per_sequence = matches!(self.spec.objective, Objective::Classifier { .. });
-        let step = if per_sequence { batch.len as u32 } else { 1 };
-        let counted: Vec<u32> = (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
-        // Dropping the last position of each causal sequence alone is not worth a copy.
-        if !exact && counted.len() * 16 > batch.targets.len() * 15 {
-            if !per_sequence {
-                return (hidden, batch.targets.clone());
-            }
-            let first = Arc::new((0..batch.batch as u32).map(|b| b * step).collect());
-            return (ops::select_rows(tape, &hidden, &first), batch.targets.clone());
-        }
-        let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
-        let rows = Arc::new(counted.iter().map(|i| i * step).collect());
-        (ops::select_rows(tape, &hidden, &rows), targets)
-    }
-
     /// What stands between hidden states and the output projection, and the projection itself.
-    fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
+    pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
         if let Some(ids) = self.named("head.transform") {
             x = self.linear(tape, &x, ids);
             x = ops::activation(tape, self.spec.activation, &x);

@@ -48,7 +48,7 @@ impl Model {
         let mut input = prompt.to_vec();
         while generation.tokens.len() < options.max_new_tokens {
             let start = std::time::Instant::now();
-            let batch = Batch { len: input.len(), tokens: Arc::new(input), batch: 1, mask: None, targets: Vec::new() };
+            let batch = Batch { len: input.len(), tokens: Arc::new(input), batch: 1, ..Batch::default() };
             let logits = self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
             let token = choose(logits.data(), options, &mut random);
             let seconds = start.elapsed().as_secs_f64();

@@ -5,6 +5,7 @@ mod cost;
 mod forward;
 mod generate;
 mod load;
+mod loss;
 mod spec;
 mod tensor_file;
 

@@ -44,9 +44,9 @@ pub enum Objective {
     CausalLm,
     /// Masked tokens.
     MaskedLm,
-    /// A label per sequence.
+    /// A label per sequence, or a number.
     Classifier {
-        /// Number of classes.
+        /// Number of classes; 1 is regression, by squared error.
         labels: usize,
     },
     /// Nothing by itself: a plain encoder.
@@ -54,11 +54,17 @@ pub enum Objective {
 }
 
 impl Objective {
+    /// Whether it is a number per sequence.
+    pub fn is_regression(self) -> bool {
+        self == Self::Classifier { labels: 1 }
+    }
+
     /// The name in JSON output.
     pub fn name(self) -> &'static str {
         match self {
             Self::CausalLm => "causal-lm",
             Self::MaskedLm => "masked-lm",
+            Self::Classifier { labels: 1 } => "regression",
             Self::Classifier { .. } => "classifier",
             Self::Encoder => "encoder",
         }

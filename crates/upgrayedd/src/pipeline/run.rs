@@ -275,7 +275,8 @@ impl Run<'_> {
         } else {
             format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
         };
-        let unit = if self.pipeline.model.spec.objective == Objective::Encoder { "" } else { " nats" };
+        let objective = self.pipeline.model.spec.objective;
+        let unit = if objective == Objective::Encoder || objective.is_regression() { "" } else { " nats" };
         let message =
             format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
         self.emit(Event::Notice { cycle, message })

@@ -124,6 +124,17 @@ pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature:
     losses.iter().sum()
 }
 
+pub(super) fn squared_error(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
+    let pairs = x.data_mut().iter_mut().zip(reference.data());
+    pairs
+        .map(|(x, r)| {
+            let difference = *x - r;
+            *x = 2.0 * weight * difference;
+            f64::from(difference) * f64::from(difference)
+        })
+        .sum()
+}
+
 pub(super) fn relative_distance(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
     let cols = x.cols();
     let distances: Vec<f64> = x

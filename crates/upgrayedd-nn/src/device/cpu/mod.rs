@@ -124,6 +124,10 @@ impl Kernels for Cpu {
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
         loss::relative_distance(x, reference, weight)
     }
+
+    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
+        loss::squared_error(x, reference, weight)
+    }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         pointwise::adamw(w, g, m, v, step);
     }
