@@ -18,12 +18,13 @@ pub struct Reader {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub static ALL: [Reader; 7] = [
+pub static ALL: [Reader; 8] = [
     Reader { name: "config", read: config, seeds: || golden_files("config.json") },
     Reader { name: "safetensors", read: safetensors, seeds: || golden_files("model.safetensors") },
     Reader { name: "index", read: index, seeds: index_seeds },
     Reader { name: "tokenizer", read: tokenizer, seeds: || vec![builtin::tokenizer().unwrap().to_json().unwrap().into()] },
     Reader { name: "data", read: data, seeds: data_seeds },
+    Reader { name: "labelled", read: labelled, seeds: labelled_seeds },
     Reader { name: "archive", read: archive, seeds: archive_seeds },
     Reader { name: "run", read: run, seeds: run_seeds },
 ];
@@ -124,6 +125,7 @@ fn tokenizer(bytes: &[u8]) {
     if let Ok(tokens) = tokenizer.encode("Mia was a kind girl. \u{1F600}\n\tna\u{EF}ve \u{2581} 42") {
         let _ = tokenizer.decode(&tokens);
     }
+    let _ = tokenizer.sequence("Mia was", Some("a kind girl."), 8);
     let _ = tokenizer.decode(&[0, 1, 1 << 20, u32::MAX]);
 }
 
@@ -152,6 +154,32 @@ fn data_seeds() -> Vec<Vec<u8>> {
         [&[1], lines.as_bytes()].concat(),
         [&[2], &parquet[..]].concat(),
     ]
+}
+
+/// Pairs of texts with numbers; the first byte says in which kind of file.
+fn labelled(bytes: &[u8]) {
+    let Some((kind, rest)) = bytes.split_first() else { return };
+    static MODEL: OnceLock<(Model, Tokenizer)> = OnceLock::new();
+    let (model, tokenizer) = MODEL.get_or_init(|| {
+        let dir = fresh();
+        fs::write(dir.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n##a\n##b").unwrap();
+        let tokenizer = Tokenizer::load(&dir).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        (Model::load(&golden("bert_regression"), &LoadOptions::default()).unwrap(), tokenizer)
+    });
+    in_folder(|dir| {
+        let path = dir.join(["data.tsv", "data.jsonl"][usize::from(kind % 2)]);
+        fs::write(&path, rest).unwrap();
+        let text_pair_field = (kind & 2 == 0).then(|| "other".to_owned());
+        let options = DataOptions { sequence_length: 8, text_pair_field, ..DataOptions::default() };
+        let _ = Dataset::open(&[path], model, tokenizer, &options);
+    });
+}
+
+fn labelled_seeds() -> Vec<Vec<u8>> {
+    let table = b"text\tother\tlabel\na b\tab a b a b a b\t0.5\nb\ta\t-1e3\n";
+    let lines = b"{\"text\":\"a b\",\"other\":\"b\",\"label\":0.5}\n\n{\"text\":\"b\",\"other\":\"a\",\"label\":\"2\"}\n";
+    vec![[&[0], &table[..]].concat(), [&[2], &table[..]].concat(), [&[1], &lines[..]].concat()]
 }
 
 fn parquet_file(texts: &[String]) -> Vec<u8> {
