@@ -123,8 +123,8 @@ class Loader:
         answers = [None] * len(tokens) if labels is None else split_labels(labels, len(tokens))
         if not len(masks) == len(answers) == len(kinds) == len(tokens):
             raise InvalidValueError(
-                f"a batch has {len(tokens)} sequences, {len(masks)} attention masks, {len(kinds)} rows of token types and "
-                f"{len(answers)} labels: expected as many"
+                f"a batch has {len(tokens)} sequences, {len(masks)} attention masks and {len(answers)} labels, and token types "
+                f"for {len(kinds)}: expected as many"
             )
         return list(zip(tokens, masks, answers, kinds, strict=True))
 
