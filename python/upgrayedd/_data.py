@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,7 +223,10 @@ def numbers(values: Any) -> NDArray[np.float64]:
 
     if hasattr(values, "detach"):
         values = values.detach().cpu().float().numpy()
-    return np.ascontiguousarray(values, dtype=np.float64)
+    try:
+        return np.ascontiguousarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(f"labels are a {type(values).__name__} of what are not all numbers") from error
 
 
 def sequences(values: Any, name: str) -> list[Any]:
@@ -237,9 +241,10 @@ def sequences(values: Any, name: str) -> list[Any]:
 
 def split_labels(labels: Any, count: int) -> list[Any]:
     """Labels per sequence: rows of per-token labels, or one class or number each."""
+    read = numbers if is_float(labels) else functools.partial(integers, name="labels")
     if isinstance(labels, (list, tuple)) and labels and hasattr(labels[0], "__len__"):
-        return [integers(row, "labels") for row in labels]
-    array = numbers(labels) if is_float(labels) else integers(labels, "labels")
+        return [read(row) for row in labels]
+    array = read(labels)
     if array.ndim == 0:
         return [array.reshape(1)]
     if array.ndim == 1 and count == 1 and len(array) > 1:

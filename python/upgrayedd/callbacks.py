@@ -41,7 +41,7 @@ class Callback:
         """An optimiser step: step, loss, learning_rate, gradient_norm, tokens."""
 
     def on_evaluate(self, control: Control, **event: Any) -> bool | None:
-        """A held-out measurement: phase ("baseline", "pruned", "learned", "result"), loss, perplexity or accuracy, tokens."""
+        """A held-out measurement: phase ("baseline", "pruned", "learned", "result"), loss, what goes with it, tokens."""
 
     def on_prune(self, control: Control, **event: Any) -> bool | None:
         """Heads were removed: heads (layer name → indices), budget, active."""
@@ -117,7 +117,7 @@ class MetricsCallback(Callback):
         return None
 
     def on_evaluate(self, control: Control, **event: Any) -> bool | None:
-        """Held-out loss, perplexity or accuracy by phase."""
+        """Held-out loss, perplexity, accuracy or spearman by phase."""
         measured = {name: event[name] for name in ("loss", "perplexity", "accuracy", "spearman") if event.get(name) is not None}
         self.write({f"eval/{event['phase']}/{name}": value for name, value in measured.items()}, self._step)
         return None

@@ -225,10 +225,13 @@ def test_pairs_of_texts_are_read_as_transformers_reads_them(tmp_path):
         upgrayedd.TextFiles(tmp_path / "pairs.tsv", text_field="a", text_pair_field="b"),
         [{**batch, "labels": torch.tensor(values)}],
         [{**batch, "labels": values.tolist()}],
+        [{**batch, "labels": [[value] for value in values.tolist()]}],
     ):
         measured = model.evaluate(data, sequence_length=16)
         assert measured.loss == pytest.approx(loss, rel=1e-5) and measured.protocol == "numbers"
         assert -1 <= measured.spearman <= 1 and measured.accuracy is None
+    with pytest.raises(ValueError, match="not all numbers"):
+        model.evaluate([{**batch, "labels": [0.5, "much", *values[2:].tolist()]}])
     with pytest.raises(ValueError, match="token type 7"):
         model.logits(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"] * 7)
     with pytest.raises(ValueError, match="not integers"):

@@ -86,7 +86,7 @@ pub struct OptimizeConfig {
     /// The model that teaches where it is not the model as given: a folder, a run folder or a Hub id. For plain encoders the one whose
     /// hidden states are to be kept.
     pub teacher: Option<String>,
-    /// Divides both sides' logits in distillation.
+    /// Divides both sides' logits in distillation; regression has no such thing.
     pub distill_temperature: f64,
     /// Optimiser steps between measurements while learning; the best state of a cycle is kept. Only at its end if absent.
     pub eval_every: Option<u64>,
@@ -235,9 +235,6 @@ impl OptimizeConfig {
             if !(0.0..=1.0).contains(&value) {
                 return Err(Error::invalid(format!("{name} is {value}: expected 0 to 1")));
             }
-        }
-        if self.teacher.is_some() && self.distill == Some(0.0) {
-            return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
         }
         Ok(())
     }

@@ -106,8 +106,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer text is),
-    /// with the token types if they are not all 0. No tokens if a text has none.
+    /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer
+    /// text is), with the token types if they are not all 0. No tokens if a text has none.
     pub fn sequence(&self, text: &str, pair: Option<&str>, limit: usize) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let Some(pair) = pair else {
             let mut tokens = self.encode(text)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{Batch, Hooks, LoadOptions, Model, Objective, TensorFile};
+use upgrayedd::model::{Batch, Distill, Hooks, LoadOptions, Model, Objective, TensorFile};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::surgery;
@@ -103,6 +103,37 @@ fn loss_and_every_gradient_agree() {
             assert_close(&format!("{}: {name}", case.name), got, expected.params.get(id), 1e-4, least);
         }
     }
+}
+
+#[test]
+fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
+    let case = cases().into_iter().find(|c| c.model.spec.objective.is_regression()).unwrap();
+    let (model, mut teacher) = (&case.model, case.model.clone());
+    let bias = teacher.params.find("head.bias").unwrap();
+    teacher.params.get_mut(bias).data_mut()[0] += 0.75;
+    let learned = |batch: &Batch, distill: Option<&Distill<'_>>| {
+        let mut grads = Gradients::for_params(&model.params);
+        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let loss = match distill {
+            Some(distill) => model.distillation_loss(&mut tape, batch, 1.0, distill),
+            None => model.loss(&mut tape, batch, 1.0, &mut Hooks::default()),
+        };
+        tape.backward(loss.seeds);
+        (loss.sum, model.params.ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
+    };
+    let share = 0.25;
+    let distill = Distill { teacher: &teacher, temperature: 1.0, share };
+    let (mixed, got) = learned(&case.batch, Some(&distill));
+    let his = teacher.logits(&case.batch, &mut Hooks::default());
+    let between = case.batch.values.iter().zip(his.data()).map(|(value, his)| (1.0 - share) * value + share * his).collect();
+    let (_, want) = learned(&Batch { values: between, ..case.batch.clone() }, None);
+    for (got, want) in got.iter().zip(&want) {
+        assert_close("gradient", got, want, 1e-4, 1e-2);
+    }
+    // The teacher is 0.75 off everywhere.
+    let (plain, _) = learned(&case.batch, None);
+    let expected = 0.75 * plain + 0.25 * case.batch.batch as f64 * 0.75 * 0.75;
+    assert!((mixed - expected).abs() < 1e-4 * expected, "{mixed} is not {expected}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ class BasePruningStrategy(ABC):
         Args:
             model: The model after pruning.
             pruned_heads: Layer name → original indices of the heads that can come back.
-            metrics: `loss`, `perplexity` (or `accuracy`) and `tokens` of the held-out measurement after pruning;
+            metrics: `loss`, `perplexity` (or `accuracy`, `spearman`) and `tokens` of the held-out measurement after pruning;
                 `gains`, layer name → pruned head → what its return is expected to take off the loss, in nats;
                 `layer_means`, layer name → mean importance of the heads that are left; `allowed`, how many heads the
                 growth ratio lets back; `cycle`, from 1; `history`, one dictionary per cycle before.

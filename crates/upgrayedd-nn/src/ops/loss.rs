@@ -103,8 +103,7 @@ pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weigh
     assert_eq!(x.tensor().shape(), reference.shape(), "relative distance: shapes differ");
     let mut gradient = x.tensor().clone();
     let sum = tape.kernels().relative_distance(&mut gradient, reference, weight);
-    let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
-    Loss { sum, count: x.tensor().rows() as u64, seeds }
+    of_every_row(tape, x, sum, gradient)
 }
 
 /// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared units of these.
@@ -112,6 +111,11 @@ pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f
     assert_eq!(x.tensor().shape(), reference.shape(), "squared error: shapes differ");
     let mut gradient = x.tensor().clone();
     let sum = tape.kernels().squared_error(&mut gradient, reference, weight);
+    of_every_row(tape, x, sum, gradient)
+}
+
+/// A loss that every row of `x` counts in.
+fn of_every_row(tape: &Tape<'_>, x: &Var, sum: f64, gradient: Tensor) -> Loss {
     let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
     Loss { sum, count: x.tensor().rows() as u64, seeds }
 }

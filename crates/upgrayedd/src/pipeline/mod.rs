@@ -222,6 +222,9 @@ impl Pipeline {
         if is_encoder && distilled {
             return Err(Error::invalid("a plain encoder learns from its parent's hidden states alone: leave distill out"));
         }
+        if !is_encoder && config.teacher.is_some() && !distilled {
+            return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
+        }
         let teacher = match &config.teacher {
             Some(name) => {
                 // Batches of the caller's are as long as the model allows.

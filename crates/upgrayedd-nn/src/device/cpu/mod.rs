@@ -124,7 +124,6 @@ impl Kernels for Cpu {
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
         loss::relative_distance(x, reference, weight)
     }
-
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
         loss::squared_error(x, reference, weight)
     }
