@@ -64,6 +64,8 @@ def pruned(how):
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager")
     if how == "dense":
         return model
+    # With a cache, its concatenation is traced too, and finding the groups takes hours.
+    model.config.use_cache = False
     if how == "taylor":
         spread = torch.linspace(0, len(train) - 1, args.samples).long()
         for batch in train[spread].split(4):
@@ -79,12 +81,12 @@ def pruned(how):
         train[:1, :32],
         importance,
         global_pruning=False,
-        pruning_ratio=0.0,
+        pruning_ratio=args.ratio,
         num_heads=heads,
         prune_num_heads=True,
         prune_head_dims=False,
         head_pruning_ratio=args.ratio,
-        ignored_layers=[model.lm_head, model.model.embed_tokens],
+        ignored_layers=[model.lm_head, model.model.embed_tokens, *(layer.mlp for layer in model.model.layers)],
         output_transform=lambda out: out.logits.sum(),
     )
     pruner.step()

@@ -2,9 +2,9 @@
 //! residual stream is again as close as they can bring it to that of the parent (the model before pruning).
 //!
 //! Layer by layer, student and parent side by side: with X the student's output-projection input and R what the stream then
-//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a column of ones for it. Because R is a difference of streams and not of one layer's outputs, a layer
-//! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not seen, and a
-//! solution that does not help there is not used.
+//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a column of ones for it. Because R is a
+//! difference of streams and not of one layer's outputs, a layer repairs what the layers below could not. The ridge λ is chosen
+//! on sequences that the solution has not seen, and a solution that does not help there is not used.
 
 use std::sync::Arc;
 
