@@ -46,7 +46,7 @@ struct Args {
     /// Heads that each layer keeps; the others are pruned first
     #[arg(long)]
     heads: Option<usize>,
-    /// Train with gradient checkpointing
+    /// Train or score with gradient checkpointing
     #[arg(long)]
     gradient_checkpointing: bool,
 }
@@ -141,7 +141,8 @@ fn main() -> Result<()> {
             }
             Work::Gates | Work::Scores | Work::AllScores | Work::Entropy => {
                 let data = Some((&data, &range));
-                let context = ScoreContext { model: &model, data, batch_size: args.batch, samples, seed: 1 };
+                let (batch_size, gradient_checkpointing) = (args.batch, args.gradient_checkpointing);
+                let context = ScoreContext { model: &model, data, batch_size, samples, seed: 1, gradient_checkpointing };
                 compute_all(&scores, &context)?;
             }
         }

@@ -278,7 +278,9 @@ impl Model {
             dataset.iter_mut().for_each(|d| d.spread_over(d.len()));
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
             let data = dataset.as_ref().map(|d| (d, &range));
-            Ok(score.compute(&ScoreContext { model: &self.inner, data, batch_size, samples, seed })?.layers)
+            let model = &self.inner;
+            let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false };
+            Ok(score.compute(&context)?.layers)
         })
     }
 
@@ -297,7 +299,8 @@ impl Model {
             let mut dataset = data.dataset(&self.inner, tokenizer.as_ref(), &options, false)?;
             dataset.spread_over(dataset.len());
             let range = 0..dataset.len();
-            let context = ScoreContext { model: &self.inner, data: Some((&dataset, &range)), batch_size, samples, seed: 0 };
+            let (model, data) = (&self.inner, Some((&dataset, &range)));
+            let context = ScoreContext { model, data, batch_size, samples, seed: 0, gradient_checkpointing: false };
             let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
             for (id, gain) in upgrayedd::grow::gains(&context)? {
                 gains.entry(id.layer).or_default().insert(id.head, gain);

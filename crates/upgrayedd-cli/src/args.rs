@@ -90,7 +90,8 @@ pub struct OptimizeArgs {
     /// Let exact ablation settle this many heads on either side of the cut [default: 0]
     #[arg(long, value_name = "N")]
     pub exact_border: Option<usize>,
-    /// After pruning, try up to this many archived heads in the place of weak ones, and keep what lowers the calibration loss
+    /// After pruning, try up to this many archived heads (of each layer, with scope layer) in the place of weak ones, and keep what
+    /// lowers the calibration loss
     /// [default: 0]
     #[arg(long, value_name = "N")]
     pub swaps: Option<usize>,
@@ -124,7 +125,8 @@ pub struct OptimizeArgs {
     /// Backward passes per optimiser step [default: 1]
     #[arg(long, value_name = "N")]
     pub gradient_accumulation: Option<usize>,
-    /// Keep only each block's input while learning and compute the rest again: the same result for less memory and more time
+    /// Keep only each block's input while learning and scoring and compute the rest again: the same result for less memory and more
+    /// time
     #[arg(long)]
     pub gradient_checkpointing: bool,
     /// Tokens per sequence [default: 256, or the model's limit]
@@ -142,7 +144,7 @@ pub struct OptimizeArgs {
     /// Divides the logits in distillation [default: 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub distill_temperature: Option<f64>,
-    /// Measure every N steps while learning, keep the best state, and stop early when none is better
+    /// Measure before learning and every N steps of it, keep the best state, and stop early when none is better
     #[arg(long, value_name = "N")]
     pub eval_every: Option<u64>,
     /// Save the run every N steps of learning too, not only after each cycle and when interrupted
@@ -267,6 +269,9 @@ pub struct ScoreArgs {
     /// With --all: sequences that ablation measures each head on
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub ablation_samples: usize,
+    /// Keep one block's activations at a time and compute the rest again: the same scores for less memory and more time
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Tokens per sequence [default: 256, or the model's limit]
     #[arg(long, value_name = "N")]
     pub sequence_length: Option<usize>,

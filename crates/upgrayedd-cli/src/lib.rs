@@ -130,6 +130,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         batch_size: args.batch_size,
         samples: args.samples,
         seed: args.data.seed,
+        gradient_checkpointing: args.gradient_checkpointing,
     };
     let layers = |scores: &HeadScores| -> serde_json::Map<String, serde_json::Value> {
         let heads = model.heads.layers().iter().map(|l| l.active());

@@ -91,7 +91,7 @@ impl<'p> Tape<'p> {
         Self { segmented, ..self }
     }
 
-    /// Whether [`Tape::segment`] keeps less than its ops would.
+    /// Whether what can be a [`Tape::segment`] should be.
     pub fn has_segments(&self) -> bool {
         self.segmented && self.is_recording()
     }
@@ -121,25 +121,31 @@ impl<'p> Tape<'p> {
         Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)), recipe: None }
     }
 
-    /// What `f` makes of `x`. A recording tape with segments keeps `x` alone and runs `f` again in the backward pass (gradient
-    /// checkpointing, Chen et al. 2016), which must then give the same bits; any other tape just runs `f`.
-    pub fn segment(&mut self, x: Var, f: impl Fn(&mut Tape<'_>, Var) -> Var + Send + 'p) -> Var {
-        if !(self.has_segments() && x.requires_grad()) {
-            return f(self, x);
-        }
+    /// What `first` makes of `inputs`, on a tape that keeps nothing. The backward pass runs `again` on the same inputs, which must give
+    /// the same bits (gradient checkpointing, Chen et al. 2016).
+    pub fn segment(
+        &mut self,
+        inputs: &[Var],
+        first: impl FnOnce(&mut Tape<'_>, &[Var]) -> Var,
+        again: impl FnOnce(&mut Tape<'_>, &[Var]) -> Var + Send + 'p,
+    ) -> Var {
         let (device, params) = (self.device, self.params);
         let mut once = Tape::inference(device, params);
-        let input = once.constant(x.tensor.clone());
-        let result = f(&mut once, input).tensor;
-        let kept = x.tensor.clone();
-        let source = x.source;
-        self.record(result, &[&x], move |gradient, store| {
-            let mut again = Tape::recording(device, params, store.params);
-            let input = again.leaf(kept);
-            let result = f(&mut again, input.clone());
-            let gradients = again.backward(vec![(result, gradient.clone())]);
-            if let Some(gradient) = gradients.get(&input) {
-                store.add_to(source, gradient);
+        let constants: Vec<Var> = inputs.iter().map(|v| once.constant(v.tensor.clone())).collect();
+        let result = first(&mut once, &constants).tensor;
+        drop(constants);
+        let kept: Vec<_> = inputs.iter().map(|v| (v.tensor.clone(), v.source)).collect();
+        self.record(result, &inputs.iter().collect::<Vec<_>>(), move |gradient, store| {
+            let mut tape = Tape::recording(device, params, store.params);
+            let (tensors, sources): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+            let wanted = tensors.into_iter().zip(&sources);
+            let inputs: Vec<Var> = wanted.map(|(t, s)| if s.is_some() { tape.leaf(t) } else { tape.constant(t) }).collect();
+            let result = again(&mut tape, &inputs);
+            let gradients = tape.backward(vec![(result, gradient.clone())]);
+            for (input, source) in inputs.iter().zip(sources) {
+                if let Some(gradient) = gradients.get(input) {
+                    store.add_to(source, gradient);
+                }
             }
         })
     }

@@ -59,7 +59,7 @@ pub struct OptimizeConfig {
     pub steps_per_cycle: Option<usize>,
     /// Heads on either side of the cut (per layer, where heads compete there) that exact ablation settles.
     pub exact_border: usize,
-    /// Archived heads that are tried in the place of weak ones after pruning, at most at a time.
+    /// Archived heads (per layer, where heads compete there) that are tried in the place of weak ones after pruning, at most at a time.
     pub swaps: usize,
     /// Whether the remaining output projections are repaired by least squares after pruning and growing.
     pub refit: bool,
@@ -88,7 +88,8 @@ pub struct OptimizeConfig {
     pub teacher: Option<String>,
     /// Divides both sides' logits in distillation; regression has no such thing.
     pub distill_temperature: f64,
-    /// Optimiser steps between measurements while learning; the best state of a cycle is kept. Only at its end if absent.
+    /// Optimiser steps between measurements while learning, of which the first is before it; the best state of a cycle is kept. Only
+    /// at its end if absent.
     pub eval_every: Option<u64>,
     /// With `eval_every`: measurements in a row without a new best after which a cycle ends early.
     pub patience: usize,
@@ -98,8 +99,8 @@ pub struct OptimizeConfig {
     pub batch_size: usize,
     /// Backward passes per optimiser step.
     pub gradient_accumulation: usize,
-    /// Whether learning keeps only what goes into each block and runs the block again in the backward pass: the same weights, bit for
-    /// bit, for less memory and more time.
+    /// Whether learning and scoring keep only what goes into each block and run the block again in the backward pass: the same weights,
+    /// bit for bit, for less memory and more time.
     pub gradient_checkpointing: bool,
     /// Tokens per sequence; 256, or the model's limit if that is less.
     pub sequence_length: Option<usize>,
@@ -111,7 +112,8 @@ pub struct OptimizeConfig {
     pub growth_lr_multiplier: f64,
     /// The weights with which heads return.
     pub growth_init: GrowthInit,
-    /// Share of a cycle's steps over which regrown heads are faded in, where no refit has fitted them in.
+    /// Share of a cycle's steps over which restored heads are faded in, where no refit has fitted them in. Split and fresh ones change
+    /// nothing when they come.
     pub gate_warmup: f64,
     /// Of every random choice.
     pub seed: u64,

@@ -113,8 +113,8 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
         let seconds = timed(|| {
             let mut tape = Tape::inference(less.device, &less.params);
             let x = tape.constant(x.clone());
-            let context = less.attention_context(&mut tape, layer, &x, &batch, &positions, &mut Hooks::default());
-            less.add_attention(&mut tape, layer, &x, context);
+            let context = less.attention_context(&mut tape, layer, &x, None, &batch, &positions, &mut Hooks::default());
+            less.add_attention(&mut tape, layer, &x, context, None);
         });
         // Noise must not make a head's removal look like a loss.
         attention.push(seconds.max(attention[count - 1]));

@@ -85,8 +85,8 @@ impl Pair {
     fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> (Tensor, Tensor) {
         let context = |model: &Model, x: &Tensor| {
             let mut tape = Tape::inference(model.device, &model.params);
-            let x = tape.constant(x.clone());
-            model.attention_context(&mut tape, layer, &x, &self.batch, &self.positions, &mut Hooks::default()).tensor().clone()
+            let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
+            model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks).tensor().clone()
         };
         (context(model, &self.student), context(parent, &self.parent))
     }
@@ -136,14 +136,14 @@ fn with_ones(x: &Tensor) -> Tensor {
 fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Tensor {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
-    model.add_attention(&mut tape, layer, &x, context).tensor().clone()
+    model.add_attention(&mut tape, layer, &x, context, None).tensor().clone()
 }
 
 /// The stream after the whole layer.
 fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Tensor {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    let x = model.after_attention(&mut tape, layer, x, context);
+    let x = model.after_attention(&mut tape, layer, x, context, None);
     let hidden = model.mlp_hidden(&mut tape, layer, &x);
     model.after_mlp(&mut tape, layer, x, hidden).tensor().clone()
 }

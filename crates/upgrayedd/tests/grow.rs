@@ -6,9 +6,10 @@ use std::path::Path;
 
 use upgrayedd::budget::Unit;
 use upgrayedd::data::{Dataset, Pass, Row};
+use upgrayedd::family;
 use upgrayedd::grow::{self, Gains, GrowthInit};
 use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
-use upgrayedd::model::{Hooks, LoadOptions, Model};
+use upgrayedd::model::{Batch, Hooks, LoadOptions, Model};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
@@ -38,7 +39,14 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
         assert_eq!(logits(&dormant), logits(&model), "{name}");
 
         let range = 0..data.len();
-        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 4, samples: 100, seed: 0 };
+        let context = ScoreContext {
+            model: &model,
+            data: Some((&data, &range)),
+            batch_size: 4,
+            samples: 100,
+            seed: 0,
+            gradient_checkpointing: false,
+        };
         let gains = grow::gains(&context).unwrap();
         let archived: Vec<HeadId> = model.archive.heads().collect();
         assert_eq!(gains.keys().copied().collect::<Vec<_>>(), archived);
@@ -68,6 +76,34 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
     }
 }
 
+/// As wide as real models are: products over so many features are cut into blocks, and where they are cut must not matter.
+#[test]
+fn dormant_heads_change_no_bit_of_wide_models() {
+    let gpt2 = serde_json::json!({
+        "model_type": "gpt2", "vocab_size": 50, "n_positions": 64, "n_embd": 768, "n_layer": 2, "n_head": 12,
+    });
+    let llama = serde_json::json!({
+        "model_type": "llama", "vocab_size": 50, "max_position_embeddings": 64, "hidden_size": 576, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": true,
+    });
+    for config in [gpt2, llama] {
+        let spec = family::recognise(&config, &[], None).unwrap();
+        let mut model = Model::initialised(spec, config, 1);
+        // A whole group of heads, and single ones.
+        let selection = HeadSelection::from([(0, vec![0, 1, 2, 7]), (1, vec![0, 1, 2, 3, 4, 5])]);
+        surgery::remove(&mut model, None, &selection, 1, None).unwrap();
+        let dormant = grow::with_dormant(&model).unwrap();
+        // Few and many positions: there are several kernels.
+        for (batch, len) in [(1, 1), (1, 2), (1, 5), (1, 9), (1, 40), (2, 33), (2, 64), (9, 64)] {
+            let tokens = (0..batch * len).map(|i| (i * i + 7) as u32 % 50).collect::<Vec<_>>().into();
+            let batch = Batch { tokens, batch, len, ..Batch::default() };
+            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+            assert!(logits(&dormant) == logits(&model), "{} × {len}", batch.batch);
+        }
+    }
+}
+
 #[test]
 fn the_best_heads_of_each_layer_return_whole_groups_where_asked() {
     let model = pruned("llama_gqa", &[(0, vec![0, 1, 2]), (1, vec![0, 1, 3])]);
@@ -90,7 +126,14 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
     let data = data(&model);
     let range = 0..data.len();
     let score = |model: &Model| {
-        let context = ScoreContext { model, data: Some((&data, &range)), batch_size: 2, samples: 100, seed: 0 };
+        let context = ScoreContext {
+            model,
+            data: Some((&data, &range)),
+            batch_size: 2,
+            samples: 100,
+            seed: 0,
+            gradient_checkpointing: false,
+        };
         upgrayedd::score::Score::named("gradient").unwrap().compute(&context).unwrap()
     };
     let open = score(&model);

@@ -54,7 +54,8 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
 
 fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> HeadScores {
     let range = 0..data.len();
-    let context = ScoreContext { model, data: Some((data, &range)), batch_size, samples: 100, seed: 0 };
+    let context =
+        ScoreContext { model, data: Some((data, &range)), batch_size, samples: 100, seed: 0, gradient_checkpointing: false };
     Score::named(name).unwrap().compute(&context).unwrap()
 }
 
@@ -97,7 +98,14 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     let (data, range) = (data(&model), 0..5);
     let mut drawn = vec![vec![0.0; model.spec.num_heads]; model.spec.num_layers];
     for seed in 0..DRAWS {
-        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 3, samples: 100, seed };
+        let context = ScoreContext {
+            model: &model,
+            data: Some((&data, &range)),
+            batch_size: 3,
+            samples: 100,
+            seed,
+            gradient_checkpointing: false,
+        };
         let scores = Score::named("fisher").unwrap().compute(&context).unwrap();
         drawn.iter_mut().flatten().zip(scores.layers.iter().flatten()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
     }
@@ -220,12 +228,22 @@ fn one_pass_gives_what_each_score_gives_alone() {
         let model = load(name);
         let data = data(&model);
         let range = 0..data.len();
-        let context = ScoreContext { model: &model, data: Some((&data, &range)), batch_size: 2, samples: 100, seed: 7 };
+        let context = ScoreContext {
+            model: &model,
+            data: Some((&data, &range)),
+            batch_size: 2,
+            samples: 100,
+            seed: 7,
+            gradient_checkpointing: false,
+        };
         let scores: Vec<_> =
             upgrayedd::score::ALL.into_iter().filter(|s| s.name != "task" || name == "bert_classifier").collect();
         let together = upgrayedd::score::compute_all(&scores, &context).unwrap();
         for (score, together) in scores.iter().zip(together) {
             assert_eq!(score.compute(&context).unwrap(), together, "{name}: {}", score.name);
+            // With one block in memory at a time, too.
+            let less = ScoreContext { gradient_checkpointing: true, ..context };
+            assert_eq!(score.compute(&less).unwrap(), together, "{name}: {}", score.name);
         }
     }
 }
@@ -235,7 +253,14 @@ fn the_task_score_wants_a_task() {
     let model = load("llama_gqa");
     let text = data(&model);
     let range = 0..text.len();
-    let context = |data| ScoreContext { model: &model, data: Some((data, &range)), batch_size: 2, samples: 100, seed: 7 };
+    let context = |data| ScoreContext {
+        model: &model,
+        data: Some((data, &range)),
+        batch_size: 2,
+        samples: 100,
+        seed: 7,
+        gradient_checkpointing: false,
+    };
     let refused = Score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
     assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
     let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));

@@ -1,11 +1,28 @@
 //! Affine map, the op in which nearly all time goes.
 
+use std::ops::Range;
+
 use crate::{Device, Tape, Tensor, Var};
 
 /// `x wᵀ + bias` with `x (N, I)`, `w (O, I)`, `bias (O)`; gives `(N, O)`.
 pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var {
+    linear_over(tape, x, w, bias, None)
+}
+
+/// [`linear`] where `x` is zero but in the columns `features` (in order): the others have no part in the sums, not even in how they are
+/// rounded. Gradients reach all columns.
+pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, features: Option<&[Range<usize>]>) -> Var {
     assert_eq!(x.tensor().cols(), w.tensor().cols(), "linear: input features differ");
-    let out = tape.kernels().linear(x.tensor(), w.tensor(), bias.map(Var::tensor));
+    let bias_tensor = bias.map(Var::tensor);
+    let out = match features {
+        None => tape.kernels().linear(x.tensor(), w.tensor(), bias_tensor),
+        Some(features) => {
+            // A column of zeros stands for no column at all.
+            let zeros = 0..1;
+            let features = if features.is_empty() { std::slice::from_ref(&zeros) } else { features };
+            tape.kernels().linear(&columns(x.tensor(), features), &columns(w.tensor(), features), bias_tensor)
+        }
+    };
     let (dx, dw, db) = (x.source(), w.source(), bias.and_then(Var::source));
     // What no gradient needs is not kept alive.
     let saved_x = dw.map(|_| x.saved());
@@ -29,6 +46,19 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var 
             grads.put(Some(taken));
         }
     })
+}
+
+fn columns(matrix: &Tensor, features: &[Range<usize>]) -> Tensor {
+    let width = features.iter().map(Range::len).sum();
+    let mut out = Tensor::scratch(&[matrix.rows(), width]);
+    for (out, row) in out.data_mut().chunks_exact_mut(width).zip(matrix.data().chunks_exact(matrix.cols())) {
+        let mut at = 0;
+        for range in features {
+            out[at..at + range.len()].copy_from_slice(&row[range.clone()]);
+            at += range.len();
+        }
+    }
+    out
 }
 
 /// `xᵀ x (I, I)` of `x (N, I)`, symmetric to the bit. Not recorded: there is no gradient.

@@ -14,7 +14,7 @@ pub use activation::{activation, gated_activation};
 pub use add::add;
 pub use attention::{attention, attention_with_entropy};
 pub use embedding::{embedding, select_rows};
-pub use linear::{gram, linear};
+pub use linear::{gram, linear, linear_over};
 pub use loss::{Head, IGNORE, Loss, Teacher, cross_entropy, distillation, relative_distance, squared_error};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeTable, rope};

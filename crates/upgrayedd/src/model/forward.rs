@@ -102,19 +102,6 @@ pub struct Hooks<'a> {
     pub cache: Option<&'a mut KvCache>,
 }
 
-impl Hooks<'_> {
-    /// Whether they want something from inside a block, which then must run on the caller's own tape, once.
-    fn inside_blocks(&self) -> bool {
-        let Self { gates, entropy, queries_keys, offsets, inputs: _, context, cache } = self;
-        gates.is_some()
-            || entropy.is_some()
-            || queries_keys.is_some()
-            || offsets.is_some()
-            || context.is_some()
-            || cache.is_some()
-    }
-}
-
 impl Model {
     pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
         let weight = tape.param(ids.weight);
@@ -154,7 +141,7 @@ impl Model {
         let x = self.embed(&mut tape, batch, &positions);
         let Some(last) = self.layers.len().checked_sub(1) else { return };
         let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks);
-        self.attention_context(&mut tape, last, &x, batch, &positions, hooks);
+        self.attention_context(&mut tape, last, &x, hooks.gates.map(|g| &g[last]), batch, &positions, hooks);
     }
 
     /// Some of the layers.
@@ -167,16 +154,33 @@ impl Model {
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
-        let apart = (tape.has_segments() && !hooks.inside_blocks()).then(|| Arc::new(batch.clone()));
+        let apart = tape.has_segments().then(|| Arc::new(batch.clone()));
         for layer in layers {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
+            let (gates, offset) = (hooks.gates.map(|g| g[layer].clone()), hooks.offsets.map(|o| o[layer].clone()));
             x = match apart.clone() {
-                None => self.layer(tape, layer, x, batch, positions, hooks),
-                Some(batch) => {
-                    let positions = positions.clone();
-                    tape.segment(x, move |tape, x| self.layer(tape, layer, x, &batch, &positions, &mut Hooks::default()))
+                None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks),
+                Some(again) => {
+                    let (gated, positions_again) = (gates.is_some(), positions.clone());
+                    let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
+                    // In the order of `inputs`.
+                    let parts = move |inputs: &[Var]| {
+                        let mut rest = inputs.iter().skip(1).cloned();
+                        let gates = if gated { rest.next() } else { None };
+                        (inputs[0].clone(), gates, rest.next())
+                    };
+                    // What the hooks see, they see once.
+                    let first = |tape: &mut Tape<'_>, inputs: &[Var]| {
+                        let (x, gates, offset) = parts(inputs);
+                        self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)
+                    };
+                    tape.segment(&inputs, first, move |tape, inputs| {
+                        let (x, gates, offset) = parts(inputs);
+                        let extra = (gates.as_ref(), offset.as_ref());
+                        self.layer(tape, layer, x, extra, &again, &positions_again, &mut Hooks::default())
+                    })
                 }
             };
         }
@@ -211,31 +215,36 @@ impl Model {
         }
     }
 
+    /// One layer, with gates that overrule its own and what is added to attention's output.
+    #[expect(clippy::too_many_arguments, reason = "a batch, where it is, and what is wanted of it")]
     fn layer(
         &self,
         tape: &mut Tape<'_>,
         index: usize,
         x: Var,
+        (gates, offset): (Option<&Var>, Option<&Var>),
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Var {
-        let context = self.attention_context(tape, index, &x, batch, positions, hooks);
-        let x = match hooks.offsets {
-            Some(offsets) => ops::add(tape, &x, &offsets[index]),
+        let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks);
+        let x = match offset {
+            Some(offset) => ops::add(tape, &x, offset),
             None => x,
         };
-        let x = self.after_attention(tape, index, x, context);
+        let x = self.after_attention(tape, index, x, context, gates);
         let hidden = self.mlp_hidden(tape, index, &x);
         self.after_mlp(tape, index, x, hidden)
     }
 
-    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`.
+    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the layer's own.
+    #[expect(clippy::too_many_arguments, reason = "as for a layer")]
     pub(crate) fn attention_context(
         &self,
         tape: &mut Tape<'_>,
         index: usize,
         x: &Var,
+        gates: Option<&Var>,
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
@@ -273,7 +282,7 @@ impl Model {
             key_mask: batch.mask.clone(),
         });
         let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
-        let gates = hooks.gates.map(|g| &g[index]).or(own.as_ref());
+        let gates = gates.or(own.as_ref());
         let context = match &mut hooks.entropy {
             Some(probes) => {
                 let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape);
@@ -289,15 +298,28 @@ impl Model {
     }
 
     /// The residual stream with attention's output added, before the norm that a post-norm block has there.
-    pub(crate) fn add_attention(&self, tape: &mut Tape<'_>, index: usize, x: &Var, context: Var) -> Var {
-        let a = self.linear(tape, &context, self.layers[index].o);
+    ///
+    /// Heads whose gate is shut have no part in the sums, so that a dormant head changes no bit.
+    pub(crate) fn add_attention(&self, tape: &mut Tape<'_>, index: usize, x: &Var, context: Var, gates: Option<&Var>) -> Var {
+        let LinearIds { weight, bias } = self.layers[index].o;
+        let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
+        let open = gates.map(Var::tensor).or(self.gates[index].as_ref()).and_then(|gates| self.open_features(gates));
+        let a = ops::linear_over(tape, &context, &weight, bias.as_ref(), open.as_deref());
         drop(context);
         ops::add(tape, x, &a)
     }
 
+    /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None` if there are none of those.
+    fn open_features(&self, gates: &Tensor) -> Option<Vec<Range<usize>>> {
+        let (heads, width) = (gates.cols(), self.spec.head_dim);
+        let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
+        let open: Vec<_> = (0..heads).filter(is_open).map(|head| head * width..(head + 1) * width).collect();
+        (open.len() < heads).then_some(open)
+    }
+
     /// The residual stream after attention.
-    pub(crate) fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var) -> Var {
-        let x = self.add_attention(tape, index, &x, context);
+    pub(crate) fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var, gates: Option<&Var>) -> Var {
+        let x = self.add_attention(tape, index, &x, context, gates);
         match self.spec.block {
             Block::PreNorm => x,
             Block::PostNorm => self.norm(tape, &x, self.layers[index].norm1),

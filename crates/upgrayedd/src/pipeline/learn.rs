@@ -116,7 +116,8 @@ impl Between<'_> {
     /// Measures if it is time to, and breaks if there has been no progress for too long.
     fn measure(&mut self, model: &Model, step: u64, steps: u64) -> Result<ControlFlow<()>> {
         let due = self.config.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
-        if !due || step == 0 || self.learning().measured == step {
+        let learning = self.learning();
+        if !due || (learning.best.is_some() && learning.measured == step) {
             return Ok(ControlFlow::Continue(()));
         }
         let Part { data, range } = self.held_out;

@@ -418,5 +418,6 @@ impl Pipeline {
 
 fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {
     let Part { data, range } = &data.calibration;
-    ScoreContext { model, data: Some((data, range)), batch_size: config.batch_size, samples: range.len(), seed }
+    let OptimizeConfig { batch_size, gradient_checkpointing, .. } = *config;
+    ScoreContext { model, data: Some((data, range)), batch_size, samples: range.len(), seed, gradient_checkpointing }
 }

@@ -10,7 +10,7 @@ use crate::budget;
 use crate::eval::{Evaluation, measure_speed};
 use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
-use crate::grow::Gains;
+use crate::grow::{Gains, GrowthInit};
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
 use crate::model::{DType, Model, Objective};
 use crate::price::Currency;
@@ -320,8 +320,10 @@ impl Run<'_> {
         let keep = strategy.as_keep(left);
         let rate = config.growth_lr_multiplier as f32;
         grow::bring_back(model, Some(optim), &selection, config.growth_init, (&keep, seed), rate)?;
+        // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
+        let fades = config.growth_init == GrowthInit::Restore;
         let marks = |(layer, heads): (usize, &LayerHeads)| {
-            heads.active().iter().map(|h| selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
+            heads.active().iter().map(|h| fades && selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
         };
         let growing = model.heads.layers().iter().enumerate().map(marks).collect();
         let (heads, active) = (named_heads(model, &selection), model.heads.num_active());

@@ -79,8 +79,8 @@ impl Run<'_> {
             let keep = self.pipeline.strategy.as_keep(&scores);
             loop {
                 let Run { pipeline, .. } = self;
-                let scope = pipeline.config.scope.unwrap_or_default();
-                let (back, gone) = trades(&pipeline.model.heads, &keep, &gains, count, scope);
+                let (scope, least) = (pipeline.config.scope.unwrap_or_default(), pipeline.config.min_heads);
+                let (back, gone) = trades(&pipeline.model.heads, &keep, &gains, count, (scope, least));
                 if back.is_empty() {
                     return Ok(scores);
                 }
@@ -166,8 +166,14 @@ fn by_impact(
 }
 
 /// Up to `count` archived heads that promise a gain and as many of the weakest to go for them, in the same layers if heads compete
-/// there; layers do not shrink below one head.
-fn trades(heads: &HeadMap, keep: &HeadScores, gains: &grow::Gains, count: usize, scope: Scope) -> (HeadSelection, HeadSelection) {
+/// there; `least` heads of each layer stay.
+fn trades(
+    heads: &HeadMap,
+    keep: &HeadScores,
+    gains: &grow::Gains,
+    count: usize,
+    (scope, least): (Scope, usize),
+) -> (HeadSelection, HeadSelection) {
     let (mut back, mut gone) = (HeadSelection::new(), HeadSelection::new());
     for layers in groups(heads.layers().len(), scope) {
         let mut dormant: Vec<_> = gains.iter().filter(|(id, gain)| layers.contains(&id.layer) && **gain > 0.0).collect();
@@ -177,8 +183,8 @@ fn trades(heads: &HeadMap, keep: &HeadScores, gains: &grow::Gains, count: usize,
             let of_layer = heads.layers()[layer].active().iter().zip(&keep.layers[layer]);
             let mut of_layer: Vec<_> = of_layer.map(|(&head, &keep)| (keep, layer, head)).collect();
             of_layer.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
-            // The strongest stays.
-            of_layer.pop();
+            // The strongest stay.
+            of_layer.truncate(of_layer.len().saturating_sub(least.max(1)));
             live.extend(of_layer);
         }
         live.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
@@ -236,10 +242,12 @@ mod tests {
         let keep = scores(&[&[0.3, 0.1], &[0.05]]);
         let gains = [(0, 2, 0.5), (1, 0, 0.7), (1, 1, -0.2)].map(|(layer, head, gain)| (HeadId { layer, head }, gain));
         let gains = gains.into_iter().collect();
-        let (back, gone) = trades(&heads, &keep, &gains, 4, Scope::Global);
+        let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Global, 1));
         // The last head of layer 1 does not go however weak it is, and what would not gain does not return.
         assert_eq!((back, gone), (HeadSelection::from([(1, vec![0])]), HeadSelection::from([(0, vec![1])])));
-        let (back, gone) = trades(&heads, &keep, &gains, 4, Scope::Layer);
+        let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Layer, 1));
         assert_eq!((back, gone), (HeadSelection::from([(0, vec![2])]), HeadSelection::from([(0, vec![1])])));
+        let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Global, 2));
+        assert!(back.is_empty() && gone.is_empty(), "{back:?} {gone:?}");
     }
 }

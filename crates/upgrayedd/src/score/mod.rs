@@ -35,6 +35,8 @@ pub struct ScoreContext<'a> {
     pub samples: usize,
     /// For random scores; differs from cycle to cycle.
     pub seed: u64,
+    /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores are the same.
+    pub gradient_checkpointing: bool,
 }
 
 impl<'a> ScoreContext<'a> {
@@ -111,11 +113,12 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
     scores.iter().map(compute).collect()
 }
 
-/// The score `fisher` and per layer the `H × H` block of the Fisher information whose diagonal it is.
-pub(crate) fn fisher_blocks(context: &ScoreContext<'_>) -> Result<(HeadScores, Vec<Vec<f64>>)> {
-    let statistics = statistics::gather(context, &[Needs::Gates])?;
-    statistics.squared.check(&context.model.heads)?;
-    Ok((statistics.squared, statistics.blocks))
+/// `fisher` or `task`, and per layer the `H × H` block of the Fisher information whose diagonal it is.
+pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(HeadScores, Vec<Vec<f64>>)> {
+    let statistics = statistics::gather(context, &[score.needs])?;
+    let scores = (score.compute)(context, &statistics)?;
+    scores.check(&context.model.heads)?;
+    Ok((scores, statistics.blocks))
 }
 
 /// What the loss rises by without each head of `selection` alone, layer by layer in its order, in nats per target.

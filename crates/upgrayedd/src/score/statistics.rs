@@ -94,7 +94,8 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         let mut hooks =
             Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
         if backward {
-            let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+            let tape = Tape::recording(model.device, &model.params, &mut grads);
+            let mut tape = tape.with_segments(context.gradient_checkpointing);
             let gates: Vec<_> = (0..heads.len()).map(|layer| tape.leaf(gates_of(&model, layer, batch.batch))).collect();
             let shape = [batch.batch * batch.len, model.spec.hidden_size];
             let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };

@@ -102,7 +102,7 @@ impl Strategy for Scored {
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let context = ScoreContext { samples: self.samples, ..*context };
         let compute = || match self.score.name {
-            "fisher" => fisher_blocks(&context),
+            "fisher" | "task" => fisher_blocks(self.score, &context),
             _ => Ok((self.score.compute(&context)?, Vec::new())),
         };
         let (scores, blocks) = self.cache.get_or(true, &context, compute)?;

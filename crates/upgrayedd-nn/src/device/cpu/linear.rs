@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::matmul::{Threads, View, matmul};
 use super::{CHUNK, math};
-use crate::Tensor;
 use crate::device::Sink;
+use crate::{Tensor, pool};
 
 pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let mut y = Tensor::scratch(&[x.rows(), w.rows()]);
@@ -17,8 +17,8 @@ pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
 pub(super) fn forward_into(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     let (n, i) = (x.rows(), x.cols());
     let o = w.len() / i.max(1);
-    if n == 1 {
-        return matvec(x.data(), w, bias, y);
+    if n < 8 {
+        return few_rows(x, w, bias, y);
     }
     if let Some(bias) = bias {
         y.chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(bias));
@@ -27,17 +27,34 @@ pub(super) fn forward_into(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut 
     matmul((n, o, i), 1.0, lhs, rhs, bias.is_some(), y, o, Threads::All);
 }
 
-/// One row at a time is bound by memory: decoding splits the weights over all threads.
-fn matvec(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+/// A few rows at a time are bound by memory: decoding reads the weights once, split over all threads.
+fn few_rows(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let (n, o) = (x.rows(), y.len() / x.rows().max(1));
+    if n <= 1 {
+        return by_output(x, w, bias, y);
+    }
+    let mut transposed = pool::take(n * o);
+    by_output(x, w, bias, &mut transposed);
+    for (r, y) in y.chunks_exact_mut(o.max(1)).enumerate() {
+        y.iter_mut().zip(transposed.iter().skip(r).step_by(n)).for_each(|(y, t)| *y = *t);
+    }
+    pool::give_back(transposed);
+}
+
+/// `out (O, N) = w xᵀ + bias`.
+fn by_output(x: &Tensor, w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
     const ROWS: usize = 64;
-    let width = x.len();
-    y.par_chunks_mut(ROWS).enumerate().for_each(|(block, y)| {
+    let (n, width) = (x.rows(), x.cols());
+    out.par_chunks_mut(ROWS * n.max(1)).enumerate().for_each(|(block, out)| {
         math::simd(
             #[inline(always)]
             || {
-                for (j, y) in y.iter_mut().enumerate() {
+                for (j, out) in out.chunks_exact_mut(n).enumerate() {
                     let row = block * ROWS + j;
-                    *y = math::dot(x, &w[row * width..(row + 1) * width]) + bias.map_or(0.0, |b| b[row]);
+                    let (weights, bias) = (&w[row * width..(row + 1) * width], bias.map_or(0.0, |b| b[row]));
+                    for (out, x) in out.iter_mut().zip(x.data().chunks_exact(width)) {
+                        *out = math::dot(x, weights) + bias;
+                    }
                 }
             },
         );

@@ -63,7 +63,7 @@ pub(super) fn matmul(
     assert!(last_index(m, k, lhs.rs, lhs.cs) < lhs.data.len(), "matmul: left operand too short");
     assert!(last_index(k, n, rhs.rs, rhs.cs) < rhs.data.len(), "matmul: right operand too short");
     let dst = Target { first: dst.as_mut_ptr(), stride: dst_stride };
-    if threads == Threads::All && rhs.rs == 1 && m >= 8 && n >= 256 {
+    if threads == Threads::All && rhs.rs == 1 && m >= 8 && (n >= 256 || m <= SMALL) {
         return by_panels((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
@@ -96,11 +96,15 @@ struct Target {
 // SAFETY: tasks write to rows or columns of their own.
 unsafe impl Sync for Target {}
 
+/// `gemm` cuts long sums in another way where neither side of the output is longer. How many columns there are must not matter to one of
+/// them (a dormant head changes no bit), so panels of so few rows are all as narrow.
+const SMALL: usize = 64;
+
 /// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element, over and over; panels of it
 /// that are transposed first take a quarter of the time. The partition depends on the shape alone, so the bits do not depend on the threads.
 fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
     // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small beside the product.
-    let (width, height) = (if n < 768 { 64 } else { 128 }, 512);
+    let (width, height) = (if n < 768 || m <= SMALL { 64 } else { 128 }, m.div_ceil(m.div_ceil(512)));
     let panels = n.div_ceil(width);
     (0..panels * m.div_ceil(height)).into_par_iter().for_each(|task| {
         let (row, column) = (task / panels * height, task % panels * width);
