@@ -284,7 +284,7 @@ impl Model {
         })
     }
 
-    /// What the return of each archived head is expected to gain: layer → head → nats.
+    /// What the return of each archived head promises: layer → head → gain.
     fn growth_gains(
         &self,
         py: Python<'_>,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::json;
-use upgrayedd::budget::{self, Budget, Schedule, Unit};
+use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
 use upgrayedd::data::Pass;
 use upgrayedd::eval::Evaluation;
 use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
@@ -57,7 +57,7 @@ pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, import
 }
 
 /// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can come back, `gains`
-/// says what it is worth: layer → head → nats.
+/// says what it promises: layer → head → gain.
 #[pyfunction]
 pub fn select_to_grow(
     name: &str,
@@ -113,16 +113,29 @@ pub struct PyStrategy {
     params: StrategyParams,
     higher_keeps: bool,
     samples: Option<usize>,
+    scope: Scope,
+    steps: usize,
 }
 
 impl PyStrategy {
     pub fn new(adapter: Bound<'_, PyAny>) -> PyResult<Self> {
         let params: String = adapter.call_method0("params")?.extract()?;
+        let (params, options) = parse(&params).map_err(to_py)?;
+        let built_in: Option<String> = adapter.getattr("built_in")?.extract()?;
+        let (scope, steps) = match built_in {
+            Some(name) => {
+                let strategy = get_strategy(&name, params.clone(), options).map_err(to_py)?;
+                (strategy.scope(), strategy.steps_per_cycle())
+            }
+            None => (Scope::Layer, 1),
+        };
         Ok(Self {
             name: adapter.getattr("name")?.extract()?,
             higher_keeps: adapter.getattr("higher_keeps")?.extract()?,
             samples: adapter.getattr("samples")?.extract()?,
-            params: parse(&params).map_err(to_py)?.0,
+            params,
+            scope,
+            steps,
             adapter: adapter.unbind(),
         })
     }
@@ -143,6 +156,14 @@ impl Strategy for PyStrategy {
 
     fn calibration_samples(&self) -> Option<usize> {
         self.samples
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    fn steps_per_cycle(&self) -> usize {
+        self.steps
     }
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {

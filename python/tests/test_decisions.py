@@ -11,6 +11,7 @@ import pytest
 from upgrayedd import FileError, Model, UpgrayeddPipeline
 from upgrayedd.strategies.base import BasePruningStrategy
 from upgrayedd.strategies.magnitude import MagnitudePruningStrategy
+from upgrayedd.strategies.scored import AutoPruningStrategy
 
 Decision = Callable[[Model], Any]
 
@@ -121,12 +122,15 @@ def test_a_run_with_parts_of_the_callers_says_what_it_needs(texts: list[str], ou
         UpgrayeddPipeline.resume(out, strategy=Other()).run_optimization([*texts[:-1], "Else."])
 
 
-def test_a_subclass_of_a_built_in_strategy_decides_as_it_does(texts: list[str], out: pathlib.Path) -> None:
-    class Same(MagnitudePruningStrategy):
+@pytest.mark.parametrize("built_in", [MagnitudePruningStrategy, AutoPruningStrategy])
+def test_a_subclass_of_a_built_in_strategy_decides_as_it_does(
+    built_in: type[BasePruningStrategy], texts: list[str], out: pathlib.Path
+) -> None:
+    class Same(built_in):  # type: ignore[misc, valid-type]
         pass
 
     ours = run(Same(), texts, out)
-    theirs = run(MagnitudePruningStrategy(), texts, out.parent / "built-in")
+    theirs = run(built_in(), texts, out.parent / "built-in")
     assert ours.active_heads == theirs.active_heads
 
     def decisions(folder: pathlib.Path) -> list[Any]:

@@ -344,10 +344,10 @@ class Model:
     def growth_gains(
         self, dataloader: Any, *, samples: int = 128, sequence_length: int | None = None, batch_size: int = 4
     ) -> dict[str, dict[int, float]]:
-        """What the return of each pruned head is expected to take off the loss: layer name → head → nats; negative if it adds.
+        """What the return of each pruned head promises: layer name → head → gain, negative if the loss would rise.
 
-        The heads come back with their gates shut, which changes nothing; with the gradient g and its mean square F in a gate,
-        opening it gains g²/2F.
+        The heads come back with their gates shut, which changes nothing; with the gradient g in a gate and F the mean of its
+        square over sequences, the gain is g²/2F, at most ½. It ranks heads; it is not in nats.
 
         Args:
             dataloader: Calibration data, as for `score`.

@@ -61,12 +61,12 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     let forecast = pipeline.forecast(&mut console);
     console.finish();
     let (before, forecast) = forecast?;
-    let split = pipeline.split();
+    let (split, budget) = (pipeline.split(), pipeline.budget().name());
     if json {
         let steps = pipeline.steps_per_cycle();
-        return print_json(
-            &json!({ "prune": heads, "split": split, "steps_per_cycle": steps, "loss": before, "forecast": forecast }),
-        );
+        return print_json(&json!({
+            "prune": heads, "split": split, "steps_per_cycle": steps, "budget": budget, "loss": before, "forecast": forecast
+        }));
     }
     let mut text = format!(
         "Everything is in order; no run was started.\n\
@@ -79,7 +79,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     for (layer, heads) in &heads {
         text.push_str(&format!("  {layer}: {heads}\n"));
     }
-    text.push_str(&report::forecast(before, &forecast));
+    text.push_str(&report::forecast(budget, before, &forecast));
     report::print(&text);
     Ok(())
 }

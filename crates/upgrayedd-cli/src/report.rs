@@ -173,9 +173,12 @@ pub fn correlations(rows: &[(&str, Option<f64>)]) -> String {
     out.trim_end().to_owned()
 }
 
-/// What each ratio would cost.
-pub fn forecast(before: f64, rows: &[Forecast]) -> String {
-    let mut out = format!("What pruning would cost before learning (held-out loss now {before:.4}):\n");
+/// What each ratio of what `budget` counts would cost.
+pub fn forecast(budget: &str, before: f64, rows: &[Forecast]) -> String {
+    let mut out = format!(
+        "What pruning a share of the {budget} would cost before learning, each built on the one before (held-out loss now \
+         {before:.4}):\n"
+    );
     let _ = writeln!(out, "  {:>6}  {:>6}  {:>14}  {:>8}  {:>8}", "ratio", "heads", "parameters", "loss", "excess");
     for row in rows {
         let (percent, excess) = (100.0 * row.ratio, row.loss - before);

@@ -57,7 +57,7 @@ fn strongest(layer: &LayerHeads, keep: &[f64], head: usize) -> usize {
     best(&mut scored().filter(|&(h, _)| layer.kv_group_of(h) == group)).or_else(|| best(&mut scored())).unwrap_or(head)
 }
 
-/// What opening a head's gate is expected to gain, in nats, by head.
+/// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so, the higher.
 pub type Gains = BTreeMap<HeadId, f64>;
 
 /// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
@@ -76,8 +76,10 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
     Ok(dormant)
 }
 
-/// The gain of every archived head from one pass over `context.data`: with the gradient g and its mean square F in the shut
-/// gate, the loss is about g·ξ + F·ξ²/2, so opening gains g²/2F where g is negative and costs as much where it is positive.
+/// The gain of every archived head from one pass over `context.data`: with g the gradient in the shut gate and F the mean of its square
+/// over sequences, g²/2F where g is negative, and less than zero where it is positive. If F were the loss's curvature, that would be
+/// what the best gate takes off the loss; F stands in for it up to a factor, so gains (at most ½) rank heads and are not nats. A head's
+/// scale does not matter, as the refit finds it.
 ///
 /// Refuses a plain encoder without a reference: nothing says what it should do better.
 pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {

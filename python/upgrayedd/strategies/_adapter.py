@@ -21,10 +21,12 @@ class Adapter:
         self.name = type(strategy).__name__
         self.higher_keeps = strategy.higher_keeps
         self.samples = strategy._samples()
+        # What a subclass of a built-in strategy does not decide anew is as it is there.
+        self.built_in = strategy._built_in()
 
     def params(self) -> str:
-        """The common parameters as JSON."""
-        return json.dumps({**self._strategy._common(), "options": {}})
+        """The parameters as JSON."""
+        return self._strategy._params()
 
     def importances(self, core: Any, batches: list[dict[str, Any]], seed: int) -> list[list[float]]:
         """`calculate_head_importances`, checked."""

@@ -68,7 +68,7 @@ class BasePruningStrategy(ABC):
             model: The model after pruning.
             pruned_heads: Layer name → original indices of the heads that can come back.
             metrics: `loss`, `perplexity` (or `accuracy`, `spearman`) and `tokens` of the held-out measurement after pruning;
-                `gains`, layer name → pruned head → what its return is expected to take off the loss, in nats;
+                `gains`, layer name → pruned head → what its return promises (see `Model.growth_gains`);
                 `layer_means`, layer name → mean importance of the heads that are left; `allowed`, how many heads the
                 growth ratio lets back; `cycle`, from 1; `history`, one dictionary per cycle before.
         """
@@ -111,6 +111,10 @@ class BasePruningStrategy(ABC):
         """Calibration sequences that the strategy asks for."""
         return None
 
+    def _built_in(self) -> str | None:
+        """The built-in strategy that this one is or refines."""
+        return None
+
     def _common(self) -> dict[str, Any]:
         names = ("pruning_ratio", "growth_ratio", "min_heads", "seed")
         return {name: getattr(self, name) for name in names}
@@ -142,6 +146,9 @@ class BuiltInStrategy(BasePruningStrategy):
     ) -> None:
         super().__init__(pruning_ratio, growth_ratio, min_heads, seed)
         self._last_importances: dict[str, Any] | None = None
+
+    def _built_in(self) -> str | None:
+        return self.name
 
     def select_heads_to_prune(self, model: Model, head_importances: Mapping[str, Any]) -> dict[str, list[int]]:
         """The heads that this strategy prunes. See `BasePruningStrategy.select_heads_to_prune`."""

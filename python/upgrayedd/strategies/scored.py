@@ -71,7 +71,11 @@ class TaylorPruningStrategy(ScoredStrategy):
 
 
 class FisherPruningStrategy(ScoredStrategy):
-    """Mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022). See `ScoredStrategy`."""
+    """Mean over sequences of (∂loss/∂gate)², the diagonal Fisher information (Kwon et al. 2022). See `ScoredStrategy`.
+
+    In a run, heads of a layer are swapped while that lowers the sum over their block of the Fisher information. A subclass, or a
+    call outside a run, knows the importances alone and takes the lowest.
+    """
 
     name = "fisher"
 
@@ -85,7 +89,7 @@ class SurgeonPruningStrategy(ScoredStrategy):
 
 
 class TaskPruningStrategy(ScoredStrategy):
-    """`fisher` under the labels of a task; refuses data without labels. See `ScoredStrategy`."""
+    """`fisher` under the labels of a task; refuses data without labels. See `FisherPruningStrategy`."""
 
     name = "task"
 

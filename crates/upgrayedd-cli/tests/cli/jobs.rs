@@ -230,6 +230,15 @@ fn a_dry_run_writes_nothing() {
     let active: Vec<u64> = forecast.iter().map(|f| f["active"].as_u64().unwrap()).collect();
     assert_eq!(active, [29, 26, 23, 20, 16]);
     assert!(forecast.iter().all(|f| f["loss"].as_f64().unwrap() > 0.0) && plan["loss"].as_f64().unwrap() > 0.0);
+    // Ratios are shares of what the run's budget counts, as far as heads go; a head has 128 weights a feature at most.
+    let plan = b.json(&[&arguments[..], &["--budget", "parameters", "--pruning-ratio", "0.2"]].concat());
+    let all = b.json(&["inspect", "model"])["parameters"].as_f64().unwrap();
+    let forecast = plan["forecast"].as_array().unwrap();
+    assert!(plan["budget"] == "parameters" && forecast.len() == 2, "{plan}");
+    for row in forecast {
+        let (goal, left) = (all * (1.0 - row["ratio"].as_f64().unwrap()), row["parameters"].as_f64().unwrap());
+        assert!(left <= goal && left > goal - 4.0 * 16.0 * 128.0, "{row}");
+    }
     assert!(!b.path("run").exists());
 }
 

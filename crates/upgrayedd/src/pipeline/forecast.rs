@@ -4,12 +4,13 @@ use serde::Serialize;
 
 use super::Pipeline;
 use crate::event::Observer;
+use crate::price::Currency;
 use crate::{Model, Result, budget, surgery};
 
-/// What pruning a share of the heads would cost before learning.
+/// What pruning a share of the budget's currency (heads, parameters, …) would cost before learning.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Forecast {
-    /// Share of the active heads that is gone.
+    /// Share that is gone.
     pub ratio: f64,
     /// Query heads left.
     pub active: usize,
@@ -23,8 +24,9 @@ pub struct Forecast {
 const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
 
 impl Pipeline {
-    /// What each of several ratios would cost before learning, one built on the other; the model stays as it is. Returns the
-    /// held-out loss now as well.
+    /// What each of several ratios would cost before learning, one built on the other and each scored anew; the model stays as it is. Heads
+    /// are chosen as in a run, but for swaps; the refit reads the sequences to score on alone, where a run may read more. Ratios that
+    /// heads alone cannot reach are left out. Returns the held-out loss now as well.
     pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let parent = self.model.clone();
         let result = self.forecast_from(&parent, observer);
@@ -36,11 +38,20 @@ impl Pipeline {
         let before = self.measure("baseline", observer)?.loss;
         let mut rows = Vec::new();
         for ratio in FORECAST {
-            let heads = budget::portion(ratio, parent.heads.num_active());
-            let gone = parent.heads.num_active() - self.model.heads.num_active();
             let scores = self.score(1)?;
-            let selection = self.select(&scores, heads.saturating_sub(gone))?;
+            let selection = if self.config.budget == Currency::Heads {
+                let heads = budget::portion(ratio, parent.heads.num_active());
+                let gone = parent.heads.num_active() - self.model.heads.num_active();
+                self.select(&scores, heads.saturating_sub(gone))?
+            } else {
+                self.select_by_cost(&scores, parent, ratio)?
+            };
+            let (selection, _) = self.settle(1, &scores, selection)?;
             surgery::remove(&mut self.model, None, &selection, 0, None)?;
+            if self.config.budget != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
+                // There are not heads enough to go.
+                break;
+            }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
             let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());

@@ -256,6 +256,11 @@ impl Pipeline {
         &self.data.split
     }
 
+    /// What pruning ratios are shares of.
+    pub fn budget(&self) -> Currency {
+        self.config.budget
+    }
+
     /// Optimiser steps in every cycle.
     pub fn steps_per_cycle(&self) -> u64 {
         train::steps(&self.train_options(), self.data.train.batches_per_epoch())
@@ -333,7 +338,7 @@ impl Pipeline {
         Ok(scores)
     }
 
-    /// What the return of each archived head is expected to gain.
+    /// What the return of each archived head promises.
     fn gains(&self, cycle: usize) -> Result<Gains> {
         grow::gains(&score_context(&self.model, &self.data, &self.config, self.cycle_seed(cycle)))
     }

@@ -72,7 +72,7 @@ pub struct GrowView<'a> {
     pub model: &'a Model,
     /// Per layer: how many heads can be restored.
     pub restorable: &'a [usize],
-    /// What each archived head's return is expected to gain; empty where nothing was measured.
+    /// What each archived head's return promises; empty where nothing was measured.
     pub gains: &'a Gains,
     /// The importances of the heads that are left, as scored before pruning.
     pub importances: &'a HeadScores,
