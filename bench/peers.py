@@ -1,10 +1,10 @@
 """The same heads' share pruned with PyTorch, measured as in `quality.py`: by Torch-Pruning 1.6.1, and by gate gradients by hand.
 
-`python bench/peers.py MODEL TEXT.txt --out FILE.json`, with torch, transformers and torch-pruning==1.6.1 (which calls itself 1.6.0)
-installed; rows of other arms stay. On a Llama with grouped queries Torch-Pruning needs eager attention, an `output_transform`,
-local ranking (its global mode prunes nothing here) and `num_key_value_groups` set by hand afterwards; it takes a whole query head of
-every group, so that 30 % of 9 heads become 3. `gates` shuts the heads with the lowest mean |gate gradient| (Michel et al. 2019) over
-all layers, exactly as many as asked for; they stay in the weights and out of everything else.
+`python bench/peers.py MODEL TEXT.txt --out FILE.json`, with torch, transformers and torch-pruning==1.6.1 installed; rows of other
+arms stay. On a Llama with grouped queries Torch-Pruning needs eager attention, an `output_transform`, local ranking (its global
+mode prunes nothing here) and `num_key_value_groups` set by hand afterwards; it takes a whole query head of every group, so that
+30 % of 9 heads become 3. `gates` shuts the heads with the lowest mean |gate gradient| (Michel et al. 2019) over all layers, exactly
+as many as asked for; they stay in the weights and out of everything else.
 """
 
 import argparse
