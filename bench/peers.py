@@ -3,8 +3,8 @@
 `python bench/peers.py MODEL TEXT.txt --out FILE.json`, with torch, transformers and torch-pruning==1.6.1 installed; rows of other
 arms stay. On a Llama with grouped queries Torch-Pruning needs eager attention, an `output_transform`, local ranking (its global
 mode prunes nothing here) and `num_key_value_groups` set by hand afterwards; it takes a whole query head of every group, so that
-30 % of 9 heads become 3. `gates` shuts the heads with the lowest mean |gate gradient| (Michel et al. 2019) over all layers, exactly
-as many as asked for; they stay in the weights and out of everything else.
+30 % of 9 heads become 3. `gates` shuts the heads with the lowest mean |gate gradient| (Michel et al. 2019) over all layers,
+exactly as many as asked for; they stay in the weights and out of everything else.
 """
 
 import argparse
