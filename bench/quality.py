@@ -114,7 +114,8 @@ class Bench:
         for layer, head in chosen:
             heads.setdefault(layer, []).append(head)
         model.restore(heads)
-        model.refit(parent, self.train)
+        # As much text as a run's refit reads.
+        model.refit(parent, self.train, samples=256)
         return model
 
     def arm(self, name: str, ratio: float, make: Callable[[int], Model], seeded: bool = False) -> None:

@@ -169,25 +169,3 @@ fn impossible_repairs_are_refused() {
     assert!(refuse(&parent, &[0]).contains("at least 2"));
     assert!(refuse(&golden("gpt2"), &[0, 1, 2, 3]).contains("parent"));
 }
-
-#[test]
-fn heads_that_came_back_find_the_others_as_they_were() {
-    let parent = builtin::model().unwrap();
-    let data = data(&parent, 60);
-    let all = batches(&data, &(0..60).collect::<Vec<_>>(), 4);
-    // Growing everything back undoes the refit, and growing some back is as if they had never gone.
-    for (gone, back) in [(vec![1, 4, 6], vec![1, 4, 6]), (vec![1, 4, 6], vec![4])] {
-        let mut model = parent.clone();
-        surgery::remove(&mut model, None, &HeadSelection::from([(1, gone.clone())]), 0, None).unwrap();
-        refit(&mut model, &parent, all.clone()).unwrap();
-        surgery::restore(&mut model, None, &HeadSelection::from([(1, back.clone())]), 1.0).unwrap();
-        let broken = logits(&model, &data);
-        refit(&mut model, &parent, all.clone()).unwrap();
-        let mut direct = parent.clone();
-        let gone: Vec<usize> = gone.into_iter().filter(|h| !back.contains(h)).collect();
-        surgery::remove(&mut direct, None, &HeadSelection::from([(1, gone)]), 0, None).unwrap();
-        refit(&mut direct, &parent, all.clone()).unwrap();
-        let (model, direct) = (logits(&model, &data), logits(&direct, &data));
-        assert!(distance(&model, &direct) < 1e-3 * distance(&broken, &direct), "{back:?}: {}", distance(&model, &direct));
-    }
-}

@@ -227,10 +227,6 @@ impl Model {
         self.params.get(self.layers[layer].o.weight)
     }
 
-    pub(crate) fn query_projection_id(&self, layer: usize) -> ParamId {
-        self.layers[layer].q.weight
-    }
-
     /// Weight and, where there is one, bias.
     pub(crate) fn output_projection_ids(&self, layer: usize) -> (ParamId, Option<ParamId>) {
         (self.layers[layer].o.weight, self.layers[layer].o.bias)
