@@ -104,6 +104,7 @@ def pruned(how):
         return model
     import torch_pruning as tp
 
+    record["torch_pruning"] = tp.__version__
     # With a cache, its concatenation is traced too, and finding the groups takes hours.
     model.config.use_cache = False
     if how == "taylor":
@@ -136,9 +137,8 @@ def pruned(how):
     return model
 
 
-record = {"torch": torch.__version__, "torch_pruning": "1.6.1", "model": args.model.name, "rows": []}
-if args.out.exists():
-    record["rows"] = json.loads(args.out.read_text())["rows"]
+record = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+record |= {"torch": torch.__version__, "model": args.model.name}
 for arm in args.arms:
     model = pruned(arm)
     if arm == "gates":

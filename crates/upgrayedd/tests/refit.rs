@@ -148,7 +148,7 @@ fn threads_do_not_change_a_bit() {
         pool.install(|| {
             let mut pruned = parent.clone();
             surgery::remove(&mut pruned, None, &HeadSelection::from([(0, vec![1])]), 0, None).unwrap();
-            refit(&mut pruned, &parent, batches(&data, &(0..10).collect::<Vec<_>>(), 4)).unwrap();
+            refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
             logits(&pruned, &data)
         })
     };
