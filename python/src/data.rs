@@ -2,15 +2,16 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, Split, TakeBatch, Targets};
+use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, SetAside, Split, TakeBatch, Targets};
 use upgrayedd::model::{Batch, ModelSpec, Objective};
 use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::run_dir::read_set_aside;
 use upgrayedd::{Error, Model, Result, Tokenizer};
 
 use crate::errors::from_py;
@@ -66,7 +67,7 @@ impl Source {
         }
     }
 
-    /// Training, calibration and held-out parts for a run.
+    /// Training, calibration and held-out parts for a run; of a loader those that `run` has kept, if that is to be gone on with.
     pub fn run_data(
         &self,
         eval: Option<&Self>,
@@ -74,10 +75,11 @@ impl Source {
         tokenizer: Option<&Tokenizer>,
         options: &DataOptions,
         (calibration, batch_size): (usize, usize),
+        run: Option<&Path>,
     ) -> Result<RunData> {
         let eval = eval.map(|e| e.dataset(model, tokenizer, options, true)).transpose()?;
         match self {
-            Self::Loader(loader) => loader_data(loader, eval, model, calibration),
+            Self::Loader(loader) => loader_data(loader, eval, model, calibration, run.map(read_set_aside).transpose()?),
             _ => RunData::split(self.dataset(model, tokenizer, options, true)?, eval, calibration, batch_size, options.seed),
         }
     }
@@ -288,13 +290,20 @@ impl BatchSource for LoaderBatches {
 }
 
 /// Reads the loader once: the last tenth of its batches is held out (unless there is data to measure on), batches of a tenth
-/// before it, with at most `calibration` sequences, serve for scoring.
-fn loader_data(loader: &Py<PyAny>, eval: Option<Dataset>, model: &Model, calibration: usize) -> Result<RunData> {
+/// before it, with at most `calibration` sequences, serve for scoring. `kept` are those of a run that is gone on with: a loader that
+/// shuffles has others in these places now.
+fn loader_data(
+    loader: &Py<PyAny>,
+    eval: Option<Dataset>,
+    model: &Model,
+    calibration: usize,
+    kept: Option<SetAside>,
+) -> Result<RunData> {
     let reader = Reader { spec: &model.spec, labelled: true };
     let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
-    let kept_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n)));
-    let (mut keys, mut counts, mut kept, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n)));
+    let (mut keys, mut counts, mut last, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
     let mut batches = Epoch::start(loader)?;
     let mut seen = 0;
     while let Some(rows) = batches.next(&reader, seen)? {
@@ -303,8 +312,8 @@ fn loader_data(loader: &Py<PyAny>, eval: Option<Dataset>, model: &Model, calibra
         hash = rows.iter().fold(hash, |sum, row| sum.wrapping_add(row_key(row)));
         keys.push(batch_key(&rows));
         counts.push(rows.len());
-        if keys.len() > kept_from {
-            kept.push(rows);
+        if keys.len() > last_from {
+            last.push(rows);
         }
     }
     let count = keys.len();
@@ -322,11 +331,21 @@ fn loader_data(loader: &Py<PyAny>, eval: Option<Dataset>, model: &Model, calibra
     let rest = if eval.is_some() { count } else { count - tenth(count) };
     let train = 0..rest - tenth(count).min(calibration.div_ceil(rows_per_batch)).max(1);
     let part = |range: Range<usize>| -> Vec<Row> {
-        let first = kept_from.min(count);
-        kept[range.start - first..range.end - first].iter().flatten().cloned().collect()
+        let first = last_from.min(count);
+        last[range.start - first..range.end - first].iter().flatten().cloned().collect()
     };
-    let (scored, measured) = (part(train.end..rest), part(rest..count));
-    let set_aside = scored.iter().chain(&measured).map(row_key).collect();
+    let now = SetAside { calibration: part(train.end..rest), held_out: part(rest..count) };
+    let set_aside = kept.unwrap_or_else(|| now.clone());
+    let all = |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(row_key).collect() };
+    let aside = all(&set_aside);
+    if aside != all(&now) {
+        // Nothing is in the place that it had.
+        keys.clear();
+    }
+    let SetAside { calibration: scored, held_out: measured } = set_aside.clone();
+    for (number, row) in scored.iter().chain(&measured).enumerate() {
+        row.check(&model.spec, number)?;
+    }
     let sequences: usize = counts[..train.end].iter().sum();
     let scored_range = sequences..sequences + scored.len();
     let whole = |rows: Vec<Row>| {
@@ -348,11 +367,19 @@ fn loader_data(loader: &Py<PyAny>, eval: Option<Dataset>, model: &Model, calibra
     };
     let loader = Python::attach(|py| loader.clone_ref(py));
     Ok(RunData {
-        train: Box::new(LoaderBatches { loader, spec: model.spec.clone(), train, keys, set_aside, rows_per_batch }),
+        train: Box::new(LoaderBatches {
+            loader,
+            spec: model.spec.clone(),
+            train,
+            keys,
+            set_aside: aside.into_iter().collect(),
+            rows_per_batch,
+        }),
         calibration: whole(scored),
         held_out,
         split,
         hash: format!("{hash:016x}-{count}"),
         eval_hash,
+        set_aside: Some(set_aside),
     })
 }

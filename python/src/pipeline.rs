@@ -1,6 +1,6 @@
 //! Runs: configuration and parts from Python, events to Python, the summary back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 use upgrayedd::data::RunData;
@@ -34,7 +34,8 @@ impl Parts {
         Ok(Self { model: model.inner.clone(), data, options, strategy })
     }
 
-    fn given(self, config: &OptimizeConfig, keep_model: bool) -> upgrayedd::Result<Given> {
+    /// `run`: the folder of the run that is gone on with.
+    fn given(self, config: &OptimizeConfig, keep_model: bool, run: Option<&Path>) -> upgrayedd::Result<Given> {
         let Self { model, data, options, strategy } = self;
         let strategy: Option<Box<dyn Strategy>> = strategy.map(|s| -> Box<dyn Strategy> { Box::new(s) });
         let samples = match &strategy {
@@ -47,7 +48,7 @@ impl Parts {
         let data = data
             .map(|(train, eval)| -> upgrayedd::Result<RunData> {
                 let limits = (samples.unwrap_or(CALIBRATION), config.batch_size);
-                train.run_data(eval.as_ref(), &model, model.tokenizer().ok().as_ref(), &options, limits)
+                train.run_data(eval.as_ref(), &model, model.tokenizer().ok().as_ref(), &options, limits, run)
             })
             .transpose()?;
         Ok(Given { model: keep_model.then_some(model), data, strategy })
@@ -94,7 +95,7 @@ pub fn optimize(
     let result = detached(py, || {
         config.check()?;
         upgrayedd::export::check_new(&out)?;
-        let given = parts.given(&config, keep_model)?;
+        let given = parts.given(&config, keep_model, None)?;
         Pipeline::with(config, given)?.run(&out, &mut observer)
     });
     outcome(result, observer)
@@ -122,7 +123,7 @@ pub fn resume(
     let parts = Parts::new(&Model::of(model), data, options, strategy)?;
     let mut observer = PyObserver::new(handler);
     let result = detached(py, || {
-        let given = parts.given(&record.config, record.given.model)?;
+        let given = parts.given(&record.config, record.given.model, Some(&path))?;
         Pipeline::resume_with(&path, given, &mut observer)
     });
     outcome(result, observer)

@@ -41,12 +41,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     if let Err(error) = watch_signals() {
-        eprintln!("warning: cannot watch for Ctrl-C: {error}");
+        progress::say(&format!("warning: cannot watch for Ctrl-C: {error}"));
     }
     match interruptible(|| dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            progress::say(&format!("error: {error:#}"));
             match error.downcast_ref::<Error>() {
                 Some(Error::Interrupted) => u8::try_from(128 + SIGNAL.load(Ordering::SeqCst)).unwrap_or(130),
                 Some(error) if error.is_usage() => 2,
@@ -278,6 +278,6 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
         Format::Hf if model.heads.num_pruned() > 0 => "really smaller: load it in transformers with trust_remote_code=True",
         Format::Hf => "all heads are there: it loads anywhere",
     };
-    eprintln!("wrote {} ({}, {}): {note}", args.out.display(), format.name(), dtype.name());
+    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name(), dtype.name()));
     Ok(())
 }

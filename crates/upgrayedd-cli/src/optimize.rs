@@ -9,7 +9,7 @@ use upgrayedd::event::named_heads;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
-use crate::progress::Console;
+use crate::progress::{Console, say};
 use crate::{interruptible, print_json, report, set_threads};
 
 pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
@@ -46,7 +46,7 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
         }
         Err(Error::Interrupted) => {
             if out.is_dir() {
-                eprintln!("stopped; what has been learned is saved, continue with: upgrayedd resume {}", out.display());
+                say(&format!("stopped; what has been learned is saved, continue with: upgrayedd resume {}", out.display()));
             }
             Err(Error::Interrupted.into())
         }
@@ -55,8 +55,8 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
 }
 
 fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
-    let (selection, _) = pipeline.preview()?;
-    let heads = named_heads(pipeline.model(), &selection);
+    let heads = pipeline.preview()?;
+    let heads = named_heads(pipeline.model(), &heads);
     let mut console = Console::new(false);
     let forecast = pipeline.forecast(&mut console);
     console.finish();

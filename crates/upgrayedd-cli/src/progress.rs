@@ -1,6 +1,6 @@
 //! What a run shows while it works: bars with time left on a terminal, plain lines otherwise. Always on stderr.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,11 @@ use upgrayedd::event::{Control, Event, Observer, Phase, Progress};
 
 /// A plain line about work in progress at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// A line on stderr. Who reads it may have gone away, which is no reason to stop a run.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// Shows progress and events.
 pub struct Console {
@@ -34,8 +39,8 @@ impl Console {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some((_, bar)) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some((_, bar)) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
 }
@@ -45,7 +50,7 @@ impl Observer for Console {
         if !self.terminal {
             if self.last_line.elapsed() >= LINE_EVERY {
                 self.last_line = Instant::now();
-                eprintln!("{}: {} of {}{}", progress.task, progress.done, progress.total, loss_note(self.loss));
+                say(&format!("{}: {} of {}{}", progress.task, progress.done, progress.total, loss_note(self.loss)));
             }
             return;
         }
@@ -127,10 +132,11 @@ fn describe(event: &Event) -> Option<String> {
             format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)
         }
         Event::Accepted { cycle, loss_change } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
-        Event::RolledBack { cycle, loss_change, max_loss_increase } => {
-            format!(
-                "cycle {cycle}: rolled back, held-out loss {loss_change:+.4} is more than the allowed {max_loss_increase:+.4}"
-            )
+        Event::RolledBack { cycle, loss_change: Some(change), max_loss_increase } => {
+            format!("cycle {cycle}: rolled back, held-out loss {change:+.4} is more than the allowed {max_loss_increase:+.4}")
+        }
+        Event::RolledBack { cycle, loss_change: None, .. } => {
+            format!("cycle {cycle}: rolled back, numbers were not finite any more")
         }
         Event::Spike { cycle, step, loss, typical } => {
             format!("cycle {cycle}: the training loss jumped to {loss:.3} at step {step}, from {typical:.3}")

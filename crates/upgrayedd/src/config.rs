@@ -241,12 +241,15 @@ impl OptimizeConfig {
         Ok(())
     }
 
-    /// Times the layers for a budget in latency, once for the whole run.
+    /// Times the layers for a budget in latency, once for the whole run; checks times that were given.
     pub(crate) fn take_timings(&mut self, model: &Model) -> Result<()> {
         if self.budget == Currency::Latency && self.timings.is_none() {
             self.timings = Some(time_layers(model, self.batch_size, self.sequence_length.unwrap_or_default())?);
         }
-        Ok(())
+        match &self.timings {
+            Some(timings) => timings.check(model.heads.counts().into_iter().max().unwrap_or(0)),
+            None => Ok(()),
+        }
     }
 
     /// Refuses a model without data and data without a model, unless they are given otherwise.

@@ -152,8 +152,8 @@ pub enum Event {
     RolledBack {
         /// Cycle, from 1.
         cycle: usize,
-        /// Held-out loss minus that at the cycle's start.
-        loss_change: f64,
+        /// Held-out loss minus that at the cycle's start; `None` where numbers were not finite any more.
+        loss_change: Option<f64>,
         /// What was allowed.
         max_loss_increase: f64,
     },

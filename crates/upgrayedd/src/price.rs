@@ -88,6 +88,21 @@ pub struct Timings {
     pub attention: Vec<f64>,
 }
 
+impl Timings {
+    /// Refuses times that are none, or not enough of them for the `heads` of a layer.
+    pub(crate) fn check(&self, heads: usize) -> Result<()> {
+        let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
+        if !is_time(&self.forward) || !self.attention.iter().all(is_time) || !self.attention.is_sorted() {
+            return Err(Error::invalid("timings: expected seconds, of attention none less than the one before"));
+        }
+        if self.attention.len() <= heads {
+            let (have, need) = (self.attention.len(), heads + 1);
+            return Err(Error::invalid(format!("timings: attention has {have} times: expected {need}, for 0 to {heads} heads")));
+        }
+        Ok(())
+    }
+}
+
 /// Counted runs, after one that warms up.
 const RUNS: usize = 5;
 

@@ -3,7 +3,8 @@
 //! ```text
 //! run.toml              resolved configuration, versions, hashes, what is trained and measured on
 //! events.jsonl          one event a line
-//! base/                 config.json and tokenizer files of the model that was given, and its weights if it came from memory
+//! base/                 config.json and tokenizer files of the model that was given, and its weights if it came from memory;
+//!                       the sequences that are not learned from if a data loader gave them
 //! checkpoints/          see checkpoint.rs
 //! model/                the result, a Hugging Face folder
 //! archive.safetensors   the heads that the result has lost
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use upgrayedd_nn::optim::AdamW;
 
 use crate::checkpoint::{self, Saved};
+use crate::data::SetAside;
 use crate::event::Event;
 use crate::export::{PARTIAL, sync_dir, write_companions, write_file, write_folder, write_weights};
 use crate::model::Model;
@@ -31,6 +33,7 @@ pub const ARCHIVE_FILE: &str = "archive.safetensors";
 const RUN_FILE: &str = "run.toml";
 const EVENTS_FILE: &str = "events.jsonl";
 const LOCK_FILE: &str = ".lock";
+const SET_ASIDE_FILE: &str = "set_aside.json";
 
 /// A run's folder.
 #[derive(Debug)]
@@ -43,8 +46,14 @@ pub struct RunDir {
 
 impl RunDir {
     /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
-    /// A model that was given in memory leaves its weights there too.
-    pub fn create(path: &Path, run: &impl Serialize, model: &Model, keep_weights: bool) -> Result<Self> {
+    /// A model that was given in memory leaves its weights there too, a data loader the sequences that are not learned from.
+    pub fn create(
+        path: &Path,
+        run: &impl Serialize,
+        model: &Model,
+        keep_weights: bool,
+        set_aside: Option<&SetAside>,
+    ) -> Result<Self> {
         let text = toml::to_string_pretty(run).map_err(|e| Error::invalid(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
@@ -57,6 +66,10 @@ impl RunDir {
             if keep_weights {
                 write_weights(model, &dir.join("base"))?;
                 model.archive.save(&dir.join("base").join(ARCHIVE_FILE))?;
+            }
+            if let Some(set_aside) = set_aside {
+                let json = serde_json::to_vec(set_aside).map_err(|e| Error::invalid(e.to_string()))?;
+                write_file(&dir.join("base").join(SET_ASIDE_FILE), &json)?;
             }
             write_companions(model, &dir.join("base"))
         })?;
@@ -143,6 +156,11 @@ impl RunDir {
         Ok(())
     }
 
+    /// Removes a checkpoint that is to be saved anew.
+    pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
+        checkpoint::remove(&self.checkpoints().join(name))
+    }
+
     /// Reads the newest checkpoint that is whole and cuts later events off; says in `damaged` what is wrong with newer ones. `None`
     /// if there is none, and the run starts anew. `base` is the model that the run started from.
     pub fn load_checkpoint<S: DeserializeOwned>(
@@ -222,6 +240,13 @@ fn check_run(path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::bad_file(path, "is not a run folder: it has no run.toml"))
+}
+
+/// The sequences that a run keeps because a data loader gave them.
+pub fn read_set_aside(run: &Path) -> Result<SetAside> {
+    let path = run.join("base").join(SET_ASIDE_FILE);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&path, format!("is damaged: {e}")))
 }
 
 /// Reads `run.toml`. Others may be at work on the run.

@@ -192,9 +192,14 @@ pub(crate) fn fold_all_gates(model: &mut Model) {
     model.touch();
 }
 
+/// Steps of `total` over which heads are faded in.
+pub(crate) fn fading_steps(options: &TrainOptions, total: u64) -> u64 {
+    (options.gate_warmup * total as f64).ceil() as u64
+}
+
 /// Sets the gates of the heads that are to be faded in as they are after `step` of `total` steps.
 pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &[Vec<bool>], total: u64, step: u64) {
-    let fade = (options.gate_warmup * total as f64).ceil() as u64;
+    let fade = fading_steps(options, total);
     let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     for (layer, marks) in growing.iter().enumerate().filter(|(_, m)| m.contains(&true)) {
         let gates = marks.iter().map(|&grows| if grows { gate } else { 1.0 }).collect();

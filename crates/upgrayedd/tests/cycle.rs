@@ -1,10 +1,13 @@
 //! What a cycle does between pruning and its last measurement.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use upgrayedd::OptimizeConfig;
-use upgrayedd::event::{Event, Observer, Phase};
+use upgrayedd::event::{Event, Observer, Phase, Silent, named_heads};
 use upgrayedd::grow::GrowthInit;
 use upgrayedd::pipeline::Pipeline;
+use upgrayedd::price::{Currency, Timings};
 use upgrayedd::train::LrSchedule;
 
 /// Remembers losses and notices.
@@ -12,6 +15,8 @@ use upgrayedd::train::LrSchedule;
 struct Seen {
     losses: Vec<(Phase, f64)>,
     notices: Vec<String>,
+    /// Layer and head.
+    pruned: BTreeSet<(String, u64)>,
 }
 
 impl Observer for Seen {
@@ -19,9 +24,17 @@ impl Observer for Seen {
         match event {
             Event::Evaluated { phase, evaluation, .. } => self.losses.push((*phase, evaluation.loss)),
             Event::Notice { message, .. } => self.notices.push(message.clone()),
+            Event::Pruned { heads, .. } => self.pruned.extend(pairs(heads)),
             _ => {}
         }
     }
+}
+
+fn pairs(heads: &serde_json::Map<String, serde_json::Value>) -> Vec<(String, u64)> {
+    let of = |(layer, heads): (&String, &serde_json::Value)| {
+        heads.as_array().unwrap().iter().map(|h| (layer.clone(), h.as_u64().unwrap())).collect::<Vec<_>>()
+    };
+    heads.iter().flat_map(of).collect()
 }
 
 impl Seen {
@@ -87,6 +100,60 @@ fn learning_that_only_harms_is_not_kept() {
     assert!(learning.len() == 3 && learning[0] == pruned && learning[1..].iter().all(|l| *l > pruned), "{pruned} {learning:?}");
     assert_eq!(learned, pruned);
     assert!(seen.notices.iter().any(|n| n.contains("after step 0 was the best")), "{:?}", seen.notices);
+}
+
+#[test]
+fn a_state_with_heads_that_are_not_there_yet_is_not_kept() {
+    // Eight steps, of which the first four fade in; whatever they cost, nothing before counts.
+    let seen = run(OptimizeConfig { growth_ratio: 1.0, gate_warmup: 0.5, learning_rate: Some(0.3), patience: 1, ..config() });
+    let (learning, learned) = (seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
+    assert!(learning.len() >= 7 && learning[5..].iter().all(|loss| *loss > learning[0]), "{learning:?}");
+    assert!(learning[5..].contains(&learned), "{learned} {learning:?}");
+}
+
+#[test]
+fn a_dry_run_names_the_heads_that_the_run_prunes() {
+    let config = OptimizeConfig {
+        strategy: "fisher".into(),
+        steps_per_cycle: Some(4),
+        pruning_ratio: 0.5,
+        growth_ratio: 0.0,
+        refit: true,
+        max_steps_per_cycle: Some(0),
+        eval_every: None,
+        ..config()
+    };
+    let mut pipeline = Pipeline::new(config.clone()).unwrap();
+    let before = pipeline.model().heads.clone();
+    let heads = pipeline.preview().unwrap();
+    assert!(pipeline.model().heads == before);
+    let named: BTreeSet<_> = pairs(&named_heads(pipeline.model(), &heads)).into_iter().collect();
+    assert_eq!(named, run(config.clone()).pruned);
+    let at_once = Pipeline::new(OptimizeConfig { steps_per_cycle: Some(1), ..config }).unwrap().preview().unwrap();
+    assert_ne!(heads, at_once, "the steps make no difference here: the test shows nothing");
+}
+
+#[test]
+fn a_forecast_names_no_ratio_that_cannot_be_reached() {
+    // 2 of 8 heads a layer may go.
+    let mut pipeline = Pipeline::new(OptimizeConfig { min_heads: 6, ..config() }).unwrap();
+    let (_, rows) = pipeline.forecast(&mut Silent).unwrap();
+    assert_eq!(rows.iter().map(|row| (row.ratio, row.active)).collect::<Vec<_>>(), [(0.1, 29), (0.2, 26)]);
+}
+
+#[test]
+fn lengths_and_times_that_mean_nothing_are_refused() {
+    let latency = OptimizeConfig { budget: Currency::Latency, ..config() };
+    for sequence_length in [0, 1, 1 << 20] {
+        let config = OptimizeConfig { sequence_length: Some(sequence_length), ..latency.clone() };
+        let error = Pipeline::new(config).err().unwrap().to_string();
+        assert!(error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")), "{error}");
+    }
+    for timings in [(f64::NAN, vec![0.0; 9]), (1.0, vec![0.1; 8]), (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])] {
+        let timings = Some(Timings { forward: timings.0, attention: timings.1 });
+        let error = Pipeline::new(OptimizeConfig { timings, ..latency.clone() }).err().unwrap().to_string();
+        assert!(error.starts_with("timings: "), "{error}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use upgrayedd::event::{Control, Event, Observer};
+use upgrayedd::event::{Control, Event, Observer, Progress};
 use upgrayedd::pipeline::Pipeline;
 use upgrayedd::{Error, OptimizeConfig};
 
@@ -141,7 +141,7 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_is_used() {
     let newest = checkpoints().pop().unwrap();
     // The first, the newest, and the one with the lowest loss, if it is another.
     let kept: Vec<String> = checkpoints().iter().map(|c| c.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    let losses: Vec<f64> = summary.cycles.iter().map(|c| c.loss_learned).collect();
+    let losses: Vec<f64> = summary.cycles.iter().filter_map(|c| c.loss_learned).collect();
     let best = (0..3).min_by(|a, b| losses[*a].total_cmp(&losses[*b])).unwrap() + 1;
     let mut wanted = vec!["cycle-0001".to_owned(), format!("cycle-{best:04}"), "cycle-0003".to_owned()];
     wanted.dedup();
@@ -210,9 +210,60 @@ fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
     assert!(error.contains("step 2") && error.contains("first not finite"), "{error}");
     assert!(!out.exists());
     let out = dir.path().join("rolled back");
-    let kept = OptimizeConfig { max_loss_increase: Some(0.1), ..config };
+    let kept = OptimizeConfig { max_loss_increase: Some(0.1), num_cycles: 2, ..config };
     let mut observer = Stop::never();
     let summary = Pipeline::new(kept).unwrap().run(&out, &mut observer).unwrap();
     assert!(!summary.cycles[0].accepted && summary.after.evaluation == summary.before.evaluation);
     assert!(observer.notices.iter().any(|n| n.contains("first not finite")), "{:?}", observer.notices);
+    // What was not measured has no number, and the next cycle does not repeat the same steps.
+    assert!(summary.cycles.iter().all(|c| c.loss_learned.is_none()), "{:?}", summary.cycles);
+    let events = fs::read_to_string(out.join("events.jsonl")).unwrap();
+    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rolled_back: Vec<_> = events.iter().filter(|e| e["event"] == "rolled_back").collect();
+    assert!(rolled_back.len() == 2 && rolled_back.iter().all(|e| e["loss_change"].is_null()), "{rolled_back:?}");
+    let first: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["step"] == 1).map(|e| &e["loss"]).collect();
+    assert!(first.len() == 2 && first[0] != first[1], "{first:?}");
+}
+
+#[test]
+fn a_run_that_was_asked_for_its_result_remembers_it() {
+    /// Asks for the result after the first cycle, or after a step of it, and interrupts when that is measured.
+    #[derive(Default)]
+    struct Enough {
+        after_step: Option<u64>,
+        interrupts: bool,
+        asked: bool,
+        measuring: bool,
+    }
+    impl Observer for Enough {
+        fn on_event(&mut self, event: &Event) {
+            self.asked |= match event {
+                Event::Saved { .. } => true,
+                Event::Step { step, .. } => self.after_step == Some(*step),
+                _ => false,
+            };
+        }
+        fn on_progress(&mut self, progress: Progress<'_>) {
+            self.measuring |= progress.task == "result";
+        }
+        fn control(&mut self) -> Control {
+            match (self.measuring && self.interrupts, self.asked) {
+                (true, _) => Control::Interrupt,
+                (_, true) => Control::Finish,
+                _ => Control::Continue,
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for after_step in [None, Some(3)] {
+        let (whole, cut) = (dir.path().join(format!("whole {after_step:?}")), dir.path().join(format!("cut {after_step:?}")));
+        let config = OptimizeConfig { num_cycles: 4, checkpoint_every: Some(1), ..config() };
+        let enough = |interrupts| Enough { after_step, interrupts, ..Enough::default() };
+        let summary = Pipeline::new(config.clone()).unwrap().run(&whole, &mut enough(false)).unwrap();
+        assert_eq!(summary.cycles.len(), 1);
+        let error = Pipeline::new(config).unwrap().run(&cut, &mut enough(true)).unwrap_err();
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        Pipeline::resume(&cut, &mut Stop::never()).unwrap();
+        same(&whole, &cut, "finished early");
+    }
 }

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 use masking::Masking;
 pub use rows::{Row, Targets};
-pub use source::{BatchSource, DatasetBatches, Part, RunData, TakeBatch};
+pub use source::{BatchSource, DatasetBatches, Part, RunData, SetAside, TakeBatch};
 use tokens::TokenStore;
 pub use tokens::cache_dir;
 
@@ -206,7 +206,7 @@ impl Dataset {
         options: &DataOptions,
         source: impl FnOnce(bool, usize) -> Result<(Source, Vec<String>)>,
     ) -> Result<Self> {
-        check_options(model, options)?;
+        check_length(model, options.sequence_length)?;
         if tokenizer.vocab_size() > model.spec.vocab_size {
             return Err(Error::invalid(format!(
                 "the tokenizer makes ids up to {}, but the model's vocabulary ends at {}: they do not belong together",
@@ -376,10 +376,11 @@ impl Windows {
     }
 }
 
-fn check_options(model: &Model, options: &DataOptions) -> Result<()> {
+/// Refuses sequences that are too long for the model, or predict nothing.
+pub(crate) fn check_length(model: &Model, length: usize) -> Result<()> {
     let limit = model.spec.max_positions;
-    if options.sequence_length > limit || options.sequence_length < 2 {
-        return Err(Error::invalid(format!("sequence length is {}: the model takes 2 to {limit}", options.sequence_length)));
+    if length > limit || length < 2 {
+        return Err(Error::invalid(format!("sequence length is {length}: the model takes 2 to {limit}")));
     }
     Ok(())
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use upgrayedd_nn::ops::IGNORE;
 
 use crate::model::{Batch, ModelSpec, Objective};
 use crate::{Error, Result};
 
 /// What to predict from a sequence; [`IGNORE`] does not count.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Targets {
     /// Something at each position (for causal models the token after it).
     Tokens(Vec<i64>),
@@ -30,7 +31,7 @@ impl Targets {
 }
 
 /// One sequence and what to predict from it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Token ids.
     pub tokens: Vec<u32>,

@@ -3,7 +3,9 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use super::{Dataset, Pass, Split};
+use serde::{Deserialize, Serialize};
+
+use super::{Dataset, Pass, Row, Split};
 use crate::model::Batch;
 use crate::{Error, Result, rng};
 
@@ -67,6 +69,16 @@ pub struct Part {
     pub range: Range<usize>,
 }
 
+/// The sequences that are not learned from. A run keeps them where its data may come in another order, or masked in another way, when it is
+/// asked for again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetAside {
+    /// Scored on.
+    pub calibration: Vec<Row>,
+    /// Measured on; none if there is data of its own for that.
+    pub held_out: Vec<Row>,
+}
+
 /// What a run learns from, scores on and is measured on: three parts that never overlap.
 pub struct RunData {
     /// Learned from.
@@ -81,6 +93,8 @@ pub struct RunData {
     pub hash: String,
     /// blake3 of the evaluation data, if it is data of its own.
     pub eval_hash: Option<String>,
+    /// What the run's folder is to keep of it.
+    pub set_aside: Option<SetAside>,
 }
 
 impl RunData {
@@ -99,6 +113,7 @@ impl RunData {
             hash: data.hash.clone(),
             eval_hash,
             split,
+            set_aside: None,
         })
     }
 }

@@ -36,9 +36,12 @@ fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Re
     safetensors_file::write(&dir.join("model.safetensors"), tensors, dtype, metadata)
 }
 
-/// Writes the weights alone, with the heads that are left, in the model's own element type.
+/// Writes the weights alone, with the heads that are left, exactly as they are: in the model's own element type, or in f32 where some
+/// are none of its numbers.
 pub(crate) fn write_weights(model: &Model, dir: &Path) -> Result<()> {
-    write_tensors(tensors(model, false), model.dtype, dir)
+    let exact = |t: &Tensor| t.data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits());
+    let fits = model.dtype == DType::F32 || model.params.ids().all(|id| exact(model.params.get(id)));
+    write_tensors(tensors(model, false), if fits { model.dtype } else { DType::F32 }, dir)
 }
 
 /// The model with a config.json that describes it as it is, heads included.

@@ -26,7 +26,7 @@ const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
 impl Pipeline {
     /// What each of several ratios would cost before learning, one built on the other and each scored anew; the model stays as it is. Heads
     /// are chosen as in a run, but for swaps; the refit reads the sequences to score on alone, where a run may read more. Ratios that
-    /// heads alone cannot reach are left out. Returns the held-out loss now as well.
+    /// the heads which may go do not reach are left out. Returns the held-out loss now as well.
     pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let parent = self.model.clone();
         let result = self.forecast_from(&parent, observer);
@@ -36,8 +36,12 @@ impl Pipeline {
 
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
+        let most = budget::prunable(&parent.heads, self.config.unit, self.config.min_heads);
         let mut rows = Vec::new();
         for ratio in FORECAST {
+            if self.config.budget == Currency::Heads && budget::portion(ratio, parent.heads.num_active()) > most {
+                break;
+            }
             let scores = self.score(1)?;
             let selection = if self.config.budget == Currency::Heads {
                 let heads = budget::portion(ratio, parent.heads.num_active());

@@ -33,7 +33,7 @@ pub(super) struct Learning {
     /// Measurements since then.
     pub(super) waited: usize,
     /// The step after which was measured last.
-    pub(super) measured: u64,
+    pub(super) measured: Option<u64>,
     /// Training losses of the last steps.
     pub(super) recent: Vec<f64>,
     /// Nothing is left but the measurement at the end.
@@ -67,11 +67,12 @@ struct Between<'a> {
     config: &'a OptimizeConfig,
     held_out: &'a Part,
     eval_options: EvalOptions,
+    /// The first step whose state is a whole one: no head is being faded in any more.
+    whole_from: u64,
     state: &'a mut State,
     best: &'a mut Option<Model>,
     dir: &'a mut RunDir,
     observer: &'a mut dyn Observer,
-    ending: &'a mut bool,
 }
 
 impl Between<'_> {
@@ -100,33 +101,37 @@ impl Between<'_> {
         if self.measure(model, step, report.steps)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
+        let control = self.observer.control();
+        if control == Control::Finish {
+            (self.state.ending, self.state.place.stopped) = (true, true);
+        }
         if step < report.steps && self.config.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
             save(self.dir, self.state, (model, optim), self.best.as_ref())?;
         }
-        match self.observer.control() {
+        match control {
             Control::Continue => Ok(ControlFlow::Continue(())),
-            Control::Finish => {
-                *self.ending = true;
-                Ok(ControlFlow::Break(()))
-            }
+            Control::Finish => Ok(ControlFlow::Break(())),
             Control::Interrupt => Err(Error::Interrupted),
         }
     }
 
-    /// Measures if it is time to, and breaks if there has been no progress for too long.
+    /// Measures if it is time to, and breaks if there has been no progress for too long. Whatever the loss while heads are being faded
+    /// in, that state is not one to keep: folding its gates would leave part of these heads away for good.
     fn measure(&mut self, model: &Model, step: u64, steps: u64) -> Result<ControlFlow<()>> {
         let due = self.config.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
-        let learning = self.learning();
-        if !due || (learning.best.is_some() && learning.measured == step) {
+        if !due || self.learning().measured == Some(step) {
             return Ok(ControlFlow::Continue(()));
         }
         let Part { data, range } = self.held_out;
         let evaluation = evaluate(model, data, range, self.eval_options, self.task, self.observer)?;
         let loss = evaluation.loss;
         self.emit(Event::Evaluated { cycle: self.cycle, phase: Phase::Learning, evaluation })?;
-        let patience = self.config.patience;
+        let (patience, whole) = (self.config.patience, step >= self.whole_from);
         let learning = self.learning();
-        learning.measured = step;
+        learning.measured = Some(step);
+        if !whole {
+            return Ok(ControlFlow::Continue(()));
+        }
         learning.waited += 1;
         if learning.best.is_none_or(|(best, _)| loss < best) {
             (learning.best, learning.waited) = (Some((loss, step)), 0);
@@ -153,16 +158,18 @@ impl Run<'_> {
         let task = self.task(cycle, "learn");
         let options = self.pipeline.train_options();
         let eval_options = self.pipeline.eval_options();
-        let Self { pipeline, dir, state, observer, ending, best, .. } = self;
+        let Self { pipeline, dir, state, observer, best, .. } = self;
         let Pipeline { model, optim, data, config, teacher, .. } = pipeline;
         let (share, temperature) = (config.distill.unwrap_or(0.0) as f32, config.distill_temperature as f32);
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train: source, held_out, .. } = data;
         let steps = train::steps(&options, source.batches_per_epoch());
         let growing = state.learning.as_ref().map_or_else(Vec::new, |l| l.growing.clone());
+        let fades = growing.iter().any(|marks| marks.contains(&true));
+        let whole_from = if fades { train::fading_steps(&options, steps) + 1 } else { 0 };
         let mut place = state.place.clone();
         let mut between =
-            Between { cycle, task: &task, config, held_out, eval_options, state, best, dir, observer: *observer, ending };
+            Between { cycle, task: &task, config, held_out, eval_options, whole_from, state, best, dir, observer: *observer };
         // Continued where a measurement was due: the gates are as the last step had them.
         train::set_fading(model, &options, &growing, steps, place.step.saturating_sub(1));
         place.stopped |= between.measure(model, place.step, steps)?.is_break();
@@ -208,8 +215,9 @@ impl Run<'_> {
 impl State {
     /// The checkpoints to keep beside the newest: the first, the best, and the last after a whole cycle.
     fn worth_keeping(&self) -> Vec<String> {
-        let best = self.history.iter().filter(|c| c.accepted).min_by(|a, b| a.loss_learned.total_cmp(&b.loss_learned));
-        let cycles = [Some(1), best.map(|c| c.cycle), Some(self.cycle)];
+        let losses = self.history.iter().filter(|c| c.accepted).filter_map(|c| Some((c.cycle, c.loss_learned?)));
+        let best = losses.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let cycles = [Some(1), best.map(|(cycle, _)| cycle), Some(self.cycle)];
         cycles.into_iter().flatten().map(|cycles| checkpoint::name(cycles, None)).collect()
     }
 }

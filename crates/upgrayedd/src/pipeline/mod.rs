@@ -1,5 +1,6 @@
 //! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `learn.rs` its learning and saving,
-//! `resume.rs` how a run goes on, `second_look.rs` what it does to better a selection, `forecast.rs` a look ahead.
+//! `resume.rs` how a run goes on, `select.rs` which heads go, `second_look.rs` what is done to better a selection, `forecast.rs` a look
+//! ahead.
 
 mod forecast;
 mod learn;
@@ -7,6 +8,7 @@ mod parts;
 mod resume;
 mod run;
 mod second_look;
+mod select;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,25 +17,25 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
-use crate::budget::{self, Budget};
+use crate::budget;
 use crate::config::OptimizeConfig;
-use crate::data::{Part, RunData, Split};
+use crate::data::{Part, RunData, Split, check_length};
 use crate::eval::{EvalOptions, Evaluation, Speed, evaluate};
 use crate::event::Observer;
 use crate::grow::{self, Gains};
-use crate::heads::{HeadScores, HeadSelection};
-use crate::model::{Companions, Cost, Model, Objective};
+use crate::heads::HeadScores;
+use crate::model::{Companions, Cost, DType, Model, Objective};
 use crate::price::Currency;
 use crate::refit::{self, LayerRefit};
 use crate::run_dir::{RunDir, read_run};
 use crate::score::ScoreContext;
-use crate::strategy::{PruneView, Strategy};
+use crate::strategy::Strategy;
 use crate::train::{self, Place, TrainOptions};
 use crate::{Error, Result, export};
 
 pub use forecast::Forecast;
 use learn::Learning;
-use parts::{check_heads, check_reachable, hash_model, load_base, load_teacher, prices, read_data};
+use parts::{check_heads, check_reachable, hash_model, load_base, load_teacher, read_data};
 use run::Run;
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
@@ -81,6 +83,8 @@ pub struct GivenParts {
     pub data: bool,
     /// The decisions came from the caller.
     pub strategy: bool,
+    /// Element type of the model in `base/`, whose weights are wider there if they are none of its numbers.
+    pub dtype: Option<DType>,
 }
 
 /// What a cycle came to.
@@ -96,8 +100,8 @@ pub struct CycleRecord {
     pub active: usize,
     /// Held-out loss after pruning.
     pub loss_pruned: f64,
-    /// Held-out loss after learning.
-    pub loss_learned: f64,
+    /// Held-out loss after learning; `None` where numbers were not finite any more.
+    pub loss_learned: Option<f64>,
     /// Whether the result was kept.
     pub accepted: bool,
 }
@@ -114,12 +118,15 @@ struct State {
     history: Vec<CycleRecord>,
     /// The cycle under way, once its heads are settled.
     learning: Option<Learning>,
+    /// The caller has asked for the result: no cycle begins after this one.
+    ending: bool,
 }
 
 impl State {
     fn new(baseline: Evaluation) -> Self {
         let loss = baseline.loss;
-        Self { cycle: 0, place: Place::default(), tokens: 0, baseline, loss, history: Vec::new(), learning: None }
+        let (place, history) = (Place::default(), Vec::new());
+        Self { cycle: 0, place, tokens: 0, baseline, loss, history, learning: None, ending: false }
     }
 }
 
@@ -175,7 +182,12 @@ impl Pipeline {
     /// The same with parts that the caller has made itself.
     pub fn with(mut config: OptimizeConfig, given: Given) -> Result<Self> {
         config.check()?;
-        let parts = GivenParts { model: given.model.is_some(), data: given.data.is_some(), strategy: given.strategy.is_some() };
+        let parts = GivenParts {
+            model: given.model.is_some(),
+            data: given.data.is_some(),
+            strategy: given.strategy.is_some(),
+            dtype: given.model.as_ref().map(|m| m.dtype),
+        };
         config.check_sources(parts.model, parts.data)?;
         let device = config.device.parse()?;
         let strategy = match given.strategy {
@@ -205,6 +217,7 @@ impl Pipeline {
                 config.budget.name()
             )));
         }
+        check_length(&model, config.sequence_length.unwrap_or_default())?;
         check_heads(&config, &model)?;
         config.take_timings(&model)?;
         check_reachable(&config, &model)?;
@@ -266,16 +279,6 @@ impl Pipeline {
         train::steps(&self.train_options(), self.data.train.batches_per_epoch())
     }
 
-    /// The heads that the first cycle would prune and their importances, without changing anything.
-    pub fn preview(&mut self) -> Result<(HeadSelection, HeadScores)> {
-        let scores = self.score(1)?;
-        let selection = match self.config.budget {
-            Currency::Heads => self.select(&scores, self.plan(1).prune)?,
-            _ => self.select_by_cost(&scores, &self.model.clone(), self.config.pruning_ratio)?,
-        };
-        Ok((self.settle(1, &scores, selection)?.0, scores))
-    }
-
     /// Runs all cycles into a new run folder and writes the result.
     pub fn run(mut self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         export::check_new(out)?;
@@ -290,10 +293,10 @@ impl Pipeline {
             split: self.data.split.clone(),
             config: self.config.clone(),
         };
-        let dir = RunDir::create(out, &record, &self.model, self.given.model)?;
+        let dir = RunDir::create(out, &record, &self.model, self.given.model, self.data.set_aside.as_ref())?;
         self.keep_companions(&dir);
         let state = State::new(baseline);
-        let mut run = Run { pipeline: self, dir, state, observer, ending: false, start: None, best: None };
+        let mut run = Run { pipeline: self, dir, state, observer, start: None, best: None };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
@@ -364,48 +367,6 @@ impl Pipeline {
         let ratios = (config.pruning_ratio, config.growth_ratio);
         let most = budget::prunable(&self.model.heads, config.unit, config.min_heads);
         budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most)
-    }
-
-    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
-    fn select_by_cost(&mut self, scores: &HeadScores, start: &Model, share: f64) -> Result<HeadSelection> {
-        let prices = prices(&self.config, start)?;
-        let goal = prices.total(&start.heads) * (1.0 - share);
-        let most = budget::prunable(&self.model.heads, self.config.unit, self.config.min_heads);
-        let (mut low, mut high) = (0, most);
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            let mut heads = self.model.heads.clone();
-            heads.remove(&self.select(scores, middle)?, 1)?;
-            // Sums of prices are rounded.
-            if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
-        }
-        self.select(scores, low)
-    }
-
-    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
-    fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
-        let prices = prices(&self.config, start)?;
-        let gone = 1.0 - prices.total(&self.model.heads) / prices.total(&start.heads);
-        let name = self.config.budget.name();
-        let message = format!(
-            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and unit {} allow no more",
-            100.0 * gone,
-            100.0 * share,
-            self.config.min_heads,
-            self.config.unit.name()
-        );
-        Ok((gone < share * (1.0 - 1e-9)).then_some(message))
-    }
-
-    /// What the strategy takes of a budget of `heads`.
-    fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
-        let config = &self.config;
-        let scope = config.scope.unwrap_or_default();
-        let budget = Budget { heads, scope, unit: config.unit, min_heads: config.min_heads };
-        let view = PruneView { model: &self.model, importances: scores, budget };
-        let selection = self.strategy.select_heads_to_prune(&view)?;
-        self.model.heads.clone().remove(&selection, config.min_heads)?;
-        Ok(selection)
     }
 
     fn eval_options(&self) -> EvalOptions {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::CALIBRATION;
+use super::{CALIBRATION, GivenParts};
 use crate::budget::{self, Budget, Scope};
 use crate::config::OptimizeConfig;
 use crate::data::{Dataset, RunData};
@@ -15,11 +15,12 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result, builtin, export};
 
 /// The model that a run started from.
-pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: bool) -> Result<Model> {
-    if !given {
+pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: GivenParts) -> Result<Model> {
+    if !given.model {
         return config.load_model();
     }
     let mut model = Model::load(base, &LoadOptions::default())?;
+    model.dtype = given.dtype.unwrap_or(model.dtype);
     let archive = base.join(ARCHIVE_FILE);
     if archive.is_file() {
         model.archive = Archive::load(&archive, &model)?;

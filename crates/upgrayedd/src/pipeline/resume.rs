@@ -20,7 +20,7 @@ impl Pipeline {
     /// What the run at `path` was started with, and from which model.
     pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
         let record: RunRecord = read_run(path)?;
-        let model = load_base(&path.join("base"), &record.config, record.given.model)?;
+        let model = load_base(&path.join("base"), &record.config, record.given)?;
         Ok((record, model))
     }
 
@@ -50,7 +50,7 @@ impl Pipeline {
             }
         }
         if record.given.model && given.model.is_none() {
-            given.model = Some(load_base(&dir.base(), &record.config, true)?);
+            given.model = Some(load_base(&dir.base(), &record.config, record.given)?);
         }
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
@@ -96,7 +96,7 @@ impl Pipeline {
             _ => None,
         };
         (pipeline.model, pipeline.optim) = (model, moments);
-        let mut run = Run { pipeline, dir, state, observer, ending: false, start, best };
+        let mut run = Run { pipeline, dir, state, observer, start, best };
         if fresh {
             run.begin()?;
         }

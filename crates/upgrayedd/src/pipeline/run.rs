@@ -5,6 +5,7 @@ use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
 use super::learn::Learning;
+use super::select::{Chosen, PruneStep};
 use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
 use crate::budget;
 use crate::eval::{Evaluation, measure_speed};
@@ -17,7 +18,7 @@ use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
 use crate::train::Place;
-use crate::{Error, Result, grow, surgery};
+use crate::{Error, Result, checkpoint, grow, surgery};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -30,8 +31,6 @@ pub(super) struct Run<'a> {
     pub(super) dir: RunDir,
     pub(super) state: State,
     pub(super) observer: &'a mut dyn Observer,
-    /// The caller has asked for the result.
-    pub(super) ending: bool,
     /// Model and optimiser at the start of the cycle, where it may be rolled back.
     pub(super) start: Option<(Model, AdamW)>,
     /// The best weights of the cycle so far, where it is measured while it learns.
@@ -76,7 +75,7 @@ impl Run<'_> {
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
-        while self.state.cycle < self.pipeline.config.num_cycles && !self.ending {
+        while self.state.cycle < self.pipeline.config.num_cycles && !self.state.ending {
             let cycle = self.state.cycle + 1;
             match catch(|| self.cycle(cycle)).unwrap_or(Err(Error::Interrupted)) {
                 Ok(()) => {}
@@ -92,7 +91,13 @@ impl Run<'_> {
             self.observer.on_event(&Event::Saved { cycle });
             match self.observer.control() {
                 Control::Continue => {}
-                Control::Finish => self.ending = true,
+                // A run that goes on from here must know it too.
+                Control::Finish if !self.state.ending => {
+                    self.state.ending = true;
+                    self.dir.forget_checkpoint(&checkpoint::name(cycle, None))?;
+                    self.save_cycle()?;
+                }
+                Control::Finish => {}
                 Control::Interrupt => return Err(Error::Interrupted),
             }
         }
@@ -106,11 +111,12 @@ impl Run<'_> {
         }
         let learned = self.learn(cycle).and_then(|()| self.measure(cycle, Phase::Learned));
         let loss_learned = match learned {
-            Ok(evaluation) => evaluation.loss,
-            // A cycle that diverged is rolled back like any other that lost too much.
+            Ok(evaluation) => Some(evaluation.loss),
+            // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order.
             Err(Error::NotFinite(message)) if self.start.is_some() => {
+                self.state.place.epoch += 1;
                 self.emit(Event::Notice { cycle, message })?;
-                f64::MAX
+                None
             }
             Err(error) => return Err(error),
         };
@@ -157,37 +163,21 @@ impl Run<'_> {
         format!("cycle {cycle} of {}: {what}", self.pipeline.config.num_cycles)
     }
 
-    fn score(&mut self, cycle: usize) -> Result<HeadScores> {
-        let task = self.task(cycle, "score");
-        self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-        let scores = self.pipeline.score(cycle)?;
-        trim_buffers();
-        let importances = named_scores(&self.pipeline.model, &scores);
-        let strategy = self.pipeline.strategy.name().to_owned();
-        self.emit(Event::Scored { cycle, strategy, importances })?;
-        Ok(scores)
-    }
-
     /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(HeadSelection, HeadScores)> {
-        let steps = self.pipeline.config.steps_per_cycle.unwrap_or(1);
+        let of = self.pipeline.config.steps_per_cycle.unwrap_or(1);
+        let task = self.task(cycle, "score");
         let (swaps, all) = (self.pipeline.config.swaps > 0, self.pipeline.config.refit_samples);
         let (mut pruned, mut count) = (HeadSelection::new(), 0);
         let mut left = HeadScores::default();
         let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
-        for step in 1..=steps {
-            // What an earlier step could not take is asked of the next.
-            let share = (budget * step / steps).saturating_sub(count);
-            if by_heads && share == 0 && step < steps {
-                continue;
-            }
-            let scores = self.score(cycle)?;
-            let selection = if by_heads {
-                self.pipeline.select(&scores, share)?
-            } else {
-                self.pipeline.select_by_cost(&scores, parent, ratio * step as f64 / steps as f64)?
-            };
-            let (selection, settled) = self.pipeline.settle(cycle, &scores, selection)?;
+        for number in 1..=of {
+            self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+            let step = PruneStep { cycle, number, of, budget, before: count, parent };
+            let Some(Chosen { scores, share, selection, settled }) = self.pipeline.prune_step(step)? else { continue };
+            let importances = named_scores(&self.pipeline.model, &scores);
+            let strategy = self.pipeline.strategy.name().to_owned();
+            self.emit(Event::Scored { cycle, strategy, importances })?;
             if let Some((impacts, exchanged)) = settled {
                 self.emit(Event::Settled { cycle, impacts, exchanged })?;
             }
@@ -197,15 +187,13 @@ impl Run<'_> {
             surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
             left = remaining(model, &scores, &selection);
             let active = model.heads.num_active();
-            let gone = selection.values().map(Vec::len).sum();
-            let share = if by_heads { share } else { gone };
             self.emit(Event::Pruned { cycle, budget: share, heads, active })?;
             for (layer, heads) in selection {
                 count += heads.len();
                 pruned.entry(layer).or_insert_with(Vec::new).extend(heads);
             }
             // What comes before another step need not be perfect.
-            self.refit(cycle, parent, if step < steps || swaps { 0 } else { all })?;
+            self.refit(cycle, parent, if number < of || swaps { 0 } else { all })?;
         }
         if swaps && count > 0 {
             left = self.swap(cycle, parent)?;
@@ -331,19 +319,21 @@ impl Run<'_> {
         Ok((selection, growing))
     }
 
-    fn accept(&mut self, cycle: usize, loss: f64) -> Result<bool> {
-        let loss_change = loss - self.state.loss;
-        match (self.start.take(), self.pipeline.config.max_loss_increase) {
-            (Some((model, optim)), Some(max_loss_increase)) if loss_change > max_loss_increase => {
-                (self.pipeline.model, self.pipeline.optim) = (model, optim);
-                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
-                Ok(false)
-            }
-            _ => {
+    /// Keeps the cycle or rolls it back; one that diverged has no loss.
+    fn accept(&mut self, cycle: usize, loss: Option<f64>) -> Result<bool> {
+        let loss_change = loss.map(|loss| loss - self.state.loss);
+        match (loss, loss_change, self.start.take(), self.pipeline.config.max_loss_increase) {
+            (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
                 self.state.loss = loss;
                 self.emit(Event::Accepted { cycle, loss_change })?;
                 Ok(true)
             }
+            (_, _, Some((model, optim)), Some(max_loss_increase)) => {
+                (self.pipeline.model, self.pipeline.optim) = (model, optim);
+                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
+                Ok(false)
+            }
+            _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),
         }
     }
 
@@ -356,7 +346,7 @@ impl Run<'_> {
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = load_base(&self.dir.base(), &config, self.pipeline.given.model)?;
+        let mut dense = load_base(&self.dir.base(), &config, self.pipeline.given)?;
         dense.device = self.pipeline.model.device;
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();

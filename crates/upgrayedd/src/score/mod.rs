@@ -41,7 +41,13 @@ pub struct ScoreContext<'a> {
 
 impl<'a> ScoreContext<'a> {
     fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
-        self.data.ok_or_else(|| Error::invalid("this score needs calibration data"))
+        let (data, range) = self.data.ok_or_else(|| Error::invalid("this score needs calibration data"))?;
+        if self.samples == 0 || self.batch_size == 0 || range.is_empty() {
+            return Err(Error::invalid(
+                "samples, batch_size or the calibration data is 0: a score needs something to be taken on",
+            ));
+        }
+        Ok((data, range))
     }
 }
 

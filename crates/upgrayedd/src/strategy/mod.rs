@@ -14,6 +14,7 @@ use crate::error::unknown_name;
 use crate::eval::Evaluation;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
+use crate::model::Objective;
 use crate::pipeline::CycleRecord;
 use crate::score::ScoreContext;
 use crate::{Error, Model, Result};
@@ -217,7 +218,9 @@ impl<T> Default for Cache<T> {
 
 impl<T: Clone> Cache<T> {
     fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<T>) -> Result<T> {
-        let data = context.data.map(|(d, r)| format!("{} {r:?} {}", d.hash, context.samples)).unwrap_or_default();
+        // Gates of a plain encoder are scored along random directions, which differ from cycle to cycle.
+        let seed = (context.model.spec.objective == Objective::Encoder).then_some(context.seed);
+        let data = context.data.map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples)).unwrap_or_default();
         let state = context.model.state_id();
         match &self.entry {
             Some((cached, from, found)) if enabled && *cached == state && *from == data => Ok(found.clone()),

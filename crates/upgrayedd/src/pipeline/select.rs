@@ -1,0 +1,128 @@
+//! Which heads go: the strategy's choice for a number of heads or a share of a cost, step by step.
+
+use upgrayedd_nn::trim_buffers;
+
+use super::Pipeline;
+use super::parts::prices;
+use super::second_look::Settled;
+use crate::budget::{self, Budget};
+use crate::heads::{HeadScores, HeadSelection};
+use crate::model::Model;
+use crate::price::Currency;
+use crate::strategy::PruneView;
+use crate::{Result, surgery};
+
+/// A step of a cycle that prunes in steps.
+pub(super) struct PruneStep<'a> {
+    pub(super) cycle: usize,
+    /// From 1.
+    pub(super) number: usize,
+    pub(super) of: usize,
+    /// Heads of the whole cycle.
+    pub(super) budget: usize,
+    /// Heads that have gone in this cycle.
+    pub(super) before: usize,
+    /// The model that the cycle started with.
+    pub(super) parent: &'a Model,
+}
+
+/// What goes in a step.
+pub(super) struct Chosen {
+    pub(super) scores: HeadScores,
+    /// How many heads the budget asked for.
+    pub(super) share: usize,
+    pub(super) selection: HeadSelection,
+    /// What exact ablation has found out and changed.
+    pub(super) settled: Option<Settled>,
+}
+
+impl Pipeline {
+    /// The heads that the first cycle would prune, without changing anything; of the run's second looks, swaps are left out.
+    pub fn preview(&mut self) -> Result<HeadSelection> {
+        let parent = self.model.clone();
+        let result = self.preview_from(&parent);
+        self.model = parent;
+        result
+    }
+
+    fn preview_from(&mut self, parent: &Model) -> Result<HeadSelection> {
+        let (budget, of) = (self.plan(1).prune, self.config.steps_per_cycle.unwrap_or(1));
+        let mut gone = HeadSelection::new();
+        for number in 1..=of {
+            let before = gone.values().map(Vec::len).sum();
+            let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })? else { continue };
+            surgery::remove(&mut self.model, None, &chosen.selection, 1, None)?;
+            for (layer, heads) in chosen.selection {
+                gone.entry(layer).or_default().extend(heads);
+            }
+            if number < of {
+                self.refit(parent, 0)?;
+            }
+        }
+        gone.values_mut().for_each(|heads| heads.sort_unstable());
+        Ok(gone)
+    }
+
+    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
+    pub(super) fn select_by_cost(&mut self, scores: &HeadScores, start: &Model, share: f64) -> Result<HeadSelection> {
+        let prices = prices(&self.config, start)?;
+        let goal = prices.total(&start.heads) * (1.0 - share);
+        let most = budget::prunable(&self.model.heads, self.config.unit, self.config.min_heads);
+        let (mut low, mut high) = (0, most);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            let mut heads = self.model.heads.clone();
+            heads.remove(&self.select(scores, middle)?, 1)?;
+            // Sums of prices are rounded.
+            if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
+        }
+        self.select(scores, low)
+    }
+
+    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
+    pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
+        let prices = prices(&self.config, start)?;
+        let gone = 1.0 - prices.total(&self.model.heads) / prices.total(&start.heads);
+        let name = self.config.budget.name();
+        let message = format!(
+            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and unit {} allow no more",
+            100.0 * gone,
+            100.0 * share,
+            self.config.min_heads,
+            self.config.unit.name()
+        );
+        Ok((gone < share * (1.0 - 1e-9)).then_some(message))
+    }
+
+    /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none is due.
+    pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
+        let PruneStep { cycle, number, of, budget, before, parent } = step;
+        let by_heads = self.config.budget == Currency::Heads;
+        // What an earlier step could not take is asked of the next.
+        let share = (budget * number / of).saturating_sub(before);
+        if by_heads && share == 0 && number < of {
+            return Ok(None);
+        }
+        let scores = self.score(cycle)?;
+        trim_buffers();
+        let selection = if by_heads {
+            self.select(&scores, share)?
+        } else {
+            self.select_by_cost(&scores, parent, self.config.pruning_ratio * number as f64 / of as f64)?
+        };
+        let (selection, settled) = self.settle(cycle, &scores, selection)?;
+        let share = if by_heads { share } else { selection.values().map(Vec::len).sum() };
+        Ok(Some(Chosen { scores, share, selection, settled }))
+    }
+
+    /// What the strategy takes of a budget of `heads`.
+    pub(super) fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
+        let config = &self.config;
+        let scope = config.scope.unwrap_or_default();
+        let budget = Budget { heads, scope, unit: config.unit, min_heads: config.min_heads };
+        let view = PruneView { model: &self.model, importances: scores, budget };
+        let selection = self.strategy.select_heads_to_prune(&view)?;
+        self.model.heads.clone().remove(&selection, config.min_heads)?;
+        Ok(selection)
+    }
+}
