@@ -336,6 +336,9 @@ fn loader_data(
     };
     let now = SetAside { calibration: part(train.end..rest), held_out: part(rest..count) };
     let set_aside = kept.unwrap_or_else(|| now.clone());
+    for (number, row) in set_aside.calibration.iter().chain(&set_aside.held_out).enumerate() {
+        row.check(&model.spec, number)?;
+    }
     let all = |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(row_key).collect() };
     let aside = all(&set_aside);
     if aside != all(&now) {
@@ -343,9 +346,6 @@ fn loader_data(
         keys.clear();
     }
     let SetAside { calibration: scored, held_out: measured } = set_aside.clone();
-    for (number, row) in scored.iter().chain(&measured).enumerate() {
-        row.check(&model.spec, number)?;
-    }
     let sequences: usize = counts[..train.end].iter().sum();
     let scored_range = sequences..sequences + scored.len();
     let whole = |rows: Vec<Row>| {

@@ -27,6 +27,7 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // Panics become exceptions (`errors::detached`): what they print would only repeat it.
         std::panic::set_hook(Box::new(|_| {}));
+        module.add("OPEN_ENDED", upgrayedd::config::OPEN_ENDED)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

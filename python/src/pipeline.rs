@@ -56,7 +56,14 @@ impl Parts {
 }
 
 fn read_config(config: &str) -> PyResult<OptimizeConfig> {
-    serde_json::from_str(config).map_err(|e| to_py(Error::invalid(e.to_string())))
+    let mut json = serde_json::Deserializer::from_str(config);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        // Where in the JSON is nothing that the caller has seen; which option is.
+        let message = error.inner().to_string();
+        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+        let option = error.path().iter().next().map(|_| format!("{}: ", error.path())).unwrap_or_default();
+        to_py(Error::invalid(format!("{option}{message}")))
+    })
 }
 
 fn outcome(result: PyResult<Summary>, observer: PyObserver) -> PyResult<String> {

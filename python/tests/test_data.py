@@ -137,6 +137,11 @@ def test_texts_in_any_form_are_the_same_texts(texts: list[str], tmp_path: pathli
         (lambda: [{"input_ids": ROWS[:1], "attention_mask": ROWS[:1, :3]}] * 4, "differ in length"),
         (lambda: [(1, 2, 3, 4)] * 2 + [(ROWS, ROWS, ROWS, ROWS)], "a batch is a tuple of 4"),
         (lambda: "no-such-file.txt", "'no-such-file.txt' is no file"),
+        (lambda: "", "'' is no file"),
+        (lambda: "Mia was a kind girl. " * 500, "'Mia was a kind girl.*…' is no file"),
+        (lambda: {"input_ids": ROWS}, "is a dict, by name: give a list of batches"),
+        (lambda: [("a text", 1)] * 4, "holds text, not integers"),
+        (lambda: [np.zeros((1, 0))] * 4, "has 0 tokens"),
         (lambda: ["text", "text", 7], "later gives a int"),
     ],
 )
@@ -153,6 +158,30 @@ def test_an_error_of_the_loader_arrives_as_it_was_raised(out: pathlib.Path) -> N
 
     with pytest.raises(ZeroDivisionError, match="in the user's loader"):
         run(broken, out)
+
+
+def test_the_loader_itself_cannot_be_measured_on(out: pathlib.Path) -> None:
+    loader = batches()
+    with pytest.raises(ValueError, match="is the dataloader itself"):
+        run(loader, out, eval_data=loader)
+
+
+def test_how_files_are_read_may_be_said_once_for_a_run(texts: list[str], tmp_path: pathlib.Path) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, part in zip(files, (texts[:75], [f"{text} The end." for text in texts[75:]]), strict=True):
+        file.write_text("".join(json.dumps({"story": text}) + "\n" for text in part))
+    options: dict[str, Any] = {"sequence_length": 64, "documents": "separate", "text_field": "story"}
+    by_name = run(files[0], tmp_path / "named", **options)
+    in_memory = UpgrayeddPipeline(Model.from_pretrained("builtin"), output_dir=tmp_path / "memory", batch_size=4, **options)
+    in_memory.run_optimization(files[0], num_cycles=1)
+    own = run(TextFiles(files[0], documents="separate", text_field="story"), tmp_path / "own", sequence_length=64)
+    assert steps(by_name) == steps(own) == steps(in_memory)
+    assert by_name.history.baseline is not None and by_name.history.baseline["sequences"] == 7
+    # A list of paths is a list of files, not of texts.
+    both = run([str(file) for file in files], tmp_path / "both", **options)
+    assert both.history.baseline is not None and both.history.baseline["sequences"] == 15
+    with pytest.raises(ValueError, match="documents is 'separate' for the data, but 'packed' for what is measured on"):
+        run(TextFiles(files[0], documents="separate"), tmp_path / "x", eval_data=TextFiles(files[1], documents="packed"))
 
 
 def test_files_are_read_as_on_the_command_line(texts: list[str], tmp_path: pathlib.Path) -> None:

@@ -142,6 +142,13 @@ def test_what_is_wrong_is_said_in_pythons_terms(model: Model, tmp_path: pathlib.
         model.restore({FIRST: [1]})
     with pytest.raises(ValueError, match="unknown score"):
         model.score("entrpy", [[1, 2, 3]])
+    with pytest.raises(ValueError, match="unknown layer"):
+        model.kv_group_of(-1, 0)
+    for limits in ({"samples": 0}, {"samples": -1}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="expected 1 or more"):
+            model.score("wanda", [[1, 2, 3]], **limits)
+    with pytest.raises(ValueError, match="max_new_tokens is -1"):
+        model.generate([1], max_new_tokens=-1)
     with pytest.raises(ValueError, match="unknown format"):
         model.save_pretrained(tmp_path / "new", format="onnx")
 

@@ -17,6 +17,7 @@ import pytest
 
 from upgrayedd import Callback, Control, Model, UpgrayeddPipeline, _native
 from upgrayedd.callbacks import MetricsCallback, MLflowCallback, WandbCallback
+from upgrayedd.pipeline import plain
 from upgrayedd.strategies import STRATEGIES, get_strategy
 
 SMALL: dict[str, Any] = {"max_steps_per_cycle": 3, "sequence_length": 64}
@@ -231,7 +232,15 @@ def test_events_go_to_logging(texts: list[str], out: pathlib.Path, caplog: pytes
         ({"bach_size": 4}, "bach_size"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
         ({"device": "cuda"}, "cuda"),
-        ({"scope": "everywhere"}, "everywhere"),
+        ({"scope": "everywhere"}, "^scope: unknown variant `everywhere`, expected `layer` or `global`$"),
+        ({"seed": -1}, "^seed: "),
+        ({"learning_rate": float("nan")}, "learning_rate is nan: expected a finite number"),
+        ({"batch_size": print}, "batch_size is a builtin_function_or_method"),
+        ({"pruning_ratio": 0.5}, r"use strategy=get_strategy\(name, pruning_ratio=…\)"),
+        ({"num_cycles": 2}, r"use run_optimization\(num_cycles=…\)"),
+        ({"eval_data": "x.txt"}, "eval_dataloader"),
+        ({"tokenizer": "entropy"}, "'entropy' is no folder with a tokenizer.*given as strategy="),
+        ({"callbacks": None}, "callbacks is a NoneType"),
         ({"callbacks": [print]}, "expected objects of a subclass of Callback"),
         ({"tokenizer": 3}, "tokenizer is a int"),
         ({"model": 3}, "model is a int"),
@@ -240,6 +249,13 @@ def test_events_go_to_logging(texts: list[str], out: pathlib.Path, caplog: pytes
 def test_what_cannot_work_is_refused_before_the_work(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         UpgrayeddPipeline(**{"model": "builtin", **arguments})
+
+
+def test_numpys_numbers_and_paths_are_options_too(tmp_path: pathlib.Path) -> None:
+    strategy = get_strategy("random", pruning_ratio=np.float32(0.25))
+    pipeline = UpgrayeddPipeline("builtin", strategy=strategy, batch_size=np.int64(2), max_eval_windows=np.array(3))
+    assert (pipeline._config["batch_size"], pipeline._config["max_eval_windows"]) == (2, 3)
+    assert plain("teacher", tmp_path) == str(tmp_path)
 
 
 def test_an_output_folder_that_exists_is_refused(texts: list[str], out: pathlib.Path) -> None:

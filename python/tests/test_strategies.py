@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upgrayedd import InvalidValueError, Model
+from upgrayedd import InvalidValueError, Model, UpgrayeddPipeline
 from upgrayedd.strategies import (
     STRATEGIES,
     EntropyPruningStrategy,
@@ -127,9 +127,24 @@ def test_importances_that_do_not_fit_are_refused(model: Model) -> None:
         ({name: [1.0] for name in model.layer_names}, "1 values for the 8 active heads"),
         ({model.layer_names[0]: [1.0] * 8}, "no values for layer"),
         ([1.0], "expected layer name"),
+        (dict.fromkeys(model.layer_names), "None for layer .* expected a number for each active head"),
+        (dict.fromkeys(model.layer_names, "high"), "expected a number for each active head"),
+        (dict.fromkeys(model.layer_names, np.ones((8, 1))), "2 dimensions for layer"),
+        ({-1: [1.0] * 8}, "unknown layer -1"),
     ]:
         with pytest.raises(ValueError, match=says):
             strategy.select_heads_to_prune(model, importances)  # type: ignore[arg-type]
+
+
+def test_a_strategy_that_is_not_made_as_it_should_be_is_refused() -> None:
+    class Forgetful(MagnitudePruningStrategy):
+        def __init__(self) -> None:
+            self.mine = 1
+
+    with pytest.raises(ValueError, match=r"Forgetful has no pruning_ratio: its __init__ has to call super\(\)"):
+        UpgrayeddPipeline("builtin", strategy=Forgetful())
+    with pytest.raises(ValueError, match="strategy is a NoneType"):
+        get_strategy(None)  # type: ignore[arg-type]
 
 
 def test_a_strategy_must_decide_both_things() -> None:

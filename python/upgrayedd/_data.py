@@ -25,6 +25,8 @@ Source: TypeAlias = tuple[str, Any]
 """What `_native` takes: ("loader", Loader), ("texts", iterator) or ("files", paths)."""
 
 TEXT_FIELDS = ("text", "sentence")
+READING = ("text_field", "text_pair_field", "label_field", "documents")
+"""How files are read, by the names that a run's configuration has for it."""
 WHAT_WORKS = (
     "expected dictionaries with input_ids (and attention_mask, token_type_ids, labels), tuples of these, arrays of token ids, "
     "texts, or dictionaries with text"
@@ -39,23 +41,25 @@ class TextFiles:
         paths: `.txt`, `.jsonl`, `.parquet`; for classifiers labelled `.tsv` or `.jsonl`.
         text_field: Field or column with the text; None looks for `text`, then `sentence`.
         text_pair_field: Field or column with a second text, which a classifier reads after the first.
-        label_field: Field or column with the label, or the number for regression.
+        label_field: Field or column with the label, or the number for regression; None looks for `label`.
         documents: "packed" puts documents one after the other in windows of equal length, "separate" keeps each a sequence.
+
+    What is None is as the pipeline's options say.
     """
 
     paths: tuple[Path, ...]
     text_field: str | None
     text_pair_field: str | None
-    label_field: str
-    documents: str
+    label_field: str | None
+    documents: str | None
 
     def __init__(
         self,
         *paths: str | os.PathLike[str],
         text_field: str | None = None,
         text_pair_field: str | None = None,
-        label_field: str = "label",
-        documents: str = "packed",
+        label_field: str | None = None,
+        documents: str | None = None,
     ) -> None:
         if not paths:
             raise InvalidValueError("TextFiles needs at least one file")
@@ -67,8 +71,7 @@ class TextFiles:
 
     def options(self) -> dict[str, Any]:
         """The core's names for the reading options."""
-        names = ("text_field", "text_pair_field", "label_field", "documents")
-        fields = {name: getattr(self, name) for name in names}
+        fields = {name: getattr(self, name) for name in READING}
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -114,6 +117,10 @@ class Loader:
             yield pending
 
     def _rows(self, item: Any) -> list[Row]:
+        if text_of(item) is not None and not isinstance(item, Mapping):
+            raise InvalidValueError(
+                "texts alone have no labels to learn: give dictionaries with text and label, or input_ids and labels"
+            )
         if isinstance(item, Mapping) and "input_ids" not in item:
             item = self._tokenised(item)
         ids, mask, labels = columns(item)
@@ -133,6 +140,10 @@ class Loader:
         texts = text_of(item)
         if texts is None:
             raise InvalidValueError(f"a batch has the fields {', '.join(map(repr, item))}: {WHAT_WORKS}")
+        if "text_pair" in item:
+            raise InvalidValueError(
+                "text pairs are read from files (TextFiles with text_pair_field), or given as input_ids with token_type_ids"
+            )
         tokenizer = self._tokenizer()
         prefix, suffix = tokenizer.frame
         room = self._max_length - len(prefix) - len(suffix)
@@ -204,8 +215,9 @@ def integers(values: Any, name: str) -> Array:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"{name} is a {type(values).__name__}, not integers: {WHAT_WORKS}") from error
-    if array.dtype.kind not in "iub":
-        raise InvalidValueError(f"{name} holds {array.dtype} values, not integers: {WHAT_WORKS}")
+    if array.size > 0 and array.dtype.kind not in "iub":
+        what = "text" if array.dtype.kind in "US" else f"{array.dtype} values"
+        raise InvalidValueError(f"{name} holds {what}, not integers: {WHAT_WORKS}")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
@@ -267,7 +279,7 @@ def sources(
     Raises:
         InvalidValueError: For what is no data, or a one-shot iterator that would have to be read more often.
     """
-    options = data.options() if isinstance(data, TextFiles) else {}
+    options = joint_options(data, eval_data)
 
     def one(given: Any, name: str, epochs: int) -> Source:
         given = as_files(given)
@@ -280,17 +292,48 @@ def sources(
     return one(data, "dataloader", epochs), None if eval_data is None else one(eval_data, "eval_dataloader", 1), options
 
 
+def joint_options(data: Any, eval_data: Any) -> dict[str, Any]:
+    """How files are to be read, as they say themselves: one way for all of a run."""
+    if eval_data is not None and eval_data is data:
+        raise InvalidValueError(
+            "eval_dataloader is the dataloader itself: measure on data that is not learned from, or leave eval_dataloader out"
+        )
+    train, measured = (d.options() if isinstance(d, TextFiles) else {} for d in (data, eval_data))
+    other = [name for name in measured if train.get(name, measured[name]) != measured[name]]
+    if other:
+        raise InvalidValueError(
+            f"{other[0]} is {train[other[0]]!r} for the data, but {measured[other[0]]!r} for what is measured on"
+        )
+    return {**measured, **train}
+
+
+def is_file(name: Any) -> bool:
+    """Whether something names a file that is there. Texts are no names, and may be too long for one."""
+    try:
+        return isinstance(name, (str, os.PathLike)) and Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def as_files(data: Any) -> Any:
-    """A path is a file to read; everything else stays what it is."""
+    """A path, or a list of paths, is files to read; everything else stays what it is."""
     if isinstance(data, (str, os.PathLike)):
-        if not Path(data).exists():
-            raise InvalidValueError(f"{os.fspath(data)!r} is no file: give a path, a list of texts, or a data loader")
+        if not is_file(data):
+            shown = os.fspath(data) if len(os.fspath(data)) < 200 else os.fspath(data)[:60] + "…"
+            raise InvalidValueError(f"{shown!r} is no file: give a path, a list of texts, or a data loader")
         return TextFiles(data)
+    if isinstance(data, (list, tuple)) and data and all(map(is_file, data)):
+        return TextFiles(*data)
     return data
 
 
 def peek(data: Any, name: str, epochs: int) -> tuple[Any, Any]:
     """The data and its first item. What can be read only once is kept in memory if once is enough, and refused otherwise."""
+    if hasattr(data, "keys"):
+        raise InvalidValueError(
+            f"{name} is a {type(data).__name__}, by name: give a list of batches if this is one batch, one of them if these are "
+            "splits, and rows rather than columns of a table"
+        )
     if isinstance(data, Iterator):
         if epochs > 1:
             raise InvalidValueError(

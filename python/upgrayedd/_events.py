@@ -71,4 +71,6 @@ class Dispatcher:
             count = sum(map(len, event["heads"].values()))
             log.info("cycle %d: %s %d heads, %d active", event["cycle"], kind, count, event["active"])
         elif kind == "rolled_back":
-            log.info("cycle %d: rolled back, held-out loss %+.4f", event["cycle"], event["loss_change"])
+            change = event["loss_change"]
+            why = "numbers were not finite any more" if change is None else f"held-out loss {change:+.4f}"
+            log.info("cycle %d: rolled back, %s", event["cycle"], why)

@@ -3,6 +3,7 @@
 from typing import Any, final
 
 __all__ = [
+    "OPEN_ENDED",
     "Model",
     "Tokenizer",
     "__version__",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 __version__: str
+OPEN_ENDED: int
+"""Cycles of a run that ends when its caller says so."""
 
 def main(arguments: list[str]) -> int: ...
 def strategy_names() -> list[str]: ...

@@ -50,7 +50,7 @@ class Callback:
         """Heads came back: heads (layer name → indices), active."""
 
     def on_cycle_end(self, control: Control, **event: Any) -> bool | None:
-        """A cycle was accepted or rolled back: accepted, loss_change."""
+        """A cycle was accepted or rolled back: accepted, loss_change (None where numbers were not finite any more)."""
 
     def on_save(self, control: Control, **event: Any) -> bool | None:
         """A cycle's checkpoint is complete."""

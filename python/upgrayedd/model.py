@@ -45,6 +45,13 @@ class Evaluation:
     spearman: float | None = None
 
 
+def check_limits(samples: int, batch_size: int) -> None:
+    """Refuses to measure anything on nothing."""
+    for name, value in (("the number of sequences", samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise InvalidValueError(f"{name} is {value}: expected 1 or more")
+
+
 class Tokenizer:
     """Text ↔ token ids, from a model folder."""
 
@@ -136,10 +143,13 @@ class Model:
                 original shape, which loads anywhere and is no faster.
             dtype: "float32", "float16" or "bfloat16"; None keeps the model's.
 
+        Pruned heads are not written: what is loaded from `folder` cannot `restore` them. A run's own folder can.
+
         Raises:
             FileError: (an OSError) if the folder exists or cannot be written.
         """
-        self._core.save(os.fspath(folder), format, dtype)
+        # torch's types are welcome too.
+        self._core.save(os.fspath(folder), format, None if dtype is None else str(dtype).removeprefix("torch."))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -258,6 +268,8 @@ class Model:
             top_p: Samples among the likeliest tokens whose probabilities reach this sum (Holtzman et al. 2020).
             seed: For sampling.
         """
+        if max_new_tokens < 0:
+            raise InvalidValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
         is_text = isinstance(prompt, str)
         tokenizer = self.tokenizer if is_text else None
         ids = [int(i) for i in prompt] if tokenizer is None else tokenizer._core.encode(str(prompt), False)
@@ -307,6 +319,7 @@ class Model:
                 then the squared distance from them, as a share of their squared length.
         """
         length = sequence_length or min(512, int(self._info()["max_positions"]))
+        check_limits(1 if max_eval_windows is None else max_eval_windows, batch_size)
         source, options = self._source(dataloader, length, batch_size, seed)
         core = None if reference is None else reference._core
         return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows, core)))
@@ -324,8 +337,8 @@ class Model:
         """Importance of every active head: layer name → array in the order of `active_heads[layer]`.
 
         Args:
-            name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "loss_impact", "entropy", "magnitude" or
-                "random".
+            name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "surgeon", "loss_impact", "entropy",
+                "magnitude" or "random".
             dataloader: Calibration data, for all but "magnitude" and "random".
             samples: Sequences to use at most.
             sequence_length: Tokens per window of texts and files; 256 or the model's limit.
@@ -336,6 +349,7 @@ class Model:
 
         length = sequence_length or min(256, int(self._info()["max_positions"]))
         source, options = None, "{}"
+        check_limits(samples, batch_size)
         if dataloader is not None:
             source, options = self._source(dataloader, length, batch_size, seed)
         layers = self._core.score(name, source, options, (batch_size, samples, seed))
@@ -356,6 +370,7 @@ class Model:
             batch_size: Sequences at once.
         """
         length = sequence_length or min(256, int(self._info()["max_positions"]))
+        check_limits(samples, batch_size)
         source, options = self._source(dataloader, length, batch_size, 42)
         gains = self._core.growth_gains(source, options, (batch_size, samples))
         return {self.layer_names[layer]: heads for layer, heads in gains.items()}
@@ -385,6 +400,7 @@ class Model:
             Layer name → share of the squared distance to `parent` (on what only judges) that is gone.
         """
         length = sequence_length or min(256, int(self._info()["max_positions"]))
+        check_limits(samples, batch_size)
         source, options = self._source(dataloader, length, batch_size, 42)
         repaired = self._core.refit(parent._core, source, options, (batch_size, samples))
         return dict(zip(self.layer_names, repaired, strict=True))
@@ -428,9 +444,9 @@ class Model:
         return "loader", _data.Loader([batch], lambda: self.tokenizer, 1, 0)
 
     def _layer(self, name: Any, who: str) -> int:
-        if isinstance(name, int) and not isinstance(name, bool):
-            return name
         names = self.layer_names
+        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(names):
+            return name
         if name not in names:
             raise InvalidValueError(f"{who}: unknown layer {name!r}: the layers are {', '.join(names)}")
         return names.index(name)
@@ -453,6 +469,8 @@ class Model:
         return result
 
     def _values_by_layer(self, values: Any, who: str) -> list[list[float]]:
+        import numpy as np
+
         if not isinstance(values, Mapping):
             raise InvalidValueError(f"{who}: {type(values).__name__} given: expected layer name → values of its active heads")
         for name in values:
@@ -463,8 +481,15 @@ class Model:
                 raise InvalidValueError(f"{who}: no values for layer {name!r}")
             given = values[name]
             given = given.detach().cpu().tolist() if hasattr(given, "detach") else given
-            numbers = [float(value) for value in given]
+            try:
+                numbers = np.asarray(given if hasattr(given, "ndim") else list(given), dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InvalidValueError(f"{who}: {given!r} for layer {name!r}: expected a number for each active head") from error
+            if numbers.ndim != 1:
+                raise InvalidValueError(
+                    f"{who}: {numbers.ndim} dimensions for layer {name!r}: expected a number for each active head"
+                )
             if len(numbers) != len(heads):
                 raise InvalidValueError(f"{who}: {len(numbers)} values for the {len(heads)} active heads of layer {name!r}")
-            result.append(numbers)
+            result.append(numbers.tolist())
         return result

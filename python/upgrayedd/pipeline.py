@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from upgrayedd import _data, _native
 from upgrayedd._events import Dispatcher
 from upgrayedd.callbacks import Callback
-from upgrayedd.errors import InvalidValueError
+from upgrayedd.errors import FileError, InvalidValueError
 from upgrayedd.model import Model, Tokenizer
 from upgrayedd.strategies import STRATEGIES, BasePruningStrategy, get_strategy
 from upgrayedd.strategies._adapter import Adapter
+from upgrayedd.strategies.base import number
 
-MANY_CYCLES = 1 << 20
-"""Of `run_continuous`, which ends when its condition holds."""
+ELSEWHERE = {
+    **dict.fromkeys(("pruning_ratio", "growth_ratio", "min_heads"), "strategy=get_strategy(name, {}=…)"),
+    "strategy_options": "strategy=get_strategy(name, …)",
+    "strategy_seed": "strategy=get_strategy(name, seed=…)",
+    **dict.fromkeys(("num_cycles", "epochs_per_cycle"), "run_optimization({}=…)"),
+    "data": "run_optimization(data)",
+    "eval_data": "run_optimization(data, eval_dataloader=…)",
+    "family": "model=Model.from_pretrained(name, family=…)",
+    "threads": "upgrayedd.set_num_threads(n), before any work",
+}
+"""Options of the command line that are said elsewhere here."""
 
 
 @dataclass
@@ -72,7 +83,11 @@ class History(Sequence[Cycle]):
     def __len__(self) -> int:
         return len(self._cycles)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Cycle: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Cycle]: ...
+    def __getitem__(self, index: int | slice) -> Cycle | list[Cycle]:
         return self._cycles[index]
 
     def __iter__(self) -> Iterator[Cycle]:
@@ -82,13 +97,19 @@ class History(Sequence[Cycle]):
     def read(cls, run_dir: str | os.PathLike[str]) -> History:
         """The history of a run, from its folder."""
         history = cls()
-        with open(Path(run_dir) / "events.jsonl", encoding="utf-8") as lines:
-            for line in lines:
-                history._record(json.loads(line))
+        events = Path(run_dir) / "events.jsonl"
+        if not events.is_file():
+            raise FileError(f"{run_dir} is not a run folder: it has no events.jsonl")
+        history._load(Path(run_dir))
         summary = Path(run_dir) / "summary.json"
         if summary.exists():
             history.summary = json.loads(summary.read_text(encoding="utf-8"))
         return history
+
+    def _load(self, run_dir: Path) -> None:
+        with open(run_dir / "events.jsonl", encoding="utf-8") as lines:
+            for line in lines:
+                self._record(json.loads(line))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per cycle: `pandas.DataFrame(pipeline.history.rows())`."""
@@ -173,28 +194,19 @@ class UpgrayeddPipeline:
         seed: int = 42,
         **options: Any,
     ) -> None:
-        self.strategy = get_strategy(strategy) if isinstance(strategy, str) else strategy
-        if not isinstance(self.strategy, BasePruningStrategy):
-            raise InvalidValueError(
-                f"strategy is a {type(strategy).__name__}: expected {', '.join(map(repr, STRATEGIES))} "
-                "or an object of a subclass of BasePruningStrategy"
-            )
-        wrong = [c for c in callbacks if not isinstance(c, Callback)]
-        if wrong:
-            raise InvalidValueError(f"callbacks: {type(wrong[0]).__name__} given: expected objects of a subclass of Callback")
+        self.strategy = checked_strategy(get_strategy(strategy) if isinstance(strategy, str) else strategy)
+        callbacks = checked_callbacks(callbacks)
         self.model = as_model(model, tokenizer)
         self.history = History()
         self.run_dir: Path | None = None
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._callbacks = list(callbacks)
+        self._callbacks = callbacks
         self._resumed = False
-        self._documents = options.pop("documents", None)
-        self._config = {
-            **options,
-            **{k: v for k, v in {"learning_rate": learning_rate}.items() if v is not None},
-            "device": device,
-            "seed": seed,
-        }
+        for name in options:
+            if name in ELSEWHERE:
+                raise InvalidValueError(f"{name} is not an option of the pipeline: use {ELSEWHERE[name].format(name)}")
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+        self._config = {k: plain(k, v) for k, v in {**options, **rate, "device": device, "seed": seed}.items()}
         _native.check_config(json.dumps(self._full_config(1, 1)))
 
     @classmethod
@@ -211,23 +223,40 @@ class UpgrayeddPipeline:
             run_dir: The folder of the run.
             strategy: The same strategy object, if the run was started with one of your own.
             callbacks: `Callback` objects.
+
+        What the run was started with, it goes on with: cycles, epochs and options are those of its `run.toml`, and data has to be
+        the same. A loader gives the same bits again if it gives the same batches in the same order; one that shuffles goes on
+        with the sequences that were held out, and learns from the others in an order of its own.
+
+        Raises:
+            InvalidValueError: (a ValueError) for another strategy than the run's.
+            FileError: (an OSError) for what is no run folder, or is in use.
         """
         text, core = _native.recorded(os.fspath(run_dir))
         record = json.loads(text)
         config = record["config"]
-        if record["given"]["strategy"] and strategy is None:
+        shared = {k: config[k] for k in ("pruning_ratio", "growth_ratio", "min_heads")}
+        if not record["given"]["strategy"]:
+            if strategy is not None:
+                raise InvalidValueError(
+                    f"the run has a built-in strategy, {config['strategy']}, with its parameters: leave strategy out"
+                )
+            strategy = get_strategy(config["strategy"], **shared, seed=config.get("strategy_seed"), **config["strategy_options"])
+        elif strategy is None:
             raise InvalidValueError("the run was started with a strategy of your own: give it again as strategy=")
+        elif type(checked_strategy(strategy)).__name__ != config["strategy"]:
+            raise InvalidValueError(f"the run was started with a {config['strategy']}, not a {type(strategy).__name__}")
+        else:
+            for name, value in shared.items():
+                if getattr(strategy, name) != value:
+                    raise InvalidValueError(f"the run was started with {name}={value}, not {getattr(strategy, name)}")
         pipeline = cls.__new__(cls)
-        if strategy is None:
-            shared = {k: config[k] for k in ("pruning_ratio", "growth_ratio", "min_heads")}
-            strategy = get_strategy(config["strategy"], **shared, **config["strategy_options"])
         pipeline.strategy = strategy
         pipeline.model = Model._of(core)
         pipeline.history = History()
         pipeline.run_dir = pipeline._output_dir = Path(run_dir)
-        pipeline._callbacks = list(callbacks)
+        pipeline._callbacks = checked_callbacks(callbacks)
         pipeline._resumed = True
-        pipeline._documents = config["documents"]
         pipeline._config = {**config, "needs_data": record["given"]["data"]}
         return pipeline
 
@@ -246,14 +275,16 @@ class UpgrayeddPipeline:
                 arrays or lists; ragged ones are padded, labels of -100 do not count), tuples of these, or arrays of token
                 ids; or a function that returns such an iterator. Each epoch reads it anew. None only for the built-in
                 model, which brings its own text, and for a run that is continued and read files.
-            num_cycles: Cycles.
-            epochs_per_cycle: Passes over the data per cycle.
+            num_cycles: Cycles; a run that is continued has those it was started with.
+            epochs_per_cycle: Passes over the data per cycle; likewise.
             eval_dataloader: What to measure on; None holds out the last tenth of `dataloader`.
 
         Raises:
             InvalidValueError: (a ValueError) for data that cannot be used, or an impossible decision of a strategy.
             KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `UpgrayeddPipeline.resume(run_dir)` continues.
         """
+        if self._resumed and self._config["num_cycles"] == _native.OPEN_ENDED:
+            raise InvalidValueError("the run has no number of cycles: continue it with run_continuous(data, until=…)")
         return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, lambda event: False)
 
     def run_continuous(
@@ -267,7 +298,7 @@ class UpgrayeddPipeline:
 
         Args:
             dataloader: As for `run_optimization`.
-            until: Asked after every cycle.
+            until: Asked after every cycle; of a run that is continued, `history` has the cycles before too.
             epochs_per_cycle: Passes over the data per cycle.
             eval_dataloader: As for `run_optimization`.
         """
@@ -277,7 +308,7 @@ class UpgrayeddPipeline:
         def ends(event: dict[str, Any]) -> bool:
             return event["event"] == "saved" and bool(until(self.history))
 
-        return self._run(dataloader, MANY_CYCLES, epochs_per_cycle, eval_dataloader, ends)
+        return self._run(dataloader, _native.OPEN_ENDED, epochs_per_cycle, eval_dataloader, ends)
 
     def _run(self, data: Any, num_cycles: int, epochs: int, eval_data: Any, ends: Callable[[dict[str, Any]], bool]) -> Model:
         config = self._config if self._resumed else self._full_config(num_cycles, epochs)
@@ -287,9 +318,16 @@ class UpgrayeddPipeline:
         # A built-in strategy is the core's own: the same bits as on the command line, and nothing to give again.
         adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy)
         history = self.history = History()
+        begun = not self._resumed
 
         def record(event: dict[str, Any]) -> bool:
-            history._record(event)
+            nonlocal begun
+            # By its first event, a run that goes on has cut off what was written after its checkpoint. Notices are not written.
+            if begun or event["event"] == "notice":
+                history._record(event)
+            else:
+                history._load(Path(str(self.run_dir)))
+                begun = True
             return ends(event)
 
         handler = Dispatcher(self._callbacks, record)
@@ -297,14 +335,16 @@ class UpgrayeddPipeline:
             summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler)
         else:
             out = self.run_dir = self._output_dir or self._default_out()
+            if out.exists():
+                unfinished = (out / "run.toml").is_file() and not (out / "model").is_dir()
+                way = f", or continue it with UpgrayeddPipeline.resume({str(out)!r})" if unfinished else ""
+                raise FileError(f"{out} already exists: choose another output_dir{way}")
             config.update(files)
             if self.model._origin == "builtin" and source is not None:
                 config["model"] = "builtin"
             keep = self.model._origin is None
             text = json.dumps(config)
             summary = _native.optimize(text, self.model._core, keep, source, json.dumps(reading), adapter, handler, str(out))
-        if self._resumed:
-            history = self.history = History.read(Path(str(self.run_dir)))
         history.summary = json.loads(summary)
         return Model.from_pretrained(str(Path(history.summary["run"])))
 
@@ -325,9 +365,9 @@ class UpgrayeddPipeline:
             eval_data is None or isinstance(eval_data, _data.TextFiles) and len(eval_data.paths) == 1
         )
         if by_core and self.model._origin not in (None, "builtin"):
-            files = {"data": [str(p) for p in data.paths], **data.options()}
+            files = {"data": [str(p) for p in data.paths], **_data.joint_options(data, eval_data)}
             return None, files if eval_data is None else {**files, "eval_data": str(eval_data.paths[0])}, {}
-        train, measured, reading = _data.sources(
+        train, measured, options = _data.sources(
             data,
             eval_data,
             tokenizer=lambda: self.model.tokenizer,
@@ -336,8 +376,8 @@ class UpgrayeddPipeline:
             max_length=config.get("sequence_length") or min(256, int(self.model._info()["max_positions"])),
             epochs=config["num_cycles"] * config["epochs_per_cycle"],
         )
-        documents = {"documents": self._documents} if self._documents else {}
-        return (train, measured), {}, {**documents, **reading}
+        own = {name: config[name] for name in _data.READING if config.get(name) is not None}
+        return (train, measured), {}, {**own, **options}
 
     def _full_config(self, num_cycles: int, epochs_per_cycle: int) -> dict[str, Any]:
         strategy = self.strategy
@@ -352,8 +392,6 @@ class UpgrayeddPipeline:
         }
         if type(strategy) in STRATEGIES.values():
             config |= {"strategy": strategy.name, "strategy_options": strategy._options()}
-        if self._documents:
-            config["documents"] = self._documents
         if self.model._origin not in (None, "builtin"):
             config["model"] = self.model._origin
         return config
@@ -362,6 +400,40 @@ class UpgrayeddPipeline:
         origin = self.model._origin
         stem = f"{Path(origin).name if origin else self.model.family}-{self.strategy.name or type(self.strategy).__name__}"
         return next(p for n in itertools.count(1) if not (p := Path("runs") / f"{stem}-{n}").exists())
+
+
+def checked_strategy(strategy: Any) -> BasePruningStrategy:
+    """A strategy object, made as it should be."""
+    if not isinstance(strategy, BasePruningStrategy):
+        raise InvalidValueError(
+            f"strategy is a {type(strategy).__name__}: expected {', '.join(map(repr, STRATEGIES))} "
+            "or an object of a subclass of BasePruningStrategy"
+        )
+    if not hasattr(strategy, "pruning_ratio"):
+        raise InvalidValueError(f"{type(strategy).__name__} has no pruning_ratio: its __init__ has to call super().__init__(…)")
+    return strategy
+
+
+def checked_callbacks(callbacks: Any) -> list[Callback]:
+    """A list of callbacks."""
+    if not isinstance(callbacks, (list, tuple)):
+        raise InvalidValueError(f"callbacks is a {type(callbacks).__name__}: expected a list of Callback objects")
+    wrong = [c for c in callbacks if not isinstance(c, Callback)]
+    if wrong:
+        raise InvalidValueError(f"callbacks: {type(wrong[0]).__name__} given: expected objects of a subclass of Callback")
+    return list(callbacks)
+
+
+def plain(name: str, value: Any) -> Any:
+    """An option as JSON takes it: NumPy's numbers and paths are welcome, what is no finite number is not."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    value = number(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidValueError(f"{name} is {value}: expected a finite number")
+    if not isinstance(value, (str, int, float, list, tuple, dict, type(None))):
+        raise InvalidValueError(f"{name} is a {type(value).__name__}: expected a number, a name or a path")
+    return value
 
 
 def as_model(model: Any, tokenizer: Any) -> Model:
@@ -393,9 +465,12 @@ def attach_tokenizer(model: Model, tokenizer: Any) -> None:
     elif isinstance(tokenizer, (str, os.PathLike)):
         source = Path(tokenizer)
         names = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-        for path in [source] if source.is_file() else [source / name for name in names]:
-            if path.is_file():
-                (folder / path.name).write_bytes(path.read_bytes())
+        found = [p for p in ([source] if source.is_file() else [source / name for name in names]) if p.is_file()]
+        if not found:
+            hint = " (a strategy is given as strategy=)" if str(tokenizer) in STRATEGIES else ""
+            raise InvalidValueError(f"tokenizer {str(tokenizer)!r} is no folder with a tokenizer, and no file of one{hint}")
+        for path in found:
+            (folder / path.name).write_bytes(path.read_bytes())
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
     elif hasattr(tokenizer, "save"):

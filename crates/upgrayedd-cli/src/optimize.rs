@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use serde_json::json;
+use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_heads;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
@@ -29,8 +30,11 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
 }
 
 pub fn resume(args: ResumeArgs) -> Result<()> {
-    let recorded = Pipeline::recorded_config(&args.run)?.threads;
-    set_threads(args.threads.or(recorded))?;
+    let recorded = Pipeline::recorded_config(&args.run)?;
+    if recorded.num_cycles == OPEN_ENDED {
+        return Err(Error::bad_file(&args.run, "has no number of cycles: continue it from Python, with run_continuous").into());
+    }
+    set_threads(args.threads.or(recorded.threads))?;
     let mut console = Console::new(true);
     let result = interruptible(|| Pipeline::resume(&args.run, &mut console));
     console.finish();

@@ -13,6 +13,9 @@ use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
 use crate::{Error, Model, Result, builtin};
 
+/// Cycles at most; of a run that ends when its caller says so.
+pub const OPEN_ENDED: usize = 1 << 20;
+
 /// Everything a user can say about `optimize`. Defaults are those of the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,7 +214,7 @@ impl OptimizeConfig {
             ("batch_size", self.batch_size, 1 << 20),
             ("gradient_accumulation", self.gradient_accumulation, 1 << 20),
             ("epochs_per_cycle", self.epochs_per_cycle, 1 << 20),
-            ("num_cycles", self.num_cycles, 1 << 20),
+            ("num_cycles", self.num_cycles, OPEN_ENDED),
             ("steps_per_cycle", self.steps_per_cycle.unwrap_or(1), 1 << 20),
             ("threads", self.threads.unwrap_or(1), 4096),
         ];

@@ -74,6 +74,8 @@ def get_strategy(name: str, **parameters: Any) -> BasePruningStrategy:
     EntropyPruningStrategy(pruning_ratio=0.3, growth_ratio=0.1, min_heads=1, seed=None, attention_samples=128, \
 use_cached_entropy=True)
     """
+    if not isinstance(name, str):
+        raise InvalidValueError(f"strategy is a {type(name).__name__}: expected {', '.join(map(repr, STRATEGIES))}")
     if name not in STRATEGIES:
         # The core knows the nearest name.
         _native.check_strategy(name, "{}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,10 +44,10 @@ class BasePruningStrategy(ABC):
     def __init__(
         self, pruning_ratio: float = 0.3, growth_ratio: float = 0.1, min_heads: int = 1, seed: int | None = None
     ) -> None:
-        self.pruning_ratio = pruning_ratio
-        self.growth_ratio = growth_ratio
-        self.min_heads = min_heads
-        self.seed = seed
+        self.pruning_ratio: float = number(pruning_ratio)
+        self.growth_ratio: float = number(growth_ratio)
+        self.min_heads: int = number(min_heads)
+        self.seed: int | None = number(seed)
         BasePruningStrategy._check(self)
 
     @abstractmethod
@@ -129,13 +130,18 @@ class BasePruningStrategy(ABC):
     def _check(self) -> None:
         for name in ("pruning_ratio", "growth_ratio"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise InvalidValueError(f"{name} is {value!r}: expected a number")
         for name in ("min_heads", "seed"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise InvalidValueError(f"{name} is {value!r}: expected a whole number that is not negative")
         _native.check_strategy(None, json.dumps({**self._common(), "options": {}}))
+
+
+def number(value: Any) -> Any:
+    """Python's number for one of NumPy's; everything else stays what it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 class BuiltInStrategy(BasePruningStrategy):

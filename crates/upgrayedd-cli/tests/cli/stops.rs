@@ -44,6 +44,16 @@ pub fn assert_same(b: &Bench, runs: [&str; 2]) {
 }
 
 #[test]
+fn a_reader_that_goes_away_stops_nothing() {
+    let b = bench();
+    let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+    let mut child = command.args(long("run")).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    drop((child.stderr.take(), child.stdout.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(b.path("run/model").is_dir());
+}
+
+#[test]
 fn a_signal_saves_what_has_been_learned() {
     let b = bench();
     b.ok(&long("whole"));

@@ -175,6 +175,7 @@ impl Run<'_> {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
             let Some(Chosen { scores, share, selection, settled }) = self.pipeline.prune_step(step)? else { continue };
+            self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances = named_scores(&self.pipeline.model, &scores);
             let strategy = self.pipeline.strategy.name().to_owned();
             self.emit(Event::Scored { cycle, strategy, importances })?;
@@ -231,12 +232,13 @@ impl Run<'_> {
 
     /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
+        let task = self.task(cycle, "refit");
         if self.pipeline.config.refit {
-            let task = self.task(cycle, "refit");
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
         }
         match self.pipeline.refit(parent, sequences)? {
             Some(layers) => {
+                self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
                 self.emit(Event::Refit { cycle, layers })?;
                 Ok(true)
             }
@@ -351,6 +353,7 @@ impl Run<'_> {
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();
         let speeds = measure_speed(&[&dense, model], config.batch_size, length);
+        self.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
             evaluation,
             cost: model.cost(length),
