@@ -57,6 +57,7 @@ def test_an_encoder_has_hidden_states_to_keep_and_to_learn_from(tmp_path: pathli
     batches = [{"input_ids": batch, "labels": np.zeros(4, int)} for batch in tokens.reshape(10, 4, 12)]
     result = pipeline.run_optimization(batches, num_cycles=1, epochs_per_cycle=4)
     first = pipeline.history[0]
+    assert first.loss_learned is not None and first.loss_pruned is not None
     assert first.loss_learned < first.loss_pruned
     assert sum(result.heads_per_layer.values()) < sum(model.heads_per_layer.values())
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,9 +74,11 @@ def test_what_was_held_out_stays_so_when_the_loader_shuffles(out: pathlib.Path) 
 def test_a_damaged_record_of_what_was_held_out_is_refused(out: pathlib.Path) -> None:
     start("builtin", Shuffled(1), out)
     kept = out / "base" / "set_aside.json"
+    text = kept.read_text()
     for content, says in [
-        ('{"calibration": []', "damaged"),
-        (kept.read_text().replace('"tokens":[', '"tokens":[99999,'), "99999"),
+        (text[:-9], "damaged"),
+        (re.sub(r'"tokens":\[\d+', '"tokens":[99999', text, count=1), "token 99999 is not below"),
+        (text.replace('"tokens":[', '"tokens":[7,', 1), "has 16 labels for 17 tokens"),
     ]:
         kept.write_text(content)
         with pytest.raises((OSError, ValueError), match=says):
@@ -153,7 +156,7 @@ def test_the_strategy_of_a_run_cannot_be_exchanged(texts: list[str], tmp_path: p
         ("magnitude", "strategy is a str"),
     ]:
         with pytest.raises(ValueError, match=says):
-            UpgrayeddPipeline.resume(tmp_path / "mine", strategy=strategy)
+            UpgrayeddPipeline.resume(tmp_path / "mine", strategy=strategy)  # type: ignore[arg-type]
     UpgrayeddPipeline.resume(tmp_path / "mine", strategy=Mine(0.25)).run_optimization(texts)
 
 
