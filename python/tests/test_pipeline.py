@@ -264,6 +264,14 @@ def test_an_output_folder_that_exists_is_refused(texts: list[str], out: pathlib.
         UpgrayeddPipeline("builtin", output_dir=out).run_optimization(texts)
 
 
+def test_a_run_starts_from_the_pipelines_model_as_it_is(texts: list[str], out: pathlib.Path) -> None:
+    pipeline = UpgrayeddPipeline("builtin", strategy=get_strategy("magnitude", growth_ratio=0.0), output_dir=out, **SMALL)
+    pipeline.model.prune({pipeline.model.layer_names[0]: [5]})
+    result = pipeline.run_optimization(texts, num_cycles=1)
+    assert pipeline.history.summary is not None and 5 not in pipeline.history.summary["before"]["heads"][0]
+    assert 5 not in result.active_heads[result.layer_names[0]]
+
+
 def test_a_model_in_memory_can_be_continued_from_its_run_folder(texts: list[str], tmp_path: pathlib.Path) -> None:
     class Interrupts(Callback):
         def on_step_end(self, control: Control, **event: Any) -> None:

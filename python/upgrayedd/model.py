@@ -94,6 +94,7 @@ class Model:
     def __init__(self, core: _native.Model) -> None:
         self._core = core
         self._files: tempfile.TemporaryDirectory[str] | None = None
+        # What loads this very model; None once it is another.
         self._origin: str | None = None
         self._seed = 42
 
@@ -233,6 +234,7 @@ class Model:
                 has changed then.
         """
         self._core.prune(self._heads_by_layer(heads, "prune"))
+        self._origin = None
 
     def restore(self, heads: Mapping[str, list[int]]) -> None:
         """Brings pruned heads back, bit for bit as they were.
@@ -244,6 +246,7 @@ class Model:
             InvalidValueError: (a ValueError) for a head that is not in the archive. Nothing has changed then.
         """
         self._core.restore(self._heads_by_layer(heads, "restore"))
+        self._origin = None
 
     def copy(self) -> Model:
         """An independent model; weights are shared until one of the two changes."""
@@ -403,6 +406,7 @@ class Model:
         check_limits(samples, batch_size)
         source, options = self._source(dataloader, length, batch_size, 42)
         repaired = self._core.refit(parent._core, source, options, (batch_size, samples))
+        self._origin = None
         return dict(zip(self.layer_names, repaired, strict=True))
 
     def __repr__(self) -> str:
