@@ -85,6 +85,12 @@ def test_a_damaged_record_of_what_was_held_out_is_refused(out: pathlib.Path) -> 
             UpgrayeddPipeline.resume(out).run_optimization(Shuffled(1))
 
 
+def test_texts_are_not_a_loader(texts: list[str], out: pathlib.Path) -> None:
+    start("builtin", texts, out, **SMALL)
+    with pytest.raises(FileError, match="was not started with a data loader"):
+        UpgrayeddPipeline.resume(out).run_optimization(Shuffled(1))
+
+
 def test_weights_that_the_models_type_does_not_have_are_kept_as_they_are(tmp_path: pathlib.Path) -> None:
     rows = [np.random.default_rng(i).integers(3, 200, (4, 32)) for i in range(20)]
 

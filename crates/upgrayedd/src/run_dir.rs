@@ -245,6 +245,9 @@ fn check_run(path: &Path) -> Result<()> {
 /// The sequences that a run keeps because a data loader gave them.
 pub fn read_set_aside(run: &Path) -> Result<SetAside> {
     let path = run.join("base").join(SET_ASIDE_FILE);
+    if !path.exists() {
+        return Err(Error::bad_file(run, format!("was not started with a data loader, or has lost base/{SET_ASIDE_FILE}")));
+    }
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&path, format!("is damaged: {e}")))
 }

@@ -44,7 +44,7 @@ impl<'a> ScoreContext<'a> {
         let (data, range) = self.data.ok_or_else(|| Error::invalid("this score needs calibration data"))?;
         if self.samples == 0 || self.batch_size == 0 || range.is_empty() {
             return Err(Error::invalid(
-                "samples, batch_size or the calibration data is 0: a score needs something to be taken on",
+                "no sequences to score on: samples, batch_size and the calibration data need at least 1 each",
             ));
         }
         Ok((data, range))
