@@ -26,6 +26,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {"refit": False}) for name in ("entropy", "magnitude", "random", "wanda")},
     **{name: (name, {"refit": False}) for name in ("similarity", "taylor", "gradient")},
     "fisher": ("fisher", {"refit": False}),
+    "loss_impact": ("loss_impact", {"refit": False}),
     "fisher, 3 steps": ("fisher", {"refit": False, "steps_per_cycle": 3}),
     "fisher, refit": ("fisher", {}),
     "fisher, 3 steps, refit": ("fisher", {"steps_per_cycle": 3}),
