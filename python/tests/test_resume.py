@@ -3,6 +3,8 @@
 import json
 import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,6 +139,9 @@ def test_a_run_without_a_number_of_cycles_goes_on_until_its_condition_holds(text
             assert name == "cut"
     with pytest.raises(ValueError, match="continue it with run_continuous"):
         UpgrayeddPipeline.resume(tmp_path / "cut").run_optimization(texts)
+    command = [sys.executable, "-m", "upgrayedd", "resume", str(tmp_path / "cut")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "has no number of cycles" in refused.stderr
     pipeline = UpgrayeddPipeline.resume(tmp_path / "cut")
     pipeline.run_continuous(texts, until=until)
     assert [cycle.cycle for cycle in pipeline.history] == [1, 2, 3]
