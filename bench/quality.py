@@ -35,7 +35,8 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "surgeon": ("surgeon", {"refit": False}),
     "auto": ("auto", {}),
     "auto, 3 steps": ("auto", {"steps_per_cycle": 3}),
-    # Prunes a third more than asked for and grows a quarter of all pruned heads back.
+    # Prune a third more than asked for and grow a quarter of all pruned heads back.
+    "auto, regrown": ("auto", {"schedule": "target", "growth_ratio": 0.25}),
     "auto, 3 steps, regrown": ("auto", {"steps_per_cycle": 3, "schedule": "target", "growth_ratio": 0.25}),
 }
 
