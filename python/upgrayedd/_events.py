@@ -27,9 +27,12 @@ METHODS = {
 class Dispatcher:
     """What the core tells about a run. Both methods return whether the run is to end."""
 
-    def __init__(self, callbacks: Sequence[Callback], record: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(
+        self, callbacks: Sequence[Callback], record: Callable[[dict[str, Any]], bool], steps: Callable[[], int]
+    ) -> None:
         self._callbacks = callbacks
         self._record = record
+        self._steps = steps
         self._control = Control()
         # What nobody listens to costs nothing.
         self._wants_progress = [c for c in callbacks if type(c).on_progress is not Callback.on_progress]
@@ -43,6 +46,7 @@ class Dispatcher:
         self._log(kind, event)
         if kind in ("accepted", "rolled_back"):
             event["accepted"] = kind == "accepted"
+        event["run_step"] = self._steps()
         method = METHODS.get(kind)
         for callback in self._callbacks:
             for name in (method, "on_log"):

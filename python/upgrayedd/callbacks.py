@@ -31,7 +31,8 @@ class Control:
 class Callback:
     """Override what you need. Each method gets the run's control and the event as keywords; returning False stops the run.
 
-    Every event has `event`, its name in `events.jsonl`, and most have `cycle`, from 1. `docs/run-folder.md` lists their fields.
+    Every event has `event`, its name in `events.jsonl`, and most have `cycle`, from 1. `docs/run-folder.md` lists their fields. Here they
+    have `run_step` too, the number of optimiser steps of the whole run so far.
     """
 
     def on_train_begin(self, control: Control, **event: Any) -> bool | None:
@@ -103,33 +104,29 @@ class ProgressCallback(Callback):
 class MetricsCallback(Callback):
     """Sends numbers somewhere, against the run's own count of steps. Subclasses implement `write`."""
 
-    def __init__(self) -> None:
-        self._step = 0
-
     def write(self, values: dict[str, float], step: int) -> None:
         """Records named numbers at a step of the run."""
         raise NotImplementedError
 
     def on_step_end(self, control: Control, **event: Any) -> bool | None:
         """Training loss, learning rate and gradient norm."""
-        self._step += 1
-        self.write({f"train/{name}": event[name] for name in ("loss", "learning_rate", "gradient_norm")}, self._step)
+        self.write({f"train/{name}": event[name] for name in ("loss", "learning_rate", "gradient_norm")}, event["run_step"])
         return None
 
     def on_evaluate(self, control: Control, **event: Any) -> bool | None:
         """Held-out loss, perplexity, accuracy or spearman by phase."""
         measured = {name: event[name] for name in ("loss", "perplexity", "accuracy", "spearman") if event.get(name) is not None}
-        self.write({f"eval/{event['phase']}/{name}": value for name, value in measured.items()}, self._step)
+        self.write({f"eval/{event['phase']}/{name}": value for name, value in measured.items()}, event["run_step"])
         return None
 
     def on_prune(self, control: Control, **event: Any) -> bool | None:
         """Heads that are left."""
-        self.write({"heads/active": event["active"]}, self._step)
+        self.write({"heads/active": event["active"]}, event["run_step"])
         return None
 
     def on_grow(self, control: Control, **event: Any) -> bool | None:
         """Heads that there are now."""
-        self.write({"heads/active": event["active"]}, self._step)
+        self.write({"heads/active": event["active"]}, event["run_step"])
         return None
 
 

@@ -330,7 +330,7 @@ class UpgrayeddPipeline:
                 begun = True
             return ends(event)
 
-        handler = Dispatcher(self._callbacks, record)
+        handler = Dispatcher(self._callbacks, record, lambda: len(history.steps))
         if self._resumed:
             summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler)
         else:
@@ -354,7 +354,7 @@ class UpgrayeddPipeline:
         """What the core is given, or what the configuration says instead (the built-in text, files); how texts are read."""
         if data is None:
             if self._resumed and config["needs_data"]:
-                raise InvalidValueError("the run was started with a data loader: give the same one again")
+                raise InvalidValueError("the run was started with data of yours: give the same again")
             if not self._resumed and self.model._origin != "builtin":
                 raise InvalidValueError("no data: give a path, texts, or a data loader")
             return None, {}, {}

@@ -171,7 +171,6 @@ fn units(layer: &LayerHeads, unit: Unit) -> Vec<Vec<usize>> {
 struct Queue {
     /// `(mean score, heads)`, ascending by score.
     units: Vec<(f64, Vec<usize>)>,
-    next: usize,
     /// Heads that may still go.
     spare: usize,
     /// The layer's proportional share of the budget that is left.
@@ -179,16 +178,16 @@ struct Queue {
 }
 
 impl Queue {
-    fn candidate(&self, budget: usize) -> Option<(f64, usize)> {
-        let (score, heads) = self.units.get(self.next)?;
-        (heads.len() <= self.spare.min(budget)).then_some((*score, heads.len()))
+    /// The least important unit that fits into what may still go, and its score. Groups that have lost heads are smaller than others.
+    fn candidate(&self, budget: usize) -> Option<(usize, f64)> {
+        let unit = self.units.iter().position(|(_, heads)| heads.len() <= self.spare.min(budget))?;
+        Some((unit, self.units[unit].0))
     }
 
-    fn take(&mut self) -> (usize, &[usize]) {
-        let heads = &self.units[self.next].1;
-        self.next += 1;
+    fn take(&mut self, unit: usize) -> Vec<usize> {
+        let (_, heads) = self.units.remove(unit);
         self.spare -= heads.len();
-        (heads.len(), heads)
+        heads
     }
 }
 
@@ -200,16 +199,17 @@ pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelecti
         heads.layers().iter().zip(&keep.layers).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
     let mut chosen = HeadSelection::new();
     let mut left = budget.heads;
-    let mut pick = |queues: &mut [Queue], layer: usize, left: &mut usize| {
-        let (count, heads) = queues[layer].take();
-        *left -= count;
-        chosen.entry(layer).or_default().extend_from_slice(heads);
+    let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, left: &mut usize| {
+        let heads = queues[layer].take(unit);
+        *left -= heads.len();
+        let count = heads.len();
+        chosen.entry(layer).or_default().extend(heads);
         count
     };
     if budget.scope == Scope::Layer {
         for layer in 0..queues.len() {
-            while queues[layer].candidate(queues[layer].share).is_some() {
-                let count = pick(&mut queues, layer, &mut left);
+            while let Some((unit, _)) = queues[layer].candidate(queues[layer].share) {
+                let count = pick(&mut queues, layer, unit, &mut left);
                 queues[layer].share -= count;
             }
         }
@@ -219,11 +219,12 @@ pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelecti
     loop {
         let next = (0..queues.len())
             .filter_map(|l| {
-                queues[l].candidate(left).map(|(score, _)| (if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l))
+                let (unit, score) = queues[l].candidate(left)?;
+                Some((if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l, unit))
             })
             .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
-        let Some((_, _, layer)) = next else { break };
-        pick(&mut queues, layer, &mut left);
+        let Some((_, _, layer, unit)) = next else { break };
+        pick(&mut queues, layer, unit, &mut left);
         given[layer] += 1;
     }
     chosen.values_mut().for_each(|heads| heads.sort_unstable());
@@ -241,7 +242,7 @@ fn queue(layer: &LayerHeads, scores: &[f64], active: usize, budget: Budget) -> Q
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
     let spare = layer.active().len().saturating_sub(budget.min_heads);
     let share = budget.heads * layer.active().len() / active.max(1);
-    Queue { units: sorted, next: 0, spare, share }
+    Queue { units: sorted, spare, share }
 }
 
 #[cfg(test)]
@@ -364,6 +365,17 @@ mod tests {
         assert_eq!(portion(0.3, 270), 81);
         assert_eq!(portion(0.7, 10), 7);
         assert_eq!(portion(0.1, 9), 0);
+    }
+
+    #[test]
+    fn a_group_that_is_too_large_does_not_hide_a_smaller_one() {
+        let mut map = HeadMap::full(1, 6, 3);
+        map.remove(&HeadSelection::from([(0, vec![5])]), 1).expect("leaves five");
+        let keep = HeadScores { layers: vec![vec![1.0, 1.0, 2.0, 2.0, 3.0]] };
+        let budget = Budget { heads: 1, scope: Scope::Layer, unit: Unit::KvGroup, min_heads: 1 };
+        for scope in [Scope::Layer, Scope::Global] {
+            assert_eq!(choose(&map, &keep, Budget { scope, ..budget }), HeadSelection::from([(0, vec![4])]));
+        }
     }
 
     #[test]

@@ -250,7 +250,7 @@ impl OptimizeConfig {
             self.timings = Some(time_layers(model, self.batch_size, self.sequence_length.unwrap_or_default())?);
         }
         match &self.timings {
-            Some(timings) => timings.check(model.heads.counts().into_iter().max().unwrap_or(0)),
+            Some(timings) => timings.check(model),
             None => Ok(()),
         }
     }

@@ -20,7 +20,8 @@ named_enum! {
         /// Those they left with.
         #[default]
         Restore = "restore",
-        /// A copy of the strongest head that reads the same keys and values; each of the two has half the output.
+        /// A copy of the strongest head that reads the same keys and values; each of the two has half the output. Fresh where the
+        /// key/value head had gone and archived heads read it too.
         Split = "split",
         /// Small random weights and no output.
         Fresh = "fresh",
@@ -41,7 +42,7 @@ pub fn bring_back(
         GrowthInit::Fresh => surgery::fresh(model, optim, selection, lr_scale, seed),
         GrowthInit::Split => {
             let heads = model.heads.clone();
-            surgery::split(model, optim, selection, lr_scale, |layer, head| {
+            surgery::split(model, optim, selection, (lr_scale, seed), |layer, head| {
                 strongest(&heads.layers()[layer], &keep.layers[layer], head)
             })
         }
@@ -63,10 +64,7 @@ pub type Gains = BTreeMap<HeadId, f64>;
 /// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
 pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
-    let mut selection = HeadSelection::new();
-    for HeadId { layer, head } in model.archive.heads() {
-        selection.entry(layer).or_default().push(head);
-    }
+    let selection = model.archive.selection();
     surgery::restore(&mut dormant, None, &selection, 1.0)?;
     for &layer in selection.keys() {
         let gate = |&head: &usize| if model.heads.layers()[layer].is_active(head) { 1.0 } else { 0.0 };

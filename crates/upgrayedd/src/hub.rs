@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 
-use crate::export::COMPANIONS;
+use crate::export::{COMPANIONS, MODULES, module_folders};
 use crate::model::shard_names;
 use crate::{Error, Result};
 
 fn offline() -> bool {
     std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false" | "no"))
 }
+
+/// Files of which a tokenizer has one at least.
+const VOCABULARIES: [&str; 4] = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
 
 /// The folder of a model in the cache, downloaded first if it is not there.
 pub(crate) fn fetch_model(id: &str) -> Result<PathBuf> {
@@ -25,11 +28,10 @@ pub(crate) fn fetch_model(id: &str) -> Result<PathBuf> {
     }
     let cache = Cache::from_env();
     let cached = cache.repo(Repo::model(id.to_owned()));
-    if let Some(config) = cached.get("config.json") {
-        let dir = config.parent().unwrap_or(Path::new(".")).to_owned();
-        if complete(&dir) {
-            return Ok(dir);
-        }
+    let cached = cached.get("config.json").and_then(|config| Some(config.parent()?.to_owned())).filter(|dir| complete(dir));
+    // Other programs fetch weights alone: what goes with them may still be on the Hub.
+    if let Some(dir) = cached.filter(|dir| offline() || VOCABULARIES.iter().any(|name| dir.join(name).exists())) {
+        return Ok(dir);
     }
     if offline() {
         return Err(Error::Hub(format!(
@@ -67,6 +69,12 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
     let listed: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
     let small = ["config.json", "modeling_upgrayedd.py"].into_iter().chain(COMPANIONS);
     let mut wanted: Vec<String> = small.filter(|f| listed.contains(f)).map(str::to_owned).collect();
+    if listed.contains(&MODULES) {
+        let path = repo.get(MODULES).map_err(|e| fail(MODULES, e))?;
+        let folders = module_folders(&std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?);
+        let of_module = |file: &&str| Path::new(file).parent().is_some_and(|parent| folders.iter().any(|f| f == parent));
+        wanted.extend(listed.iter().copied().filter(of_module).map(str::to_owned));
+    }
     if listed.contains(&"model.safetensors") {
         wanted.push("model.safetensors".to_owned());
     } else if listed.contains(&"model.safetensors.index.json") {

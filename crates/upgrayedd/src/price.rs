@@ -60,20 +60,22 @@ impl Prices {
                 let (query, kv) = (2.0 * width * (d + length as f64), 2.0 * width * d);
                 (LayerPrice::Linear { query, kv }, cost.macs_per_token as f64)
             }
-            (Currency::Latency, Some(timings)) => (LayerPrice::Table(timings.attention.clone()), timings.forward),
+            (Currency::Latency, Some(timings)) => {
+                timings.check(model)?;
+                return Ok(Self { rest: timings.rest, layer: LayerPrice::Table(timings.attention.clone()) });
+            }
             (Currency::Latency, None) => return Err(Error::invalid("a budget in latency needs timings of the layers")),
         };
         let mut prices = Self { rest: 0.0, layer };
-        // Timings are noisy: attention never costs more than everything.
-        prices.rest = (total - prices.total(&model.heads)).max(0.0);
+        prices.rest = total - prices.total(&model.heads);
         Ok(prices)
     }
 
-    /// What the model would cost with `heads`.
+    /// What the model would cost with `heads`, of which no layer has more than the model could have again.
     pub fn total(&self, heads: &HeadMap) -> f64 {
         let price = |l: &LayerHeads| match &self.layer {
             LayerPrice::Linear { query, kv } => query * l.active().len() as f64 + kv * l.kv_active().len() as f64,
-            LayerPrice::Table(table) => table.get(l.active().len()).copied().unwrap_or_default(),
+            LayerPrice::Table(table) => table[l.active().len().min(table.len() - 1)],
         };
         self.rest + heads.layers().iter().map(price).sum::<f64>()
     }
@@ -82,17 +84,19 @@ impl Prices {
 /// Times of this machine, in seconds; medians.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
-    /// Everything up to the last hidden states.
-    pub forward: f64,
+    /// Everything up to the last hidden states but the layers' attention.
+    pub rest: f64,
     /// One layer's attention with 0, 1, 2 … query heads, which never costs less with more of them.
     pub attention: Vec<f64>,
 }
 
 impl Timings {
-    /// Refuses times that are none, or not enough of them for the `heads` of a layer.
-    pub(crate) fn check(&self, heads: usize) -> Result<()> {
+    /// Refuses times that are none, or not enough of them for the heads that a layer has or may have again.
+    pub(crate) fn check(&self, model: &Model) -> Result<()> {
+        let restorable = model.archive.restorable(&model.heads);
+        let heads = model.heads.counts().iter().zip(restorable).map(|(there, gone)| there + gone).max().unwrap_or(0);
         let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
-        if !is_time(&self.forward) || !self.attention.iter().all(is_time) || !self.attention.is_sorted() {
+        if !is_time(&self.rest) || !self.attention.iter().all(is_time) || !self.attention.is_sorted() {
             return Err(Error::invalid("timings: expected seconds, of attention none less than the one before"));
         }
         if self.attention.len() <= heads {
@@ -106,7 +110,8 @@ impl Timings {
 /// Counted runs, after one that warms up.
 const RUNS: usize = 5;
 
-/// Times a forward pass, and one layer's attention at every number of heads. Layers have the same shapes, so one stands for all.
+/// Times a forward pass, and one layer's attention at every number of heads that a layer has or may have again. Layers have the same
+/// shapes, so one stands for all.
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
     let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
@@ -116,14 +121,16 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     });
     let positions = model.positions_for(batch.batch, batch.len, 0);
     let x = Tensor::full(&[batch.batch * batch.len, model.spec.hidden_size], 0.1);
+    let mut full = model.clone();
+    surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
     // A layer that has most of its heads.
-    let Some(layer) = (0..model.spec.num_layers).max_by_key(|&l| model.heads.layers()[l].active().len()) else {
+    let Some(layer) = (0..full.spec.num_layers).max_by_key(|&l| full.heads.layers()[l].active().len()) else {
         return Err(Error::invalid("the model has no layers to time"));
     };
-    let active = spread_over_groups(&model.heads.layers()[layer]);
+    let active = spread_over_groups(&full.heads.layers()[layer]);
     let mut attention = vec![0.0];
     for count in 1..=active.len() {
-        let mut less = model.clone();
+        let mut less = full.clone();
         surgery::remove(&mut less, None, &HeadSelection::from([(layer, active[count..].to_vec())]), 0, None)?;
         let seconds = timed(|| {
             let mut tape = Tape::inference(less.device, &less.params);
@@ -134,7 +141,9 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
         // Noise must not make a head's removal look like a loss.
         attention.push(seconds.max(attention[count - 1]));
     }
-    Ok(Timings { forward, attention })
+    let spent: f64 = model.heads.counts().into_iter().map(|n| attention[n]).sum();
+    // Noise must not make attention dearer than everything.
+    Ok(Timings { rest: (forward - spent).max(0.0), attention })
 }
 
 /// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
@@ -187,9 +196,25 @@ mod tests {
         let (model, less) = pruned(&[(1, vec![0, 2, 4])]);
         let timings = time_layers(&model, 2, 32).expect("it runs");
         assert_eq!(timings.attention.len(), model.spec.num_heads + 1);
-        assert!(timings.attention.is_sorted() && timings.forward > 0.0);
+        assert!(timings.attention.is_sorted() && timings.attention[1] > 0.0);
         let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
         assert!(prices.total(&less.heads) <= prices.total(&model.heads));
+        // What has gone may come back.
+        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention.len(), model.spec.num_heads + 1);
+    }
+
+    #[test]
+    fn latency_is_that_of_the_heads_whatever_was_there_before() {
+        let all: Vec<(usize, Vec<usize>)> = (0..4).map(|layer| (layer, vec![0, 1, 2, 3])).collect();
+        let (model, less) = pruned(&all);
+        let timings = Timings { rest: 2.0, attention: (0..9).map(f64::from).collect() };
+        for from in [&model, &less] {
+            let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
+            assert_eq!((prices.total(&model.heads), prices.total(&less.heads)), (34.0, 18.0));
+        }
+        let short = Timings { attention: timings.attention[..6].to_vec(), ..timings };
+        let error = Prices::new(&less, Currency::Latency, 32, Some(&short)).expect_err("four may come back").to_string();
+        assert!(error.contains("expected 9"), "{error}");
     }
 
     #[test]

@@ -70,6 +70,17 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
     Ok(report)
 }
 
+/// Takes back what repairs have changed, where all heads of `parent` are there again.
+pub(crate) fn undo(model: &mut Model, parent: &Model) {
+    for layer in 0..model.spec.num_layers {
+        let (id, bias) = model.output_projection_ids(layer);
+        for id in [Some(id), bias].into_iter().flatten() {
+            *model.params.get_mut(id) = parent.params.get(id).clone();
+        }
+    }
+    model.touch();
+}
+
 impl Pair {
     fn start(model: &Model, parent: &Model, batch: Batch) -> Self {
         let positions = model.positions_for(batch.batch, batch.len, 0);

@@ -51,6 +51,13 @@ impl Archive {
         self.heads.keys().copied()
     }
 
+    /// The same, by layer.
+    pub(crate) fn selection(&self) -> HeadSelection {
+        let mut selection = HeadSelection::new();
+        self.heads().for_each(|id| selection.entry(id.layer).or_default().push(id.head));
+        selection
+    }
+
     /// When the head left and its score then.
     pub fn departure(&self, head: HeadId) -> Option<Departure> {
         self.heads.get(&head).map(|h| h.departure)
@@ -298,19 +305,22 @@ pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSel
 }
 
 /// Puts new heads in the place of archived ones, which are forgotten: each a copy of `source(layer, head)`, an active head of the
-/// same layer (and key/value head, if that is there), both with half the output weights. The model computes what it did.
+/// same layer (and key/value head, if that is there), both with half the output weights. The model computes what it did. Where a key/value
+/// head comes back that heads in the archive read too, it is as it was, and its new readers are as those of [`fresh`].
 ///
 /// Nothing changes if the selection is refused.
 pub fn split(
     model: &mut Model,
     optim: Option<&mut AdamW>,
     selection: &HeadSelection,
-    lr_scale: f32,
+    (lr_scale, seed): (f32, u64),
     source: impl Fn(usize, usize) -> usize,
 ) -> Result<()> {
+    let mut random = crate::rng::stream(seed, "fresh heads");
     bring(model, optim, selection, lr_scale, |model, newcomer, archived| {
         let (layer, head) = match newcomer {
-            Newcomer::Head { layer, head } => (layer, source(layer, head)),
+            Newcomer::Head { apart: true, .. } => return without_output(archived, &mut random),
+            Newcomer::Head { layer, head, .. } => (layer, source(layer, head)),
             Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
         };
         let heads = &model.heads.layers()[layer];
@@ -331,34 +341,37 @@ pub fn split(
 }
 
 /// Puts new heads in the place of archived ones, which are forgotten: small random weights (normal of deviation 0.02) and no
-/// output, so that the model computes what it did and gradients flow.
+/// output, so that the model computes what it did and gradients flow. A key/value head that heads in the archive read too is as it was.
 ///
 /// Nothing changes if the selection is refused.
 pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32, seed: u64) -> Result<()> {
     let mut random = crate::rng::stream(seed, "fresh heads");
-    bring(model, optim, selection, lr_scale, |_, _, archived| {
-        let new = |(part, slice): (String, Tensor)| {
-            let values = match part.as_str() {
-                "attn.q.weight" | "attn.k.weight" | "attn.v.weight" => crate::rng::normals(&mut random, slice.len(), 0.02),
-                _ => vec![0.0; slice.len()],
-            };
-            (part, Tensor::from_vec(slice.shape(), values))
+    bring(model, optim, selection, lr_scale, |_, _, archived| without_output(archived, &mut random))
+}
+
+/// Random weights in the place of `archived`, but none for the output.
+fn without_output(archived: Slices, random: &mut impl rand::Rng) -> Slices {
+    let mut new = |(part, slice): (String, Tensor)| {
+        let values = match part.as_str() {
+            "attn.q.weight" | "attn.k.weight" | "attn.v.weight" => crate::rng::normals(random, slice.len(), 0.02),
+            _ => vec![0.0; slice.len()],
         };
-        archived.into_iter().map(new).collect()
-    })
+        (part, Tensor::from_vec(slice.shape(), values))
+    };
+    archived.into_iter().map(&mut new).collect()
 }
 
 /// What comes into a layer.
 #[derive(Clone, Copy)]
 enum Newcomer {
-    /// A query head.
-    Head { layer: usize, head: usize },
+    /// A query head; `apart` where its key/value head has come back as it was.
+    Head { layer: usize, head: usize, apart: bool },
     /// A key/value head, for the query head that reads it.
     Group { layer: usize, reader: usize },
 }
 
 /// Takes heads out of the archive into the model, with the weights that `weights` makes of the archived ones. It sees the model
-/// with the layer as it was.
+/// with the layer as it was. Key/value heads that are not the newcomers' alone return as they were, whatever comes.
 fn bring(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
@@ -383,16 +396,23 @@ fn bring(
         let mut returning = heads.clone();
         returning.sort_unstable();
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
-        let mut groups = Vec::new();
+        let (mut groups, mut apart) = (Vec::new(), Vec::new());
         for &group in new_groups.iter().filter(|g| !old_groups.contains(g)) {
             let Some(archived) = model.archive.groups.remove(&(layer, group)) else { continue };
-            let reader = returning.iter().copied().find(|&h| new.kv_group_of(h) == group).unwrap_or_default();
+            let reads = |&head: &usize| new.kv_group_of(head) == group;
+            if model.archive.heads().any(|id| id.layer == layer && reads(&id.head) && !returning.contains(&id.head)) {
+                apart.push(group);
+                groups.push(archived);
+                continue;
+            }
+            let reader = returning.iter().copied().find(reads).unwrap_or_default();
             groups.push(weights(model, Newcomer::Group { layer, reader }, archived));
         }
         let mut slices = Vec::new();
         for &head in &returning {
             let Some(archived) = model.archive.heads.remove(&HeadId { layer, head }) else { continue };
-            slices.push(weights(model, Newcomer::Head { layer, head }, archived.slices));
+            let newcomer = Newcomer::Head { layer, head, apart: apart.contains(&new.kv_group_of(head)) };
+            slices.push(weights(model, newcomer, archived.slices));
         }
         model.heads.insert(&HeadSelection::from([(layer, returning)]))?;
         grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);

@@ -180,7 +180,8 @@ pub fn learn(
         // Continued where the last step had been made.
         (place.epoch, place.batch) = (place.epoch + 1, 0);
     }
-    set_fading(model, options, growing, total, place.step);
+    // Wherever the cycle was stopped: what is folded half-open would be half gone for good.
+    set_fading(model, options, growing, total, total);
     fold_all_gates(model);
     trim_buffers();
     Ok(())

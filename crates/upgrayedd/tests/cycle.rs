@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 
 use upgrayedd::OptimizeConfig;
-use upgrayedd::event::{Event, Observer, Phase, Silent, named_heads};
+use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_heads};
 use upgrayedd::grow::GrowthInit;
-use upgrayedd::pipeline::Pipeline;
+use upgrayedd::heads::HeadSelection;
+use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::price::{Currency, Timings};
 use upgrayedd::train::LrSchedule;
+use upgrayedd::{builtin, surgery};
 
 /// Remembers losses and notices.
 #[derive(Default)]
@@ -94,6 +96,59 @@ fn heads_that_change_nothing_are_not_faded_in() {
 }
 
 #[test]
+fn a_refit_does_not_cancel_heads_that_return() {
+    let still = OptimizeConfig { refit: true, max_steps_per_cycle: Some(0), eval_every: None, ..config() };
+    // Everything that went in this cycle comes back: the model as it was, without what the repair had put in its place.
+    let seen = run(OptimizeConfig { growth_ratio: 1.0, ..still.clone() });
+    assert_ne!(seen.at(Phase::Pruned), seen.at(Phase::Baseline));
+    assert_eq!(seen.at(Phase::Result), seen.at(Phase::Baseline));
+    // What had gone before comes back as without a refit, and half-shut first, while the model learns.
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = builtin::model().unwrap();
+    surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1, 2]), (2, vec![5])]), 1, None).unwrap();
+    let text = folder.path().join("text.txt");
+    std::fs::write(
+        &text,
+        (0..300).map(|i| format!("Dog {i} ran to the park and saw {} cats.\n", i * 7 % 11)).collect::<String>(),
+    )
+    .unwrap();
+    let grown = |refit, max_steps_per_cycle| {
+        let (learning_rate, data) = (Some(1e-12), vec![text.clone()]);
+        let config =
+            OptimizeConfig { pruning_ratio: 0.0, growth_ratio: 1.0, refit, max_steps_per_cycle, learning_rate, data, ..config() };
+        let out = folder.path().join(format!("{refit}-{max_steps_per_cycle:?}"));
+        let mut seen = Seen::default();
+        let given = Given { model: Some(model.clone()), ..Given::default() };
+        Pipeline::with(config, given).unwrap().run(&out, &mut seen).unwrap();
+        seen
+    };
+    let (with, without) = (grown(true, Some(0)), grown(false, Some(0)));
+    assert_eq!(with.at(Phase::Result), without.at(Phase::Result));
+    assert!((with.at(Phase::Result)[0] - with.at(Phase::Pruned)[0]).abs() > 0.01);
+    let fading = grown(true, Some(8));
+    assert_eq!(fading.at(Phase::Learning)[..2], [fading.at(Phase::Pruned)[0]; 2]);
+}
+
+#[test]
+fn a_cycle_that_is_stopped_keeps_no_half_open_heads() {
+    struct Stops(Seen);
+    impl Observer for Stops {
+        fn on_event(&mut self, event: &Event) {
+            self.0.on_event(event);
+        }
+        fn control(&mut self) -> Control {
+            Control::Finish
+        }
+    }
+    let config = OptimizeConfig { growth_ratio: 1.0, gate_warmup: 1.0, learning_rate: Some(1e-12), eval_every: None, ..config() };
+    let folder = tempfile::tempdir().unwrap();
+    let mut stops = Stops(Seen::default());
+    Pipeline::new(config).unwrap().run(&folder.path().join("run"), &mut stops).unwrap();
+    let (baseline, learned) = (stops.0.at(Phase::Baseline)[0], stops.0.at(Phase::Learned)[0]);
+    assert!((baseline - learned).abs() < 1e-5, "{baseline} {learned}");
+}
+
+#[test]
 fn learning_that_only_harms_is_not_kept() {
     let seen = run(OptimizeConfig { growth_ratio: 0.0, learning_rate: Some(0.3), patience: 2, ..config() });
     let (pruned, learning, learned) = (seen.at(Phase::Pruned)[0], seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
@@ -150,7 +205,7 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         assert!(error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")), "{error}");
     }
     for timings in [(f64::NAN, vec![0.0; 9]), (1.0, vec![0.1; 8]), (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])] {
-        let timings = Some(Timings { forward: timings.0, attention: timings.1 });
+        let timings = Some(Timings { rest: timings.0, attention: timings.1 });
         let error = Pipeline::new(OptimizeConfig { timings, ..latency.clone() }).err().unwrap().to_string();
         assert!(error.starts_with("timings: "), "{error}");
     }

@@ -170,3 +170,30 @@ fn split_and_fresh_heads_leave_the_model_as_it_was() {
         }
     }
 }
+
+#[test]
+fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
+    for init in [GrowthInit::Split, GrowthInit::Fresh] {
+        let model = pruned("llama_gqa", &[(0, vec![0, 1, 2])]);
+        let data = data(&model);
+        let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
+        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+        let keep = HeadScores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+        // One reader of a key/value head that had gone; the other two stay in the archive.
+        let mut grown = model.clone();
+        let selection = HeadSelection::from([(0, vec![1])]);
+        grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
+        for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
+            assert!((a - b).abs() < 1e-5, "{init:?}: {a} {b}");
+        }
+        let mut whole = model.clone();
+        surgery::restore(&mut whole, None, &HeadSelection::from([(0, vec![0, 1, 2])]), 1.0).unwrap();
+        surgery::restore(&mut grown, None, &HeadSelection::from([(0, vec![0, 2])]), 1.0).unwrap();
+        for part in ["k", "v"] {
+            let id = model.params.find(&format!("layers.0.attn.{part}.weight")).unwrap();
+            assert_eq!(grown.params.get(id), whole.params.get(id), "{init:?}: {part}");
+        }
+        let q = model.params.find("layers.0.attn.q.weight").unwrap();
+        assert_ne!(grown.params.get(q), whole.params.get(q), "{init:?}");
+    }
+}

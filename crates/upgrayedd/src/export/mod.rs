@@ -1,14 +1,16 @@
 //! Writing models for other programs: one file a format, and what all of them share.
 
+mod companions;
 mod hf;
 pub mod safetensors_file;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::model::{Companions, DType, Model, check_link};
+use crate::model::{DType, Model};
 use crate::{Error, Result};
 
+pub(crate) use companions::{COMPANIONS, MODULES, has_companions, module_folders, write_companions};
 pub(crate) use hf::write_weights;
 pub use hf::{tensors, with_own_config};
 
@@ -43,44 +45,12 @@ impl FromStr for Format {
     }
 }
 
-/// Files of a model folder that come along unchanged.
-pub(crate) const COMPANIONS: [&str; 10] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "generation_config.json",
-    "chat_template.jinja",
-];
-
 /// Writes the model as a new folder `out`, which appears whole or not at all.
 pub fn export(model: &Model, format: Format, dtype: DType, out: &Path) -> Result<()> {
     write_folder(out, |dir| {
         hf::write(model, format == Format::HfDense, dtype, dir)?;
         write_companions(model, dir)
     })
-}
-
-/// Writes the tokenizer and generation files that belong to the model into a folder.
-pub(crate) fn write_companions(model: &Model, to: &Path) -> Result<()> {
-    let from = match &model.companions {
-        Companions::Folder(from) => from,
-        Companions::BuiltIn => return crate::builtin::write_companions(to),
-        Companions::None => return Ok(()),
-    };
-    for name in COMPANIONS {
-        let source = from.join(name);
-        if source.is_file() {
-            check_link(&source)?;
-            let bytes = std::fs::read(&source).map_err(Error::io(&source, "read"))?;
-            write_file(&to.join(name), &bytes)?;
-        }
-    }
-    Ok(())
 }
 
 /// How names of what is not complete begin.
@@ -105,11 +75,6 @@ pub fn check_new(out: &Path) -> Result<()> {
     // The surest way to know that a folder can be written is to write.
     tempfile::Builder::new().prefix(".probe-").tempfile_in(&nearest).map_err(Error::io(&nearest, "write in"))?;
     Ok(())
-}
-
-/// Whether a folder holds any tokenizer or generation file.
-pub(crate) fn has_tokenizer(dir: &Path) -> bool {
-    COMPANIONS.iter().any(|name| dir.join(name).is_file())
 }
 
 fn parent_of(path: &Path) -> PathBuf {

@@ -153,7 +153,8 @@ pub(crate) fn check_link(path: &Path) -> Result<()> {
     let target = path.canonicalize().map_err(Error::io(path, "follow the link"))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let folder = folder.canonicalize().map_err(Error::io(folder, "read"))?;
-    let snapshots = folder.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"));
+    // The folder is a snapshot, or one in a snapshot.
+    let snapshots = folder.ancestors().skip(1).take(2).find(|p| p.file_name().is_some_and(|n| n == "snapshots"));
     let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
     if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
         return Ok(());

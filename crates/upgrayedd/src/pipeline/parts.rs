@@ -25,7 +25,7 @@ pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: GivenParts)
     if archive.is_file() {
         model.archive = Archive::load(&archive, &model)?;
     }
-    if !export::has_tokenizer(base) {
+    if !export::has_companions(base) {
         model.companions = Companions::None;
     }
     Ok(model)

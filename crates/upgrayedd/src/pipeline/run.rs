@@ -18,7 +18,7 @@ use crate::price::Currency;
 use crate::run_dir::RunDir;
 use crate::strategy::GrowView;
 use crate::train::Place;
-use crate::{Error, Result, checkpoint, grow, surgery};
+use crate::{Error, Result, checkpoint, grow, refit, surgery};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -138,12 +138,10 @@ impl Run<'_> {
         let (pruned, left) = self.prune(cycle, plan.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning)?;
-        // Heads whose output projections have been solved for belong to the whole at once: no fading in.
-        let fitted = !grown.is_empty() && self.refit(cycle, &parent, self.pipeline.config.refit_samples)?;
+        let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning, &parent)?;
         let count = |heads: &HeadSelection| heads.values().map(Vec::len).sum();
         self.state.learning = Some(Learning {
-            growing: if fitted { Vec::new() } else { growing },
+            growing,
             pruned: count(&pruned),
             grown: count(&grown),
             loss_pruned: after_pruning.loss,
@@ -272,13 +270,15 @@ impl Run<'_> {
         self.emit(Event::Notice { cycle, message })
     }
 
-    /// Brings heads back; returns them and, per layer, which positions are to be faded in.
+    /// Brings heads back, and repairs the output projections for those that `parent`, the model that the cycle started with, had;
+    /// returns them and, per layer, which positions are to be faded in.
     fn grow(
         &mut self,
         cycle: usize,
         left: &HeadScores,
         goal: Option<usize>,
         evaluation: &Evaluation,
+        parent: &Model,
     ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, config, .. } = &self.pipeline;
@@ -309,15 +309,30 @@ impl Run<'_> {
         let selection = grow::choose(&model.heads, &gains, &counts, config.unit)?;
         let keep = strategy.as_keep(left);
         let rate = config.growth_lr_multiplier as f32;
-        grow::bring_back(model, Some(optim), &selection, config.growth_init, (&keep, seed), rate)?;
         // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
-        let fades = config.growth_init == GrowthInit::Restore;
+        let restores = config.growth_init == GrowthInit::Restore;
+        // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
+        let has = |layer: usize, head: usize| parent.heads.layers()[layer].is_active(head);
+        let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), HeadSelection::new()) };
+        grow::bring_back(model, Some(optim), &first, config.growth_init, (&keep, seed), rate)?;
+        let active = model.heads.num_active() + later.values().map(Vec::len).sum::<usize>();
+        let heads = named_heads(model, &selection);
+        self.emit(Event::Grown { cycle, heads, active })?;
+        let refits = self.pipeline.config.refit && !first.is_empty();
+        let fitted = if refits && restores && self.pipeline.model.heads == parent.heads {
+            refit::undo(&mut self.pipeline.model, parent);
+            true
+        } else {
+            refits && self.refit(cycle, parent, self.pipeline.config.refit_samples)?
+        };
+        let Pipeline { model, optim, .. } = &mut self.pipeline;
+        surgery::restore(model, Some(optim), &later, rate)?;
+        // Heads whose output projections have been solved for belong to the whole at once: no fading in.
+        let fading = if fitted { later } else { selection.clone() };
         let marks = |(layer, heads): (usize, &LayerHeads)| {
-            heads.active().iter().map(|h| fades && selection.get(&layer).is_some_and(|s| s.contains(h))).collect()
+            heads.active().iter().map(|h| restores && fading.get(&layer).is_some_and(|s| s.contains(h))).collect()
         };
         let growing = model.heads.layers().iter().enumerate().map(marks).collect();
-        let (heads, active) = (named_heads(model, &selection), model.heads.num_active());
-        self.emit(Event::Grown { cycle, heads, active })?;
         Ok((selection, growing))
     }
 
@@ -376,6 +391,17 @@ impl Run<'_> {
         self.observer.on_event(&finished);
         Ok(summary)
     }
+}
+
+/// The heads for which `first` holds, and the others.
+fn partition(selection: &HeadSelection, first: impl Fn(usize, usize) -> bool) -> (HeadSelection, HeadSelection) {
+    let some = |wanted: bool| {
+        let layer = |(&layer, heads): (&usize, &Vec<usize>)| {
+            (layer, heads.iter().copied().filter(|&head| first(layer, head) == wanted).collect::<Vec<_>>())
+        };
+        selection.iter().map(layer).filter(|(_, heads)| !heads.is_empty()).collect()
+    };
+    (some(true), some(false))
 }
 
 /// The scores of the heads that pruning has left.

@@ -67,15 +67,17 @@ impl Pipeline {
 }
 
 impl Run<'_> {
-    /// Trades up to `swaps` of the weakest heads for as many of the archived ones with the highest gains, as long as that lowers the
-    /// loss; half as many when it does not. Returns the scores of the heads that are there then.
+    /// Trades up to `swaps` of the weakest heads for as many of those with the highest gains that the cycle has pruned, as long as that
+    /// lowers the loss; half as many when it does not. Returns the scores of the heads that are there then.
     pub(super) fn swap(&mut self, cycle: usize, parent: &Model) -> Result<HeadScores> {
         let mut count = self.pipeline.config.swaps;
         let mut loss = self.calibration_loss(&self.pipeline.model)?;
         loop {
             let task = self.task(cycle, "swap");
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-            let (gains, scores) = (self.pipeline.gains(cycle)?, self.pipeline.score(cycle)?);
+            let (mut gains, scores) = (self.pipeline.gains(cycle)?, self.pipeline.score(cycle)?);
+            // The refit would cancel heads that the parent does not have.
+            gains.retain(|id, _| parent.heads.layers()[id.layer].is_active(id.head));
             let keep = self.pipeline.strategy.as_keep(&scores);
             loop {
                 let Run { pipeline, .. } = self;
