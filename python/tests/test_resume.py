@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from upgrayedd import Callback, Control, FileError, History, Model, UpgrayeddPipeline
+from upgrayedd.callbacks import MetricsCallback
 from upgrayedd.strategies import MagnitudePruningStrategy
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "tests" / "golden"
@@ -177,3 +178,15 @@ def test_a_folder_in_the_way_says_how_to_go_on(texts: list[str], tmp_path: pathl
         UpgrayeddPipeline("builtin", output_dir=tmp_path / "run").run_optimization(texts)
     with pytest.raises(FileError, match="is not a run folder"):
         History.read(tmp_path)
+
+
+def test_metrics_go_on_with_the_run_s_own_count_of_steps(texts: list[str], out: pathlib.Path) -> None:
+    class Keeps(MetricsCallback):
+        def write(self, values: dict[str, float], step: int) -> None:
+            if "train/loss" in values:
+                written.append(step)
+
+    written: list[int] = []
+    start("builtin", texts, out, **SMALL)
+    UpgrayeddPipeline.resume(out, callbacks=[Keeps()]).run_optimization(texts)
+    assert written == [4, 5, 6]

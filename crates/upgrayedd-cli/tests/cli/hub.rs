@@ -27,6 +27,10 @@ fn serve(folder: PathBuf) -> (String, Log) {
     (address, log)
 }
 
+fn entries(folder: &std::path::Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect()
+}
+
 fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
@@ -41,10 +45,11 @@ fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     };
     if path.starts_with("/api/models/owner/small") {
-        let files: Vec<_> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|e| serde_json::json!({ "rfilename": e.unwrap().file_name().to_str() }))
-            .collect();
+        let mut names: Vec<PathBuf> = entries(folder);
+        let within: Vec<PathBuf> = names.iter().filter(|n| n.is_dir()).flat_map(|n| entries(n)).collect();
+        names.retain(|n| n.is_file());
+        let name = |path: &PathBuf| serde_json::json!({ "rfilename": path.strip_prefix(folder).unwrap().to_str() });
+        let files: Vec<_> = names.iter().chain(&within).map(name).collect();
         let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes());
     }
@@ -101,6 +106,37 @@ fn a_hub_id_comes_from_the_network_once_and_then_from_the_cache() {
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("Once there was a "));
+}
+
+#[test]
+fn what_belongs_to_a_model_comes_along_even_if_its_weights_were_there_before() {
+    let b = bench();
+    // What sentence-transformers does with the hidden states.
+    std::fs::write(b.path("model/modules.json"), r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}]"#).unwrap();
+    std::fs::create_dir(b.path("model/1_Pooling")).unwrap();
+    std::fs::write(b.path("model/1_Pooling/config.json"), r#"{"pooling_mode_mean_tokens": true}"#).unwrap();
+    let (address, log) = serve(b.path("model"));
+    let run = |args: &[&str]| {
+        let output = b
+            .command(env!("CARGO_BIN_EXE_upgrayedd"))
+            .args(args)
+            .env("HF_ENDPOINT", &address)
+            .env("HF_HUB_OFFLINE", "0")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let out = b.path("exported");
+    run(&["export", "owner/small", "--format", "hf", "--out", out.to_str().unwrap()]);
+    for name in ["modules.json", "1_Pooling/config.json"] {
+        assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(b.path("model").join(name)).unwrap());
+    }
+    assert!(!out.join("2_Normalize").exists());
+    let snapshot = b.path("hf/hub/models--owner--small/snapshots").join(COMMIT);
+    std::fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
+    let asked = log.lock().unwrap().len();
+    run(&["inspect", "owner/small"]);
+    assert!(snapshot.join("tokenizer.json").is_file() && log.lock().unwrap().len() > asked);
 }
 
 #[test]
