@@ -127,7 +127,7 @@ fn what_belongs_to_a_model_comes_along_even_if_its_weights_were_there_before() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let out = b.path("exported");
-    run(&["export", "owner/small", "--format", "hf", "--out", out.to_str().unwrap()]);
+    run(&["export", "--model", "owner/small", "--format", "hf", "--out", out.to_str().unwrap()]);
     for name in ["modules.json", "1_Pooling/config.json"] {
         assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(b.path("model").join(name)).unwrap());
     }
