@@ -27,9 +27,7 @@ METHODS = {
 class Dispatcher:
     """What the core tells about a run. Both methods return whether the run is to end."""
 
-    def __init__(
-        self, callbacks: Sequence[Callback], record: Callable[[dict[str, Any]], bool], steps: Callable[[], int]
-    ) -> None:
+    def __init__(self, callbacks: Sequence[Callback], record: Callable[[dict[str, Any]], bool], steps: Callable[[], int]) -> None:
         self._callbacks = callbacks
         self._record = record
         self._steps = steps

@@ -31,8 +31,8 @@ class Control:
 class Callback:
     """Override what you need. Each method gets the run's control and the event as keywords; returning False stops the run.
 
-    Every event has `event`, its name in `events.jsonl`, and most have `cycle`, from 1. `docs/run-folder.md` lists their fields. Here they
-    have `run_step` too, the number of optimiser steps of the whole run so far.
+    Every event has `event`, its name in `events.jsonl`, and most have `cycle`, from 1. `docs/run-folder.md` lists their fields.
+    Here they have `run_step` too, the number of optimiser steps of the whole run so far.
     """
 
     def on_train_begin(self, control: Control, **event: Any) -> bool | None:
