@@ -289,8 +289,18 @@ impl BatchSource for LoaderBatches {
     }
 }
 
-/// Reads the loader once: the last tenth of its batches is held out (unless there is data to measure on), batches of a tenth
-/// before it, with at most `calibration` sequences, serve for scoring. `kept` are those of a run that is gone on with: a loader that
+/// How many batches at the end have `rows` sequences, at most `most`: the last of a loader may be short.
+fn last_batches(counts: &[usize], rows: usize, most: usize) -> usize {
+    let mut sum = 0;
+    let enough = counts.iter().rev().position(|n| {
+        sum += n;
+        sum >= rows
+    });
+    enough.map_or(most, |before| (before + 1).min(most))
+}
+
+/// Reads the loader once: a tenth of its sequences, in whole batches at its end, is held out (unless there is data to measure on), a tenth
+/// before it, with about `calibration` sequences at most, serves for scoring. `kept` are those of a run that is gone on with: a loader that
 /// shuffles has others in these places now.
 fn loader_data(
     loader: &Py<PyAny>,
@@ -302,7 +312,7 @@ fn loader_data(
     let reader = Reader { spec: &model.spec, labelled: true };
     let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
-    let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n)));
+    let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
     let (mut keys, mut counts, mut last, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
     let mut batches = Epoch::start(loader)?;
     let mut seen = 0;
@@ -328,8 +338,9 @@ fn loader_data(
         )));
     }
     let rows_per_batch = counts.iter().copied().max().unwrap_or(1).max(1);
-    let rest = if eval.is_some() { count } else { count - tenth(count) };
-    let train = 0..rest - tenth(count).min(calibration.div_ceil(rows_per_batch)).max(1);
+    let (rows, most) = (tenth(count) * seen / count, tenth(count) + 1);
+    let rest = if eval.is_some() { count } else { count - last_batches(&counts, rows, most.min(count - 2)) };
+    let train = 0..rest - last_batches(&counts[..rest], rows.min(calibration), most.min(rest - 1));
     let part = |range: Range<usize>| -> Vec<Row> {
         let first = last_from.min(count);
         last[range.start - first..range.end - first].iter().flatten().cloned().collect()

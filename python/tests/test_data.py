@@ -192,3 +192,15 @@ def test_files_are_read_as_on_the_command_line(texts: list[str], tmp_path: pathl
     expected = len(texts) // 10
     separate = run(TextFiles(file, documents="separate"), tmp_path / "c", sequence_length=64)
     assert separate.history.baseline is not None and separate.history.baseline["sequences"] == expected
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_short_last_batch_is_not_all_that_is_measured_on(out: pathlib.Path, separate: bool) -> None:
+    rows = np.random.default_rng(0).integers(3, 200, (129, 16))
+    batches = [{"input_ids": rows[i : i + 16]} for i in range(0, 129, 16)]
+    measured = [{"input_ids": np.random.default_rng(1).integers(3, 200, (20, 16))}] if separate else None
+    pipeline = UpgrayeddPipeline("builtin", output_dir=out, max_steps_per_cycle=0)
+    pipeline.run_optimization(batches, num_cycles=1, eval_dataloader=measured)
+    began = json.loads((out / "events.jsonl").read_text().splitlines()[0])
+    # Whole batches, of which the last has one sequence: as many as come to a tenth.
+    assert began["sequences"] == ([112, 17, 20] if separate else [96, 16, 17])

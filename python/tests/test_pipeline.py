@@ -320,6 +320,25 @@ def test_ctrl_c_stops_within_a_second_and_the_run_can_be_continued(out: pathlib.
     assert UpgrayeddPipeline.resume(out).run_dir == out
 
 
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from upgrayedd.__main__ import main
+sys.argv = ["upgrayedd", "optimize", "--max-steps-per-cycle", "1000", "--out", sys.argv[1]]
+sys.exit(main())
+"""
+
+
+def test_the_command_ends_as_the_program_does_on_ctrl_c(out: pathlib.Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, str(out)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("learn: " in line for line in process.stderr)
+    os.kill(process.pid, signal.SIGINT)
+    errors = process.stderr.read()
+    assert process.wait(20) == 130
+    assert "upgrayedd resume" in errors and "Traceback" not in errors
+
+
 def test_the_command_line_is_the_same_program(tmp_path: pathlib.Path) -> None:
     inspected = json.loads(run_command(["inspect", "builtin", "--json"]).stdout)
     assert inspected["family"] == "llama" and inspected["heads"] == [8, 8, 8, 8]

@@ -324,6 +324,10 @@ class Model:
         length = sequence_length or min(512, int(self._info()["max_positions"]))
         check_limits(1 if max_eval_windows is None else max_eval_windows, batch_size)
         source, options = self._source(dataloader, length, batch_size, seed)
+        if not isinstance(reference, Model | None):
+            raise InvalidValueError(
+                f"reference is a {type(reference).__name__}: expected a Model (Model.from_pretrained reads one)"
+            )
         core = None if reference is None else reference._core
         return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows, core)))
 

@@ -87,7 +87,7 @@ pub struct OptimizeArgs {
     /// Prune each cycle in this many parts, scoring anew before each [default: what suits the strategy, mostly 1]
     #[arg(long, value_name = "N")]
     pub steps_per_cycle: Option<usize>,
-    /// Let exact ablation settle this many heads on either side of the cut [default: 0]
+    /// Let exact ablation settle this many heads on either side of the cut, in each layer where heads compete within theirs [default: 0]
     #[arg(long, value_name = "N")]
     pub exact_border: Option<usize>,
     /// After pruning, try up to this many archived heads (of each layer, with scope layer) in the place of weak ones, and keep what
@@ -98,7 +98,7 @@ pub struct OptimizeArgs {
     /// Do not repair the remaining heads' output projections by least squares after pruning
     #[arg(long)]
     pub no_refit: bool,
-    /// Sequences that the last refit of a cycle reads [default: 256]
+    /// Sequences that the last refit of a cycle reads; those to score on are read in any case [default: 256]
     #[arg(long, value_name = "N")]
     pub refit_samples: Option<usize>,
     /// Cycles [default: 3]

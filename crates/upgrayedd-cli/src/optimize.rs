@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_heads;
+use upgrayedd::pipeline::RunRecord;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -148,6 +149,10 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
 
 fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    // A run's record has the configuration among other things.
+    if let Ok(record) = toml::from_str::<RunRecord>(&text) {
+        return Ok(record.config);
+    }
     toml::from_str(&text)
         .map_err(|e| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " "))))
 }

@@ -87,7 +87,7 @@ pub fn summary(summary: &Summary) -> String {
         after.speed.batch,
         after.speed.length,
         grouped(summary.tokens_learned),
-        head_map(&after.heads, summary.total_heads),
+        head_map(&after.heads, summary.heads_per_layer),
         summary.run.join("model").display()
     )
 }
@@ -153,9 +153,12 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
 pub fn scores(score: &Score, model: &Model, scores: &HeadScores) -> String {
     let direction = if score.higher_keeps { "higher = keep" } else { "higher = prune" };
     let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
+    // Four digits of the largest score: those of a loss's gradients are small.
+    let largest = scores.layers.iter().flatten().map(|v| v.abs()).filter(|v| v.is_finite()).fold(0.0, f64::max);
+    let decimals = if largest > 0.0 { (3.0 - largest.log10().floor()).clamp(4.0, 16.0) as usize } else { 4 };
     for (layer, values) in scores.layers.iter().enumerate() {
         let heads = model.heads.layers()[layer].active().iter().zip(values);
-        let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.4}")).collect();
+        let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.decimals$}")).collect();
         let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));
     }
     out.trim_end().to_owned()

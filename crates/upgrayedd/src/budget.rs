@@ -114,6 +114,8 @@ pub struct CyclePlan {
     pub prune: usize,
     /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
     pub goal: Option<usize>,
+    /// Whether as many heads can go as the growth ratio then brings down to the goal; if not, none beyond the goal go.
+    pub growth_fits: bool,
 }
 
 /// How many heads go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
@@ -127,7 +129,7 @@ pub fn plan(
 ) -> CyclePlan {
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
-        return CyclePlan { prune: portion(pruning, heads.num_active()), goal: None };
+        return CyclePlan { prune: portion(pruning, heads.num_active()), goal: None, growth_fits: true };
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(heads, unit);
@@ -137,8 +139,8 @@ pub fn plan(
     let goal = if target >= gone { gone + (target - gone) / cycles_left } else { gone - (gone - target) / cycles_left };
     // The smallest number of units pruned at the peak that growth brings down to the goal, if so many can go.
     let lowest = goal.max(gone);
-    let peak = (lowest..=gone + most / size).find(|&p| p - portion(growth, p) >= goal).unwrap_or(lowest);
-    CyclePlan { prune: (peak - gone) * size, goal: Some(goal * size) }
+    let peak = (lowest..=gone + most / size).find(|&p| p - portion(growth, p) >= goal);
+    CyclePlan { prune: (peak.unwrap_or(lowest) - gone) * size, goal: Some(goal * size), growth_fits: peak.is_some() }
 }
 
 /// ⌊growth · pruned⌋, in whole units.

@@ -66,7 +66,7 @@ pub struct OptimizeConfig {
     pub swaps: usize,
     /// Whether the remaining output projections are repaired by least squares after pruning and growing.
     pub refit: bool,
-    /// Sequences that the last refit of pruning and that of growing read, those set aside for scoring included.
+    /// Sequences that the last refit of pruning and that of growing read; those set aside for scoring are read in any case.
     pub refit_samples: usize,
     /// Cycles.
     pub num_cycles: usize,

@@ -151,7 +151,7 @@ pub struct Summary {
     /// The result as stored.
     pub after: Snapshot,
     /// Query heads per layer of the unpruned model.
-    pub total_heads: usize,
+    pub heads_per_layer: usize,
     /// Cycle by cycle.
     pub cycles: Vec<CycleRecord>,
     /// Targets learned from.

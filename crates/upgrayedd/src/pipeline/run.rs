@@ -135,6 +135,13 @@ impl Run<'_> {
     fn settle_heads(&mut self, cycle: usize) -> Result<()> {
         let parent = self.pipeline.model.clone();
         let plan = self.pipeline.plan(cycle);
+        if let (Some(goal), false) = (plan.goal, plan.growth_fits) {
+            let ratio = self.pipeline.config.growth_ratio;
+            let message = format!(
+                "growth_ratio {ratio} leaves {goal} heads gone only after more have gone than may: no heads beyond those go in this cycle"
+            );
+            self.emit(Event::Notice { cycle, message })?;
+        }
         let (pruned, left) = self.prune(cycle, plan.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
@@ -378,7 +385,7 @@ impl Run<'_> {
         let summary = Summary {
             before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
-            total_heads: model.spec.num_heads,
+            heads_per_layer: model.spec.num_heads,
             cycles: self.state.history.clone(),
             tokens_learned: self.state.tokens,
             run: self.dir.path().to_owned(),
