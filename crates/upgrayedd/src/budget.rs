@@ -362,6 +362,14 @@ mod tests {
     }
 
     #[test]
+    fn growth_that_needs_more_than_may_go_does_not_fit() {
+        let heads = HeadMap::full(5, 8, 4);
+        let plan = |growth| plan(Schedule::Target, &heads, Unit::Head, (0.5, growth), (1, 1), 35);
+        assert_eq!(plan(0.4), CyclePlan { prune: 32, goal: Some(20), growth_fits: true });
+        assert_eq!(plan(0.5), CyclePlan { prune: 20, goal: Some(20), growth_fits: false });
+    }
+
+    #[test]
     fn portions_follow_decimal_arithmetic() {
         assert_eq!(portion(0.29, 100), 29);
         assert_eq!(portion(0.3, 270), 81);

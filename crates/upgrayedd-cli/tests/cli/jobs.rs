@@ -213,6 +213,10 @@ fn options_come_from_a_file_and_the_command_line_wins() {
     let record: toml::Table = fs::read_to_string(b.path("run/run.toml")).unwrap().parse().unwrap();
     assert_eq!(record["config"]["seed"].as_integer(), Some(6));
     assert_eq!(record["config"]["strategy"].as_str(), Some("random"));
+    // The record itself is a configuration too: that of the same run.
+    b.ok(&["optimize", "--config", "run/run.toml", "--out", "again"]);
+    let weights = |run: &str| fs::read(b.path(run).join("model/model.safetensors")).unwrap();
+    assert_eq!(weights("run"), weights("again"));
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
     b.refused(2, &["bad.toml", "prunning_ratio"], &["optimize", "--config", "bad.toml"]);
 }
