@@ -113,7 +113,7 @@ def test_a_run_with_parts_of_the_callers_says_what_it_needs(texts: list[str], ou
         run(Fails(), texts, out)
     with pytest.raises(ValueError, match="give it again as strategy="):
         UpgrayeddPipeline.resume(out)
-    with pytest.raises(ValueError, match="give the same one again"):
+    with pytest.raises(ValueError, match="give the same again"):
         UpgrayeddPipeline.resume(out, strategy=Fails()).run_optimization()
     with pytest.raises(ValueError, match="was started with a Fails, not a Other"):
         UpgrayeddPipeline.resume(out, strategy=Other())
