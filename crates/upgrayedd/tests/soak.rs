@@ -92,7 +92,8 @@ fn memory_stays_flat_and_the_model_good() {
     assert!(after < before + 1.0, "{before} became {after}");
     // Single cycles stand out by what is being saved and by the other test; what leaks never comes back.
     let (cycles, least) = (memory.after.len(), |some: &[f64]| some.iter().copied().fold(f64::INFINITY, f64::min));
-    let (early, late) = (least(&memory.after[..=cycles / 4]), least(&memory.after[cycles / 2..]));
+    // In the first cycle no heads of earlier ones come back.
+    let (early, late) = (least(&memory.after[1..=cycles / 4]), least(&memory.after[cycles / 2..]));
     eprintln!("{cycles} cycles: loss {before:.4} became {after:.4}, {early:.1} MiB at first, {late:.1} MiB later");
     assert!(late < early * 1.1 + 16.0, "{:?}", memory.after);
 }
