@@ -321,13 +321,11 @@ class Model:
             reference: For plain encoders, and needed there: the model whose hidden states these are compared with. The loss is
                 then the squared distance from them, as a share of their squared length.
         """
+        if not isinstance(reference, Model | None):
+            raise InvalidValueError(f"reference is a {type(reference).__name__}: expected a Model, as from_pretrained reads it")
         length = sequence_length or min(512, int(self._info()["max_positions"]))
         check_limits(1 if max_eval_windows is None else max_eval_windows, batch_size)
         source, options = self._source(dataloader, length, batch_size, seed)
-        if not isinstance(reference, Model | None):
-            raise InvalidValueError(
-                f"reference is a {type(reference).__name__}: expected a Model (Model.from_pretrained reads one)"
-            )
         core = None if reference is None else reference._core
         return Evaluation(**json.loads(self._core.evaluate(source, options, batch_size, max_eval_windows, core)))
 

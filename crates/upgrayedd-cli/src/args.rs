@@ -90,7 +90,7 @@ pub struct OptimizeArgs {
     /// Let exact ablation settle this many heads on either side of the cut, in each layer where heads compete within theirs [default: 0]
     #[arg(long, value_name = "N")]
     pub exact_border: Option<usize>,
-    /// After pruning, try up to this many archived heads (of each layer, with scope layer) in the place of weak ones, and keep what
+    /// After pruning, try up to this many of the heads that went (of each layer, with scope layer) in the place of weak ones, and keep what
     /// lowers the calibration loss
     /// [default: 0]
     #[arg(long, value_name = "N")]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_heads;
-use upgrayedd::pipeline::RunRecord;
+use upgrayedd::pipeline::{GivenParts, RunRecord};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -151,6 +151,13 @@ fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
     // A run's record has the configuration among other things.
     if let Ok(record) = toml::from_str::<RunRecord>(&text) {
+        let GivenParts { model, data, strategy, .. } = record.given;
+        if model || data || strategy {
+            return Err(Error::bad_file(
+                path,
+                "is of a run with parts that a program made: only that program can start it again",
+            ));
+        }
         return Ok(record.config);
     }
     toml::from_str(&text)

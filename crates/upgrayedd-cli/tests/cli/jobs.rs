@@ -217,6 +217,11 @@ fn options_come_from_a_file_and_the_command_line_wins() {
     b.ok(&["optimize", "--config", "run/run.toml", "--out", "again"]);
     let weights = |run: &str| fs::read(b.path(run).join("model/model.safetensors")).unwrap();
     assert_eq!(weights("run"), weights("again"));
+    // Unless parts of the run are in no file: without them it would be another one.
+    let text = fs::read_to_string(b.path("run/run.toml")).unwrap();
+    assert!(text.contains("data = false"));
+    fs::write(b.path("given.toml"), text.replace("data = false", "data = true")).unwrap();
+    b.refused(1, &["given.toml", "parts that a program made"], &["optimize", "--config", "given.toml", "--out", "third"]);
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
     b.refused(2, &["bad.toml", "prunning_ratio"], &["optimize", "--config", "bad.toml"]);
 }

@@ -49,7 +49,11 @@ pub(crate) fn write_companions(model: &Model, to: &Path) -> Result<()> {
     for folder in module_folders(&std::fs::read_to_string(from.join(MODULES)).unwrap_or_default()) {
         let source = from.join(&folder);
         // A module without files of its own, such as a normalisation, has no folder either.
-        let Ok(entries) = std::fs::read_dir(&source) else { continue };
+        if !source.is_dir() {
+            continue;
+        }
+        check_link(&source)?;
+        let entries = std::fs::read_dir(&source).map_err(Error::io(&source, "read"))?;
         let target = to.join(&folder);
         std::fs::create_dir_all(&target).map_err(Error::io(&target, "create"))?;
         for entry in entries {

@@ -138,7 +138,8 @@ impl Run<'_> {
         if let (Some(goal), false) = (plan.goal, plan.growth_fits) {
             let ratio = self.pipeline.config.growth_ratio;
             let message = format!(
-                "growth_ratio {ratio} leaves {goal} heads gone only after more have gone than may: no heads beyond those go in this cycle"
+                "growth_ratio {ratio} cannot be had: for {goal} heads to be gone after growth, more than may go would have to go first; \
+                 none go beyond those in this cycle"
             );
             self.emit(Event::Notice { cycle, message })?;
         }
