@@ -116,7 +116,7 @@ pub struct OptimizeArgs {
     /// Learning rate within a cycle: linear, cosine or constant [default: linear]
     #[arg(long, value_name = "NAME")]
     pub lr_schedule: Option<String>,
-    /// Steps of learning-rate warm-up per cycle [default: 8]
+    /// Steps of learning-rate warm-up per cycle, half of its steps at most [default: 8]
     #[arg(long, value_name = "N")]
     pub warmup_steps: Option<u64>,
     /// Sequences per backward pass [default: 4]
@@ -141,7 +141,7 @@ pub struct OptimizeArgs {
     /// The model to learn from: a folder, a run folder or a Hub id with the same tokens [default: the model as given]
     #[arg(long, value_name = "DIR|ID")]
     pub teacher: Option<String>,
-    /// Divides the logits in distillation [default: 1]
+    /// With --distill or --teacher: divides the logits in distillation [default: 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub distill_temperature: Option<f64>,
     /// Measure before learning and every N steps of it, keep the best state, and stop early when none is better
@@ -266,9 +266,9 @@ pub struct ScoreArgs {
     /// Every score, and the rank correlation of each with exact ablation (loss_impact)
     #[arg(long, conflicts_with = "score")]
     pub all: bool,
-    /// With --all: sequences that ablation measures each head on
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub ablation_samples: usize,
+    /// With --all: sequences that ablation measures each head on [default: 16]
+    #[arg(long, value_name = "N")]
+    pub ablation_samples: Option<usize>,
     /// Keep one block's activations at a time and compute the rest again: the same scores for less memory and more time
     #[arg(long)]
     pub gradient_checkpointing: bool,
@@ -343,9 +343,9 @@ pub struct GenerateArgs {
     /// 0 takes the likeliest token
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f32,
-    /// Samples among the likeliest tokens that make up this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    pub top_p: f32,
+    /// With --temperature: samples among the likeliest tokens that make up this probability [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
     /// For sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -118,7 +118,9 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 fn score(args: ScoreArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
     let only = args.score.as_deref().map(Score::named).transpose()?;
-    positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", args.ablation_samples)])?;
+    refuse_idle("--ablation-samples", args.ablation_samples.is_some() && !args.all, "--all")?;
+    let ablation_samples = args.ablation_samples.unwrap_or(16);
+    positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", ablation_samples)])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
     let mut data = open(&model, &args.data, length)?;
@@ -137,7 +139,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
         scores.layers.iter().zip(heads).enumerate().map(layer).collect()
     };
-    let Some(score) = only else { return score_all(&context, args.ablation_samples, layers, args.json) };
+    let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
     let scores = score.compute(&context)?;
     if args.json {
         let layers = layers(&scores);
@@ -178,6 +180,11 @@ fn score_all(
     all.insert(truth.name.to_owned(), json!({ "higher_keeps": true, "rank_correlation": 1.0, "layers": layers(&impacts) }));
     let hash = context.data.map(|(data, _)| data.hash.as_str());
     print_json(&json!({ "scores": all, "samples": context.samples, "ablation_samples": ablation_samples, "data_hash": hash }))
+}
+
+/// Refuses an option that nothing would come of.
+pub(crate) fn refuse_idle(option: &str, idle: bool, needed: &str) -> upgrayedd::Result<()> {
+    if idle { Err(Error::invalid(format!("{option} does nothing without {needed}"))) } else { Ok(()) }
 }
 
 /// Refuses options that are 0.
@@ -242,13 +249,14 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
 
 fn generate(args: GenerateArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
+    refuse_idle("--top-p", args.top_p.is_some() && args.temperature == 0.0, "--temperature above 0")?;
     let model = load(&args.model)?;
     let tokenizer = model.tokenizer()?;
     let prompt = [tokenizer.prefix(), &tokenizer.encode(&args.prompt)?].concat();
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
-        top_p: args.top_p,
+        top_p: args.top_p.unwrap_or(1.0),
         seed: args.seed,
         end_tokens: tokenizer.eos().filter(|_| model.spec.objective == Objective::CausalLm).into_iter().collect(),
     };

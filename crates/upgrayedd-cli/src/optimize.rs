@@ -144,6 +144,9 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
         config.strategy_options.insert(name.to_owned(), parsed.unwrap_or_else(|| value.into()));
     }
+    crate::refuse_idle("--patience", args.patience.is_some() && config.eval_every.is_none(), "--eval-every")?;
+    let distils = config.distill.map_or(config.teacher.is_some(), |share| share > 0.0);
+    crate::refuse_idle("--distill-temperature", args.distill_temperature.is_some() && !distils, "--distill or --teacher")?;
     Ok(config)
 }
 

@@ -71,6 +71,11 @@ fn parameters_out_of_range() {
     b.refused(2, &["28 of 32", "only 20"], &optimize("model", "text.txt", &target));
     let idle = ["--teacher", "model", "--distill", "0"];
     b.refused(2, &["distill is 0", "teacher"], &optimize("model", "text.txt", &idle));
+    b.refused(2, &["--patience", "--eval-every"], &optimize("model", "text.txt", &["--patience", "2"]));
+    b.refused(2, &["--distill-temperature", "--teacher"], &optimize("model", "text.txt", &["--distill-temperature", "2"]));
+    let one = ["score", "--model", "model", "--data", "text.txt", "--score", "entropy", "--ablation-samples", "2"];
+    b.refused(2, &["--all"], &one);
+    b.refused(2, &["--temperature"], &["generate", "--model", "model", "--prompt", "Mia", "--top-p", "0.9"]);
     b.refused(
         2,
         &["score", "entropy"],
