@@ -159,6 +159,14 @@ def test_a_callback_stops_a_run_which_still_gives_its_result(way: str, texts: li
     assert sum(model.heads_per_layer.values()) == pipeline.history[0].active < 32
 
 
+def test_a_callback_that_nothing_would_call_is_refused() -> None:
+    with pytest.raises(ValueError, match="Watches.on_evaluated: .*did you mean on_evaluate"):
+
+        class Watches(Callback):
+            def on_evaluated(self, control: Any, **event: Any) -> None:
+                """Never called."""
+
+
 def test_metrics_callbacks_write_numbers(texts: list[str], out: pathlib.Path) -> None:
     written: list[tuple[int, dict[str, float]]] = []
 

@@ -12,9 +12,12 @@ class StopWhenGoodEnough(Callback):
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 from typing import Any
+
+from upgrayedd.errors import InvalidValueError
 
 
 class Control:
@@ -33,7 +36,19 @@ class Callback:
 
     Every event has `event`, its name in `events.jsonl`, and most have `cycle`, from 1. `docs/run-folder.md` lists their fields.
     Here they have `run_step` too, the number of optimiser steps of the whole run so far.
+
+    Raises:
+        InvalidValueError: When a subclass is defined with a method `on_…` that is none of these, as nothing would call it.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in vars(cls):
+            if name.startswith("on_") and not hasattr(Callback, name):
+                names = [n for n in vars(Callback) if n.startswith("on_")]
+                meant = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {meant[0]}?" if meant else "there are " + ", ".join(names)
+                raise InvalidValueError(f"{cls.__name__}.{name}: no event calls it: {hint}")
 
     def on_train_begin(self, control: Control, **event: Any) -> bool | None:
         """The run begins: family, parameters, heads, sequences, steps_per_cycle."""
