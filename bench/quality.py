@@ -37,6 +37,8 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto, 3 steps": ("auto", {"steps_per_cycle": 3}),
     # Prune a third more than asked for and grow a quarter of all pruned heads back.
     "auto, regrown": ("auto", {"schedule": "target", "growth_ratio": 0.25}),
+    # The last refit reads all there is to learn from.
+    "auto, regrown, refit on all": ("auto", {"schedule": "target", "growth_ratio": 0.25, "refit_samples": 1 << 20}),
     "auto, 3 steps, regrown": ("auto", {"steps_per_cycle": 3, "schedule": "target", "growth_ratio": 0.25}),
 }
 
