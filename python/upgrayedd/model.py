@@ -318,8 +318,8 @@ class Model:
             batch_size: Sequences at once.
             max_eval_windows: Sequences at most, from the first.
             seed: Of the masking of masked language models.
-            reference: For plain encoders, and needed there: the model whose hidden states these are compared with. The loss is
-                then the squared distance from them, as a share of their squared length.
+            reference: For plain encoders, needed there: the model whose hidden states these are compared with. The loss is then the
+                squared distance from them, as a share of their squared length.
         """
         if not isinstance(reference, Model | None):
             raise InvalidValueError(f"reference is a {type(reference).__name__}: expected a Model, as from_pretrained reads it")
@@ -391,8 +391,7 @@ class Model:
     ) -> dict[str, float]:
         """Repairs what pruning has broken: least squares on the output projections, towards `parent`'s residual stream.
 
-        A fifth of the batches only judges: a layer changes only if that brings it closer to `parent` there. Nothing is learned
-        from labels.
+        A fifth of the batches only judges: a layer changes only if that brings it closer to `parent` there. Labels are not read.
 
         Args:
             parent: The model before pruning.
