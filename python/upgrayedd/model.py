@@ -318,8 +318,8 @@ class Model:
             batch_size: Sequences at once.
             max_eval_windows: Sequences at most, from the first.
             seed: Of the masking of masked language models.
-            reference: For plain encoders, needed there: the model whose hidden states these are compared with. The loss is then the
-                squared distance from them, as a share of their squared length.
+            reference: For plain encoders, needed there: the model whose hidden states these are compared with. The loss is then
+                the squared distance from them, as a share of their squared length.
         """
         if not isinstance(reference, Model | None):
             raise InvalidValueError(f"reference is a {type(reference).__name__}: expected a Model, as from_pretrained reads it")
