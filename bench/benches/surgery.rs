@@ -12,7 +12,7 @@ use upgrayedd::{family, surgery, train};
 fn model() -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-small.json");
     let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).expect("config")).expect("JSON");
-    Model::initialised(family::recognise(&config, &[], None).expect("GPT-2"), config, 1)
+    Model::initialised(family::recognise(&config, &[], None).expect("GPT-2").0, config, 1)
 }
 
 fn surgery(c: &mut Criterion) {

@@ -94,7 +94,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
-    let spec = family::recognise(&config, &[], None)?;
+    let (spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(spec, config, 1);
     if let Some(keep) = args.heads {
         let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());

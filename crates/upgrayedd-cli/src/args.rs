@@ -48,10 +48,10 @@ Examples:
 #[derive(Args)]
 #[command(after_help = OPTIMIZE_EXAMPLES)]
 pub struct OptimizeArgs {
-    /// Model folder, run folder or Hub id [default: a small built-in model]
+    /// Model folder, run folder or Hub id, of which ID@REVISION names a version [default: a small built-in model]
     #[arg(long, value_name = "DIR|ID")]
     pub model: Option<String>,
-    /// File to learn from: .txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers (repeatable)
+    /// File to learn from: .txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers (repeatable)
     #[arg(long, value_name = "FILE")]
     pub data: Vec<PathBuf>,
     /// File to measure on [default: the last tenth of the data]
@@ -180,6 +180,12 @@ pub struct OptimizeArgs {
     /// Field or column with the label, or the number for regression [default: label]
     #[arg(long, value_name = "NAME")]
     pub label_field: Option<String>,
+    /// What stands between the cells of a .tsv or .csv file, or tab [default: tabs, or what a .csv file begins with]
+    #[arg(long, value_name = "CHAR", value_parser = upgrayedd::data::delimiter)]
+    pub delimiter: Option<char>,
+    /// Names of the columns of a .tsv or .csv file that has no line with them
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub columns: Option<Vec<String>>,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines [default: packed]
     #[arg(long, value_name = "MODE")]
     pub documents: Option<String>,
@@ -202,7 +208,7 @@ pub struct OptimizeArgs {
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// Model folder, run folder or Hub id
+    /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(long, value_name = "DIR|ID")]
     pub model: String,
     /// Family, for a config.json that does not tell: llama, gpt2 or bert
@@ -218,8 +224,8 @@ pub struct ModelArgs {
 
 #[derive(Args)]
 pub struct DataArgs {
-    /// File: .txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers (repeatable)
-    #[arg(long, value_name = "FILE", required = true)]
+    /// File: .txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers (repeatable)
+    #[arg(long, value_name = "FILE")]
     pub data: Vec<PathBuf>,
     /// Field or column with the text [default: text, then sentence]
     #[arg(long, value_name = "NAME")]
@@ -230,6 +236,12 @@ pub struct DataArgs {
     /// Field or column with the label, or the number for regression
     #[arg(long, value_name = "NAME", default_value = "label")]
     pub label_field: String,
+    /// What stands between the cells of a .tsv or .csv file, or tab [default: tabs, or what a .csv file begins with]
+    #[arg(long, value_name = "CHAR", value_parser = upgrayedd::data::delimiter)]
+    pub delimiter: Option<char>,
+    /// Names of the columns of a .tsv or .csv file that has no line with them
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub columns: Option<Vec<String>>,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines
     #[arg(long, value_name = "MODE", default_value = "packed")]
     pub documents: String,
@@ -245,6 +257,8 @@ impl DataArgs {
             text_field: self.text_field.clone(),
             text_pair_field: self.text_pair_field.clone(),
             label_field: self.label_field.clone(),
+            delimiter: self.delimiter,
+            columns: self.columns.clone(),
             documents: self.documents.parse()?,
             seed,
         })
@@ -313,7 +327,7 @@ pub struct EvaluateArgs {
 #[derive(Args)]
 #[command(after_help = "Example:\n  upgrayedd inspect runs/llama-magnitude-1 --json")]
 pub struct InspectArgs {
-    /// Model folder, run folder or Hub id
+    /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Family, for a config.json that does not tell: llama, gpt2 or bert
@@ -357,7 +371,7 @@ pub struct GenerateArgs {
 #[derive(Args)]
 #[command(after_help = "Example:\n  upgrayedd export --model runs/llama-magnitude-1 --format hf-dense --out dense/")]
 pub struct ExportArgs {
-    /// Model folder, run folder or Hub id
+    /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(long, value_name = "DIR|ID")]
     pub model: String,
     /// hf: really smaller; hf-dense: zeros in the original shape, no speed-up

@@ -17,7 +17,7 @@ use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{Format, export};
 use upgrayedd::heads::HeadScores;
-use upgrayedd::model::{GenerateOptions, LoadOptions, Objective};
+use upgrayedd::model::{GenerateOptions, LoadOptions};
 use upgrayedd::nn::interrupt::{Interrupted, watch};
 use upgrayedd::score::{ALL, Score, ScoreContext, compute_all};
 use upgrayedd::{Error, Model};
@@ -101,13 +101,26 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 }
 
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
-    let mut model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family.clone() })?;
+    let mut model = named(&args.model, args.family.clone())?;
     model.device = args.device.parse()?;
     Ok(model)
 }
 
+fn named(name: &str, family: Option<String>) -> upgrayedd::Result<Model> {
+    let model = Model::from_pretrained(name, &LoadOptions { family })?;
+    note(&model.notices);
+    Ok(model)
+}
+
 fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> upgrayedd::Result<Dataset> {
-    Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)
+    let data = Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)?;
+    note(&data.notices);
+    Ok(data)
+}
+
+/// Says what was passed over or taken otherwise than files say.
+fn note<'a>(notices: impl IntoIterator<Item = &'a String>) {
+    notices.into_iter().for_each(|notice| progress::say(&format!("note: {notice}")));
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
@@ -123,12 +136,16 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", ablation_samples)])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
-    let mut data = open(&model, &args.data, length)?;
-    data.spread_over(data.len());
-    let range = 0..data.len();
+    let reads_data = only.is_none_or(Score::needs_data);
+    if args.data.data.is_empty() && reads_data {
+        return Err(Error::invalid("--data is missing: this score reads text (magnitude and random do without)").into());
+    }
+    let mut data = (!args.data.data.is_empty()).then(|| open(&model, &args.data, length)).transpose()?;
+    data.iter_mut().for_each(|data| data.spread_over(data.len()));
+    let range = 0..data.as_ref().map_or(0, Dataset::len);
     let context = ScoreContext {
         model: &model,
-        data: Some((&data, &range)),
+        data: data.as_ref().map(|data| (data, &range)),
         batch_size: args.batch_size,
         samples: args.samples,
         seed: args.data.seed,
@@ -144,7 +161,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     if args.json {
         let layers = layers(&scores);
         return print_json(
-            &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.hash }),
+            &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.map(|data| data.hash) }),
         );
     }
     report::print(&report::scores(score, &model, &scores));
@@ -200,11 +217,14 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
     let mut model = load(&args.model)?;
     if let Some(reference) = &args.reference {
-        let mut reference = Model::from_pretrained(reference, &LoadOptions { family: args.model.family.clone() })?;
+        let mut reference = named(reference, args.model.family.clone())?;
         reference.device = model.device;
         model.set_reference(Arc::new(reference))?;
     }
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
+    if args.data.data.is_empty() {
+        return Err(Error::invalid("--data is missing: name the file to measure on").into());
+    }
     let data = open(&model, &args.data, length)?;
     let options = EvalOptions { batch_size: args.batch_size, max_windows: args.max_eval_windows, window: length };
     let mut observer = progress::Console::new(false);
@@ -220,7 +240,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
 
 fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     set_threads(None)?;
-    let model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family })?;
+    let model = named(&args.model, args.family)?;
     let cost = model.cost(args.context);
     let heads = model.heads.layers();
     if args.json {
@@ -252,13 +272,15 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
     refuse_idle("--top-p", args.top_p.is_some() && args.temperature == 0.0, "--temperature above 0")?;
     let model = load(&args.model)?;
     let tokenizer = model.tokenizer()?;
+    let (_, ignored) = model.generation_settings()?;
+    note(tokenizer.notices().iter().chain(&ignored));
     let prompt = [tokenizer.prefix(), &tokenizer.encode(&args.prompt)?].concat();
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
         top_p: args.top_p.unwrap_or(1.0),
         seed: args.seed,
-        end_tokens: tokenizer.eos().filter(|_| model.spec.objective == Objective::CausalLm).into_iter().collect(),
+        end_tokens: model.end_tokens(&tokenizer)?,
     };
     let generation = model.generate(&prompt, &options, |_| !STOP.load(Ordering::SeqCst))?;
     let text = tokenizer.decode(&[&prompt[..], &generation.tokens].concat())?;
@@ -278,7 +300,7 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let format: Format = args.format.parse()?;
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::export::check_new(&args.out)?;
-    let model = Model::from_pretrained(&args.model, &LoadOptions { family: args.family })?;
+    let model = named(&args.model, args.family)?;
     let dtype = dtype.unwrap_or(model.dtype);
     export(&model, format, dtype, &args.out)?;
     let note = match format {

@@ -112,6 +112,8 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         eval_data,
         text_field,
         text_pair_field,
+        delimiter,
+        columns,
         family,
         max_steps_per_cycle,
         steps_per_cycle,

@@ -34,6 +34,10 @@ pub struct OptimizeConfig {
     pub text_pair_field: Option<String>,
     /// Field with the label, or the number for regression.
     pub label_field: String,
+    /// What stands between the cells of a .tsv or .csv file; tabs, or what a .csv file begins with, if absent.
+    pub delimiter: Option<char>,
+    /// Names of the columns of a .tsv or .csv file that has no line with them.
+    pub columns: Option<Vec<String>>,
     /// How documents become sequences.
     pub documents: Documents,
     /// Strategy by name.
@@ -139,6 +143,8 @@ impl Default for OptimizeConfig {
             text_field: None,
             text_pair_field: None,
             label_field: "label".to_owned(),
+            delimiter: None,
+            columns: None,
             documents: Documents::Packed,
             strategy: "magnitude".to_owned(),
             strategy_options: Options::new(),
@@ -260,7 +266,7 @@ impl OptimizeConfig {
         let (model, data) = (self.model.is_some() || model_given, !self.data.is_empty() || data_given);
         if model && !data {
             return Err(Error::invalid(
-                "no data: name at least one file with --data (.txt, .jsonl, .parquet; .tsv or .jsonl with labels for classifiers)",
+                "no data: name at least one file with --data (.txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers)",
             ));
         }
         if !model && (data || self.eval_data.is_some()) {
@@ -298,6 +304,10 @@ impl OptimizeConfig {
             }
         };
         self.data.iter_mut().chain(&mut self.eval_data).for_each(absolute);
+        // The commit that was read, so that the run can be made again after the repository has moved.
+        if let Some(origin) = model.origin.as_ref().filter(|_| self.model.is_some()) {
+            self.model = Some(origin.clone());
+        }
         for name in [&mut self.model, &mut self.teacher] {
             if let Some(full) = name.as_ref().and_then(|m| std::path::Path::new(m).canonicalize().ok()) {
                 *name = Some(full.to_string_lossy().into_owned());
@@ -323,6 +333,8 @@ impl OptimizeConfig {
             text_field: self.text_field.clone(),
             text_pair_field: self.text_pair_field.clone(),
             label_field: self.label_field.clone(),
+            delimiter: self.delimiter,
+            columns: self.columns.clone(),
             documents: self.documents,
             seed: self.seed,
         }

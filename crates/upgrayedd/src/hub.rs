@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
-use hf_hub::{Cache, Repo};
+use hf_hub::{Cache, Repo, RepoType};
 
 use crate::export::{COMPANIONS, MODULES, module_folders};
 use crate::model::shard_names;
@@ -16,26 +16,56 @@ fn offline() -> bool {
 /// Files of which a tokenizer has one at least.
 const VOCABULARIES: [&str; 4] = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
 
-/// The folder of a model in the cache, downloaded first if it is not there.
-pub(crate) fn fetch_model(id: &str) -> Result<PathBuf> {
-    let valid = |part: &str| {
-        let plain = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        !part.is_empty() && plain && !part.starts_with('.') && !part.contains("..")
-    };
-    let parts: Vec<&str> = id.split('/').collect();
-    if parts.len() > 2 || !parts.iter().all(|p| valid(p)) {
-        return Err(Error::invalid(format!("{id}: no such folder, and not a Hub id either (expected a folder or OWNER/NAME)")));
+/// A model's folder, and where on the Hub it is from.
+pub(crate) struct Fetched {
+    pub(crate) dir: PathBuf,
+    /// `owner/name@commit`.
+    pub(crate) origin: Option<String>,
+}
+
+impl Fetched {
+    fn of(id: &str, dir: PathBuf) -> Self {
+        // The cache names the folder after the commit.
+        let commit = dir.file_name().map(|name| name.to_string_lossy().into_owned()).filter(|name| is_commit(name));
+        Self { origin: commit.map(|commit| format!("{id}@{commit}")), dir }
     }
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// The folder of a model in the cache, downloaded first if it is not there. `name` is an id, `owner/name`, or `owner/name@revision` with
+/// a branch, tag or commit.
+pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
+    let plain = |part: &str| {
+        let known = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        !part.is_empty() && known && !part.starts_with('.') && !part.contains("..")
+    };
+    let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
+    let parts: Vec<&str> = id.split('/').collect();
+    if parts.len() > 2 || !parts.iter().all(|p| plain(p)) {
+        return Err(Error::invalid(format!(
+            "{name}: no such folder, and not a Hub id either (expected a folder, OWNER/NAME or OWNER/NAME@REVISION)"
+        )));
+    }
+    if let Some(revision) = revision.filter(|r| !r.split('/').all(plain)) {
+        return Err(Error::invalid(format!("{name}: {revision:?} is no revision: expected a branch, a tag or a commit")));
+    }
+    let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.unwrap_or("main").to_owned());
     let cache = Cache::from_env();
-    let cached = cache.repo(Repo::model(id.to_owned()));
-    let cached = cached.get("config.json").and_then(|config| Some(config.parent()?.to_owned())).filter(|dir| complete(dir));
+    // A commit that is in the cache under its own name need not be known as a revision.
+    let by_commit =
+        revision.filter(|r| is_commit(r)).map(|commit| cache.path().join(repo.folder_name()).join("snapshots").join(commit));
+    let by_name = || cache.repo(repo.clone()).get("config.json").and_then(|config| Some(config.parent()?.to_owned()));
+    let cached = by_commit.filter(|dir| dir.join("config.json").is_file()).or_else(by_name).filter(|dir| complete(dir));
     // Other programs fetch weights alone: what goes with them may still be on the Hub.
     if let Some(dir) = cached.filter(|dir| offline() || VOCABULARIES.iter().any(|name| dir.join(name).exists())) {
-        return Ok(dir);
+        return Ok(Fetched::of(id, dir));
     }
     if offline() {
         return Err(Error::Hub(format!(
-            "{id}: no such folder, not complete in the cache ({}), and HF_HUB_OFFLINE forbids to fetch it",
+            "{name}: no such folder, not complete in the cache ({}), and HF_HUB_OFFLINE forbids to fetch it",
             cache.path().display()
         )));
     }
@@ -44,8 +74,8 @@ pub(crate) fn fetch_model(id: &str) -> Result<PathBuf> {
     if token.is_some() {
         builder = builder.with_token(token);
     }
-    let api = builder.build().map_err(|e| Error::Hub(format!("{id}: cannot set up the download: {e}")))?;
-    download(id, &api.model(id.to_owned()))
+    let api = builder.build().map_err(|e| Error::Hub(format!("{name}: cannot set up the download: {e}")))?;
+    Ok(Fetched::of(id, download(name, &api.repo(repo))?))
 }
 
 /// Whether the weights named by the folder are all there.

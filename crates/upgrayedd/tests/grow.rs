@@ -88,7 +88,7 @@ fn dormant_heads_change_no_bit_of_wide_models() {
         "tie_word_embeddings": true,
     });
     for config in [gpt2, llama] {
-        let spec = family::recognise(&config, &[], None).unwrap();
+        let (spec, _) = family::recognise(&config, &[], None).unwrap();
         let mut model = Model::initialised(spec, config, 1);
         // A whole group of heads, and single ones.
         let selection = HeadSelection::from([(0, vec![0, 1, 2, 7]), (1, vec![0, 1, 2, 3, 4, 5])]);

@@ -91,7 +91,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         "bos_token_id": 1,
         "eos_token_id": 2
     });
-    let spec = family::recognise(&config, &[], None)?;
+    let (spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(spec, config, RECIPE_SEED);
     let options = DataOptions { sequence_length: 256, seed: RECIPE_SEED, ..DataOptions::default() };
     let data = Dataset::from_documents(stories(RECIPE_SEED, RECIPE_STORIES), &model, &tokenizer, &options)?;

@@ -1,36 +1,54 @@
-//! Labelled examples for classifiers, from TSV with a header line or from JSONL.
+//! Labelled examples for classifiers and regression.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use super::text::{TEXT_FIELDS, extension, for_each_line, text_of};
-use super::{DataOptions, Row, Targets, tokens};
+use serde_json::Value;
+
+use super::records::{KINDS, Label, Record, Wanted, for_each_record};
+use super::text::extension;
+use super::{DataOptions, Row, Targets, without_text};
 use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// What a line holds.
-struct Example<'a> {
-    text: &'a str,
-    pair: Option<&'a str>,
-    label: &'a str,
+/// Classes that mean that there is none.
+const UNLABELLED: [i64; 2] = [-1, -100];
+
+/// Examples, and what was passed over.
+pub(super) struct Labelled {
+    pub(super) rows: Vec<Row>,
+    pub(super) notices: Vec<String>,
 }
 
-/// Reads all examples, framed and cut to the sequence length, and the hashes of the files.
+/// Reads all examples, framed and cut to the sequence length.
 pub(super) fn read(
     files: &[PathBuf],
     model: &Model,
     tokenizer: &Tokenizer,
     options: &DataOptions,
     labels: usize,
-) -> Result<(Vec<Row>, Vec<String>)> {
+) -> Result<Labelled> {
     let mut rows = Vec::new();
+    let (mut no_text, mut unlabelled) = (0, 0);
+    let classes = Classes::of(&model.config, labels)?;
     for path in files {
-        let before = rows.len();
-        let mut add = |number: usize, example: Example<'_>| {
+        extension(path, &KINDS)?;
+        let before = (rows.len(), no_text, unlabelled);
+        for_each_record(path, &Wanted { options, labelled: true }, &mut |record| {
+            let Record { number, text, pair, label } = record;
             let bad = |message: String| Error::bad_file(path, format!("line {number}: {message}"));
-            let targets = if labels == 1 { value_of(example.label) } else { class_of(example.label, model, labels) };
-            let targets = targets.map_err(bad)?;
-            let (tokens, types) = tokenizer.sequence(example.text, example.pair, options.sequence_length)?;
+            let wants_pair = options.text_pair_field.is_some();
+            let (Some(text), Some(label), false) = (text, label, wants_pair && pair.is_none()) else {
+                no_text += 1;
+                return Ok(());
+            };
+            let targets = if labels == 1 { value_of(&label) } else { classes.target(&label) };
+            let Some(targets) = targets.map_err(bad)? else {
+                unlabelled += 1;
+                return Ok(());
+            };
+            let (tokens, types) = tokenizer.sequence(&text, pair.as_deref(), options.sequence_length)?;
             if tokens.is_empty() {
                 return Err(bad("the text is empty".to_owned()));
             }
@@ -38,91 +56,171 @@ pub(super) fn read(
             row.check(&model.spec, rows.len()).map_err(|e| bad(e.to_string()))?;
             rows.push(row);
             Ok(())
-        };
-        match extension(path, &["tsv", "jsonl"])?.as_str() {
-            "tsv" => tab_separated(path, options, &mut add)?,
-            _ => json_lines(path, options, &mut add)?,
-        }
-        if rows.len() == before {
-            return Err(Error::bad_file(path, "holds no examples"));
+        })?;
+        if rows.len() == before.0 {
+            let message = match unlabelled - before.2 {
+                0 => "holds no examples".to_owned(),
+                count => {
+                    format!("holds no labelled examples: the labels of all {count} are -1 or -100, which mean that there is none")
+                }
+            };
+            return Err(Error::bad_file(path, message));
         }
     }
-    Ok((rows, tokens::hash_files(files)?))
+    let mut notices = Vec::new();
+    if no_text > 0 {
+        notices.push(without_text(no_text));
+    }
+    if unlabelled > 0 {
+        notices.push(format!(
+            "{unlabelled} examples have the label -1 or -100, which means that there is none, and are passed over"
+        ));
+    }
+    Ok(Labelled { rows, notices })
 }
 
-fn value_of(label: &str) -> std::result::Result<Targets, String> {
-    let value = label.parse::<f32>().ok().filter(|v| v.is_finite());
-    value.map(Targets::Value).ok_or_else(|| format!("label {label:?} is no number, which this model predicts (regression)"))
+fn value_of(label: &Label) -> std::result::Result<Option<Targets>, String> {
+    let value = match label {
+        Label::Number(value) => *value as f32,
+        Label::Text(text) | Label::Cell(text) => text.trim().parse().unwrap_or(f32::NAN),
+    };
+    if value.is_finite() {
+        return Ok(Some(Targets::Value(value)));
+    }
+    Err(format!("label {} is no number, which this model predicts (regression)", shown(label)))
 }
 
-/// A class by number, or by its name in the config's `label2id`.
-fn class_of(label: &str, model: &Model, labels: usize) -> std::result::Result<Targets, String> {
-    let by_name = model.config["label2id"][label].as_i64();
-    let class = by_name.or_else(|| label.parse().ok());
-    class.filter(|c| (0..labels as i64).contains(c)).map(Targets::Label).ok_or_else(|| {
-        format!(
-            "label {label:?} is none of the model's classes: expected 0 to {} or a name from label2id in config.json",
-            labels - 1
-        )
-    })
+fn shown(label: &Label) -> String {
+    match label {
+        Label::Number(value) => value.to_string(),
+        Label::Text(text) | Label::Cell(text) => format!("{text:?}"),
+    }
 }
 
-type Add<'a> = dyn FnMut(usize, Example<'_>) -> Result<()> + 'a;
+/// The classes of a model, by number and by name.
+struct Classes {
+    count: usize,
+    /// Names with all the classes that config.json gives them.
+    names: BTreeMap<String, Vec<i64>>,
+}
 
-fn tab_separated(path: &Path, options: &DataOptions, add: &mut Add<'_>) -> Result<()> {
-    let mut columns = None;
-    for_each_line(path, |number, line| {
-        let cells: Vec<&str> = line.trim_end_matches(['\r', '\n']).split('\t').collect();
-        let Some((text, pair, label)) = columns else {
-            let find = |name: &str| cells.iter().position(|c| *c == name);
-            let text = match &options.text_field {
-                Some(field) => find(field),
-                None => TEXT_FIELDS.iter().find_map(|f| find(f)),
-            };
-            let missing = |what: &str, flag: &str| {
-                Error::bad_file(
-                    path,
-                    format!("the header line names no {what} column (it has {}): name it with {flag}", cells.join(", ")),
-                )
-            };
-            let text = text.ok_or_else(|| missing("text", "--text-field"))?;
-            let pair = options.text_pair_field.as_deref();
-            let pair = pair.map(|f| find(f).ok_or_else(|| missing("second text", "--text-pair-field"))).transpose()?;
-            let label = find(&options.label_field).ok_or_else(|| missing("label", "--label-field"))?;
-            columns = Some((text, pair, label));
-            return Ok(());
+impl Classes {
+    /// As `label2id` and `id2label` have them.
+    fn of(config: &Value, count: usize) -> Result<Self> {
+        let mut names: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        let mut add = |name: &str, class: Option<i64>, key: &str| match class.filter(|c| (0..count as i64).contains(c)) {
+            Some(class) => {
+                let known = names.entry(name.to_owned()).or_default();
+                if !known.contains(&class) {
+                    known.push(class);
+                }
+                Ok(())
+            }
+            None => Err(Error::invalid(format!(
+                "config.json: {key} gives {name:?} a class that is none of 0 to {}",
+                count.max(1) - 1
+            ))),
         };
-        match (cells.get(text), pair.map(|p| cells.get(p)), cells.get(label)) {
-            (Some(text), None, Some(label)) => add(number, Example { text, pair: None, label: label.trim() }),
-            (Some(text), Some(Some(pair)), Some(label)) => add(number, Example { text, pair: Some(pair), label: label.trim() }),
-            _ => Err(Error::bad_file(path, format!("line {number} has {} columns, fewer than the header", cells.len()))),
+        if count > 1 {
+            for (name, class) in config["label2id"].as_object().into_iter().flatten() {
+                add(name, number(class), "label2id")?;
+            }
+            for (class, name) in config["id2label"].as_object().into_iter().flatten() {
+                if let Some(name) = name.as_str() {
+                    add(name, class.parse().ok(), "id2label")?;
+                }
+            }
         }
-    })
-}
+        Ok(Self { count, names })
+    }
 
-fn json_lines(path: &Path, options: &DataOptions, add: &mut Add<'_>) -> Result<()> {
-    for_each_line(path, |number, line| {
-        if line.trim().is_empty() {
-            return Ok(());
-        }
-        let bad = |message: String| Error::bad_file(path, format!("line {number} {message}"));
-        let record: serde_json::Value = serde_json::from_str(line).map_err(|e| bad(format!("is not valid JSON: {e}")))?;
-        let text = text_of(&record, options.text_field.as_deref()).map_err(bad)?;
-        let second = |field: &String| {
-            let message = || format!("has no text in field {field:?}: name the right one with --text-pair-field");
-            record[field].as_str().ok_or_else(|| bad(message()))
+    /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and a cell that could be both is
+    /// refused unless both are the same.
+    fn target(&self, label: &Label) -> std::result::Result<Option<Targets>, String> {
+        let named = |text: &str| match self.names.get(text.trim()).map(Vec::as_slice) {
+            None => Ok(None),
+            Some([class]) => Ok(Some(*class)),
+            Some(several) => Err(format!("label {text:?} is the name of the classes {several:?} in config.json: expected one")),
         };
-        let pair = options.text_pair_field.as_ref().map(second).transpose()?;
-        let label = match &record[&options.label_field] {
-            serde_json::Value::String(label) => label.clone(),
-            serde_json::Value::Number(label) => label.to_string(),
-            _ => {
-                return Err(bad(format!(
-                    "has no label in field {:?}: name the right one with --label-field",
-                    options.label_field
-                )));
+        let whole = |value: f64| if value.fract() == 0.0 && value.abs() < 1e15 { Some(value as i64) } else { None };
+        let class = match label {
+            Label::Number(value) => whole(*value),
+            Label::Text(text) | Label::Cell(text) => {
+                let numeral = text.trim().parse().ok().and_then(whole).or(match text.trim() {
+                    "True" | "true" => Some(1),
+                    "False" | "false" => Some(0),
+                    _ => None,
+                });
+                match (named(text)?, numeral) {
+                    (Some(name), Some(number)) if name != number && matches!(label, Label::Cell(_)) => {
+                        return Err(format!(
+                            "label {text:?} is the name of class {name} in config.json and the number of class {number}: \
+                             write the other names instead, or use a .jsonl file, where numbers and text differ"
+                        ));
+                    }
+                    (Some(name), _) => Some(name),
+                    (None, numeral) => numeral,
+                }
             }
         };
-        add(number, Example { text, pair, label: &label })
-    })
+        match class {
+            Some(class) if UNLABELLED.contains(&class) => Ok(None),
+            Some(class) if (0..self.count as i64).contains(&class) => Ok(Some(Targets::Label(class))),
+            _ => {
+                let names: Vec<&str> = self.names.keys().take(6).map(String::as_str).collect();
+                let names = if names.is_empty() {
+                    String::new()
+                } else {
+                    format!(", or a name from config.json such as {}", names.join(", "))
+                };
+                Err(format!("label {} is none of the model's classes: expected 0 to {}{names}", shown(label), self.count - 1))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn class(config: &Value, label: Label) -> std::result::Result<Option<i64>, String> {
+        let target = Classes::of(config, 3).expect("classes").target(&label)?;
+        Ok(target.map(|t| match t {
+            Targets::Label(class) => class,
+            other => panic!("{other:?} is no class"),
+        }))
+    }
+
+    #[test]
+    fn numbers_are_classes_and_text_is_names() {
+        let config = json!({ "id2label": { "0": "bad", "1": "so-so", "2": "good" } });
+        let text = |t: &str| Label::Text(t.to_owned());
+        let cell = |t: &str| Label::Cell(t.to_owned());
+        for label in [text("good"), cell("good"), cell("2"), cell("2.0"), text("2"), Label::Number(2.0)] {
+            assert_eq!(class(&config, label.clone()), Ok(Some(2)), "{label:?}");
+        }
+        assert_eq!(class(&config, cell("True")), Ok(Some(1)));
+        for label in [cell("-1"), cell("-100"), Label::Number(-1.0), text("-1")] {
+            assert_eq!(class(&config, label), Ok(None));
+        }
+        for label in [cell("3"), Label::Number(0.5), text("Good"), cell(""), Label::Number(f64::NAN), Label::Number(-2.0)] {
+            assert!(class(&config, label.clone()).is_err(), "{label:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_both_is_refused() {
+        let stars = json!({ "label2id": { "1": 0, "2": 1, "3": 2 } });
+        assert!(class(&stars, Label::Cell("1".to_owned())).is_err_and(|e| e.contains("class 0") && e.contains("class 1")));
+        assert_eq!(class(&stars, Label::Text("1".to_owned())), Ok(Some(0)));
+        assert_eq!(class(&stars, Label::Number(1.0)), Ok(Some(1)));
+        let numbered = json!({ "label2id": { "0": 0, "1": 1, "2": 2 } });
+        assert_eq!(class(&numbered, Label::Cell("1".to_owned())), Ok(Some(1)));
+        let twice = json!({ "id2label": { "0": "x", "1": "x" }, "label2id": { "y": 2 } });
+        assert!(class(&twice, Label::Text("x".to_owned())).is_err());
+        assert!(Classes::of(&json!({ "label2id": { "x": 7 } }), 3).is_err());
+    }
 }

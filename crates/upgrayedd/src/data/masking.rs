@@ -21,11 +21,14 @@ pub(super) struct Masking {
 }
 
 impl Masking {
-    pub(super) fn new(tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
+    /// Masks with the tokenizer's own token; `vocabulary` is the model's.
+    pub(super) fn new(tokenizer: &Tokenizer, vocabulary: usize, seed: u64) -> Result<Self> {
         let mask = tokenizer
             .mask()
+            .filter(|&mask| (mask as usize) < vocabulary)
             .ok_or_else(|| Error::invalid("the tokenizer has no mask token, which a masked language model learns with"))?;
-        Ok(Self { mask, special: tokenizer.special_ids(), vocabulary: tokenizer.vocab_size() as u32, seed })
+        let vocabulary = tokenizer.vocab_size().min(vocabulary) as u32;
+        Ok(Self { mask, special: tokenizer.special_ids(), vocabulary, seed })
     }
 
     /// Hides tokens of `sequence` and returns what to predict.

@@ -1,9 +1,12 @@
-//! Text, JSONL, Parquet and labelled examples → token batches; training, calibration and held-out parts never overlap.
+//! Text, JSONL, Parquet, TSV, CSV and labelled examples → token batches; training, calibration and held-out parts never overlap.
 
+mod documents;
 mod labelled;
 mod masking;
+mod records;
 mod rows;
 mod source;
+mod table;
 mod text;
 mod tokens;
 
@@ -62,10 +65,24 @@ pub struct DataOptions {
     pub text_pair_field: Option<String>,
     /// Field or column with the label, or the number for regression.
     pub label_field: String,
+    /// What stands between the cells of a table; `None` takes tabs for .tsv and finds out for .csv.
+    pub delimiter: Option<char>,
+    /// Names of a table's columns, whose file then has no line with them.
+    pub columns: Option<Vec<String>>,
     /// How documents become sequences.
     pub documents: Documents,
     /// For the masking of masked language models.
     pub seed: u64,
+}
+
+/// What stands between the cells of a table, by its character or as `tab`.
+pub fn delimiter(name: &str) -> Result<char> {
+    let mut characters = name.chars();
+    match (name, characters.next(), characters.next()) {
+        ("tab" | "\\t", ..) => Ok('\t'),
+        (_, Some(one), None) if !['"', '\n', '\r'].contains(&one) => Ok(one),
+        _ => Err(Error::invalid(format!("delimiter {name:?}: expected one character, such as , or ;, or tab"))),
+    }
 }
 
 impl Default for DataOptions {
@@ -76,6 +93,8 @@ impl Default for DataOptions {
             text_field: None,
             text_pair_field: None,
             label_field,
+            delimiter: None,
+            columns: None,
             documents: Documents::Packed,
             seed: 42,
         }
@@ -90,6 +109,17 @@ enum Source {
 }
 
 impl Source {
+    /// Tokens, and how many of them are this one.
+    fn share_of(&self, token: u32) -> (usize, usize) {
+        match self {
+            Self::Windows(store, _) => (store.len(), store.count_of(token)),
+            Self::Rows(rows) => {
+                let tokens = rows.iter().flat_map(|r| &r.tokens);
+                (tokens.clone().count(), tokens.filter(|t| **t == token).count())
+            }
+        }
+    }
+
     fn largest_token(&self) -> Option<u32> {
         match self {
             Self::Windows(store, _) => store.largest_token(),
@@ -123,7 +153,12 @@ pub struct Dataset {
     pub hash: String,
     /// blake3 of each file's contents.
     pub file_hashes: Vec<String>,
+    /// What was passed over, and how much of the text the vocabulary does not have, a line each.
+    pub notices: Vec<String>,
 }
+
+/// The share of unknown tokens from which on a user is told.
+const MANY_UNKNOWN: f64 = 0.03;
 
 /// Which sequences serve what, by index; those that are not held out are in the order of [`Dataset::spread_over`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,8 +190,8 @@ impl Dataset {
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
             if let Objective::Classifier { labels } = model.spec.objective {
-                let (rows, hashes) = labelled::read(files, model, tokenizer, options, labels)?;
-                return Ok((Source::Rows(rows), hashes));
+                let read = labelled::read(files, model, tokenizer, options, labels)?;
+                return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
             }
             if let Some(field) = &options.text_pair_field {
                 return Err(Error::invalid(format!(
@@ -197,23 +232,17 @@ impl Dataset {
         let hash = hasher.finalize().to_hex().to_string();
         let (prefix, suffix) = (Vec::new(), Vec::new());
         let file_hashes = vec![hash.clone()];
-        Self { source: Source::Rows(rows), objective, masking: None, prefix, suffix, pad, spread: (0, 1), hash, file_hashes }
+        let (source, notices) = (Source::Rows(rows), Vec::new());
+        Self { source, objective, masking: None, prefix, suffix, pad, spread: (0, 1), hash, file_hashes, notices }
     }
 
     fn build(
         model: &Model,
         tokenizer: &Tokenizer,
         options: &DataOptions,
-        source: impl FnOnce(bool, usize) -> Result<(Source, Vec<String>)>,
+        source: impl FnOnce(bool, usize) -> Result<(Source, Vec<String>, Vec<String>)>,
     ) -> Result<Self> {
         check_length(model, options.sequence_length)?;
-        if tokenizer.vocab_size() > model.spec.vocab_size {
-            return Err(Error::invalid(format!(
-                "the tokenizer makes ids up to {}, but the model's vocabulary ends at {}: they do not belong together",
-                tokenizer.vocab_size() - 1,
-                model.spec.vocab_size - 1
-            )));
-        }
         let objective = model.spec.objective;
         // A causal stream carries its special tokens; the others frame each sequence.
         let in_stream = objective == Objective::CausalLm;
@@ -227,25 +256,36 @@ impl Dataset {
                 options.sequence_length - room + 2
             )));
         }
-        let (source, file_hashes) = source(in_stream, room)?;
+        let (source, file_hashes, passed_over) = source(in_stream, room)?;
         // Rows are framed already.
         let (prefix, suffix) = if let Source::Rows(_) = source { (Vec::new(), Vec::new()) } else { (prefix, suffix) };
         // What a tokenizer frames a text with need not be in its vocabulary, and a cache may be damaged.
         let largest = prefix.iter().chain(&suffix).copied().chain(source.largest_token()).max().unwrap_or(0);
         if largest as usize >= model.spec.vocab_size {
+            let text = tokenizer.token(largest).map(|t| format!(" ({t:?})")).unwrap_or_default();
             return Err(Error::invalid(format!(
-                "the data has the token {largest}, but the model's vocabulary ends at {}: the tokenizer is not the model's, \
-                 or the token cache is damaged (delete it)",
+                "the data has the token {largest}{text}, but the model's vocabulary ends at {}: the tokenizer is not the model's, \
+                 the text holds a token that was added without resizing the model, or the token cache is damaged (delete it)",
                 model.spec.vocab_size - 1
             )));
         }
+        let mut notices = tokenizer.notices().to_vec();
+        notices.extend(passed_over);
+        if let Some(unknown) = tokenizer.unknown() {
+            let (all, count) = source.share_of(unknown);
+            let share = count as f64 / all.max(1) as f64;
+            if share > MANY_UNKNOWN {
+                let token = tokenizer.token(unknown).unwrap_or_default();
+                notices.push(format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share));
+            }
+        }
         let hash = tokens::joint_hash(&file_hashes);
         let masking = match objective {
-            Objective::MaskedLm => Some(Masking::new(tokenizer, options.seed)?),
+            Objective::MaskedLm => Some(Masking::new(tokenizer, model.spec.vocab_size, options.seed)?),
             _ => None,
         };
-        let pad = tokenizer.pad().unwrap_or(0);
-        Ok(Self { source, objective, masking, prefix, suffix, pad, spread: (0, 1), hash, file_hashes })
+        let pad = tokenizer.pad().filter(|&pad| (pad as usize) < model.spec.vocab_size).unwrap_or(0);
+        Ok(Self { source, objective, masking, prefix, suffix, pad, spread: (0, 1), hash, file_hashes, notices })
     }
 
     /// Number of sequences.
@@ -341,10 +381,15 @@ impl Dataset {
     }
 }
 
-fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>)> {
+fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>, Vec<String>)> {
     let windows = Windows::over(&store, options.documents, room)?;
     let hashes = store.file_hashes.clone();
-    Ok((Source::Windows(store, windows), hashes))
+    let without = Some(store.without_text).filter(|n| *n > 0).map(without_text);
+    Ok((Source::Windows(store, windows), hashes, without.into_iter().collect()))
+}
+
+fn without_text(records: usize) -> String {
+    format!("{records} records of the data have no text (null) and are passed over")
 }
 
 impl Windows {

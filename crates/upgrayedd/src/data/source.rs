@@ -95,6 +95,8 @@ pub struct RunData {
     pub eval_hash: Option<String>,
     /// What the run's folder is to keep of it.
     pub set_aside: Option<SetAside>,
+    /// What was passed over in it, a line each.
+    pub notices: Vec<String>,
 }
 
 impl RunData {
@@ -105,6 +107,8 @@ impl RunData {
         data.spread_over(split.calibration.end);
         let data = Arc::new(data);
         let eval_hash = eval.as_ref().map(|e| e.hash.clone());
+        let mut notices = data.notices.clone();
+        notices.extend(eval.iter().flat_map(|e| &e.notices).filter(|n| !data.notices.contains(n)).cloned());
         let measured = eval.map_or_else(|| data.clone(), Arc::new);
         Ok(Self {
             train: Box::new(DatasetBatches { data: data.clone(), range: split.train.clone(), batch_size, seed }),
@@ -114,6 +118,7 @@ impl RunData {
             eval_hash,
             split,
             set_aside: None,
+            notices,
         })
     }
 }

@@ -1,40 +1,18 @@
-//! Documents from text files, streamed piece by piece so that memory does not grow with the file.
+//! Text files → text: UTF-8 without its byte order mark, and `\n` wherever a line ends (`\r\n` and `\r` too, nothing else).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
-
-use super::{DataOptions, Documents};
-use crate::foreign::foreign;
 use crate::{Error, Result};
 
-/// Text is handed on in pieces of about this size.
-const PIECE_BYTES: usize = 1 << 20;
+/// Text is read in blocks of about this size.
+pub(super) const BLOCK_BYTES: usize = 1 << 20;
 
-/// The longest line that is held in memory.
+/// The longest line that is held in memory, where lines are what is read.
 const LONGEST_LINE: u64 = 16 << 20;
 
-/// A part of a document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) text: String,
-    /// Whether it is the document's first part.
-    pub(super) starts: bool,
-    /// Whether it is the last.
-    pub(super) ends: bool,
-}
-
-impl Piece {
-    pub(super) fn whole(text: String) -> Self {
-        Self { text, starts: true, ends: true }
-    }
-}
-
-/// Fields that hold the text when the user names none.
-pub(super) const TEXT_FIELDS: [&str; 2] = ["text", "sentence"];
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// The file's kind by its extension.
 pub(super) fn extension(path: &Path, expected: &[&str]) -> Result<String> {
@@ -52,138 +30,135 @@ pub(super) fn extension(path: &Path, expected: &[&str]) -> Result<String> {
     Err(Error::bad_file(path, format!("unknown kind of data: expected a file ending in {}", known.join(", "))))
 }
 
-/// Calls `f` with every piece of the file in order.
-pub(super) fn for_each_piece(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    match extension(path, &["txt", "jsonl", "parquet"])?.as_str() {
-        "jsonl" => json_lines(path, options, f),
-        "parquet" => parquet_rows(path, options, f),
-        _ => match options.documents {
-            Documents::Packed => whole_text(path, f),
-            Documents::Separate => for_each_line(path, |_, line| {
-                let line = line.trim_end_matches(['\r', '\n']);
-                if line.is_empty() { Ok(()) } else { f(Piece::whole(line.to_owned())) }
-            }),
-        },
+/// Opens a file behind its byte order mark; returns how many bytes that has. Refuses UTF-16, which begins with one of its own.
+fn open(path: &Path) -> Result<(BufReader<File>, usize)> {
+    let mut reader = BufReader::with_capacity(BLOCK_BYTES, File::open(path).map_err(Error::io(path, "read"))?);
+    let start = reader.fill_buf().map_err(Error::io(path, "read"))?;
+    if start.starts_with(b"\xFF\xFE") || start.starts_with(b"\xFE\xFF") {
+        return Err(Error::bad_file(path, "is UTF-16: convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"));
     }
-}
-
-/// Calls `f` with the number (from 1) and text of every line, line end included.
-pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Result<()>) -> Result<()> {
-    let mut reader = BufReader::new(File::open(path).map_err(Error::io(path, "read"))?);
-    let mut bytes = Vec::new();
-    for number in 1.. {
-        bytes.clear();
-        if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
-            break;
-        }
-        if bytes.len() as u64 == LONGEST_LINE {
-            let message = format!("line {number} is longer than {} MiB: split it into shorter documents", LONGEST_LINE >> 20);
-            return Err(Error::bad_file(path, message));
-        }
-        let line = std::str::from_utf8(&bytes).map_err(|e| {
-            Error::bad_file(
-                path,
-                format!("line {number}, byte {}: not valid UTF-8; convert the file, for example with iconv", e.valid_up_to() + 1),
-            )
-        })?;
-        f(number, line)?;
-    }
-    Ok(())
-}
-
-/// One document in pieces that end at a line, or at a space where lines are longer than a piece.
-fn whole_text(path: &Path, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    let mut file = File::open(path).map_err(Error::io(path, "read"))?;
-    // What has been read but not yet handed on; the last piece is kept back, since only it ends the document.
-    let (mut bytes, mut offset, mut held, mut starts) = (Vec::new(), 0usize, None::<String>, true);
-    loop {
-        let wanted = (PIECE_BYTES - bytes.len()) as u64;
-        let count = file.by_ref().take(wanted).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
-        if bytes.is_empty() {
-            break;
-        }
-        let end = if count < wanted as usize { bytes.len() } else { cut(&bytes) };
-        let rest = bytes.split_off(end);
-        let text = String::from_utf8(std::mem::replace(&mut bytes, rest))
-            .map_err(|e| not_utf8(path, offset + e.utf8_error().valid_up_to()))?;
-        offset += end;
-        if let Some(text) = held.replace(text) {
-            f(Piece { text, starts, ends: false })?;
-            starts = false;
-        }
-    }
-    held.map_or(Ok(()), |text| f(Piece { text, starts, ends: true }))
-}
-
-/// Where to cut a full block: after the last line end, else after the last space, else between two characters.
-fn cut(bytes: &[u8]) -> usize {
-    let after = |byte: u8| bytes.iter().rposition(|b| *b == byte).map(|i| i + 1);
-    let boundary = || (1..=bytes.len().min(4)).map(|back| bytes.len() - back).find(|&i| i > 0 && bytes[i] & 0xC0 != 0x80);
-    after(b'\n').or_else(|| after(b' ')).or_else(boundary).unwrap_or(bytes.len())
+    let mark = if start.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+    reader.consume(mark);
+    Ok((reader, mark))
 }
 
 fn not_utf8(path: &Path, at: usize) -> Error {
     Error::bad_file(path, format!("byte {}: not valid UTF-8; convert the file, for example with iconv", at + 1))
 }
 
-/// The text of a JSON record.
-pub(super) fn text_of<'a>(record: &'a serde_json::Value, field: Option<&str>) -> std::result::Result<&'a str, String> {
-    let found = match field {
-        Some(field) => record.get(field),
-        None => TEXT_FIELDS.iter().find_map(|f| record.get(f)),
-    };
-    let name = field.unwrap_or(TEXT_FIELDS[0]);
-    match found {
-        Some(value) => value.as_str().ok_or_else(|| format!("field {name:?} is not a string")),
-        None => {
-            let keys: Vec<&str> = record.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default();
-            Err(format!("has no field {name:?} (it has {}): name the right one with --text-field", keys.join(", ")))
-        }
-    }
+/// A whole file.
+pub(super) fn read_all(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    for_each_block(path, &mut |block| {
+        text.push_str(&block);
+        Ok(())
+    })?;
+    Ok(text)
 }
 
-fn json_lines(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    for_each_line(path, |number, line| {
-        if line.trim().is_empty() {
+/// Calls `f` with the file's text, block by block.
+pub(super) fn for_each_block(path: &Path, f: &mut dyn FnMut(String) -> Result<()>) -> Result<()> {
+    let (mut reader, mut offset) = open(path)?;
+    // Bytes that have been read but not handed on: half a character, or half a line end.
+    let mut bytes: Vec<u8> = Vec::new();
+    loop {
+        let count = reader.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        let last = count == 0;
+        if last && bytes.is_empty() {
             return Ok(());
         }
-        let record: serde_json::Value =
-            serde_json::from_str(line).map_err(|e| Error::bad_file(path, format!("line {number} is not valid JSON: {e}")))?;
-        let text =
-            text_of(&record, options.text_field.as_deref()).map_err(|e| Error::bad_file(path, format!("line {number} {e}")))?;
-        f(Piece::whole(text.to_owned()))
-    })
-}
-
-fn parquet_rows(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
-    let bad = |e: String| Error::bad_file(path, format!("is not a valid Parquet file: {e}"));
-    let file = File::open(path).map_err(Error::io(path, "read"))?;
-    let reader = foreign(|| SerializedFileReader::new(file)).map_err(bad)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-    let wanted = match &options.text_field {
-        Some(field) => names.iter().position(|n| n == field),
-        None => TEXT_FIELDS.iter().find_map(|f| names.iter().position(|n| n == f)),
-    };
-    let Some(column) = wanted else {
-        let name = options.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
-        return Err(Error::bad_file(
-            path,
-            format!("has no column {name:?} (it has {}): name the right one with --text-field", names.join(", ")),
-        ));
-    };
-    let projection = parquet::schema::types::Type::group_type_builder(schema.name())
-        .with_fields(vec![schema.get_fields()[column].clone()])
-        .build()
-        .map_err(|e| bad(e.to_string()))?;
-    let mut rows = foreign(|| reader.get_row_iter(Some(projection))).map_err(bad)?;
-    for number in 1.. {
-        let Some(row) = foreign(|| rows.next().transpose()).map_err(bad)? else { break };
-        match row.get_column_iter().next().map(|(_, field)| field) {
-            Some(Field::Str(text)) => f(Piece::whole(text.clone()))?,
-            Some(Field::Null) | None => {}
-            Some(_) => return Err(Error::bad_file(path, format!("row {number}: column {:?} is not text", names[column]))),
+        let valid = match std::str::from_utf8(&bytes) {
+            Ok(_) => bytes.len(),
+            Err(e) if e.error_len().is_none() && !last => e.valid_up_to(),
+            Err(e) => return Err(not_utf8(path, offset + e.valid_up_to())),
+        };
+        let end = if !last && bytes[..valid].ends_with(b"\r") { valid - 1 } else { valid };
+        let rest = bytes.split_off(end);
+        offset += end;
+        let text = String::from_utf8(std::mem::replace(&mut bytes, rest)).map_err(|_| not_utf8(path, offset))?;
+        if !text.is_empty() {
+            f(universal_newlines(text))?;
+        }
+        if last {
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+fn universal_newlines(text: String) -> String {
+    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text }
+}
+
+/// Calls `f` with the number (from 1) and text of every line, without its end.
+pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Result<()>) -> Result<()> {
+    let (mut reader, _) = open(path)?;
+    let (mut bytes, mut number) = (Vec::new(), 0);
+    loop {
+        bytes.clear();
+        if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
+            return Ok(());
+        }
+        if bytes.len() as u64 == LONGEST_LINE {
+            let message =
+                format!("line {} is longer than {} MiB: split it into shorter documents", number + 1, LONGEST_LINE >> 20);
+            return Err(Error::bad_file(path, message));
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            let (line, at) = (number + 1, e.valid_up_to() + 1);
+            Error::bad_file(path, format!("line {line}, byte {at}: not valid UTF-8; convert the file, for example with iconv"))
+        })?;
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        for line in text.strip_suffix('\r').unwrap_or(text).split('\r') {
+            number += 1;
+            f(number, line)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(bytes: &[u8]) -> Vec<String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), bytes).expect("written");
+        let mut lines = Vec::new();
+        for_each_line(file.path(), |number, line| {
+            assert_eq!(number, lines.len() + 1);
+            lines.push(line.to_owned());
+            Ok(())
+        })
+        .expect("text");
+        let whole = read_all(file.path()).expect("text");
+        assert_eq!(whole.strip_suffix('\n').unwrap_or(&whole), lines.join("\n"));
+        lines
+    }
+
+    #[test]
+    fn lines_end_alike_everywhere() {
+        assert_eq!(lines(b"\xEF\xBB\xBFone\ntwo\r\nthree\rfour"), ["one", "two", "three", "four"]);
+        assert_eq!(lines(b"one\r\n\r\n\rtwo\n"), ["one", "", "", "two"]);
+        // Separators that Python's splitlines knows end no line of a file.
+        assert_eq!(lines("a\u{2028}b\u{85}c\u{b}d".as_bytes()), ["a\u{2028}b\u{85}c\u{b}d"]);
+        assert_eq!(lines("\u{feff}x\u{feff}y".as_bytes()), ["x\u{feff}y"]);
+    }
+
+    #[test]
+    fn blocks_are_cut_between_characters_and_line_ends() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for shift in 0..4 {
+            let text = format!("{}{}", "x".repeat(shift), "é\r\n".repeat(BLOCK_BYTES / 2));
+            std::fs::write(file.path(), &text).expect("written");
+            let mut blocks = 0;
+            let mut whole = String::new();
+            for_each_block(file.path(), &mut |block| {
+                blocks += 1;
+                whole.push_str(&block);
+                Ok(())
+            })
+            .expect("text");
+            assert!(blocks > 1);
+            assert_eq!(whole, text.replace("\r\n", "\n"));
+        }
+    }
 }

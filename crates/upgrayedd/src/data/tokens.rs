@@ -10,23 +10,26 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use super::text::{Piece, for_each_piece};
+use super::documents::{Cutter, Part, Piece, for_each_part, kinds};
 use super::{DataOptions, Documents};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Begins every cache file; the last byte is the version of its layout.
-const MAGIC: [u8; 8] = *b"UPGTOK\0\x01";
-const HEADER: usize = 24;
+const MAGIC: [u8; 8] = *b"UPGTOK\0\x02";
+const HEADER: usize = 32;
 /// Text tokenised at once, over all threads.
 const ROUND_BYTES: usize = 8 << 20;
 
-/// Tokens of all documents, end to end, in a mapped file: magic, counts, `u32` tokens, `u64` document ends.
+/// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without text), `u32` tokens, `u64`
+/// document ends.
 #[derive(Debug)]
 pub(super) struct TokenStore {
     bytes: Bytes,
     tokens: usize,
     documents: usize,
+    /// Records that have no text.
+    pub(super) without_text: usize,
     pub(super) file_hashes: Vec<String>,
 }
 
@@ -60,7 +63,7 @@ impl TokenStore {
     /// The tokens of `files`, from the cache or tokenised now. With `in_stream`, special tokens and ends of documents are part of them.
     pub(super) fn open(files: &[PathBuf], tokenizer: &Tokenizer, options: &DataOptions, in_stream: bool) -> Result<Self> {
         for file in files {
-            super::text::extension(file, &["txt", "jsonl", "parquet"])?;
+            super::text::extension(file, &kinds())?;
             if std::fs::metadata(file).map_err(Error::io(file, "read"))?.len() == 0 {
                 return Err(Error::bad_file(file, "is empty: expected text"));
             }
@@ -69,10 +72,12 @@ impl TokenStore {
         let content_hash = joint_hash(&file_hashes);
         let kinds: Vec<_> = files.iter().map(|f| f.extension().map(|e| e.to_ascii_lowercase())).collect();
         let recipe = format!(
-            "{} {content_hash} {kinds:?} {:?} {:?} {in_stream}",
+            "{} {content_hash} {kinds:?} {:?} {:?} {:?} {:?} {in_stream}",
             tokenizer.fingerprint(),
             options.text_field,
-            options.documents
+            options.documents,
+            options.delimiter,
+            options.columns
         );
         let dir = cache_dir()?.join("tokens");
         let path = dir.join(format!("{}.tok", blake3::hash(recipe.as_bytes()).to_hex()));
@@ -109,7 +114,7 @@ impl TokenStore {
         writer.out.extend_from_slice(&[0; HEADER]);
         for text in texts {
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-            writer.push(Piece::whole(text), memory)?;
+            writer.push(Part::whole(text), memory)?;
         }
         writer.flush(memory)?;
         let header = writer.header();
@@ -122,10 +127,10 @@ impl TokenStore {
 
     fn parse(map: Bytes, file_hashes: Vec<String>) -> Option<Self> {
         let count = |at: usize| map.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0) as usize;
-        let (tokens, documents) = (count(8), count(16));
+        let (tokens, documents, without_text) = (count(8), count(16), count(24));
         let length = tokens.checked_mul(4).and_then(|t| documents.checked_mul(8)?.checked_add(t)?.checked_add(HEADER));
         let valid = map.get(..8) == Some(&MAGIC) && length == Some(map.len());
-        valid.then_some(Self { bytes: map, tokens, documents, file_hashes })
+        valid.then_some(Self { bytes: map, tokens, documents, without_text, file_hashes })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -135,6 +140,12 @@ impl TokenStore {
     pub(super) fn largest_token(&self) -> Option<u32> {
         let words = self.bytes[HEADER..HEADER + self.tokens * 4].as_chunks::<4>().0;
         words.par_iter().map(|b| u32::from_le_bytes(*b)).max()
+    }
+
+    /// How often a token stands there.
+    pub(super) fn count_of(&self, token: u32) -> usize {
+        let words = self.bytes[HEADER..HEADER + self.tokens * 4].as_chunks::<4>().0;
+        words.par_iter().filter(|b| u32::from_le_bytes(**b) == token).count()
     }
 
     pub(super) fn slice(&self, start: usize, length: usize) -> Vec<u32> {
@@ -188,7 +199,9 @@ struct Writer<'a, W> {
     /// Written between documents where the tokenizer frames none.
     separator: Option<u32>,
     tokens: usize,
+    without_text: usize,
     ends: Vec<u64>,
+    cutter: Cutter,
     round: Vec<Piece>,
     round_bytes: usize,
 }
@@ -206,7 +219,7 @@ fn tokenise(
     let write = Error::io(path, "write");
     writer.out.write_all(&[0; HEADER]).map_err(write)?;
     for file in files {
-        for_each_piece(file, options, &mut |piece| writer.push(piece, path))?;
+        writer.without_text += for_each_part(file, options, &mut |part| writer.push(part, path))?;
     }
     writer.finish(path)
 }
@@ -216,16 +229,21 @@ impl<'a, W: Write> Writer<'a, W> {
         let framed = !tokenizer.prefix().is_empty() || !tokenizer.suffix().is_empty();
         let separate = options.documents == Documents::Separate;
         let separator = tokenizer.eos().filter(|_| in_stream && !framed && !separate);
-        Self { out, tokenizer, in_stream, separator, tokens: 0, ends: Vec::new(), round: Vec::new(), round_bytes: 0 }
+        let (cutter, round) = (Cutter::default(), Vec::new());
+        Self { out, tokenizer, in_stream, separator, tokens: 0, without_text: 0, ends: Vec::new(), cutter, round, round_bytes: 0 }
     }
 
-    fn header(&self) -> [u64; 3] {
-        [u64::from_le_bytes(MAGIC), self.tokens as u64, self.ends.len() as u64]
+    fn header(&self) -> [u64; 4] {
+        [u64::from_le_bytes(MAGIC), self.tokens as u64, self.ends.len() as u64, self.without_text as u64]
     }
 
-    fn push(&mut self, piece: Piece, path: &Path) -> Result<()> {
-        self.round_bytes += piece.text.len();
-        self.round.push(piece);
+    fn push(&mut self, part: Part, path: &Path) -> Result<()> {
+        let (round, bytes) = (&mut self.round, &mut self.round_bytes);
+        self.cutter.push(part, self.tokenizer, &mut |piece| {
+            *bytes += piece.text.len();
+            round.push(piece);
+            Ok(())
+        })?;
         if self.round_bytes >= ROUND_BYTES { self.flush(path) } else { Ok(()) }
     }
 
@@ -233,7 +251,7 @@ impl<'a, W: Write> Writer<'a, W> {
     fn flush(&mut self, path: &Path) -> Result<()> {
         let round = std::mem::take(&mut self.round);
         self.round_bytes = 0;
-        let encoded: Vec<Result<Vec<u32>>> = round.par_iter().map(|p| self.tokenizer.encode(&p.text)).collect();
+        let encoded: Vec<Result<Vec<u32>>> = round.par_iter().map(|p| p.encode(self.tokenizer)).collect();
         for (piece, ids) in round.iter().zip(encoded) {
             let ids = ids?;
             let mut all = Vec::with_capacity(ids.len() + 2);

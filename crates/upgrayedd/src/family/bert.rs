@@ -1,8 +1,12 @@
 //! BERT: bidirectional, LayerNorm after each half-block, padding masks; masked-LM, classifier or plain encoder (Devlin et al. 2019).
 
+use super::keys::{
+    Fate::{Idle, Only, Used},
+    Keys, TRAINING,
+};
 use super::{Config, Family, HfTensor, Task, plain};
+use crate::Result;
 use crate::model::{Block, ModelSpec, Norm, Objective, Positions};
-use crate::{Error, Result};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "bert",
@@ -15,36 +19,60 @@ pub(super) static FAMILY: Family = Family {
     base_prefix: "bert.",
     marker: "encoder.layer.0.attention.self.query.weight",
     task_markers: &[("cls.predictions.transform.dense.weight", Task::MaskedLm), ("classifier.weight", Task::Classifier)],
+    config_aliases: &[],
+    keys: KEYS,
+    output_head: Some("cls.predictions.decoder.weight"),
+    // One bias under two names; what the decoder itself has is what transformers computes with.
+    other_names: &[("cls.predictions.bias", "cls.predictions.decoder.bias")],
+    buffers: &["embeddings.position_ids", "embeddings.token_type_ids"],
     parse,
     tensors,
     module: |layer| format!("bert.encoder.layer.{layer}.attention.self"),
 };
 
+/// What becomes of each key of the configuration.
+const KEYS: Keys = &[
+    ("vocab_size", Used),
+    ("hidden_size", Used),
+    ("num_hidden_layers", Used),
+    ("num_attention_heads", Used),
+    ("intermediate_size", Used),
+    ("hidden_act", Used),
+    ("max_position_embeddings", Used),
+    ("type_vocab_size", Used),
+    ("layer_norm_eps", Used),
+    ("tie_word_embeddings", Used),
+    ("position_embedding_type", Only(&["\"absolute\"", "null"], "\"absolute\", learned positions")),
+    ("is_decoder", Only(&["false"], "false, an encoder")),
+    ("add_cross_attention", Only(&["false"], "false, an encoder alone")),
+    ("hidden_dropout_prob", Idle(TRAINING)),
+    ("attention_probs_dropout_prob", Idle(TRAINING)),
+    ("classifier_dropout", Idle(TRAINING)),
+    ("pooler_fc_size", Idle("of Google's first files, without effect in transformers")),
+    ("pooler_num_attention_heads", Idle("of Google's first files, without effect in transformers")),
+    ("pooler_num_fc_layers", Idle("of Google's first files, without effect in transformers")),
+    ("pooler_size_per_head", Idle("of Google's first files, without effect in transformers")),
+    ("pooler_type", Idle("of Google's first files, without effect in transformers")),
+    ("directionality", Idle("of Google's first files, without effect in transformers")),
+];
+
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
-    let hidden_size = config.size("hidden_size", None)?;
-    let num_heads = config.size("num_attention_heads", None)?;
-    if let Some(kind) = config.0["position_embedding_type"].as_str().filter(|k| *k != "absolute") {
-        return Err(Error::invalid(format!(
-            "config.json: position_embedding_type {kind:?} is not supported: expected \"absolute\""
-        )));
-    }
-    if config.flag("is_decoder", false)? {
-        return Err(Error::invalid("config.json: is_decoder = true is not supported for bert"));
-    }
+    let hidden_size = config.size("hidden_size", 768)?;
+    let num_heads = config.size("num_attention_heads", 12)?;
     Ok(ModelSpec {
         family: &FAMILY,
-        vocab_size: config.size("vocab_size", None)?,
+        vocab_size: config.size("vocab_size", 30_522)?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size", None)?,
-        num_layers: config.size("num_hidden_layers", None)?,
+        intermediate_size: config.size("intermediate_size", 3072)?,
+        num_layers: config.size("num_hidden_layers", 12)?,
         num_heads,
         num_kv_heads: num_heads,
         head_dim: (hidden_size / num_heads).max(1),
-        max_positions: config.size("max_position_embeddings", Some(512))?,
-        type_vocab_size: config.size("type_vocab_size", Some(2))?,
+        max_positions: config.size("max_position_embeddings", 512)?,
+        type_vocab_size: config.size("type_vocab_size", 2)?,
         block: Block::PostNorm,
         norm: Norm::Layer,
-        norm_eps: config.number("layer_norm_eps", 1e-12)? as f32,
+        norm_eps: config.number("layer_norm_eps", Some(1e-12))? as f32,
         positions: Positions::Learned,
         activation: config.activation("hidden_act", "gelu")?,
         gated_mlp: false,
@@ -91,6 +119,8 @@ fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {
         linear("head".into(), "classifier".into(), false);
     }
     if spec.objective == Objective::MaskedLm {
+        // The head for next-sentence prediction of a BertForPreTraining comes along; nothing is learned with it.
+        linear("next_sentence".into(), "cls.seq_relationship".into(), true);
         linear("head.transform".into(), "cls.predictions.transform.dense".into(), false);
         linear("head.norm".into(), "cls.predictions.transform.LayerNorm".into(), false);
         all.push(plain("head.bias", "cls.predictions.bias"));

@@ -1,10 +1,12 @@
 //! Llama: RMSNorm before each half-block, RoPE, SwiGLU, grouped-query attention (Touvron et al. 2023).
 
-use serde_json::Value;
-
-use super::{Config, Family, HfTensor, Task, plain};
+use super::keys::{
+    Fate::{Idle, Only, Used},
+    Keys, SPEED, TRAINING,
+};
+use super::{Config, Family, HfTensor, Task, plain, rope};
+use crate::Result;
 use crate::model::{Block, ModelSpec, Norm, Positions};
-use crate::{Error, Result};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "llama",
@@ -12,31 +14,62 @@ pub(super) static FAMILY: Family = Family {
     base_prefix: "model.",
     marker: "layers.0.self_attn.q_proj.weight",
     task_markers: &[],
+    config_aliases: &[],
+    keys: KEYS,
+    output_head: Some("lm_head.weight"),
+    other_names: &[],
+    buffers: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"],
     parse,
     tensors,
     module: |layer| format!("model.layers.{layer}.self_attn"),
 };
 
+/// What becomes of each key of the configuration.
+const KEYS: Keys = &[
+    ("vocab_size", Used),
+    ("hidden_size", Used),
+    ("intermediate_size", Used),
+    ("num_hidden_layers", Used),
+    ("num_attention_heads", Used),
+    ("num_key_value_heads", Used),
+    ("head_dim", Used),
+    ("hidden_act", Used),
+    ("max_position_embeddings", Used),
+    ("rms_norm_eps", Used),
+    ("tie_word_embeddings", Used),
+    ("attention_bias", Used),
+    ("mlp_bias", Used),
+    ("rope_parameters", Used),
+    ("rope_scaling", Used),
+    ("rope_theta", Used),
+    ("partial_rotary_factor", Used),
+    ("original_max_position_embeddings", Used),
+    ("is_causal", Only(&["true"], "true, a decoder that looks back only")),
+    ("pretraining_tp", Idle(SPEED)),
+    ("attention_dropout", Idle(TRAINING)),
+];
+
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
-    let hidden_size = config.size("hidden_size", None)?;
-    let num_heads = config.size("num_attention_heads", None)?;
-    let head_dim = config.size("head_dim", Some((hidden_size / num_heads).max(1)))?;
+    let hidden_size = config.size("hidden_size", 4096)?;
+    let num_heads = config.size("num_attention_heads", 32)?;
+    let head_dim = config.size_or_null("head_dim")?.unwrap_or((hidden_size / num_heads).max(1));
     let attention_bias = config.flag("attention_bias", false)?;
+    let max_positions = config.size("max_position_embeddings", 2048)?;
     Ok(ModelSpec {
         family: &FAMILY,
-        vocab_size: config.size("vocab_size", None)?,
+        vocab_size: config.size("vocab_size", 32_000)?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size", None)?,
-        num_layers: config.size("num_hidden_layers", None)?,
+        intermediate_size: config.size("intermediate_size", 11_008)?,
+        num_layers: config.size("num_hidden_layers", 32)?,
         num_heads,
-        num_kv_heads: config.size("num_key_value_heads", Some(num_heads))?,
+        num_kv_heads: config.size_or_null("num_key_value_heads")?.unwrap_or(num_heads),
         head_dim,
-        max_positions: config.size("max_position_embeddings", Some(2048))?,
+        max_positions,
         type_vocab_size: 0,
         block: Block::PreNorm,
         norm: Norm::Rms,
-        norm_eps: config.number("rms_norm_eps", 1e-6)? as f32,
-        positions: Positions::Rope { inv_freq: inv_freq(config, head_dim)? },
+        norm_eps: config.number("rms_norm_eps", Some(1e-6))? as f32,
+        positions: Positions::Rope { inv_freq: rope::inv_freq(config, head_dim, max_positions)? },
         activation: config.activation("hidden_act", "silu")?,
         gated_mlp: true,
         qkv_bias: attention_bias,
@@ -46,38 +79,6 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         tied_head: config.flag("tie_word_embeddings", false)?,
         objective: config.objective(task)?,
     })
-}
-
-/// Inverse frequencies with the scalings that need no knowledge of the sequence: none, linear, llama3.
-fn inv_freq(config: &Config<'_>, head_dim: usize) -> Result<Vec<f32>> {
-    // transformers 5 moved theta and scaling into rope_parameters.
-    let parameters = [&config.0["rope_parameters"], &config.0["rope_scaling"]].into_iter().find(|v| v.is_object());
-    let scaling = Config(parameters.unwrap_or(&Value::Null));
-    let theta = scaling.number("rope_theta", config.number("rope_theta", 10_000.0)?)?;
-    let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
-    let kind = scaling.0["rope_type"].as_str().or(scaling.0["type"].as_str()).unwrap_or("default");
-    let factor = scaling.number("factor", 1.0)?;
-    let scaled: Vec<f64> = match kind {
-        "default" => plain.collect(),
-        "linear" => plain.map(|f| f / factor).collect(),
-        "llama3" => {
-            let (low, high) = (scaling.number("low_freq_factor", 1.0)?, scaling.number("high_freq_factor", 4.0)?);
-            let original = scaling.number("original_max_position_embeddings", 8192.0)?;
-            plain
-                .map(|f| {
-                    let turns = original * f / (2.0 * std::f64::consts::PI);
-                    let blend = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                    f / factor * (1.0 - blend) + f * blend
-                })
-                .collect()
-        }
-        other => {
-            return Err(Error::invalid(format!(
-                "config.json: rope type {other:?} is not supported: expected default, linear or llama3"
-            )));
-        }
-    };
-    Ok(scaled.into_iter().map(|f| f as f32).collect())
 }
 
 fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {

@@ -1,14 +1,20 @@
 //! Model families: config.json → [`ModelSpec`], Hugging Face tensor names ↔ canonical weights. One file a family.
 
 mod bert;
+mod config;
 mod gpt2;
+pub mod keys;
 mod llama;
+mod rope;
 
 use serde_json::Value;
 
 use crate::error::unknown_name;
 use crate::model::{ModelSpec, Objective};
 use crate::{Error, Result};
+
+pub(crate) use config::Config;
+use keys::Keys;
 
 /// How a canonical weight lies in a Hugging Face tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +52,16 @@ pub struct Family {
     pub marker: &'static str,
     /// A tensor that tells that the checkpoint has a task head, and which.
     pub task_markers: &'static [(&'static str, Task)],
+    /// Other names of configuration keys: `(other, own)`.
+    pub config_aliases: &'static [(&'static str, &'static str)],
+    /// What becomes of the keys of its configuration, beside [`keys::COMMON`].
+    pub keys: Keys,
+    /// The output projection that may be the embedding.
+    pub output_head: Option<&'static str>,
+    /// Other names of tensors, which go first where both are there: `(own, other)`.
+    pub other_names: &'static [(&'static str, &'static str)],
+    /// How names of tensors end that are computed anew and not read.
+    pub buffers: &'static [&'static str],
     parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
     tensors: fn(&ModelSpec) -> Vec<HfTensor>,
     module: fn(usize) -> String,
@@ -119,12 +135,18 @@ impl Family {
         self.architectures.iter().find(|(_, t)| *t == task).map(|(name, _)| *name)
     }
 
-    /// Whether a tensor's name is that of a weight inside a layer; buffers that old checkpoints hold are not.
+    /// Whether a tensor's name is that of a weight inside a layer.
     pub(crate) fn is_layer_weight(&self, name: &str) -> bool {
-        const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
         let base = name.strip_prefix(self.base_prefix).unwrap_or(name);
         let layers = self.marker.split("0.").next().unwrap_or_default();
-        base.starts_with(layers) && !BUFFERS.iter().any(|b| base.ends_with(b))
+        base.starts_with(layers)
+    }
+
+    /// Whether a tensor holds what is computed anew: positions, masks, frequencies.
+    pub(crate) fn is_buffer(&self, name: &str) -> bool {
+        self.buffers.iter().any(|end| {
+            name.strip_suffix(end).is_some_and(|front| front.is_empty() || end.starts_with('.') || front.ends_with('.'))
+        })
     }
 
     /// All weights of a model of this family.
@@ -134,115 +156,89 @@ impl Family {
 }
 
 /// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
-pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<ModelSpec> {
-    let architecture = config["architectures"][0].as_str();
-    let by_architecture = || ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
-    let has =
-        |family: &Family, name: &str| tensor_names.iter().any(|t| t == name || t.strip_prefix(family.base_prefix) == Some(name));
-    let supported = ALL.map(|f| f.model_type).join(", ");
-    let family = match (wanted, config["model_type"].as_str()) {
-        (Some(name), Some(said)) if name != said => {
-            return Err(Error::invalid(format!("config.json says model_type {said:?}, so --family {name} cannot be right")));
-        }
-        (Some(name), _) => Family::named(name)?,
-        (None, Some(name)) => ALL
-            .into_iter()
-            .find(|f| f.model_type == name)
-            .ok_or_else(|| Error::invalid(format!("model_type {name:?} is not supported: expected one of {supported}")))?,
-        (None, None) => by_architecture().or_else(|| ALL.into_iter().find(|f| has(f, f.marker))).ok_or_else(|| {
-            Error::invalid(format!(
-                "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
-                 say which with --family ({supported})"
-            ))
-        })?,
-    };
-    let from_tensors = || family.task_markers.iter().find(|(name, _)| has(family, name)).map(|(_, task)| *task);
-    let task = match architecture {
-        Some(architecture) => match family.task_of(architecture) {
-            // The files overrule a base-model label: sentence encoders are often saved from a larger class, and the reverse.
-            Some(Task::Encoder) | None if wanted.is_some() => from_tensors().unwrap_or(family.architectures[0].1),
-            Some(task) => task,
-            None => {
-                let known: Vec<&str> = family.architectures.iter().map(|(a, _)| *a).collect();
-                return Err(Error::invalid(format!(
-                    "architecture {architecture:?} is not supported: expected one of {}",
-                    known.join(", ")
-                )));
-            }
-        },
-        None => from_tensors().unwrap_or(family.architectures[0].1),
-    };
-    let spec = (family.parse)(&Config(config), task)?;
+///
+/// Returns notes on keys that are passed over, too.
+pub fn recognise(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<(ModelSpec, Vec<String>)> {
+    if !config.is_object() {
+        return Err(Error::invalid("config.json: expected an object of keys and values"));
+    }
+    let family = family_of(config, tensor_names, wanted)?;
+    let tables = [family.keys, keys::COMMON];
+    let notes = keys::check("config.json", config, &tables, |key| keys::GENERATION_IN_CONFIG.contains(&key))?;
+    let task = task_of(family, config, tensor_names, wanted)?;
+    let spec = (family.parse)(&Config::new(config, family.config_aliases), task)?;
     spec.check()?;
-    Ok(spec)
+    Ok((spec, notes))
 }
 
-/// Typed access to config.json with errors that name the key.
-pub(crate) struct Config<'a>(pub(crate) &'a Value);
-
-impl Config<'_> {
-    /// A positive integer of sane size; `default` stands in for a missing or null key.
-    fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        const LARGEST: u64 = 1 << 24;
-        match (&self.0[key], default) {
-            (Value::Null, Some(default)) => Ok(default),
-            (value, _) => match value.as_u64() {
-                Some(n) if (1..=LARGEST).contains(&n) => Ok(n as usize),
-                _ => Err(Error::invalid(format!("config.json: {key} is {value}: expected a whole number from 1 to {LARGEST}"))),
-            },
-        }
+/// The first architecture, if config.json names any.
+fn architecture(config: &Value) -> Result<Option<&str>> {
+    let refuse = |what: &str, value: &Value| {
+        Error::invalid(format!("config.json: architectures {what} {value}: expected names of classes"))
+    };
+    match config.get("architectures") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(names)) => names.first().map(|name| name.as_str().ok_or_else(|| refuse("lists", name))).transpose(),
+        Some(other) => Err(refuse("is", other)),
     }
+}
 
-    fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.0[key] {
-            Value::Null => Ok(default),
-            value => value
-                .as_f64()
-                .filter(|v| v.is_finite() && *v > 0.0)
-                .ok_or_else(|| Error::invalid(format!("config.json: {key} is {value}: expected a positive number"))),
+/// Whether one of the tensors is that of the base model, whatever stands before its name.
+fn has(tensor_names: &[String], name: &str) -> bool {
+    tensor_names.iter().any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
+}
+
+fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
+    let supported = ALL.map(|f| f.model_type).join(", ");
+    let said = match config.get("model_type") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name.as_str()),
+        Some(other) => return Err(Error::invalid(format!("config.json: model_type is {other}: expected one of {supported}"))),
+    };
+    if let Some(name) = said {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != name) {
+            return Err(Error::invalid(format!("config.json says model_type {name:?}, so --family {wanted} cannot be right")));
         }
+        return ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
+            Error::invalid(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
+        });
     }
+    let architecture = architecture(config)?;
+    let by_architecture = ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
+    let told = by_architecture.or_else(|| ALL.into_iter().find(|f| has(tensor_names, f.marker)));
+    match (wanted, told) {
+        (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::invalid(format!(
+            "the architecture or the tensors are those of a {} model, so --family {wanted} cannot be right",
+            told.model_type
+        ))),
+        (Some(wanted), _) => Family::named(wanted),
+        (None, Some(told)) => Ok(told),
+        (None, None) => Err(Error::invalid(format!(
+            "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
+             say which with --family ({supported})"
+        ))),
+    }
+}
 
-    fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match &self.0[key] {
-            Value::Null => Ok(default),
-            Value::Bool(value) => Ok(*value),
-            value => Err(Error::invalid(format!("config.json: {key} is {value}: expected true or false"))),
+/// What the checkpoint's head is for: as its architecture says, else as its tensors say.
+fn task_of(family: &'static Family, config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<Task> {
+    let from_tensors = || {
+        let marked = family.task_markers.iter().find(|(name, _)| has(tensor_names, name));
+        marked.map_or(family.architectures[0].1, |(_, task)| *task)
+    };
+    let Some(name) = architecture(config)? else { return Ok(from_tensors()) };
+    match family.task_of(name) {
+        Some(task) => Ok(task),
+        None if wanted.is_some() => Ok(from_tensors()),
+        None => {
+            let known: Vec<&str> = family.architectures.iter().map(|(a, _)| *a).collect();
+            Err(Error::invalid(format!(
+                "config.json: architecture {name:?} is not supported: expected one of {}; if it computes what one of them does, \
+                 --family {} reads it as what its tensors say",
+                known.join(", "),
+                family.model_type
+            )))
         }
-    }
-
-    fn activation(&self, key: &str, default: &str) -> Result<upgrayedd_nn::ops::Activation> {
-        use upgrayedd_nn::ops::Activation::{Gelu, GeluTanh, Relu, Silu};
-        match self.0[key].as_str().unwrap_or(default) {
-            "gelu" => Ok(Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(GeluTanh),
-            "silu" | "swish" => Ok(Silu),
-            "relu" => Ok(Relu),
-            other => Err(unknown_name(
-                &format!("{key} in config.json"),
-                other,
-                &["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"],
-            )),
-        }
-    }
-
-    fn objective(&self, task: Task) -> Result<Objective> {
-        Ok(match task {
-            Task::CausalLm => Objective::CausalLm,
-            Task::MaskedLm => Objective::MaskedLm,
-            Task::Encoder => Objective::Encoder,
-            Task::Classifier => {
-                let from_names = self.0["id2label"].as_object().map(serde_json::Map::len).filter(|n| *n > 0);
-                let labels = self.size("num_labels", Some(from_names.unwrap_or(2)))?;
-                let kind = if labels == 1 { "regression" } else { "single_label_classification" };
-                if let Some(other) = self.0["problem_type"].as_str().filter(|k| *k != kind) {
-                    return Err(Error::invalid(format!(
-                        "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?}"
-                    )));
-                }
-                Objective::Classifier { labels }
-            }
-        })
     }
 }
 

@@ -1,14 +1,17 @@
 //! Reading Hugging Face folders: config.json, safetensors whole or sharded.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use upgrayedd_nn::{ParamSet, Tensor};
 
-use super::{Companions, DType, Model, ModelSpec, TensorFile};
-use crate::family::{self, HfTensor, Layout};
+use super::files::TensorFolder;
+use super::names::Names;
+use super::{Companions, DType, Model, ModelSpec, Objective, is_model_folder, read_config};
+use crate::family::{self, HfTensor, Layout, Task};
 use crate::heads::HeadMap;
+use crate::hub::Fetched;
 use crate::pipeline::Pipeline;
 use crate::surgery::Archive;
 use crate::{Error, Result, builtin, checkpoint, hub};
@@ -35,158 +38,14 @@ pub trait Weights {
     fn read(&self, name: &str) -> Result<Tensor>;
 }
 
-/// All tensors of a folder, by name.
-struct TensorFolder {
-    files: Vec<TensorFile>,
-    index: BTreeMap<String, usize>,
-}
-
-impl Weights for TensorFolder {
-    fn names(&self) -> Vec<String> {
-        self.index.keys().cloned().collect()
-    }
-
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        self.files[self.index[name]].shape(name)
-    }
-
-    fn dtype(&self, name: &str) -> Result<DType> {
-        self.files[self.index[name]].dtype(name)
-    }
-
-    fn read(&self, name: &str) -> Result<Tensor> {
-        self.files[self.index[name]].read(name)
-    }
-}
-
-impl TensorFolder {
-    fn open(dir: &Path) -> Result<Self> {
-        let mut folder = Self { files: Vec::new(), index: BTreeMap::new() };
-        for path in weight_files(dir)? {
-            let file = TensorFile::open(&path)?;
-            for name in file.names() {
-                folder.index.insert(name, folder.files.len());
-            }
-            folder.files.push(file);
-        }
-        Ok(folder)
-    }
-}
-
-/// The name that a tensor has among `names`: its full name or without the base prefix; a LayerNorm also under the names that
-/// TensorFlow gave it.
-fn find<'n>(names: &'n BTreeSet<String>, name: &str, prefix: &str) -> Option<&'n str> {
-    let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    let mut candidates = [name, &old].into_iter().flat_map(|n| [n, n.strip_prefix(prefix).unwrap_or(n)]);
-    candidates.find_map(|n| names.get(n)).map(String::as_str)
-}
-
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let whole = dir.join("model.safetensors");
-    if whole.is_file() {
-        return Ok(vec![whole]);
-    }
-    let index_path = dir.join("model.safetensors.index.json");
-    if index_path.is_file() {
-        let index = read_json(&index_path)?;
-        return shard_names(&index_path, &index)?
-            .into_iter()
-            .map(|name| {
-                let path = dir.join(name);
-                if path.is_file() {
-                    Ok(path)
-                } else {
-                    Err(Error::bad_file(&path, "is named in the index but missing: fetch the model again"))
-                }
-            })
-            .collect();
-    }
-    let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-    if let Some(pickle) = pickles.into_iter().find(|name| dir.join(name).exists()) {
-        return Err(Error::bad_file(
-            dir.join(pickle),
-            "is a Python pickle, which can run code when opened, and is not read. Convert it once with: \
-             python -c \"import sys; from transformers import AutoModel as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])\" OLD NEW \
-             (with AutoModelForCausalLM, AutoModelForMaskedLM, … in place of AutoModel to keep the head)",
-        ));
-    }
-    Err(Error::bad_file(dir, "holds no model.safetensors and no model.safetensors.index.json"))
-}
-
-/// The shards that an index names: plain file names, for an index from a stranger must not reach elsewhere.
-pub(crate) fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
-    let map =
-        index["weight_map"].as_object().filter(|m| !m.is_empty()).ok_or_else(|| Error::bad_file(path, "has no weight_map"))?;
-    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    let plain = |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
-    match names.iter().find(|name| !plain(name)) {
-        Some(name) => Err(Error::bad_file(path, format!("names the shard {name:?}: expected a file of the same folder"))),
-        None => Ok(names.into_iter().map(str::to_owned).collect()),
-    }
-}
-
-/// The largest JSON file of a model folder that is read; the longest in use are tokenizers of some ten megabytes.
-const LARGEST_JSON: u64 = 256 << 20;
-
-/// Reads a JSON file of a model folder.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&read_text(path)?).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
-}
-
-/// Reads a text file of a model folder.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    check_link(path)?;
-    let size = path.metadata().map_err(Error::io(path, "read"))?.len();
-    if size > LARGEST_JSON {
-        return Err(Error::bad_file(path, format!("has {size} bytes: at most {LARGEST_JSON} are read")));
-    }
-    std::fs::read_to_string(path).map_err(Error::io(path, "read"))
-}
-
-/// Refuses a file of a model folder that is a link to somewhere else: what a stranger's folder links to is the user's own, and
-/// would be read, or copied into the result. Links into the blobs of a Hub cache are how that keeps its files.
-pub(crate) fn check_link(path: &Path) -> Result<()> {
-    let is_link = path.symlink_metadata().is_ok_and(|m| m.file_type().is_symlink());
-    if !is_link {
-        return Ok(());
-    }
-    let target = path.canonicalize().map_err(Error::io(path, "follow the link"))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let folder = folder.canonicalize().map_err(Error::io(folder, "read"))?;
-    // The folder is a snapshot, or one in a snapshot.
-    let snapshots = folder.ancestors().skip(1).take(2).find(|p| p.file_name().is_some_and(|n| n == "snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
-    if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
-        return Ok(());
-    }
-    Err(Error::bad_file(
-        path,
-        format!("is a link out of the model's folder, to {}: put a copy of the file in its place", target.display()),
-    ))
-}
-
-/// Reads a folder's config.json.
-pub fn read_config(dir: &Path) -> Result<Value> {
-    let path = dir.join("config.json");
-    if !path.is_file() {
-        return Err(Error::bad_file(dir, "is not a model folder: it has no config.json"));
-    }
-    read_json(&path)
-}
-
-/// Whether a folder holds a model.
-pub fn is_model_folder(dir: &Path) -> bool {
-    dir.join("config.json").is_file()
-}
-
-/// Finds what `--model` names: a model folder, a run folder (its result), or a Hub id.
-pub fn resolve(name: &str) -> Result<PathBuf> {
+/// Finds what `--model` names: a model folder, a run folder (its result), or a Hub id; with the commit that the Hub gave.
+fn resolve(name: &str) -> Result<Fetched> {
     let path = Path::new(name);
     if path.is_dir() {
         let result = path.join("model");
         return match (is_model_folder(path), is_model_folder(&result)) {
-            (true, _) => Ok(path.to_owned()),
-            (false, true) => Ok(result),
+            (true, _) => Ok(Fetched { dir: path.to_owned(), origin: None }),
+            (false, true) => Ok(Fetched { dir: result, origin: None }),
             (false, false) if path.join("run.toml").is_file() => Err(Error::bad_file(
                 path,
                 format!("is a run folder without a result yet: finish it with `upgrayedd resume {name}`"),
@@ -212,8 +71,9 @@ impl Model {
         if let Some(run) = checkpoint::run_of(Path::new(name)) {
             return checkpoint::load_model(Path::new(name), &Pipeline::recorded(&run)?.1);
         }
-        let dir = resolve(name)?;
+        let Fetched { dir, origin } = resolve(name)?;
         let mut model = Self::load(&dir, options)?;
+        model.origin = origin;
         // The result of a run brings the heads it lost.
         let archive = dir.parent().map(|run| run.join(crate::run_dir::ARCHIVE_FILE)).filter(|a| a.is_file());
         if let (Some(path), Some("model")) = (archive, dir.file_name().and_then(|n| n.to_str())) {
@@ -237,43 +97,138 @@ impl Model {
     }
 
     /// A model of the weights that a config.json describes, wherever they are.
-    pub fn from_weights(config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
-        let names: BTreeSet<String> = weights.names().into_iter().collect();
-        let spec = family::recognise(&config, &names.iter().cloned().collect::<Vec<_>>(), options.family.as_deref())?;
+    pub fn from_weights(mut config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
+        let names = Names::new(weights.names())?;
+        let (mut spec, mut notices) = family::recognise(&config, &names.all(), options.family.as_deref())?;
+        let names = names.without_prefix(spec.family)?;
+        notices.extend_from_slice(&names.notes);
         let heads = heads_from_config(&config, &spec)?;
-        let prefix = spec.family.base_prefix;
-        let mut params = ParamSet::default();
-        let mut unread: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        let said = spec.tied_head;
+        let head = settle_head(&mut spec, &names, weights)?;
+        if spec.tied_head != said {
+            config[TIED] = spec.tied_head.into();
+            notices.push(format!(
+                "the output projection differs from the embedding, although config.json says {TIED}: it is one of its own, as in transformers"
+            ));
+        }
+        let (mut params, mut types) = (ParamSet::default(), Types::default());
+        let mut read: BTreeSet<String> = head.compared.into_iter().collect();
         for tensor in spec.family.tensors(&spec) {
-            match find(&names, &tensor.name, prefix) {
+            let instead = head.embedding.as_deref().filter(|_| tensor.canonical == EMBEDDING);
+            match instead.or_else(|| names.find(&tensor.name, spec.family)) {
                 Some(name) => {
-                    unread.remove(name);
                     let weight = read_canonical(weights, name, &tensor, &spec, &heads)?;
+                    types.count(weights.dtype(name)?, weight.len());
+                    read.insert(name.to_owned());
                     params.add(tensor.canonical, weight);
                 }
                 None if tensor.optional => {}
-                None => return Err(Error::invalid(format!("the weight {} is missing", tensor.name))),
+                None => {
+                    return Err(Error::invalid(format!(
+                        "the weight {} is missing: weights and config.json do not belong together, or the file is not complete",
+                        tensor.name
+                    )));
+                }
             }
         }
-        if let Some(name) = unread.into_iter().find(|name| spec.family.is_layer_weight(name)) {
-            return Err(Error::invalid(format!(
-                "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
-                spec.family.model_type
-            )));
+        notices.extend(check_unread(&spec, &names, &read)?);
+        let (dtype, mixed) = types.settle();
+        notices.extend(mixed);
+        let mut model = Self::from_params(spec, config, params, heads, dtype);
+        model.notices = notices;
+        Ok(model)
+    }
+}
+
+const EMBEDDING: &str = "embed.tokens";
+const TIED: &str = "tie_word_embeddings";
+
+/// Where the output projection stands, by the names in the file.
+#[derive(Default)]
+struct Head {
+    /// Holds the embedding, which is not under its own name.
+    embedding: Option<String>,
+    /// Holds the embedding once more.
+    compared: Option<String>,
+}
+
+/// Settles whether the output projection is the embedding: as in transformers a projection that differs is one of its own whatever
+/// config.json says, and where only the projection is stored and the two are one, it is the embedding.
+fn settle_head(spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Result<Head> {
+    let learns_tokens = matches!(spec.objective, Objective::CausalLm | Objective::MaskedLm);
+    let Some(head) = spec.family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
+    let table = spec.family.tensors(spec);
+    let Some(embedding) = table.into_iter().find(|t| t.canonical == EMBEDDING) else { return Ok(Head::default()) };
+    match (spec.tied_head, names.find(head, spec.family), names.find(&embedding.name, spec.family)) {
+        (true, Some(head), Some(embedding)) => {
+            let alike = weights.shape(head)? == weights.shape(embedding)?;
+            spec.tied_head = alike && weights.read(head)?.data() == weights.read(embedding)?.data();
+            Ok(Head { compared: spec.tied_head.then(|| head.to_owned()), embedding: None })
         }
-        let tokens = spec.family.tensors(&spec).into_iter().find(|t| t.canonical == "embed.tokens");
-        let dtype = match tokens.and_then(|t| find(&names, &t.name, prefix)) {
-            Some(name) => weights.dtype(name)?,
-            None => DType::F32,
-        };
-        Ok(Self::from_params(spec, config, params, heads, dtype))
+        (true, Some(head), None) => Ok(Head { embedding: Some(head.to_owned()), compared: None }),
+        (false, None, Some(_)) => Err(Error::invalid(format!(
+            "the weight {head} is missing: if the output projection is the embedding, config.json has to say {TIED}: true"
+        ))),
+        _ => Ok(Head::default()),
+    }
+}
+
+/// Refuses weights of layers that the model does not have; names in a notice what is passed over.
+fn check_unread(spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Result<Option<String>> {
+    let family = spec.family;
+    // A weight's second name is as good as its first.
+    let second = |name: &str| family.other_names.iter().any(|(own, _)| *own == name);
+    let unread = names.unread(|stored| read.contains(stored));
+    let unread: Vec<&str> = unread.filter(|name| !family.is_buffer(name) && !second(name)).collect();
+    if let Some(name) = unread.iter().find(|name| family.is_layer_weight(name)) {
+        return Err(Error::invalid(format!(
+            "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
+            family.model_type
+        )));
+    }
+    let class = family.architecture_of(Task::of(spec.objective)).unwrap_or(family.model_type);
+    let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
+    let more = if unread.len() > 4 { ", …" } else { "" };
+    Ok((!unread.is_empty()).then(|| {
+        format!("{} tensors are none of a {class}'s and are passed over, as by transformers: {shown}{more}", unread.len())
+    }))
+}
+
+/// Elements of each type in a checkpoint.
+#[derive(Default)]
+struct Types([usize; 3]);
+
+impl Types {
+    const ALL: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+    fn count(&mut self, dtype: DType, elements: usize) {
+        let at = Self::ALL.iter().position(|d| *d == dtype).unwrap_or(0);
+        self.0[at] += elements;
+    }
+
+    /// The type of most elements, in which the result is written, and a notice if there are others.
+    fn settle(&self) -> (DType, Option<String>) {
+        let most = self.0.iter().copied().max().unwrap_or(0);
+        let at = self.0.iter().position(|n| *n == most).unwrap_or(0);
+        let there: Vec<&str> = Self::ALL.iter().zip(self.0).filter(|(_, n)| *n > 0).map(|(d, _)| d.name()).collect();
+        let dtype = Self::ALL[at];
+        let notice = (there.len() > 1).then(|| {
+            format!(
+                "weights are stored as {}: the result is written as {}, the type of most of them, unless another is asked for",
+                there.join(" and "),
+                dtype.name()
+            )
+        });
+        (dtype, notice)
     }
 }
 
 fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
     let Some(ours) = config.get(CONFIG_KEY) else {
-        let pruned = config["pruned_heads"].as_object().is_some_and(|p| !p.is_empty());
-        return if pruned { pruned_by_transformers(config, spec) } else { Ok(spec.full_heads()) };
+        return match &config["pruned_heads"] {
+            Value::Null => Ok(spec.full_heads()),
+            _ => pruned_by_transformers(config, spec),
+        };
     };
     let version = ours["format_version"].as_u64();
     if version != Some(1) {

@@ -2,10 +2,12 @@
 
 mod attention_map;
 mod cost;
+mod files;
 mod forward;
 mod generate;
 mod load;
 mod loss;
+mod names;
 mod spec;
 mod tensor_file;
 
@@ -18,18 +20,19 @@ use upgrayedd_nn::ops::RopeTable;
 use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 
 pub use cost::Cost;
+pub(crate) use files::{check_link, read_json, read_optional_json, read_text, shard_names};
+pub use files::{is_model_folder, read_config};
 pub use forward::{Batch, Distill, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
-pub(crate) use load::shard_names;
-pub use load::{CONFIG_KEY, LoadOptions, Weights, is_model_folder, read_config, resolve};
-pub(crate) use load::{check_link, read_json, read_text};
+pub use load::{CONFIG_KEY, LoadOptions, Weights};
 pub(crate) use spec::split_layer;
 pub use spec::{Block, ModelSpec, Norm, Objective, Positions};
 pub use tensor_file::{DType, TensorFile};
 
+use crate::family::keys;
 use crate::heads::HeadMap;
 use crate::surgery::Archive;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, end_tokens};
 use crate::{Error, Result, builtin};
 
 /// An affine map's parameters.
@@ -80,6 +83,10 @@ pub struct Model {
     pub archive: Archive,
     /// Element type of the files it came from.
     pub dtype: DType,
+    /// The Hub id and commit that it was read from, as `owner/name@commit`.
+    pub origin: Option<String>,
+    /// What was passed over or taken otherwise than its files say, a line each.
+    pub notices: Vec<String>,
     /// Tokenizer and generation files.
     pub companions: Companions,
     /// Where it computes.
@@ -133,6 +140,8 @@ impl Model {
             heads,
             archive,
             dtype,
+            origin: None,
+            notices: Vec::new(),
             companions: Companions::None,
             device: Device::cpu(),
             reference: None,
@@ -165,7 +174,7 @@ impl Model {
     /// The tokenizer that came with the model.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.companions {
-            Companions::Folder(dir) => Tokenizer::load(dir),
+            Companions::Folder(dir) => Tokenizer::load(dir, &self.config),
             Companions::BuiltIn => builtin::tokenizer(),
             Companions::None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
         }
@@ -193,8 +202,56 @@ impl Model {
                 self.spec.family.model_type, self.spec.hidden_size, self.spec.vocab_size
             )));
         }
+        if let Err(reason) = self.check_same_tokens(&reference) {
+            return Err(Error::invalid(format!("the reference cannot be compared with: {reason}")));
+        }
         self.reference = Some(reference);
         Ok(())
+    }
+
+    /// Says why `other` does not read and predict the tokens that this model does.
+    pub(crate) fn check_same_tokens(&self, other: &Self) -> std::result::Result<(), String> {
+        let shape = |m: &Self| (m.spec.objective, m.spec.vocab_size);
+        if shape(self) != shape(other) {
+            return Err(format!(
+                "it is a {} model of {} tokens, this one is a {} model of {}",
+                other.spec.objective.name(),
+                other.spec.vocab_size,
+                self.spec.objective.name(),
+                self.spec.vocab_size
+            ));
+        }
+        if self.companions == other.companions {
+            return Ok(());
+        }
+        // Who came without a tokenizer, or is given batches only, is taken at their word.
+        match (self.tokenizer(), other.tokenizer()) {
+            (Ok(ours), Ok(theirs)) if ours.fingerprint() != theirs.fingerprint() => {
+                Err("its tokenizer is another one".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens that end a text: those of config.json, of generation_config.json and of the tokenizer.
+    pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let (settings, _) = self.generation_settings()?;
+        let mut tokens: Vec<u32> =
+            [&self.config["eos_token_id"], &settings["eos_token_id"]].into_iter().flat_map(end_tokens).collect();
+        tokens.extend(tokenizer.eos());
+        tokens.sort_unstable();
+        tokens.dedup();
+        Ok(tokens)
+    }
+
+    /// generation_config.json, and notes on what of it is not obeyed.
+    pub fn generation_settings(&self) -> Result<(Value, Vec<String>)> {
+        let Companions::Folder(dir) = &self.companions else { return Ok((Value::Null, Vec::new())) };
+        let path = dir.join("generation_config.json");
+        let settings = read_optional_json(&path)?;
+        let notes = keys::check("generation_config.json", &settings, &[keys::GENERATION], |_| false)
+            .map_err(|e| Error::bad_file(dir, e.to_string()))?;
+        Ok((settings, notes))
     }
 
     /// The module path of a layer's attention: how files and Python name the layer.
@@ -219,7 +276,8 @@ impl Model {
 
     /// A parameter that the objective reaches; a pooler without a classifier, say, is not.
     pub(crate) fn is_used(&self, name: &str) -> bool {
-        !name.starts_with("pooler.") || matches!(self.spec.objective, Objective::Classifier { .. })
+        let idle = name.starts_with("pooler.") || name.starts_with("next_sentence.");
+        !idle || matches!(self.spec.objective, Objective::Classifier { .. })
     }
 
     /// A layer's output projection of attention, `(d, heads · head_dim)`.

@@ -176,6 +176,7 @@ impl ModelSpec {
             "embed.positions" => vec![self.max_positions, d],
             "embed.types" => vec![self.type_vocab_size, d],
             "pooler.weight" | "head.transform.weight" => vec![d, d],
+            "next_sentence.weight" | "next_sentence.bias" => matrix(2, d),
             "head.weight" | "head.bias" => match self.objective {
                 Objective::Classifier { labels } => matrix(labels, d),
                 _ => matrix(self.vocab_size, d),

@@ -1,4 +1,4 @@
-//! One safetensors file: f32, f16 and bf16.
+//! One safetensors file: f32, f16, bf16, and f64 rounded to f32.
 
 #![allow(unsafe_code, reason = "weights are memory-mapped")]
 
@@ -15,7 +15,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tensor;
 
-use super::load::check_link;
+use super::check_link;
 use crate::{Error, Result};
 
 /// Element type in files.
@@ -111,10 +111,14 @@ impl TensorFile {
     /// Element type of one tensor.
     pub(crate) fn dtype(&self, name: &str) -> Result<DType> {
         match self.info(name)?.dtype {
-            Dtype::F32 => Ok(DType::F32),
+            // Nobody computes in f64, and nothing else is wide enough.
+            Dtype::F32 | Dtype::F64 => Ok(DType::F32),
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::BF16),
-            other => Err(Error::bad_file(&self.path, format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16"))),
+            other => Err(Error::bad_file(
+                &self.path,
+                format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16, so save the model dequantised"),
+            )),
         }
     }
 
@@ -124,7 +128,10 @@ impl TensorFile {
         let (start, end) = info.data_offsets;
         let range = self.data + start..self.data + end;
         let mut out = vec![0.0f32; info.shape.iter().product()];
-        convert(&self.map[range.clone()], dtype, &mut out);
+        match info.dtype {
+            Dtype::F64 => narrow(&self.map[range.clone()], &mut out),
+            _ => convert(&self.map[range.clone()], dtype, &mut out),
+        }
         self.let_go(range);
         if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
             return Err(Error::bad_file(
@@ -147,6 +154,10 @@ impl TensorFile {
 
     #[cfg(not(unix))]
     fn let_go(&self, _: Range<usize>) {}
+}
+
+fn narrow(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytes.as_chunks::<8>().0).for_each(|(o, b)| *o = f64::from_le_bytes(*b) as f32);
 }
 
 fn convert(bytes: &[u8], dtype: DType, out: &mut [f32]) {

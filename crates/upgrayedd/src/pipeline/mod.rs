@@ -54,6 +54,9 @@ pub struct RunRecord {
     pub data_hash: String,
     /// blake3 of the evaluation files, if there are any of their own.
     pub eval_data_hash: Option<String>,
+    /// What was passed over or taken otherwise than files say, a line each.
+    #[serde(default)]
+    pub notices: Vec<String>,
     /// Which parts the caller gave itself; they are not in the configuration.
     #[serde(default)]
     pub given: GivenParts,
@@ -171,6 +174,7 @@ pub struct Pipeline {
     teacher: Option<Model>,
     optim: AdamW,
     model_hash: String,
+    notices: Vec<String>,
 }
 
 impl Pipeline {
@@ -230,6 +234,7 @@ impl Pipeline {
         };
         let optim = train::new_optimizer(&model, config.weight_decay);
         let mut model_hash = hash_model(&model, &fingerprint);
+        let mut notices = [&model.notices[..], &data.notices].concat();
         let distilled = config.distill.is_some_and(|share| share > 0.0);
         let is_encoder = model.spec.objective == Objective::Encoder;
         if is_encoder && distilled {
@@ -238,12 +243,16 @@ impl Pipeline {
         if !is_encoder && config.teacher.is_some() && !distilled {
             return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
         }
-        let teacher = match &config.teacher {
+        let teacher = match &config.teacher.clone() {
             Some(name) => {
                 // Batches of the caller's are as long as the model allows.
                 let cut = config.sequence_length.filter(|_| !parts.data);
                 let longest = cut.unwrap_or(model.spec.max_positions);
-                let teacher = load_teacher(name, &config, &model, (&fingerprint, longest))?;
+                let teacher = load_teacher(name, &config, &model, longest)?;
+                notices.extend(teacher.notices.iter().map(|n| format!("{name}: {n}")));
+                if let Some(origin) = &teacher.origin {
+                    config.teacher = Some(origin.clone());
+                }
                 model_hash.push_str(&hash_model(&teacher, ""));
                 Some(teacher)
             }
@@ -256,7 +265,7 @@ impl Pipeline {
             }
             teacher => teacher,
         };
-        Ok(Self { config, teacher, model, data, given: parts, strategy, optim, model_hash })
+        Ok(Self { config, teacher, model, data, given: parts, strategy, optim, model_hash, notices })
     }
 
     /// The model as it is now.
@@ -289,6 +298,7 @@ impl Pipeline {
             model_hash: self.model_hash.clone(),
             data_hash: self.data.hash.clone(),
             eval_data_hash: self.data.eval_hash.clone(),
+            notices: self.notices.clone(),
             given: self.given,
             split: self.data.split.clone(),
             config: self.config.clone(),

@@ -32,28 +32,11 @@ pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: GivenParts)
 }
 
 /// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
-pub(super) fn load_teacher(
-    name: &str,
-    config: &OptimizeConfig,
-    model: &Model,
-    (fingerprint, longest): (&str, usize),
-) -> Result<Model> {
+pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, longest: usize) -> Result<Model> {
     let mut teacher = Model::from_pretrained(name, &LoadOptions { family: config.family.clone() })?;
     teacher.device = model.device;
-    let shape = |m: &Model| (m.spec.objective, m.spec.vocab_size);
-    if shape(&teacher) != shape(model) {
-        return Err(Error::invalid(format!(
-            "{name} cannot teach this model: it is a {} model of {} tokens, this one is a {} model of {}",
-            teacher.spec.objective.name(),
-            teacher.spec.vocab_size,
-            model.spec.objective.name(),
-            model.spec.vocab_size
-        )));
-    }
-    // Who came without a tokenizer, or is given batches only, is taken at their word.
-    let other = |theirs: &Tokenizer| !fingerprint.is_empty() && theirs.fingerprint() != fingerprint;
-    if teacher.tokenizer().is_ok_and(|theirs| other(&theirs)) {
-        return Err(Error::invalid(format!("{name} cannot teach this model: its tokenizer is another one")));
+    if let Err(reason) = model.check_same_tokens(&teacher) {
+        return Err(Error::invalid(format!("{name} cannot teach this model: {reason}")));
     }
     if longest > teacher.spec.max_positions {
         let most = teacher.spec.max_positions;

@@ -54,6 +54,8 @@ impl Pipeline {
         }
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
+        // Of a model from memory they were said of what was given then.
+        pipeline.notices = record.notices.clone();
         if pipeline.strategy.name() != record.config.strategy {
             let (was, is) = (&record.config.strategy, pipeline.strategy.name());
             return Err(Error::bad_file(path, format!("was started with the strategy {was}: {is} cannot continue it")));

@@ -59,6 +59,9 @@ impl Run<'_> {
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
         self.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
+        for message in self.pipeline.notices.clone() {
+            self.emit(Event::Notice { cycle: 0, message })?;
+        }
         if lost > 0 {
             let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
             self.emit(Event::Notice { cycle: 0, message })?;

@@ -1,0 +1,188 @@
+//! Documents of text files, in pieces that are tokenised apart with the same result as together.
+
+use std::path::Path;
+
+use super::records::{KINDS, Record, Wanted, for_each_record};
+use super::text::{extension, for_each_block, for_each_line};
+use super::{DataOptions, Documents};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// A document, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) text: String,
+    /// Whether it is the document's first part.
+    pub(super) starts: bool,
+    /// Whether it is the last.
+    pub(super) ends: bool,
+}
+
+impl Part {
+    pub(super) fn whole(text: String) -> Self {
+        Self { text, starts: true, ends: true }
+    }
+}
+
+/// Files that hold text.
+pub(super) fn kinds() -> Vec<&'static str> {
+    std::iter::once("txt").chain(KINDS).collect()
+}
+
+/// Calls `f` with every part of every document in order. Returns how many records have no text.
+pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Part) -> Result<()>) -> Result<usize> {
+    if extension(path, &kinds())? != "txt" {
+        let mut without = 0;
+        for_each_record(path, &Wanted { options, labelled: false }, &mut |Record { text, .. }| match text {
+            Some(text) => f(Part::whole(text)),
+            None => {
+                without += 1;
+                Ok(())
+            }
+        })?;
+        return Ok(without);
+    }
+    if options.delimiter.is_some() || options.columns.is_some() {
+        return Err(Error::invalid(format!(
+            "--delimiter and --columns are for .tsv and .csv files: {} has no columns",
+            path.display()
+        )));
+    }
+    match options.documents {
+        Documents::Packed => {
+            // The last part is kept back, since only it ends the document.
+            let mut held: Option<Part> = None;
+            for_each_block(path, &mut |text| {
+                let starts = held.is_none();
+                match held.replace(Part { text, starts, ends: false }) {
+                    Some(before) => f(before),
+                    None => Ok(()),
+                }
+            })?;
+            held.map_or(Ok(()), |last| f(Part { ends: true, ..last }))?;
+        }
+        Documents::Separate => {
+            for_each_line(path, |_, line| if line.is_empty() { Ok(()) } else { f(Part::whole(line.to_owned())) })?;
+        }
+    }
+    Ok(0)
+}
+
+/// Text to be tokenised at once.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// What stands before it and is tokenised along, for tokenizers that treat the beginning of a text in a way of its own.
+    pub(super) context: String,
+    pub(super) text: String,
+    /// Whether a document begins with it.
+    pub(super) starts: bool,
+    /// Whether a document ends with it.
+    pub(super) ends: bool,
+}
+
+impl Piece {
+    /// Its tokens, as they are in the whole document.
+    pub(super) fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        if self.context.is_empty() {
+            return tokenizer.encode(&self.text);
+        }
+        let before = tokenizer.encode(&self.context)?;
+        let mut tokens = tokenizer.encode(&format!("{}{}", self.context, self.text))?;
+        if !tokens.starts_with(&before) {
+            return Err(Error::invalid(
+                "the tokenizer cannot take this text in parts: split it into documents of at most a megabyte (.jsonl)",
+            ));
+        }
+        tokens.drain(..before.len());
+        Ok(tokens)
+    }
+}
+
+/// Pieces of a document are of about this size.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Text on either side of a cut that is tokenised to see whether the cut changes anything.
+const WINDOW: usize = 512;
+
+/// Places that are tried for a cut.
+const TRIES: usize = 24;
+
+/// Cuts a long document into pieces, where that changes no token.
+#[derive(Default)]
+pub(super) struct Cutter {
+    /// What has not been handed on.
+    text: String,
+    /// What stands before `text`, if the tokenizer has to see it.
+    context: String,
+    /// Whether a piece of this document has been handed on.
+    begun: bool,
+    /// The length of `text` from which on a cut is looked for.
+    wanted: usize,
+}
+
+impl Cutter {
+    /// Takes a part of a document and hands on the pieces that are complete.
+    pub(super) fn push(&mut self, part: Part, tokenizer: &Tokenizer, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+        if part.starts {
+            *self = Self { wanted: PIECE_BYTES, ..Self::default() };
+        }
+        self.text.push_str(&part.text);
+        while self.text.len() > self.wanted {
+            match self.cut(tokenizer)? {
+                Some((at, context)) => {
+                    let rest = self.text.split_off(at);
+                    let text = std::mem::replace(&mut self.text, rest);
+                    let context = std::mem::replace(&mut self.context, context);
+                    f(Piece { context, text, starts: !self.begun, ends: false })?;
+                    (self.begun, self.wanted) = (true, PIECE_BYTES);
+                }
+                // Nowhere in all this text: wait for more.
+                None => self.wanted = self.text.len() * 2,
+            }
+        }
+        if part.ends {
+            let (context, text) = (std::mem::take(&mut self.context), std::mem::take(&mut self.text));
+            f(Piece { context, text, starts: !self.begun, ends: true })?;
+        }
+        Ok(())
+    }
+
+    /// A place that the tokens do not reach over, and what has to stand before the text behind it.
+    fn cut(&self, tokenizer: &Tokenizer) -> Result<Option<(usize, String)>> {
+        let text = &self.text;
+        let near = floor(text, self.wanted);
+        // In front of white space and behind ends of lines: words and what stands between them go to one side.
+        let at_edge = |&at: &usize| {
+            let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
+            let space = |c: Option<char>| c.is_some_and(char::is_whitespace);
+            before == Some('\n') && !space(after) || space(after) && !space(before)
+        };
+        let places = (1..near).rev().filter(|at| text.is_char_boundary(*at)).filter(at_edge);
+        for at in places.take(TRIES) {
+            let left = &text[ceil(text, at.saturating_sub(WINDOW))..at];
+            let right = &text[at..floor(text, at + WINDOW)];
+            let whole = tokenizer.encode(&format!("{left}{right}"))?;
+            let before = tokenizer.encode(left)?;
+            let Some(wanted) = whole.strip_prefix(&before[..]) else { continue };
+            if tokenizer.encode(right)? == wanted {
+                return Ok(Some((at, String::new())));
+            }
+            let context = &left[ceil(left, left.len().saturating_sub(WINDOW / 8))..];
+            let piece = Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
+            if piece.encode(tokenizer).is_ok_and(|tokens| tokens == wanted) {
+                return Ok(Some((at, piece.context)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The last place between two characters that is not behind `at`.
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// The first place between two characters that is not before `at`.
+fn ceil(text: &str, at: usize) -> usize {
+    (at..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
+}
