@@ -18,11 +18,12 @@ pub struct Reader {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub static ALL: [Reader; 8] = [
+pub static ALL: [Reader; 9] = [
     Reader { name: "config", read: config, seeds: || golden_files("config.json") },
     Reader { name: "safetensors", read: safetensors, seeds: || golden_files("model.safetensors") },
     Reader { name: "index", read: index, seeds: index_seeds },
     Reader { name: "tokenizer", read: tokenizer, seeds: || vec![builtin::tokenizer().unwrap().to_json().unwrap().into()] },
+    Reader { name: "tokenizer_files", read: tokenizer_files, seeds: tokenizer_files_seeds },
     Reader { name: "data", read: data, seeds: data_seeds },
     Reader { name: "labelled", read: labelled, seeds: labelled_seeds },
     Reader { name: "archive", read: archive, seeds: archive_seeds },
@@ -129,14 +130,53 @@ fn tokenizer(bytes: &[u8]) {
     let _ = tokenizer.decode(&[0, 1, 1 << 20, u32::MAX]);
 }
 
+/// What stands beside a vocabulary; the first byte says in which file, and beside which vocabulary.
+fn tokenizer_files(bytes: &[u8]) {
+    let Some((kind, rest)) = bytes.split_first() else { return };
+    in_folder(|dir| {
+        let names =
+            ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"];
+        let name = names[usize::from(kind % 6)];
+        match (kind >> 3) % 3 {
+            0 => fs::write(dir.join("tokenizer.json"), builtin::tokenizer().unwrap().to_json().unwrap()).unwrap(),
+            1 => fs::write(dir.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b").unwrap(),
+            _ => {
+                fs::write(dir.join("vocab.json"), r#"{"a":0,"b":1,"ab":2}"#).unwrap();
+                fs::write(dir.join("merges.txt"), "#version: 0.2\na b\n").unwrap();
+            }
+        }
+        fs::write(dir.join(name), rest).unwrap();
+        for model_type in ["llama", "gpt2", "bert"] {
+            let config = serde_json::json!({ "model_type": model_type, "vocab_size": 400 });
+            if let Ok(tokenizer) = Tokenizer::load(dir, &config) {
+                let _ = tokenizer.sequence("ab Mia was", Some("a kind girl."), 8);
+            }
+        }
+    });
+}
+
+fn tokenizer_files_seeds() -> Vec<Vec<u8>> {
+    let config = r#"{"tokenizer_class":"BertTokenizer","do_lower_case":false,"strip_accents":null,"add_bos_token":true,"pad_token":
+        {"__type":"AddedToken","content":"<pad>","special":true},"added_tokens_decoder":{"7":{"content":"x","lstrip":true}},
+        "additional_special_tokens":["y"]}"#;
+    let map = r#"{"bos_token":"<s>","extra_special_tokens":["z"],"image_token":{"content":"<i>","normalized":false}}"#;
+    let mut seeds = Vec::new();
+    for vocabulary in [0u8, 8, 16] {
+        for (kind, text) in [(0, config), (1, map), (2, r#"{"<e>":9}"#), (3, "[UNK]\n\na"), (4, r#"{"a":0}"#), (5, "a b\n")] {
+            seeds.push([&[vocabulary + kind], text.as_bytes()].concat());
+        }
+    }
+    seeds
+}
+
 /// The first byte says which kind of file the rest is.
 fn data(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else { return };
     static MODEL: OnceLock<(Model, Tokenizer)> = OnceLock::new();
     let (model, tokenizer) = MODEL.get_or_init(|| (builtin::model().unwrap(), builtin::tokenizer().unwrap()));
     in_folder(|dir| {
-        let name = ["data.txt", "data.jsonl", "data.parquet"][usize::from(kind % 3)];
-        let documents = if kind & 4 == 0 { Documents::Packed } else { Documents::Separate };
+        let name = ["data.txt", "data.jsonl", "data.parquet", "data.tsv", "data.csv"][usize::from(kind % 5)];
+        let documents = if kind & 8 == 0 { Documents::Packed } else { Documents::Separate };
         let path = dir.join(name);
         fs::write(&path, rest).unwrap();
         let options = DataOptions { sequence_length: 16, documents, ..DataOptions::default() };
@@ -150,9 +190,11 @@ fn data_seeds() -> Vec<Vec<u8>> {
     let parquet = parquet_file(&text);
     vec![
         [&[0], text.join("\n").as_bytes()].concat(),
-        [&[4], text.join("\n").as_bytes()].concat(),
+        [&[10], text.join("\r\n").as_bytes()].concat(),
         [&[1], lines.as_bytes()].concat(),
         [&[2], &parquet[..]].concat(),
+        [&[3], format!("n\ttext\n1\t\"{}\"\n", text.join("\"\"\t\n")).as_bytes()].concat(),
+        [&[4], format!("text,n\n{},1\n", text.join(",1\n")).as_bytes()].concat(),
     ]
 }
 
@@ -163,12 +205,12 @@ fn labelled(bytes: &[u8]) {
     let (model, tokenizer) = MODEL.get_or_init(|| {
         let dir = fresh();
         fs::write(dir.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n##a\n##b").unwrap();
-        let tokenizer = Tokenizer::load(&dir).unwrap();
+        let tokenizer = Tokenizer::load(&dir, &serde_json::Value::Null).unwrap();
         fs::remove_dir_all(dir).unwrap();
         (Model::load(&golden("bert_regression"), &LoadOptions::default()).unwrap(), tokenizer)
     });
     in_folder(|dir| {
-        let path = dir.join(["data.tsv", "data.jsonl"][usize::from(kind % 2)]);
+        let path = dir.join(["data.tsv", "data.jsonl", "data.csv", "data.parquet"][usize::from(kind % 2 + (kind >> 2) % 2 * 2)]);
         fs::write(&path, rest).unwrap();
         let text_pair_field = (kind & 2 == 0).then(|| "other".to_owned());
         let options = DataOptions { sequence_length: 8, text_pair_field, ..DataOptions::default() };
@@ -179,7 +221,7 @@ fn labelled(bytes: &[u8]) {
 fn labelled_seeds() -> Vec<Vec<u8>> {
     let table = b"text\tother\tlabel\na b\tab a b a b a b\t0.5\nb\ta\t-1e3\n";
     let lines = b"{\"text\":\"a b\",\"other\":\"b\",\"label\":0.5}\n\n{\"text\":\"b\",\"other\":\"a\",\"label\":\"2\"}\n";
-    vec![[&[0], &table[..]].concat(), [&[2], &table[..]].concat(), [&[1], &lines[..]].concat()]
+    vec![[&[0], &table[..]].concat(), [&[2], &table[..]].concat(), [&[1], &lines[..]].concat(), [&[4], &table[..]].concat()]
 }
 
 fn parquet_file(texts: &[String]) -> Vec<u8> {

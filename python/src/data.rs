@@ -139,6 +139,17 @@ impl Reader<'_> {
         let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
         let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
         let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
+        if let Some(value) = mask.and_then(|m| m.iter().find(|v| !(0..=1).contains(*v))) {
+            return Err(refuse(format!(
+                "attention_mask holds {value}: expected 1 for tokens and 0 for padding (numbers of packed documents are not supported)"
+            )));
+        }
+        if types.is_some() && self.spec.family.types_are_tokens {
+            return Err(refuse(format!(
+                "has token_type_ids, which transformers adds to a {} model's tokens through their embedding: leave them out",
+                self.spec.family.model_type
+            )));
+        }
         let mask: Option<Vec<u8>> = mask.map(|m| m.iter().map(|&v| u8::from(v != 0)).collect());
         if mask.as_ref().is_some_and(|m| m.len() != ids.len()) {
             return Err(refuse("attention_mask and input_ids differ in length".to_owned()));
@@ -225,21 +236,41 @@ impl Epoch {
     }
 }
 
-/// Identifies a sequence whatever batch it comes in, and however its tokens are masked this time.
-fn row_key(row: &Row) -> u64 {
-    let original = |i: usize| match &row.targets {
-        // A masked token's label is the token itself; a causal target is the next one, which serves as well.
-        Targets::Tokens(targets) if targets[i] != IGNORE => targets[i] as u32,
-        _ => row.tokens[i],
+/// Identifies a sequence whatever batch it comes in, however its tokens are masked this time, and however far it is padded.
+fn row_key(row: &Row, objective: Objective) -> u64 {
+    let real: Vec<usize> = (0..row.tokens.len()).filter(|&i| row.mask.as_ref().is_none_or(|m| m[i] != 0)).collect();
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |values: &[i64]| {
+        hasher.update(&values.len().to_le_bytes()).update(bytemuck::cast_slice(values));
     };
-    let real = |i: &usize| row.mask.as_ref().is_none_or(|m| m[*i] != 0);
-    let tokens: Vec<u32> = (0..row.tokens.len()).filter(real).map(original).collect();
-    let hash = blake3::hash(bytemuck::cast_slice(&tokens));
+    let tokens = |original: &dyn Fn(usize) -> i64| real.iter().map(|&i| original(i)).collect::<Vec<i64>>();
+    match (&row.targets, objective) {
+        // A masked token's label is the token itself.
+        (Targets::Tokens(targets), Objective::MaskedLm) => {
+            add(&tokens(&|i| if targets[i] == IGNORE { i64::from(row.tokens[i]) } else { targets[i] }));
+        }
+        (Targets::Tokens(targets), _) => {
+            add(&tokens(&|i| i64::from(row.tokens[i])));
+            add(&tokens(&|i| targets[i]));
+        }
+        (Targets::Label(label), _) => {
+            add(&tokens(&|i| i64::from(row.tokens[i])));
+            add(&[*label]);
+        }
+        (Targets::Value(value), _) => {
+            add(&tokens(&|i| i64::from(row.tokens[i])));
+            add(&[i64::from(value.to_bits())]);
+        }
+    }
+    if let Some(types) = &row.types {
+        add(&tokens(&|i| i64::from(types[i])));
+    }
+    let hash = hasher.finalize();
     u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
-fn batch_key(rows: &[Row]) -> u64 {
-    rows.iter().fold(0, |key, row| key.rotate_left(7) ^ row_key(row))
+fn batch_key(rows: &[Row], objective: Objective) -> u64 {
+    rows.iter().fold(0, |key, row| key.rotate_left(7) ^ row_key(row, objective))
 }
 
 /// Training batches from the caller's loader. Batches that come as they did when the loader was first read are told apart
@@ -265,7 +296,7 @@ impl BatchSource for LoaderBatches {
         let mut left: Vec<Row> = Vec::new();
         while let Some(rows) = batches.next(&reader, seen)? {
             seen += rows.len();
-            let in_place = self.keys.get(index) == Some(&batch_key(&rows));
+            let in_place = self.keys.get(index) == Some(&batch_key(&rows, self.spec.objective));
             let trains = self.train.contains(&index);
             index += 1;
             if in_place && trains && left.is_empty() {
@@ -274,7 +305,10 @@ impl BatchSource for LoaderBatches {
                 }
                 continue;
             }
-            left.extend(rows.into_iter().filter(|row| if in_place { trains } else { !self.set_aside.contains(&row_key(row)) }));
+            left.extend(
+                rows.into_iter()
+                    .filter(|row| if in_place { trains } else { !self.set_aside.contains(&row_key(row, self.spec.objective)) }),
+            );
             while left.len() >= self.rows_per_batch {
                 let rows: Vec<Row> = left.drain(..self.rows_per_batch).collect();
                 if take(Batch::from_rows(&rows, 0))?.is_break() {
@@ -309,7 +343,7 @@ fn loader_data(
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
-    let reader = Reader { spec: &model.spec, labelled: true };
+    let (reader, objective) = (Reader { spec: &model.spec, labelled: true }, model.spec.objective);
     let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
@@ -319,8 +353,8 @@ fn loader_data(
     while let Some(rows) = batches.next(&reader, seen)? {
         seen += rows.len();
         // A sum does not depend on the order, which a loader may change from epoch to epoch.
-        hash = rows.iter().fold(hash, |sum, row| sum.wrapping_add(row_key(row)));
-        keys.push(batch_key(&rows));
+        hash = rows.iter().fold(hash, |sum, row| sum.wrapping_add(row_key(row, objective)));
+        keys.push(batch_key(&rows, objective));
         counts.push(rows.len());
         if keys.len() > last_from {
             last.push(rows);
@@ -350,7 +384,8 @@ fn loader_data(
     for (number, row) in set_aside.calibration.iter().chain(&set_aside.held_out).enumerate() {
         row.check(&model.spec, number)?;
     }
-    let all = |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(row_key).collect() };
+    let all =
+        |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(|row| row_key(row, objective)).collect() };
     let aside = all(&set_aside);
     if aside != all(&now) {
         // Nothing is in the place that it had.
@@ -365,6 +400,7 @@ fn loader_data(
     };
     let separate = eval.is_some();
     let eval_hash = eval.as_ref().map(|e| e.hash.clone());
+    let notices = eval.as_ref().map(|e| e.notices.clone()).unwrap_or_default();
     let held_out = match eval {
         Some(data) => Part { range: 0..data.len(), data: Arc::new(data) },
         None => whole(measured),
@@ -392,5 +428,6 @@ fn loader_data(
         hash: format!("{hash:016x}-{count}"),
         eval_hash,
         set_aside: Some(set_aside),
+        notices,
     })
 }

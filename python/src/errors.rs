@@ -36,6 +36,16 @@ pub fn from_py(error: PyErr) -> Error {
     Error::Caller(Box::new(error))
 }
 
+/// Says in Python's warnings what was passed over or taken otherwise than files say.
+pub fn warn(notices: &[String]) -> upgrayedd::Result<()> {
+    let all = |py: Python<'_>| {
+        let category = py.import("upgrayedd.errors")?.getattr("UpgrayeddWarning")?;
+        let warnings = py.import("warnings")?;
+        notices.iter().try_for_each(|notice| warnings.call_method1("warn", (notice, &category)).map(drop))
+    };
+    if notices.is_empty() { Ok(()) } else { Python::attach(all).map_err(from_py) }
+}
+
 /// Runs core work with the interpreter released.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> upgrayedd::Result<T> + Send) -> PyResult<T> {
     let raised = Arc::new(Mutex::new(None));

@@ -10,18 +10,20 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use upgrayedd::budget::{Budget, Unit};
-use upgrayedd::data::DataOptions;
+use upgrayedd::data::{DataOptions, delimiter};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{self, Format};
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Objective, Weights};
+use upgrayedd::model::{
+    Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Objective, Weights, is_model_folder, read_config,
+};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{Score, ScoreContext};
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
-use crate::errors::{detached, from_py, to_py};
+use crate::errors::{detached, from_py, to_py, warn};
 use crate::observer::PyObserver;
 
 /// What the cycle allows; set while a strategy is asked.
@@ -100,7 +102,12 @@ impl Model {
     /// Loads a folder, run folder, Hub id or "builtin".
     #[staticmethod]
     fn load(py: Python<'_>, name: String, family: Option<String>) -> PyResult<Self> {
-        detached(py, || upgrayedd::Model::from_pretrained(&name, &LoadOptions { family })).map(Self::of)
+        let load = || {
+            let model = upgrayedd::Model::from_pretrained(&name, &LoadOptions { family })?;
+            warn(&model.notices)?;
+            Ok(model)
+        };
+        detached(py, load).map(Self::of)
     }
 
     /// A model of arrays: Hugging Face name → (float32 array, dtype that it stands for).
@@ -109,7 +116,12 @@ impl Model {
         let config: Value = serde_json::from_str(&config).map_err(|e| to_py(Error::invalid(format!("config: {e}"))))?;
         let typed = |(name, (array, dtype)): (String, (Py<PyAny>, String))| Ok((name, (array, dtype.parse::<DType>()?)));
         let arrays = Arrays(arrays.into_iter().map(typed).collect::<Result<_>>().map_err(to_py)?);
-        detached(py, || upgrayedd::Model::from_weights(config, &arrays, &LoadOptions::default())).map(Self::of)
+        let load = || {
+            let model = upgrayedd::Model::from_weights(config, &arrays, &LoadOptions::default())?;
+            warn(&model.notices)?;
+            Ok(model)
+        };
+        detached(py, load).map(Self::of)
     }
 
     /// The folder with tokenizer and generation files.
@@ -250,6 +262,7 @@ impl Model {
         }
         let result = detached(py, || {
             let dataset = data.dataset(&self.inner, self.inner.tokenizer().ok().as_ref(), &options, true)?;
+            warn(&dataset.notices)?;
             let range = 0..dataset.len();
             let options = EvalOptions { batch_size, max_windows, window: options.sequence_length };
             evaluate(&model, &dataset, &range, options, "evaluate", &mut observer)
@@ -275,6 +288,7 @@ impl Model {
             let score = Score::named(name)?;
             let tokenizer = self.inner.tokenizer().ok();
             let mut dataset = data.map(|d| d.dataset(&self.inner, tokenizer.as_ref(), &options, false)).transpose()?;
+            dataset.iter().try_for_each(|d| warn(&d.notices))?;
             dataset.iter_mut().for_each(|d| d.spread_over(d.len()));
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
             let data = dataset.as_ref().map(|d| (d, &range));
@@ -354,6 +368,11 @@ impl Model {
         }
     }
 
+    /// Tokens that end a text.
+    fn end_tokens(&self) -> PyResult<Vec<u32>> {
+        self.inner.tokenizer().and_then(|tokenizer| self.inner.end_tokens(&tokenizer)).map_err(to_py)
+    }
+
     fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
         detached(py, || self.inner.tokenizer()).map(Tokenizer)
     }
@@ -371,7 +390,7 @@ impl Model {
     }
 }
 
-/// `{"sequence_length", "text_field", "text_pair_field", "label_field", "documents", "seed"}`.
+/// `{"sequence_length", "text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents", "seed"}`.
 pub fn data_options(json: &str) -> PyResult<DataOptions> {
     let value: Value = serde_json::from_str(json).unwrap_or_default();
     let text = |key: &str| value[key].as_str().map(str::to_owned);
@@ -381,6 +400,8 @@ pub fn data_options(json: &str) -> PyResult<DataOptions> {
         text_field: text("text_field"),
         text_pair_field: text("text_pair_field"),
         label_field: text("label_field").unwrap_or(defaults.label_field),
+        delimiter: text("delimiter").map(|d| delimiter(&d)).transpose().map_err(to_py)?,
+        columns: serde_json::from_value(value["columns"].clone()).unwrap_or_default(),
         documents: text("documents").map_or(Ok(defaults.documents), |d| d.parse()).map_err(to_py)?,
         seed: value["seed"].as_u64().unwrap_or(defaults.seed),
     })
@@ -395,7 +416,13 @@ impl Tokenizer {
     /// The tokenizer of a model folder.
     #[staticmethod]
     fn load(folder: PathBuf) -> PyResult<Self> {
-        upgrayedd::Tokenizer::load(&folder).map(Self).map_err(to_py)
+        let config = if is_model_folder(&folder) { read_config(&folder).map_err(to_py)? } else { Value::Null };
+        upgrayedd::Tokenizer::load(&folder, &config).map(Self).map_err(to_py)
+    }
+
+    /// The text of a tokenizer_config.json that goes with `to_json`.
+    fn to_config(&self) -> String {
+        self.0.to_config().to_string()
     }
 
     /// Token ids, framed by special tokens if asked.
@@ -416,10 +443,6 @@ impl Tokenizer {
     /// Special tokens before and after a sequence.
     fn frame(&self) -> (Vec<u32>, Vec<u32>) {
         (self.0.prefix().to_vec(), self.0.suffix().to_vec())
-    }
-
-    fn eos(&self) -> Option<u32> {
-        self.0.eos()
     }
 
     fn vocab_size(&self) -> usize {

@@ -12,7 +12,7 @@ smaller.save_pretrained("smaller")
 from upgrayedd._data import TextFiles
 from upgrayedd._native import __version__, set_num_threads
 from upgrayedd.callbacks import Callback, Control
-from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError
+from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError, UpgrayeddWarning
 from upgrayedd.model import Evaluation, Model, Tokenizer
 from upgrayedd.pipeline import Cycle, History, UpgrayeddPipeline
 

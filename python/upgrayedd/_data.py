@@ -25,7 +25,7 @@ Source: TypeAlias = tuple[str, Any]
 """What `_native` takes: ("loader", Loader), ("texts", iterator) or ("files", paths)."""
 
 TEXT_FIELDS = ("text", "sentence")
-READING = ("text_field", "text_pair_field", "label_field", "documents")
+READING = ("text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents")
 """How files are read, by the names that a run's configuration has for it."""
 WHAT_WORKS = (
     "expected dictionaries with input_ids (and attention_mask, token_type_ids, labels), tuples of these, arrays of token ids, "
@@ -33,15 +33,21 @@ WHAT_WORKS = (
 )
 
 
+BATCH_KEYS = ("input_ids", "attention_mask", "token_type_ids", "labels", "label", "position_ids")
+"""What is read of a batch."""
+
+
 @dataclass(frozen=True, init=False)
 class TextFiles:
     """Files to learn from or to be measured on, read, split and cached by the core exactly as the command line does.
 
     Args:
-        paths: `.txt`, `.jsonl`, `.parquet`; for classifiers labelled `.tsv` or `.jsonl`.
+        paths: `.txt`, `.jsonl`, `.parquet`, `.tsv`, `.csv`; for classifiers with labels.
         text_field: Field or column with the text; None looks for `text`, then `sentence`.
         text_pair_field: Field or column with a second text, which a classifier reads after the first.
         label_field: Field or column with the label, or the number for regression; None looks for `label`.
+        delimiter: What stands between the cells of a table; None takes tabs for `.tsv` and finds out for `.csv`.
+        columns: Names of the columns of a table that has no line with them.
         documents: "packed" puts documents one after the other in windows of equal length, "separate" keeps each a sequence.
 
     What is None is as the pipeline's options say.
@@ -51,6 +57,8 @@ class TextFiles:
     text_field: str | None
     text_pair_field: str | None
     label_field: str | None
+    delimiter: str | None
+    columns: tuple[str, ...] | None
     documents: str | None
 
     def __init__(
@@ -59,6 +67,8 @@ class TextFiles:
         text_field: str | None = None,
         text_pair_field: str | None = None,
         label_field: str | None = None,
+        delimiter: str | None = None,
+        columns: Sequence[str] | None = None,
         documents: str | None = None,
     ) -> None:
         if not paths:
@@ -67,12 +77,14 @@ class TextFiles:
         object.__setattr__(self, "text_field", text_field)
         object.__setattr__(self, "text_pair_field", text_pair_field)
         object.__setattr__(self, "label_field", label_field)
+        object.__setattr__(self, "delimiter", delimiter)
+        object.__setattr__(self, "columns", None if columns is None else tuple(columns))
         object.__setattr__(self, "documents", documents)
 
     def options(self) -> dict[str, Any]:
         """The core's names for the reading options."""
         fields = {name: getattr(self, name) for name in READING}
-        return {name: value for name, value in fields.items() if value is not None}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in fields.items() if v is not None}
 
 
 class Loader:
@@ -123,9 +135,13 @@ class Loader:
             )
         if isinstance(item, Mapping) and "input_ids" not in item:
             item = self._tokenised(item)
+        if isinstance(item, Mapping):
+            check_keys(item)
         ids, mask, labels = columns(item)
         types = item.get("token_type_ids") if isinstance(item, Mapping) else None
         tokens = sequences(ids, "input_ids")
+        if isinstance(item, Mapping) and "position_ids" in item:
+            check_positions(sequences(item["position_ids"], "position_ids"), tokens)
         masks = sequences(mask, "attention_mask") if mask is not None else [None] * len(tokens)
         kinds = sequences(types, "token_type_ids") if types is not None else [None] * len(tokens)
         answers = [None] * len(tokens) if labels is None else split_labels(labels, len(tokens))
@@ -151,6 +167,30 @@ class Loader:
         ids = [prefix + tokenizer.encode(t, special=False)[:room] + suffix for t in ([texts] if single else texts)]
         labels = next((item[name] for name in ("labels", "label") if name in item), None)
         return {"input_ids": ids, "labels": [labels] if single and labels is not None else labels}
+
+
+def check_keys(batch: Mapping[str, Any]) -> None:
+    """Refuses what a batch holds beside what is read: transformers would compute with it, or refuse it too."""
+    other = [name for name in batch if name not in BATCH_KEYS]
+    if other:
+        hint = ": labels are not shifted by whoever makes the batch" if "shift_labels" in other else ""
+        raise InvalidValueError(
+            f"a batch has {', '.join(map(repr, other))}, which is not read{hint}: expected {', '.join(BATCH_KEYS)} and nothing else"
+        )
+    if "labels" in batch and "label" in batch:
+        raise InvalidValueError("a batch has both labels and label: expected one of them")
+
+
+def check_positions(positions: list[Any], tokens: list[Any]) -> None:
+    """Refuses positions that do not count from 0: documents packed end to end, say, which would see each other here."""
+    for row, ids in zip(positions, tokens, strict=False):
+        if len(row) != len(ids) or any(int(p) != i for i, p in enumerate(row)):
+            raise InvalidValueError(
+                "position_ids do not count 0, 1, 2, … in each sequence: positions that begin anew (packed documents) or follow "
+                "the padding are not supported, so give each document as a sequence of its own, padded at its end"
+            )
+    if len(positions) not in (1, len(tokens)):
+        raise InvalidValueError(f"position_ids has {len(positions)} sequences, input_ids {len(tokens)}")
 
 
 def fresh(data: Any) -> Iterable[Any]:
@@ -244,7 +284,11 @@ def numbers(values: Any) -> NDArray[np.float64]:
 def sequences(values: Any, name: str) -> list[Any]:
     """One array a sequence; sequences may differ in length."""
     if isinstance(values, (list, tuple)) and values and hasattr(values[0], "__len__"):
-        return [integers(row, name) for row in values]
+        rows = [integers(row, name) for row in values]
+        deep = next((row.ndim for row in rows if row.ndim != 1), None)
+        if deep is not None:
+            raise InvalidValueError(f"{name} has {deep + 1} dimensions: expected (batch, length) or (length,)")
+        return rows
     array = integers(values, name)
     if array.ndim not in (1, 2):
         raise InvalidValueError(f"{name} has {array.ndim} dimensions: expected (batch, length) or (length,)")

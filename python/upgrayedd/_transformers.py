@@ -40,10 +40,31 @@ AUTO = {
 """transformers' automatic class for an objective."""
 
 
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+"""Classes of torch that hold a model in their `module`."""
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside of what `torch.compile` and data-parallel training put around it."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif type(model).__name__ in WRAPPERS:
+            model = model.module
+        else:
+            break
+    if any(base.__name__ == "PeftModel" for base in type(model).__mro__):
+        raise InvalidValueError("the model has an adapter (PEFT): merge it first, with model.merge_and_unload()")
+    if not hasattr(model, "config"):
+        raise InvalidValueError(f"model is a {type(model).__name__} without a config: expected a transformers.PreTrainedModel")
+    return model
+
+
 def take(model: Any, tokenizer: Any) -> Model:
     """Our model of a transformers model: one copy of each weight."""
     import torch
 
+    model = unwrapped(model)
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config.pop("auto_map", None)
@@ -52,10 +73,14 @@ def take(model: Any, tokenizer: Any) -> Model:
         # What counts is whether the weights are shared, whatever the configuration says.
         config["tie_word_embeddings"] = output.weight.data_ptr() == given.weight.data_ptr()
     arrays = {}
+    parameters = dict(model.named_parameters())
     for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
         kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in ("float32", "float16", "bfloat16", "float64"):
+            # Positions and masks are computed anew.
+            if name not in parameters:
+                continue
+            raise InvalidValueError(f"{name} holds {kind} values: quantised models are not read, load it in float32 or bfloat16")
         wide = tensor.detach().to("cpu", torch.float32).contiguous()
         arrays[name] = (wide.numpy(), kind if kind in ("float16", "bfloat16") else "float32")
     ours = Model._of(_native.Model.from_arrays(json.dumps(config, default=str), arrays))

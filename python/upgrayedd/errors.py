@@ -9,5 +9,9 @@ class InvalidValueError(UpgrayeddError, ValueError):
     """A value out of range, an unknown name, a decision that the model cannot take: the message says what would be right."""
 
 
+class UpgrayeddWarning(UserWarning):
+    """Something in a user's files that was passed over, or taken otherwise than the files say."""
+
+
 class FileError(UpgrayeddError, OSError):
     """A file or folder that is missing, damaged, in the way or not what was expected."""

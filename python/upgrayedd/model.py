@@ -278,7 +278,7 @@ class Model:
         ids = [int(i) for i in prompt] if tokenizer is None else tokenizer._core.encode(str(prompt), False)
         if tokenizer is not None:
             ids = tokenizer.frame[0] + ids
-        end = [] if tokenizer is None else [e for e in [tokenizer._core.eos()] if e is not None]
+        end = [] if tokenizer is None else self._core.end_tokens()
         new = self._core.generate(ids, max_new_tokens, (temperature, top_p, seed), end)
         return tokenizer.decode(ids + new) if tokenizer is not None else new
 

@@ -112,16 +112,16 @@ fn tokenizers_without_tokenizer_json() {
     let vocab = serde_json::json!({ "h": 0, "e": 1, "l": 2, "o": 3, "Ġ": 4, "he": 5, "ll": 6, "hell": 7, "hello": 8, "Ġhello": 9, "<|endoftext|>": 10 });
     fs::write(dir.path().join("vocab.json"), vocab.to_string()).unwrap();
     fs::write(dir.path().join("merges.txt"), "#version: 0.2\nh e\nl l\nhe ll\nhell o\nĠ hello\n").unwrap();
-    let bpe = Tokenizer::load(dir.path()).unwrap();
+    let bpe = Tokenizer::load(dir.path(), &serde_json::Value::Null).unwrap();
     assert_eq!(bpe.encode("hello hello").unwrap(), [8, 9]);
     assert_eq!(bpe.decode(&[8, 9]).unwrap(), "hello hello");
     assert_eq!((bpe.eos(), bpe.prefix().len()), (Some(10), 0));
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nun\n##believ\n##able\ntruth\n").unwrap();
-    let bert = Tokenizer::load(dir.path()).unwrap();
+    let bert = Tokenizer::load(dir.path(), &serde_json::Value::Null).unwrap();
     assert_eq!(bert.encode("Unbelievable truth").unwrap(), [5, 6, 7, 8]);
     assert_eq!((bert.prefix(), bert.suffix(), bert.mask(), bert.pad()), (&[2][..], &[3][..], Some(4), Some(0)));
-    let error = Tokenizer::load(&dir.path().join("nowhere")).unwrap_err().to_string();
+    let error = Tokenizer::load(&dir.path().join("nowhere"), &serde_json::Value::Null).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("vocab.txt"), "{error}");
 }
 
@@ -177,7 +177,8 @@ fn masking_is_seeded_and_differs_between_epochs() {
     fs::copy(golden("bert_mlm").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let words: Vec<String> = (0..30).map(|i| format!("w{i}")).collect();
     fs::write(dir.path().join("vocab.txt"), format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{}\n", words.join("\n"))).unwrap();
-    let (model, tokenizer) = (load(dir.path()), Tokenizer::load(dir.path()).unwrap());
+    let model = load(dir.path());
+    let tokenizer = Tokenizer::load(dir.path(), &model.config).unwrap();
     let open = |seed| {
         let options = DataOptions { sequence_length: 32, seed, ..DataOptions::default() };
         let text = (0..600).map(|i| words[i * i % 30].clone()).collect::<Vec<_>>().join(" ");

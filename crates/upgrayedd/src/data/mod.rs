@@ -225,6 +225,7 @@ impl Dataset {
             hasher.update(&(row.tokens.len() as u64).to_le_bytes());
             hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(row.targets.as_slice()));
             hasher.update(bytemuck::cast_slice(row.types.as_deref().unwrap_or_default()));
+            hasher.update(row.mask.as_deref().unwrap_or_default());
             if let Targets::Value(value) = row.targets {
                 hasher.update(&value.to_le_bytes());
             }

@@ -55,11 +55,11 @@ pub(super) struct Places {
 }
 
 impl Wanted<'_> {
-    /// Where the fields are among `names`; `what` says what they are the names of.
+    /// Where the fields are among `names`; `what` says where those stand.
     pub(super) fn places(&self, names: &[&str], what: &str) -> std::result::Result<Places, String> {
         let find = |name: &str| names.iter().position(|n| *n == name);
         let missing = |kind: &str, name: &str, option: &str| {
-            format!("{what} has no {kind} {name:?} (it has {}): name the right one with {option}", names.join(", "))
+            format!("has no {kind} {name:?}{what} (it has {}): name the right one with {option}", names.join(", "))
         };
         let options = self.options;
         let text = match &options.text_field {
@@ -67,11 +67,12 @@ impl Wanted<'_> {
             None => TEXT_FIELDS.iter().find_map(|field| find(field)),
         };
         let named = options.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
-        let text = text.ok_or_else(|| missing("text", named, "--text-field"))?;
-        let second = |field: &String| find(field).ok_or_else(|| missing("second text", field, "--text-pair-field"));
+        let text = text.ok_or_else(|| missing("field", named, "--text-field"))?;
+        let second = |field: &String| find(field).ok_or_else(|| missing("second text field", field, "--text-pair-field"));
         let pair = options.text_pair_field.as_ref().map(second).transpose()?;
         let field = &options.label_field;
-        let label = self.labelled.then(|| find(field).ok_or_else(|| missing("label", field, "--label-field"))).transpose()?;
+        let label =
+            self.labelled.then(|| find(field).ok_or_else(|| missing("label field", field, "--label-field"))).transpose()?;
         Ok(Places { text, pair, label })
     }
 }
@@ -101,7 +102,7 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
             return Err(bad("is no object: expected one record a line, as in {\"text\": \"…\"}".to_owned()));
         };
         let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-        let places = wanted.places(&names, "the record").map_err(|e| bad(format!("is not what was asked for: {e}")))?;
+        let places = wanted.places(&names, "").map_err(bad)?;
         let value = |at: usize| &fields[names[at]];
         let text = |at: usize| match value(at) {
             Value::Null => Ok(None),
@@ -164,7 +165,7 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
     let reader = foreign(|| SerializedFileReader::new(file)).map_err(bad)?;
     let schema = reader.metadata().file_metadata().schema();
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
-    let places = wanted.places(&names, "the file").map_err(|e| Error::bad_file(path, e))?;
+    let places = wanted.places(&names, "").map_err(|e| Error::bad_file(path, e))?;
     // The reader keeps the order of the file's columns.
     let mut columns: Vec<usize> = [Some(places.text), places.pair, places.label].into_iter().flatten().collect();
     columns.sort_unstable();

@@ -30,7 +30,7 @@ pub(super) fn for_each_row(
         },
     };
     let names: Vec<&str> = header.iter().map(Cow::as_ref).collect();
-    let what = if options.columns.is_some() { "--columns" } else { "the header line" };
+    let what = if options.columns.is_some() { " in --columns" } else { " in its first line" };
     rows.columns = Some(names.len());
     let places = wanted.places(&names, what).map_err(|e| {
         let hint = if options.columns.is_some() { "" } else { ", or name all columns with --columns if there is no header" };

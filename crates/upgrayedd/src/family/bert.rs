@@ -24,6 +24,7 @@ pub(super) static FAMILY: Family = Family {
     output_head: Some("cls.predictions.decoder.weight"),
     // One bias under two names; what the decoder itself has is what transformers computes with.
     other_names: &[("cls.predictions.bias", "cls.predictions.decoder.bias")],
+    types_are_tokens: false,
     buffers: &["embeddings.position_ids", "embeddings.token_type_ids"],
     parse,
     tensors,

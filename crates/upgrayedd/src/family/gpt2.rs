@@ -24,6 +24,7 @@ pub(super) static FAMILY: Family = Family {
     keys: KEYS,
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
     parse,
     tensors,

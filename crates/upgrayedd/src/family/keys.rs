@@ -56,6 +56,7 @@ pub const COMMON: Keys = &[
     ("_attn_implementation_autoset", Idle(SPEED)),
     ("experts_implementation", Idle(SPEED)),
     ("gradient_checkpointing", Idle(SPEED)),
+    ("output_past", Idle(OUTPUT)),
     ("torchscript", Idle(SPEED)),
     ("use_bfloat16", Idle("for TensorFlow")),
     ("dtype", Idle("weights are computed with in f32, and written in the type that the files have")),

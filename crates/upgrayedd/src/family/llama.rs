@@ -18,6 +18,7 @@ pub(super) static FAMILY: Family = Family {
     keys: KEYS,
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    types_are_tokens: false,
     buffers: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"],
     parse,
     tensors,

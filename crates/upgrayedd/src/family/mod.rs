@@ -60,6 +60,8 @@ pub struct Family {
     pub output_head: Option<&'static str>,
     /// Other names of tensors, which go first where both are there: `(own, other)`.
     pub other_names: &'static [(&'static str, &'static str)],
+    /// Whether transformers adds token types to the tokens through the token embedding.
+    pub types_are_tokens: bool,
     /// How names of tensors end that are computed anew and not read.
     pub buffers: &'static [&'static str],
     parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,

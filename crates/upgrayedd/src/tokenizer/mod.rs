@@ -7,7 +7,7 @@ mod special;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer as HfTokenizer};
 
@@ -119,6 +119,18 @@ impl Tokenizer {
     /// The text of a tokenizer.json that makes the same tokenizer.
     pub fn to_json(&self) -> Result<String> {
         foreign(|| self.inner.to_string(false)).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
+    }
+
+    /// A tokenizer_config.json that goes with [`Self::to_json`]: the tokenizer is what that file says, in whatever model's folder.
+    pub fn to_config(&self) -> Value {
+        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+        let tokens = [("eos_token", self.eos), ("mask_token", self.mask), ("pad_token", self.pad), ("unk_token", self.unknown)];
+        for (key, id) in tokens {
+            if let Some(text) = id.and_then(|id| self.inner.id_to_token(id)) {
+                config[key] = text.into();
+            }
+        }
+        config
     }
 
     /// Special tokens before a sequence (`<s>`, `[CLS]`).
