@@ -139,21 +139,21 @@ impl Reader<'_> {
         let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
         let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
         let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
-        if let Some(value) = mask.and_then(|m| m.iter().find(|v| !(0..=1).contains(*v))) {
-            return Err(refuse(format!(
-                "attention_mask holds {value}: expected 1 for tokens and 0 for padding (numbers of packed documents are not supported)"
-            )));
-        }
         if types.is_some() && self.spec.family.types_are_tokens {
             return Err(refuse(format!(
                 "has token_type_ids, which transformers adds to a {} model's tokens through their embedding: leave them out",
                 self.spec.family.model_type
             )));
         }
-        let mask: Option<Vec<u8>> = mask.map(|m| m.iter().map(|&v| u8::from(v != 0)).collect());
-        if mask.as_ref().is_some_and(|m| m.len() != ids.len()) {
+        if mask.is_some_and(|m| m.len() != ids.len()) {
             return Err(refuse("attention_mask and input_ids differ in length".to_owned()));
         }
+        if let Some(value) = mask.and_then(|m| m.iter().find(|v| !(0..=1).contains(*v))) {
+            return Err(refuse(format!(
+                "attention_mask holds {value}: expected 1 for tokens and 0 for padding (numbers of packed documents are not supported)"
+            )));
+        }
+        let mask: Option<Vec<u8>> = mask.map(|m| m.iter().map(|&v| u8::from(v != 0)).collect());
         let types: Option<Option<Vec<u32>>> = types.map(|t| t.iter().map(|&t| u32::try_from(t).ok()).collect());
         let types = match types {
             Some(None) => return Err(refuse("has a negative token type".to_owned())),

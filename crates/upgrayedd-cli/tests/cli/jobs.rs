@@ -405,7 +405,7 @@ fn a_regression_learns_numbers_from_pairs_of_texts() {
     };
     let pair = ["--text-pair-field", "other"];
     refused(1, "text\tlabel\nthe film\tgood\n", "16", &[], &["line 2", "\"good\" is no number"]);
-    refused(1, "text\tlabel\nthe film\t1\n", "16", &pair, &["no second text column", "--text-pair-field"]);
+    refused(1, "text\tlabel\nthe film\t1\n", "16", &pair, &["no second text field", "--text-pair-field"]);
     refused(2, "text\tother\tlabel\nthe\tfilm\t1\n", "4", &pair, &["no room", "3 special tokens"]);
 }
 

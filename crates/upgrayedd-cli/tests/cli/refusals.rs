@@ -15,14 +15,14 @@ fn data_that_cannot_be_used() {
     let b = bench();
     fs::write(b.path("empty.txt"), "").unwrap();
     fs::write(b.path("short.txt"), "Mia was a kind girl.").unwrap();
-    fs::write(b.path("table.csv"), "a,b").unwrap();
+    fs::write(b.path("table.xlsx"), "a,b").unwrap();
     fs::write(b.path("latin.txt"), b"caf\xe9 and more\n").unwrap();
     fs::write(b.path("bad.jsonl"), "{\"text\": \"fine\"}\n{oops\n").unwrap();
     fs::write(b.path("other.jsonl"), "{\"body\": \"fine\"}\n").unwrap();
     fs::write(b.path("fake.parquet"), "PAR1 this is not one").unwrap();
     b.refused(1, &["missing.txt", "no such file"], &optimize("model", "missing.txt", &[]));
     b.refused(1, &["empty.txt", "is empty"], &optimize("model", "empty.txt", &[]));
-    b.refused(1, &["table.csv", ".txt, .jsonl, .parquet"], &optimize("model", "table.csv", &[]));
+    b.refused(1, &["table.xlsx", ".txt, .jsonl, .parquet"], &optimize("model", "table.xlsx", &[]));
     b.refused(2, &["less than one window", "--sequence-length"], &optimize("model", "short.txt", &[]));
     b.refused(1, &["latin.txt", "byte 4", "UTF-8"], &optimize("model", "latin.txt", &[]));
     b.refused(1, &["bad.jsonl", "line 2", "JSON"], &optimize("model", "bad.jsonl", &[]));
