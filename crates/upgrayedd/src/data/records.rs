@@ -229,4 +229,26 @@ mod tests {
         assert_eq!(read.to_string(), r#"{"a":null,"b":[null,1],"NaN":"NaN \" NaN","c":null}"#);
         assert!(parse_line("{oops").is_err() && parse_line("{NaN").is_err() && parse_line("\"NaN").is_err());
     }
+
+    #[test]
+    fn tables_have_the_rows_that_pandas_reads() {
+        let all = include_str!("../../../../tests/golden/reading/tables.json");
+        let dir = tempfile::tempdir().expect("a folder");
+        for case in serde_json::from_str::<Vec<Value>>(all).expect("JSON") {
+            let name = case["name"].as_str().expect("a name");
+            let path = dir.path().join("table").with_extension(case["extension"].as_str().expect("an extension"));
+            std::fs::write(&path, case["text"].as_str().expect("text")).expect("written");
+            let delimiter = case["options"]["delimiter"].as_str().and_then(|d| d.chars().next());
+            let columns = serde_json::from_value(case["options"]["columns"].clone()).expect("names");
+            let options = DataOptions { delimiter, columns, ..DataOptions::default() };
+            let mut rows = Vec::new();
+            for_each_record(&path, &Wanted { options: &options, labelled: true }, &mut |record| {
+                let Some(Label::Cell(label)) = record.label else { panic!("{name}: no cell") };
+                rows.push(serde_json::json!([record.text, label.parse::<i64>().expect("a class")]));
+                Ok(())
+            })
+            .expect(name);
+            assert_eq!(Value::Array(rows), case["rows"], "{name}");
+        }
+    }
 }

@@ -46,6 +46,7 @@ const KEYS: Keys = &[
     ("position_embedding_type", Only(&["\"absolute\"", "null"], "\"absolute\", learned positions")),
     ("is_decoder", Only(&["false"], "false, an encoder")),
     ("add_cross_attention", Only(&["false"], "false, an encoder alone")),
+    ("is_causal", Idle("an encoder looks both ways")),
     ("hidden_dropout_prob", Idle(TRAINING)),
     ("attention_probs_dropout_prob", Idle(TRAINING)),
     ("classifier_dropout", Idle(TRAINING)),

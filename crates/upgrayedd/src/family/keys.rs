@@ -174,6 +174,7 @@ pub const GENERATION: Keys = &[
     ("bos_token_id", Idle(FRAME)),
     ("pad_token_id", Idle("one text is generated at a time")),
     ("decoder_start_token_id", Idle("for encoder-decoders")),
+    ("force_bos_token_to_be_generated", Idle("for encoder-decoders")),
     ("use_mtp", Idle(SPEED)),
     ("use_cache", Idle(SPEED)),
     ("cache_implementation", Idle(SPEED)),
@@ -304,4 +305,33 @@ pub(crate) fn check(file: &str, values: &Value, tables: &[Keys], known_elsewhere
 fn short(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 60 { text } else { text.chars().take(60).chain(['…']).collect() }
+}
+
+/// The tables of this module and of every family as a Markdown document: `docs/config-keys.md`.
+pub fn document() -> String {
+    let mut text = "# What becomes of each key\n\nMade by `cargo run -p upgrayedd --example config_keys` from the tables that the program \
+                    reads by; a test compares them with\nthe keys that transformers knows. A key that is in no table is named in a note and \
+                    passed over, as transformers does.\n"
+        .to_owned();
+    let mut section = |title: &str, keys: Keys| {
+        text.push_str(&format!("\n## {title}\n\n| key | what becomes of it |\n|---|---|\n"));
+        for (key, fate) in keys {
+            let fate = match fate {
+                Used => "read".to_owned(),
+                Idle(why) => format!("no effect: {why}"),
+                Noted(usual, why) => format!("noted unless {}: {why}", usual.join(" or ")),
+                Only(allowed, right) => format!("refused unless {}: expected {right}", allowed.join(" or ")),
+            };
+            text.push_str(&format!("| `{key}` | {fate} |\n"));
+        }
+    };
+    for family in super::ALL {
+        section(&format!("config.json of a {} model", family.model_type), family.keys);
+    }
+    section("config.json of any model", COMMON);
+    section("generation_config.json", GENERATION);
+    section("tokenizer_config.json and special_tokens_map.json", TOKENIZER);
+    let settings = GENERATION_IN_CONFIG.join("`, `");
+    text.push_str(&format!("\nSettings for generation in config.json have no effect, as in transformers 5: `{settings}`.\n"));
+    text
 }

@@ -1,0 +1,188 @@
+//! Variants of what people have, read as transformers reads them, or refused. The right values are in `tests/golden/reading`, with the
+//! script that makes them beside it.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use upgrayedd::export::{Format, export, safetensors_file};
+use upgrayedd::family::keys;
+use upgrayedd::model::{Batch, DType, Hooks, LoadOptions, Objective, TensorFile};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::{Model, Tokenizer};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+fn read(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(golden("reading").join(name)).unwrap()).unwrap()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+/// Tensors with their names, in the order of the file.
+type Tensors = Vec<(String, Tensor)>;
+
+fn take<'t>(tensors: &'t Tensors, name: &str) -> &'t Tensor {
+    &tensors.iter().find(|(n, _)| n == name).unwrap().1
+}
+
+/// The first row goes to the second place, and so on; of a vector each element.
+fn rolled(tensor: &Tensor) -> Tensor {
+    let width = if tensor.shape().len() == 1 { 1 } else { tensor.cols() };
+    let mut data = tensor.data().to_vec();
+    data.rotate_right(width);
+    Tensor::from_vec(tensor.shape(), data)
+}
+
+fn step(tensors: &mut Tensors, step: &Value) {
+    let word = |i: usize| text(&step[i]).to_owned();
+    match text(&step[0]) {
+        "copy" => tensors.push((word(2), take(tensors, &word(1)).clone())),
+        "roll" => tensors.push((word(2), rolled(take(tensors, &word(1))))),
+        "drop" => tensors.retain(|(name, _)| *name != word(1)),
+        "add" => {
+            let shape: Vec<usize> = step.as_array().unwrap()[2..].iter().map(|n| n.as_u64().unwrap() as usize).collect();
+            tensors.push((word(1), Tensor::from_vec(&shape, vec![1.0; shape.iter().product()])));
+        }
+        "rename" => tensors.iter_mut().for_each(|(name, _)| *name = name.replacen(&word(1), &word(2), 1)),
+        other => panic!("unknown step {other}"),
+    }
+}
+
+/// Writes a case's folder.
+fn write(case: &Value, dir: &Path) {
+    let base = golden(text(&case["base"]));
+    let mut config: Map<String, Value> = serde_json::from_str(&fs::read_to_string(base.join("config.json")).unwrap()).unwrap();
+    for key in case["drop"].as_array().into_iter().flatten() {
+        config.shift_remove(text(key));
+    }
+    config.extend(case["config"].as_object().cloned().unwrap_or_default());
+    fs::write(dir.join("config.json"), Value::Object(config).to_string()).unwrap();
+    let file = TensorFile::open(&base.join("model.safetensors")).unwrap();
+    let mut tensors: Tensors = file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap())).collect();
+    case["steps"].as_array().into_iter().flatten().for_each(|s| step(&mut tensors, s));
+    safetensors_file::write(&dir.join("model.safetensors"), tensors, DType::F32, Default::default()).unwrap();
+}
+
+/// The mean loss on the tokens, or of a plain encoder the mean square of its hidden states.
+fn loss(model: &Model, ids: &[u32]) -> f64 {
+    let tokens = ids.to_vec();
+    let targets = match model.spec.objective {
+        Objective::CausalLm => ids[1..].iter().map(|t| i64::from(*t)).chain([IGNORE]).collect(),
+        Objective::Classifier { .. } => vec![1],
+        _ => ids.iter().map(|t| i64::from(*t)).collect(),
+    };
+    let batch = Batch { tokens: Arc::new(tokens), batch: 1, len: ids.len(), targets, ..Batch::default() };
+    let mut tape = Tape::inference(model.device, &model.params);
+    if model.spec.objective == Objective::Encoder {
+        let states = model.hidden(&mut tape, &batch, &mut Hooks::default()).tensor().clone();
+        return states.data().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / states.len() as f64;
+    }
+    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+    loss.sum / loss.count as f64
+}
+
+#[test]
+fn models_are_read_as_transformers_reads_them_or_refused() {
+    let all = read("models.json");
+    let ids: Vec<u32> = serde_json::from_value(all["ids"].clone()).unwrap();
+    for case in all["cases"].as_array().unwrap() {
+        let (name, dir) = (text(&case["name"]), tempfile::tempdir().unwrap());
+        write(case, dir.path());
+        let model = Model::load(dir.path(), &LoadOptions::default());
+        let Some(right) = case["loss"].as_f64() else {
+            let error = model.err().unwrap_or_else(|| panic!("{name}: not refused")).to_string();
+            for word in case["says"].as_array().unwrap() {
+                assert!(error.contains(text(word)), "{name}: {word} is not in: {error}");
+            }
+            continue;
+        };
+        let model = model.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let got = loss(&model, &ids);
+        assert!((got - right).abs() < 1e-5 * right, "{name}: {got}, but transformers has {right}");
+        for word in case["notes"].as_array().into_iter().flatten() {
+            assert!(model.notices.iter().any(|n| n.contains(text(word))), "{name}: {word} is not in {:?}", model.notices);
+        }
+        // What is written is what was read.
+        let out = dir.path().join("out");
+        export(&model, Format::Hf, model.dtype, &out).unwrap();
+        let again = Model::load(&out, &LoadOptions::default()).unwrap();
+        assert_eq!(loss(&again, &ids), got, "{name}: written and read again");
+        for id in model.params.ids() {
+            let name = model.params.name(id);
+            assert_eq!(again.params.get(again.params.find(name).unwrap()).data(), model.params.get(id).data(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_ordinary_model_gives_no_notice() {
+    for base in ["llama_mha", "llama_gqa", "gpt2", "bert_mlm", "bert_classifier", "bert_regression", "bert_encoder"] {
+        let model = Model::load(&golden(base), &LoadOptions::default()).unwrap();
+        assert!(model.notices.is_empty(), "{base}: {:?}", model.notices);
+    }
+}
+
+/// Vocabulary files of a base's tokenizer.json.
+fn write_apart(tokenizer: &Value, dir: &Path) {
+    let model = &tokenizer["model"];
+    let vocab = model["vocab"].as_object().unwrap();
+    match model["merges"].as_array() {
+        Some(merges) => {
+            fs::write(dir.join("vocab.json"), model["vocab"].to_string()).unwrap();
+            let line = |m: &Value| format!("{} {}\n", text(&m[0]), text(&m[1]));
+            fs::write(dir.join("merges.txt"), format!("#version: 0.2\n{}", merges.iter().map(line).collect::<String>())).unwrap();
+        }
+        None => {
+            let mut tokens: Vec<(&String, u64)> = vocab.iter().map(|(token, id)| (token, id.as_u64().unwrap())).collect();
+            tokens.sort_by_key(|(_, id)| *id);
+            fs::write(dir.join("vocab.txt"), tokens.iter().map(|(token, _)| format!("{token}\n")).collect::<String>()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tokenizers_make_the_ids_of_transformers() {
+    let all = read("tokenizers.json");
+    for case in all["cases"].as_array().unwrap() {
+        let (name, dir) = (text(&case["name"]), tempfile::tempdir().unwrap());
+        for (file, content) in case["files"].as_object().unwrap() {
+            fs::write(dir.path().join(file), content.to_string()).unwrap();
+        }
+        let base = &all["bases"][text(&case["base"])];
+        if case["apart"] == true {
+            write_apart(base, dir.path());
+        } else {
+            fs::write(dir.path().join("tokenizer.json"), base.to_string()).unwrap();
+        }
+        let config = serde_json::json!({ "model_type": case["model_type"] });
+        let tokenizer = Tokenizer::load(dir.path(), &config).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (t, ids) in all["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap()) {
+            let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            let got = [tokenizer.prefix(), &tokenizer.encode(text(t)).unwrap(), tokenizer.suffix()].concat();
+            assert_eq!(got, ids, "{name}: {t}");
+        }
+        for (pair, right) in all["pairs"].as_array().unwrap().iter().zip(case["pairs"].as_array().unwrap()) {
+            // An example without text is refused where it is read.
+            if tokenizer.encode(text(&pair[0])).unwrap().is_empty() {
+                continue;
+            }
+            let (ids, types) = tokenizer.sequence(text(&pair[0]), Some(text(&pair[1])), 512).unwrap();
+            let right: (Vec<u32>, Vec<u32>) = serde_json::from_value(right.clone()).unwrap();
+            assert_eq!((&ids, types.unwrap_or(vec![0; ids.len()])), (&right.0, right.1), "{name}: {pair}");
+        }
+    }
+}
+
+#[test]
+fn the_document_of_keys_is_what_the_tables_say() {
+    let written = fs::read_to_string(golden("../../docs/config-keys.md")).unwrap();
+    assert_eq!(written, keys::document(), "cargo run -p upgrayedd --example config_keys > docs/config-keys.md");
+}

@@ -1,0 +1,313 @@
+"""Makes `reading/*.json`: small variants of what people have, and what transformers and pandas read from them.
+
+    python tests/golden/make_reading.py        (torch 2.15, transformers 5.23, pandas 3.1)
+
+`models.json` changes config.json and tensors of the golden folders beside this file and has the loss on fixed tokens.
+`tokenizers.json` has tokenizer files, texts and their ids. `tables.json` has tables as text and their rows.
+"""
+
+import io
+import json
+import pathlib
+import tempfile
+
+import pandas
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+HERE = pathlib.Path(__file__).parent
+IDS = [7, 12, 33, 5, 28, 19, 9, 38, 14, 6]
+
+
+# Models: each case is a base, keys of config.json that are set (null in `drop` removes), and steps over its tensors.
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+DECODER, WORDS = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
+LLAMA3 = dict(type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
+MODELS = [
+    dict(name="as it is", base="llama_mha"),
+    dict(name="an equal head is the embedding", base="llama_mha", steps=[["copy", EMBEDDING, HEAD]]),
+    dict(name="a head that differs is one of its own", base="llama_mha", steps=[["roll", EMBEDDING, HEAD]]),
+    dict(name="only the head is stored", base="llama_mha", steps=[["roll", EMBEDDING, HEAD], ["drop", EMBEDDING]]),
+    dict(name="the same in a GPT-2", base="gpt2", steps=[["roll", "transformer.wte.weight", HEAD]]),
+    dict(name="a decoder of its own", base="bert_mlm", steps=[["roll", WORDS, DECODER]]),
+    dict(name="the bias under the decoder's name", base="bert_mlm", steps=[["rename", "cls.predictions.bias", "cls.predictions.decoder.bias"]]),
+    dict(name="both biases, which differ", base="bert_mlm", steps=[["roll", "cls.predictions.bias", "cls.predictions.decoder.bias"]]),
+    dict(name="no head and not tied", base="llama_mha", config=dict(tie_word_embeddings=False), says=["lm_head.weight", "tie_word_embeddings"]),
+    dict(name="a head for sentence pairs", base="bert_mlm", steps=[["add", "cls.seq_relationship.weight", 2, 24], ["add", "cls.seq_relationship.bias", 2]]),
+    dict(name="heads of other tasks", base="bert_classifier", steps=[["add", "qa_outputs.weight", 2, 24]], notes=["qa_outputs.weight"]),
+    dict(name="a buffer", base="llama_mha", steps=[["add", "model.layers.0.self_attn.rotary_emb.inv_freq", 3]]),
+    dict(name="a weight of a layer that is not there", base="llama_mha", steps=[["add", "model.layers.0.self_attn.q_norm.weight", 6]], says=["q_norm"]),
+    *[
+        dict(name=f"names with {what}", base=base, steps=[["rename", *rename]], renamed=True)
+        for what, base, rename in [
+            ("_orig_mod.", "llama_mha", ("", "_orig_mod.")),
+            ("module.", "gpt2", ("", "module.")),
+            ("a wrapper inside", "llama_mha", ("layers.0.", "layers.0._checkpoint_wrapped_module.")),
+            ("a doubled prefix", "llama_gqa", ("", "model.")),
+            ("another model around", "llama_mha", ("", "language_model.")),
+            ("no prefix", "bert_encoder", ("bert.", "")),
+        ]
+    ],
+    dict(name="an adapter's names", base="llama_mha", steps=[["rename", "q_proj.", "q_proj.base_layer."]], says=["PEFT", "merge_and_unload"]),
+    dict(name="linear scaling in the old spelling", base="llama_mha", drop=["rope_parameters"], config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_theta=500.0)),
+    dict(name="the old spelling goes before the new", base="llama_mha", config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_parameters=dict(rope_type="default", rope_theta=100.0))),
+    dict(name="theta inside goes before theta outside", base="llama_mha", config=dict(rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=100.0))),
+    dict(name="the original length is the length", base="llama_mha", config=dict(rope_parameters=LLAMA3)),
+    dict(name="the original length on the top level", base="llama_mha", config=dict(rope_parameters=dict(LLAMA3, original_max_position_embeddings=16), original_max_position_embeddings=8)),
+    dict(name="scaling without its factor", base="llama_mha", config=dict(rope_parameters=dict(type="linear")), says=["linear", "factor"]),
+    dict(name="llama3 without a factor", base="llama_mha", config=dict(rope_parameters={k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}), says=["low_freq_factor"]),
+    dict(name="a factor that is text", base="llama_mha", config=dict(rope_parameters=dict(type="linear", factor="2")), says=["factor", '"2"']),
+    dict(name="a kind that is not known", base="llama_mha", config=dict(rope_parameters=dict(type="yarn", factor=2.0)), says=["yarn", "llama3"]),
+    dict(name="an activation that is a number", base="llama_mha", config=dict(hidden_act=7), says=["hidden_act", "7"]),
+    dict(name="null where a number has to be", base="llama_mha", config=dict(rms_norm_eps=None), says=["rms_norm_eps", "null"]),
+    dict(name="quantised", base="llama_mha", config=dict(quantization_config=dict(quant_method="fp8")), says=["quantization_config"]),
+    dict(name="attention in both directions", base="llama_mha", config=dict(is_causal=False), says=["is_causal"]),
+    dict(name="sizes under their general names", base="gpt2", drop=["n_embd", "n_layer", "n_head", "n_positions"], config=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32)),
+    dict(name="a general name goes before the own", base="gpt2", config=dict(hidden_size=48), says=["wte", "48"]),
+    dict(name="a key of another family", base="llama_mha", config=dict(residual_multiplier=0.2), notes=["residual_multiplier"]),
+    dict(name="what a default says", base="gpt2", drop=["layer_norm_epsilon", "activation_function", "tie_word_embeddings"]),
+    dict(name="labels by their names", base="bert_classifier", drop=["num_labels"], config=dict(id2label={"0": "a", "1": "b", "2": "c"})),
+]
+
+
+def changed(case, folder):
+    """Writes the variant of a golden folder."""
+    base = HERE / case["base"]
+    config = json.loads((base / "config.json").read_text())
+    for key in case.get("drop", []):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config | case.get("config", {})))
+    tensors = load_file(base / "model.safetensors")
+    for step, *rest in case.get("steps", []):
+        if step == "copy":
+            tensors[rest[1]] = tensors[rest[0]].clone()
+        elif step == "roll":
+            tensors[rest[1]] = tensors[rest[0]].roll(1, 0).clone()
+        elif step == "drop":
+            del tensors[rest[0]]
+        elif step == "add":
+            tensors[rest[0]] = torch.ones(rest[1:])
+        elif step == "rename":
+            tensors = {name.replace(*rest, 1): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def loss(folder):
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    kind = getattr(transformers, architecture)
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        if architecture == "BertModel":
+            return model(ids).last_hidden_state.double().square().mean().item()
+        labels = torch.tensor([1]) if "Classification" in architecture else ids
+        return model(ids, labels=labels).loss.item()
+
+
+def make_models():
+    cases = []
+    for case in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            # Names with a prefix are dropped by transformers, weights and all: right is what the model was before.
+            changed(case | {"steps": []} if case.get("renamed") else case, folder)
+            cases.append(case if "says" in case else case | {"loss": loss(folder)})
+    return {"ids": IDS, "cases": cases}
+
+
+# Tokenizers: four bases, and what stands beside them.
+
+STORY = (
+    "Once upon a time there was a kind girl. She had a red ball, and the ball was big! One day she can't find it.\n\n"
+    "\"Where is it?\" she said. Él está aquí, naïve café; 北京 Größe.\n" * 3
+)
+TEXTS = [
+    "Once upon a time there was a girl.",
+    " She said: Él está aquí, naïve café  北京",
+    "HELLO [MASK] <e1>ball</e1> there was</s> <s>",
+    "Größe\n\n  can't   don't\t42",
+    "a",
+    "",
+]
+PAIRS = [["the girl", "she had a ball"]]
+
+
+def byte_level():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([STORY], trainer)
+    return tokenizer
+
+
+def word_piece():
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["É", "##É", "Él", "está", "él", "aquí", "café", "北", "京", "北京", "HELLO", "Größe", "größe", "grosse", "grös", "el"]
+    vocab = {}
+    for token in special + sorted(set(STORY.lower()) - {" ", "\n"}) + sorted("##" + c for c in set(STORY.lower())) + words:
+        vocab.setdefault(token, len(vocab))
+    tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]")
+    tokenizer.add_special_tokens(special)
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, [("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
+
+
+def metaspace():
+    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)], "▁", *"abcdefghijklmnopqrstuvwxyzO", "▁a", "al", "ball", "▁ball", "ba", "ll"]
+    vocab = {}
+    for token in tokens:
+        vocab.setdefault(token, len(vocab))
+    merges = [("▁", "a"), ("a", "l"), ("b", "a"), ("l", "l"), ("ba", "ll"), ("▁", "ball")]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    return tokenizer
+
+
+def letters():
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate("ACDEFGHIKLMNPQRSTVWY")}}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token=None))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", [("<s>", 1), ("</s>", 2)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def added(content, **more):
+    return dict(content=content, lstrip=False, rstrip=False, single_word=False, normalized=False, special=False) | more
+
+
+BERT = dict(tokenizer_class="BertTokenizer")
+GPT2 = dict(tokenizer_class="GPT2Tokenizer", unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+LLAMA = dict(tokenizer_class="LlamaTokenizerFast")
+FAST = dict(tokenizer_class="PreTrainedTokenizerFast")
+E1 = ["<e1>", "</e1>"]
+TOKENIZERS = [
+    # name, base, model_type, whether as vocabulary files, tokenizer_config.json, more files
+    ("tokenizer.json alone", "bytes", "llama", False, None, {}),
+    ("a class that takes it as it is", "bytes", "gpt2", False, FAST | dict(add_prefix_space=True, add_bos_token=True), {}),
+    ("GPT-2's own class", "bytes", "gpt2", False, GPT2 | dict(add_prefix_space=True), {}),
+    ("GPT-2's class by family", "bytes", "gpt2", False, None, {}),
+    ("bytes under LlamaTokenizer", "bytes", "llama", False, LLAMA | dict(add_bos_token=True), {}),
+    ("vocab.json", "bytes", "gpt2", True, GPT2, {}),
+    ("vocab.json with bos", "bytes", "gpt2", True, GPT2 | dict(add_bos_token=True, add_eos_token=True), {}),
+    ("vocab.json with a space", "bytes", "gpt2", True, GPT2 | dict(add_prefix_space=True), {}),
+    ("added_tokens.json", "bytes", "gpt2", True, GPT2, {"added_tokens.json": {"there was": 290, "ball": 291}}),
+    ("added_tokens_decoder", "bytes", "llama", False, FAST | dict(added_tokens_decoder={"290": added("there was"), "291": added("ball", lstrip=True)}), {}),
+    ("additional_special_tokens", "bytes", "llama", False, FAST | dict(additional_special_tokens=["there was", "time"]), {}),
+    ("extra_special_tokens", "bytes", "llama", False, FAST | dict(extra_special_tokens=["there was"], additional_special_tokens=["time"]), {}),
+    ("extra_special_tokens by name", "bytes", "llama", False, FAST | dict(extra_special_tokens={"image_token": "there was"}), {}),
+    ("a special token of the model's own", "bytes", "llama", False, FAST | dict(image_token="there was", pad_token="girl"), {}),
+    ("special_tokens_map.json", "bytes", "llama", False, FAST, {"special_tokens_map.json": {"pad_token": "there was", "mask_token": added("girl", lstrip=True)}}),
+    ("a map that is not read", "bytes", "llama", False, FAST | dict(added_tokens_decoder={"290": added("time")}), {"special_tokens_map.json": {"pad_token": "there was"}}),
+    ("added_tokens.json beside tokenizer.json", "bytes", "llama", False, FAST, {"added_tokens.json": {"there was": 290}}),
+    ("special tokens as text", "bytes", "llama", False, FAST | dict(split_special_tokens=True), {}),
+    ("WordPiece", "pieces", "bert", False, BERT, {}),
+    ("WordPiece with case", "pieces", "bert", False, BERT | dict(do_lower_case=False), {}),
+    ("WordPiece with accents", "pieces", "bert", False, BERT | dict(strip_accents=False, tokenize_chinese_chars=False), {}),
+    ("WordPiece as it is", "pieces", "bert", False, FAST, {}),
+    ("vocab.txt", "pieces", "bert", True, None, {}),
+    ("vocab.txt with accents", "pieces", "bert", True, BERT | dict(strip_accents=False), {}),
+    ("vocab.txt with tokens", "pieces", "bert", True, BERT | dict(additional_special_tokens=E1), {"added_tokens.json": {"hello": 140}}),
+    ("vocab.txt with other names", "pieces", "bert", True, BERT | dict(cls_token="<s>", sep_token="</s>"), {}),
+    ("tokens beside WordPiece", "pieces", "bert", False, BERT | dict(added_tokens_decoder={"2": added("[CLS]", special=True), "150": added("<e1>", special=True), "151": added("Hello", normalized=True)}), {}),
+    ("Llama 2's class", "spaces", "llama", False, LLAMA, {}),
+    ("Llama 2's old class", "spaces", "llama", False, LLAMA | dict(legacy=True), {}),
+    ("Llama 2 without a space", "spaces", "llama", False, LLAMA | dict(add_prefix_space=False), {}),
+    ("Llama 2 as it is", "spaces", "llama", False, FAST, {}),
+    ("a frame around unknown text", "letters", "llama", False, FAST, {}),
+]
+
+
+def make_tokenizers():
+    bases = {"bytes": byte_level(), "pieces": word_piece(), "spaces": metaspace(), "letters": letters()}
+    files = {name: json.loads(tokenizer.to_str()) for name, tokenizer in bases.items()}
+    cases = []
+    for name, base, model_type, apart, config, more in TOKENIZERS:
+        case = dict(name=name, base=base, model_type=model_type, apart=apart, files=dict(more))
+        if config is not None:
+            case["files"]["tokenizer_config.json"] = config
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+            for file, content in case["files"].items():
+                (folder / file).write_text(json.dumps(content))
+            write_vocabulary(files[base], apart, folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            case["ids"] = [tokenizer(text)["input_ids"] for text in TEXTS]
+            pairs = [tokenizer(*pair, return_token_type_ids=True) for pair in PAIRS]
+            case["pairs"] = [[pair["input_ids"], pair["token_type_ids"]] for pair in pairs]
+        cases.append(case)
+    return {"texts": TEXTS, "pairs": PAIRS, "bases": files, "cases": cases}
+
+
+def write_vocabulary(tokenizer, apart, folder):
+    if not apart:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    elif "merges" in tokenizer["model"]:
+        (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+        merges = "".join(" ".join(merge) + "\n" for merge in tokenizer["model"]["merges"])
+        (folder / "merges.txt").write_text("#version: 0.2\n" + merges)
+    else:
+        vocab = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocab))
+
+
+# Tables: what pandas writes and reads.
+
+ROWS = pandas.DataFrame(
+    {
+        "id": [1, 2, 3, 4, 5],
+        "text": ["plain", 'he said "no"', "a, b\tc", "two\nlines, one text", '"quoted'],
+        "label": [0, 1, 2, 0, 1],
+    }
+)
+TABLES = {
+    "as pandas writes .csv": ("csv", ROWS.to_csv(index=False), {}),
+    "as pandas writes .tsv": ("tsv", ROWS.to_csv(index=False, sep="\t"), dict(sep="\t")),
+    "everything in quotes": ("csv", ROWS.to_csv(index=False, quoting=1), {}),
+    "line ends of another system": ("csv", ROWS[:3].to_csv(index=False, lineterminator="\r\n") + "\r\n", {}),
+    "with a byte order mark": ("csv", "\ufeff" + ROWS.to_csv(index=False), {}),
+    "tabs in .csv": ("csv", ROWS.to_csv(index=False, sep="\t"), dict(sep="\t")),
+    "semicolons": ("csv", ROWS.to_csv(index=False, sep=";"), dict(sep=";", delimiter=";")),
+    "without a header": ("csv", ROWS.to_csv(index=False, header=False), dict(header=None, names=["id", "text", "label"])),
+    "quotes that are text": (
+        "tsv",
+        'id\ttext\tlabel\n1\t"Open and never closed\t0\n2\tin the "middle" only\t1\n3\t"two" words\t2\n4\t12"\t0\n',
+        dict(sep="\t", quoting=3),
+    ),
+}
+
+
+def make_tables():
+    cases = []
+    for name, (extension, text, how) in TABLES.items():
+        reading = {key: value for key, value in how.items() if key != "delimiter"}
+        rows = pandas.read_csv(io.StringIO(text.removeprefix("\ufeff")), **reading)
+        options = {"delimiter": how.get("delimiter"), "columns": how.get("names")}
+        cases.append(
+            dict(name=name, extension=extension, text=text, options=options, rows=rows[["text", "label"]].values.tolist())
+        )
+    return cases
+
+
+for name, made in {"models": make_models(), "tokenizers": make_tokenizers(), "tables": make_tables()}.items():
+    path = HERE / "reading" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(made, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    print(path)
