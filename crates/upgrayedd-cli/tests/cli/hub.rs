@@ -53,7 +53,7 @@ fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
         let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes());
     }
-    let file = path.strip_prefix("/owner/small/resolve/main/").map(|name| folder.join(name));
+    let file = path.strip_prefix("/owner/small/resolve/").and_then(|rest| Some(folder.join(rest.split_once('/')?.1)));
     let Some(bytes) = file.and_then(|f| std::fs::read(f).ok()) else { return reply(&mut stream, "404 Not Found", "", b"") };
     let (start, end) = header("range")
         .and_then(|r| {
@@ -106,6 +106,39 @@ fn a_hub_id_comes_from_the_network_once_and_then_from_the_cache() {
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&text.stdout).starts_with("Once there was a "));
+}
+
+#[test]
+fn a_revision_is_read_and_its_commit_is_on_record() {
+    let b = bench();
+    let (address, log) = serve(b.path("model"));
+    let run = |args: &[&str], endpoint: &str, offline: &str| {
+        let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+        command.args(args).env("HF_ENDPOINT", endpoint).env("HF_HUB_OFFLINE", offline).output().unwrap()
+    };
+    let optimize =
+        ["optimize", "--model", "owner/small@v1.0", "--data", "text.txt", "--sequence-length", "64", "--num-cycles", "1"];
+    let quick = ["--max-steps-per-cycle", "0", "--out", "run"];
+    let output = run(&[&optimize[..], &quick].concat(), &address, "0");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(log.lock().unwrap().iter().any(|(path, _)| path.contains("/resolve/v1.0/")));
+    let pinned = format!("owner/small@{COMMIT}");
+    let record = std::fs::read_to_string(b.path("run/run.toml")).unwrap();
+    assert!(record.contains(&format!("model = \"{pinned}\"")), "{record}");
+    let card = std::fs::read_to_string(b.path("run/model/README.md")).unwrap();
+    assert!(card.contains("base_model: owner/small\n") && card.contains(COMMIT), "{card}");
+    // The record is what makes the run again, from the cache by the commit alone.
+    let again = run(&["optimize", "--config", "run/run.toml", "--out", "again"], "http://127.0.0.1:9", "1");
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(
+        std::fs::read(b.path("again/model/model.safetensors")).unwrap(),
+        std::fs::read(b.path("run/model/model.safetensors")).unwrap()
+    );
+    for bad in ["owner/small@", "owner/small@../x", "owner/small@a b"] {
+        let refused = run(&["inspect", bad], &address, "0");
+        assert_eq!(refused.status.code(), Some(2), "{bad}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("no revision"), "{bad}");
+    }
 }
 
 #[test]

@@ -47,9 +47,15 @@ impl FromStr for Format {
 
 /// Writes the model as a new folder `out`, which appears whole or not at all.
 pub fn export(model: &Model, format: Format, dtype: DType, out: &Path) -> Result<()> {
+    export_with(model, format, dtype, out, &[])
+}
+
+/// The same with further text files: name and contents of each.
+pub(crate) fn export_with(model: &Model, format: Format, dtype: DType, out: &Path, more: &[(&str, &str)]) -> Result<()> {
     write_folder(out, |dir| {
         hf::write(model, format == Format::HfDense, dtype, dir)?;
-        write_companions(model, dir)
+        write_companions(model, dir)?;
+        more.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
 }
 

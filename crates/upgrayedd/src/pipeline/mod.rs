@@ -1,7 +1,8 @@
 //! The whole job. `parts.rs` reads and checks what a run needs, `run.rs` is the cycle itself, `learn.rs` its learning and saving,
-//! `resume.rs` how a run goes on, `select.rs` which heads go, `second_look.rs` what is done to better a selection, `forecast.rs` a look
+//! `resume.rs` how a run goes on, `card.rs` the result's model card, `select.rs` which heads go, `second_look.rs` what is done to better a selection, `forecast.rs` a look
 //! ahead.
 
+mod card;
 mod forecast;
 mod learn;
 mod parts;
@@ -199,7 +200,11 @@ impl Pipeline {
             None => config.build_strategy()?,
         };
         let mut model = match given.model {
-            Some(model) => export::with_own_config(model),
+            // What is in memory need not be what the Hub has.
+            Some(mut model) => {
+                model.origin = None;
+                export::with_own_config(model)
+            }
             None => config.load_model()?,
         };
         model.device = device;

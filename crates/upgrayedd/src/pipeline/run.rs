@@ -4,6 +4,7 @@ use upgrayedd_nn::interrupt::catch;
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
+use super::card::card;
 use super::learn::Learning;
 use super::select::{Chosen, PruneStep};
 use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
@@ -398,7 +399,12 @@ impl Run<'_> {
         // Written before the result, which makes the run complete, and told after it.
         let finished = Event::RunFinished { active, parameters };
         self.dir.write_event(&finished)?;
-        self.dir.finish(&model.archive, &summary, |out| export::export(model, Format::Hf, dtype, out))?;
+        let named =
+            model.origin.as_deref().or(config.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
+        let card = card(named, model.origin.is_some(), model, &summary);
+        self.dir.finish(&model.archive, &summary, |out| {
+            export::export_with(model, Format::Hf, dtype, out, &[("README.md", &card)])
+        })?;
         self.observer.on_event(&finished);
         Ok(summary)
     }
