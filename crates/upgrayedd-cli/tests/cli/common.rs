@@ -80,3 +80,16 @@ impl Bench {
         all
     }
 }
+
+/// Puts a word-level tokenizer for `words` beside a golden model.
+pub fn with_tokenizer(b: &Bench, golden: &str, words: &[&str]) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(golden);
+    let dir = b.path(golden);
+    std::fs::create_dir(&dir).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), dir.join(name)).unwrap();
+    }
+    let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().chain(words).copied().collect::<Vec<_>>().join("\n");
+    std::fs::write(dir.join("vocab.txt"), vocab).unwrap();
+    golden.to_owned()
+}

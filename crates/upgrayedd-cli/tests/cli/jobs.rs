@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Bench, bench};
+use crate::common::{bench, with_tokenizer};
 use serde_json::Value;
 
 const SHORT: [&str; 10] = [
@@ -321,19 +321,6 @@ fn write_parquet(path: &Path, texts: &[String]) {
     column.close().unwrap();
     group.close().unwrap();
     writer.close().unwrap();
-}
-
-/// Puts a word-level tokenizer for `words` beside a golden model.
-fn with_tokenizer(b: &Bench, golden: &str, words: &[&str]) -> String {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(golden);
-    let dir = b.path(golden);
-    fs::create_dir(&dir).unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(source.join(name), dir.join(name)).unwrap();
-    }
-    let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().chain(words).copied().collect::<Vec<_>>().join("\n");
-    fs::write(dir.join("vocab.txt"), vocab).unwrap();
-    golden.to_owned()
 }
 
 #[test]

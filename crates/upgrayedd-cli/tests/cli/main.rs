@@ -7,5 +7,6 @@ mod faults;
 mod hub;
 mod jobs;
 mod looks;
+mod reading;
 mod refusals;
 mod stops;

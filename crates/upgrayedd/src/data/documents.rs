@@ -108,8 +108,9 @@ const WINDOW: usize = 512;
 const TRIES: usize = 24;
 
 /// Cuts a long document into pieces, where that changes no token.
-#[derive(Default)]
 pub(super) struct Cutter {
+    /// Bytes of a piece.
+    size: usize,
     /// What has not been handed on.
     text: String,
     /// What stands before `text`, if the tokenizer has to see it.
@@ -120,11 +121,21 @@ pub(super) struct Cutter {
     wanted: usize,
 }
 
+impl Default for Cutter {
+    fn default() -> Self {
+        Self::new(PIECE_BYTES)
+    }
+}
+
 impl Cutter {
+    fn new(size: usize) -> Self {
+        Self { size, text: String::new(), context: String::new(), begun: false, wanted: size }
+    }
+
     /// Takes a part of a document and hands on the pieces that are complete.
     pub(super) fn push(&mut self, part: Part, tokenizer: &Tokenizer, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
         if part.starts {
-            *self = Self { wanted: PIECE_BYTES, ..Self::default() };
+            *self = Self::new(self.size);
         }
         self.text.push_str(&part.text);
         while self.text.len() > self.wanted {
@@ -134,7 +145,7 @@ impl Cutter {
                     let text = std::mem::replace(&mut self.text, rest);
                     let context = std::mem::replace(&mut self.context, context);
                     f(Piece { context, text, starts: !self.begun, ends: false })?;
-                    (self.begun, self.wanted) = (true, PIECE_BYTES);
+                    (self.begun, self.wanted) = (true, self.size);
                 }
                 // Nowhere in all this text: wait for more.
                 None => self.wanted = self.text.len() * 2,
@@ -185,4 +196,62 @@ fn floor(text: &str, at: usize) -> usize {
 /// The first place between two characters that is not before `at`.
 fn ceil(text: &str, at: usize) -> usize {
     (at..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Pieces of a text, with their tokens.
+    fn pieces(tokenizer: &Tokenizer, text: &str, size: usize) -> Vec<(Piece, Vec<u32>)> {
+        let mut cutter = Cutter::new(size);
+        let mut all = Vec::new();
+        let mut take = |piece: Piece| {
+            let tokens = piece.encode(tokenizer)?;
+            all.push((piece, tokens));
+            Ok(())
+        };
+        let middle = floor(text, text.len() / 2);
+        let first = Part { text: text[..middle].to_owned(), starts: true, ends: false };
+        let last = Part { text: text[middle..].to_owned(), starts: false, ends: true };
+        cutter.push(first, tokenizer, &mut take).expect("text");
+        cutter.push(last, tokenizer, &mut take).expect("text");
+        all
+    }
+
+    #[test]
+    fn pieces_have_the_tokens_of_the_whole() {
+        let golden = include_str!("../../../../tests/golden/reading/tokenizers.json");
+        let golden: Value = serde_json::from_str(golden).expect("JSON");
+        let parts: Vec<&str> = golden["texts"].as_array().expect("texts").iter().filter_map(Value::as_str).collect();
+        let mixed =
+            (0..900).map(|i| format!("{}{}", parts[i * i % 5], [" ", "\n", "\n\n\n", "   ", ""][i % 5])).collect::<String>();
+        let words = "ball ".repeat(4000);
+        let solid = "ball".repeat(4000);
+        for (base, class) in [
+            ("bytes", "GPT2Tokenizer"),
+            ("spaces", "LlamaTokenizer"),
+            ("spaces", "PreTrainedTokenizerFast"),
+            ("pieces", "BertTokenizer"),
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            std::fs::write(dir.path().join("tokenizer.json"), golden["bases"][base].to_string()).expect("written");
+            let config = json!({ "tokenizer_class": class }).to_string();
+            std::fs::write(dir.path().join("tokenizer_config.json"), config).expect("written");
+            let tokenizer = Tokenizer::load(dir.path(), &Value::Null).expect("a tokenizer");
+            for text in [&mixed, &words, &solid] {
+                let pieces = pieces(&tokenizer, text, 2000);
+                let whole: String = pieces.iter().map(|(piece, _)| piece.text.as_str()).collect();
+                assert_eq!(&whole, text, "{class}");
+                let tokens: Vec<u32> = pieces.iter().flat_map(|(_, tokens)| tokens.clone()).collect();
+                assert!(tokens == tokenizer.encode(text).expect("text"), "{class}: {} pieces", pieces.len());
+                let marks: Vec<_> = pieces.iter().map(|(piece, _)| (piece.starts, piece.ends)).collect();
+                assert!(marks[0].0 && marks[marks.len() - 1].1 && marks.iter().filter(|(s, e)| *s || *e).count() <= 2);
+                // Text with spaces is cut; text without cannot be.
+                assert!(text == &solid || pieces.len() > 5, "{class}: {} pieces", pieces.len());
+            }
+        }
+    }
 }
