@@ -122,8 +122,8 @@ def test_a_run_from_memory_goes_on_whatever_lies_beside_its_tokenizer(tmp_path: 
             assert name == "cut"
     shutil.rmtree(folder)
     UpgrayeddPipeline.resume(tmp_path / "cut").run_optimization(rows)
-    read = lambda name: (tmp_path / name / "events.jsonl").read_text()  # noqa: E731
-    assert read("cut") == read("whole")
+    events = [(tmp_path / name / "events.jsonl").read_text() for name in ("cut", "whole")]
+    assert events[0] == events[1]
 
 
 def test_what_is_passed_over_is_a_warning(tmp_path: pathlib.Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "UpgrayeddError",
     "UpgrayeddPipeline",
+    "UpgrayeddWarning",
     "__version__",
     "set_num_threads",
 ]

@@ -175,7 +175,7 @@ def check_keys(batch: Mapping[str, Any]) -> None:
     if other:
         hint = ": labels are not shifted by whoever makes the batch" if "shift_labels" in other else ""
         raise InvalidValueError(
-            f"a batch has {', '.join(map(repr, other))}, which is not read{hint}: expected {', '.join(BATCH_KEYS)} and nothing else"
+            f"a batch has {', '.join(map(repr, other))}, which is not read{hint}: expected {', '.join(BATCH_KEYS)} and no more"
         )
     if "labels" in batch and "label" in batch:
         raise InvalidValueError("a batch has both labels and label: expected one of them")

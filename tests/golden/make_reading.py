@@ -34,13 +34,40 @@ MODELS = [
     dict(name="only the head is stored", base="llama_mha", steps=[["roll", EMBEDDING, HEAD], ["drop", EMBEDDING]]),
     dict(name="the same in a GPT-2", base="gpt2", steps=[["roll", "transformer.wte.weight", HEAD]]),
     dict(name="a decoder of its own", base="bert_mlm", steps=[["roll", WORDS, DECODER]]),
-    dict(name="the bias under the decoder's name", base="bert_mlm", steps=[["rename", "cls.predictions.bias", "cls.predictions.decoder.bias"]]),
-    dict(name="both biases, which differ", base="bert_mlm", steps=[["roll", "cls.predictions.bias", "cls.predictions.decoder.bias"]]),
-    dict(name="no head and not tied", base="llama_mha", config=dict(tie_word_embeddings=False), says=["lm_head.weight", "tie_word_embeddings"]),
-    dict(name="a head for sentence pairs", base="bert_mlm", steps=[["add", "cls.seq_relationship.weight", 2, 24], ["add", "cls.seq_relationship.bias", 2]]),
-    dict(name="heads of other tasks", base="bert_classifier", steps=[["add", "qa_outputs.weight", 2, 24]], notes=["qa_outputs.weight"]),
+    dict(
+        name="the bias under the decoder's name",
+        base="bert_mlm",
+        steps=[["rename", "cls.predictions.bias", "cls.predictions.decoder.bias"]],
+    ),
+    dict(
+        name="both biases, which differ",
+        base="bert_mlm",
+        steps=[["roll", "cls.predictions.bias", "cls.predictions.decoder.bias"]],
+    ),
+    dict(
+        name="no head and not tied",
+        base="llama_mha",
+        config=dict(tie_word_embeddings=False),
+        says=["lm_head.weight", "tie_word_embeddings"],
+    ),
+    dict(
+        name="a head for sentence pairs",
+        base="bert_mlm",
+        steps=[["add", "cls.seq_relationship.weight", 2, 24], ["add", "cls.seq_relationship.bias", 2]],
+    ),
+    dict(
+        name="heads of other tasks",
+        base="bert_classifier",
+        steps=[["add", "qa_outputs.weight", 2, 24]],
+        notes=["qa_outputs.weight"],
+    ),
     dict(name="a buffer", base="llama_mha", steps=[["add", "model.layers.0.self_attn.rotary_emb.inv_freq", 3]]),
-    dict(name="a weight of a layer that is not there", base="llama_mha", steps=[["add", "model.layers.0.self_attn.q_norm.weight", 6]], says=["q_norm"]),
+    dict(
+        name="a weight of a layer that is not there",
+        base="llama_mha",
+        steps=[["add", "model.layers.0.self_attn.q_norm.weight", 6]],
+        says=["q_norm"],
+    ),
     *[
         dict(name=f"names with {what}", base=base, steps=[["rename", *rename]], renamed=True)
         for what, base, rename in [
@@ -52,25 +79,82 @@ MODELS = [
             ("no prefix", "bert_encoder", ("bert.", "")),
         ]
     ],
-    dict(name="an adapter's names", base="llama_mha", steps=[["rename", "q_proj.", "q_proj.base_layer."]], says=["PEFT", "merge_and_unload"]),
-    dict(name="linear scaling in the old spelling", base="llama_mha", drop=["rope_parameters"], config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_theta=500.0)),
-    dict(name="the old spelling goes before the new", base="llama_mha", config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_parameters=dict(rope_type="default", rope_theta=100.0))),
-    dict(name="theta inside goes before theta outside", base="llama_mha", config=dict(rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=100.0))),
+    dict(
+        name="an adapter's names",
+        base="llama_mha",
+        steps=[["rename", "q_proj.", "q_proj.base_layer."]],
+        says=["PEFT", "merge_and_unload"],
+    ),
+    dict(
+        name="linear scaling in the old spelling",
+        base="llama_mha",
+        drop=["rope_parameters"],
+        config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_theta=500.0),
+    ),
+    dict(
+        name="the old spelling goes before the new",
+        base="llama_mha",
+        config=dict(rope_scaling=dict(type="linear", factor=3.0), rope_parameters=dict(rope_type="default", rope_theta=100.0)),
+    ),
+    dict(
+        name="theta inside goes before theta outside",
+        base="llama_mha",
+        config=dict(rope_theta=500.0, rope_parameters=dict(rope_type="default", rope_theta=100.0)),
+    ),
     dict(name="the original length is the length", base="llama_mha", config=dict(rope_parameters=LLAMA3)),
-    dict(name="the original length on the top level", base="llama_mha", config=dict(rope_parameters=dict(LLAMA3, original_max_position_embeddings=16), original_max_position_embeddings=8)),
-    dict(name="scaling without its factor", base="llama_mha", config=dict(rope_parameters=dict(type="linear")), says=["linear", "factor"]),
-    dict(name="llama3 without a factor", base="llama_mha", config=dict(rope_parameters={k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}), says=["low_freq_factor"]),
-    dict(name="a factor that is text", base="llama_mha", config=dict(rope_parameters=dict(type="linear", factor="2")), says=["factor", '"2"']),
-    dict(name="a kind that is not known", base="llama_mha", config=dict(rope_parameters=dict(type="yarn", factor=2.0)), says=["yarn", "llama3"]),
+    dict(
+        name="the original length on the top level",
+        base="llama_mha",
+        config=dict(rope_parameters=dict(LLAMA3, original_max_position_embeddings=16), original_max_position_embeddings=8),
+    ),
+    dict(
+        name="scaling without its factor",
+        base="llama_mha",
+        config=dict(rope_parameters=dict(type="linear")),
+        says=["linear", "factor"],
+    ),
+    dict(
+        name="llama3 without a factor",
+        base="llama_mha",
+        config=dict(rope_parameters={k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}),
+        says=["low_freq_factor"],
+    ),
+    dict(
+        name="a factor that is text",
+        base="llama_mha",
+        config=dict(rope_parameters=dict(type="linear", factor="2")),
+        says=["factor", '"2"'],
+    ),
+    dict(
+        name="a kind that is not known",
+        base="llama_mha",
+        config=dict(rope_parameters=dict(type="yarn", factor=2.0)),
+        says=["yarn", "llama3"],
+    ),
     dict(name="an activation that is a number", base="llama_mha", config=dict(hidden_act=7), says=["hidden_act", "7"]),
     dict(name="null where a number has to be", base="llama_mha", config=dict(rms_norm_eps=None), says=["rms_norm_eps", "null"]),
-    dict(name="quantised", base="llama_mha", config=dict(quantization_config=dict(quant_method="fp8")), says=["quantization_config"]),
+    dict(
+        name="quantised",
+        base="llama_mha",
+        config=dict(quantization_config=dict(quant_method="fp8")),
+        says=["quantization_config"],
+    ),
     dict(name="attention in both directions", base="llama_mha", config=dict(is_causal=False), says=["is_causal"]),
-    dict(name="sizes under their general names", base="gpt2", drop=["n_embd", "n_layer", "n_head", "n_positions"], config=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32)),
+    dict(
+        name="sizes under their general names",
+        base="gpt2",
+        drop=["n_embd", "n_layer", "n_head", "n_positions"],
+        config=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32),
+    ),
     dict(name="a general name goes before the own", base="gpt2", config=dict(hidden_size=48), says=["wte", "48"]),
     dict(name="a key of another family", base="llama_mha", config=dict(residual_multiplier=0.2), notes=["residual_multiplier"]),
     dict(name="what a default says", base="gpt2", drop=["layer_norm_epsilon", "activation_function", "tie_word_embeddings"]),
-    dict(name="labels by their names", base="bert_classifier", drop=["num_labels"], config=dict(id2label={"0": "a", "1": "b", "2": "c"})),
+    dict(
+        name="labels by their names",
+        base="bert_classifier",
+        drop=["num_labels"],
+        config=dict(id2label={"0": "a", "1": "b", "2": "c"}),
+    ),
 ]
 
 
@@ -123,7 +207,7 @@ def make_models():
 
 STORY = (
     "Once upon a time there was a kind girl. She had a red ball, and the ball was big! One day she can't find it.\n\n"
-    "\"Where is it?\" she said. Él está aquí, naïve café; 北京 Größe.\n" * 3
+    '"Where is it?" she said. Él está aquí, naïve café; 北京 Größe.\n' * 3
 )
 TEXTS = [
     "Once upon a time there was a girl.",
@@ -154,7 +238,24 @@ def word_piece():
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = ["É", "##É", "Él", "está", "él", "aquí", "café", "北", "京", "北京", "HELLO", "Größe", "größe", "grosse", "grös", "el"]
+    words = [
+        "É",
+        "##É",
+        "Él",
+        "está",
+        "él",
+        "aquí",
+        "café",
+        "北",
+        "京",
+        "北京",
+        "HELLO",
+        "Größe",
+        "größe",
+        "grosse",
+        "grös",
+        "el",
+    ]
     vocab = {}
     for token in special + sorted(set(STORY.lower()) - {" ", "\n"}) + sorted("##" + c for c in set(STORY.lower())) + words:
         vocab.setdefault(token, len(vocab))
@@ -166,7 +267,20 @@ def word_piece():
 
 
 def metaspace():
-    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{b:02X}>" for b in range(256)], "▁", *"abcdefghijklmnopqrstuvwxyzO", "▁a", "al", "ball", "▁ball", "ba", "ll"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *[f"<0x{b:02X}>" for b in range(256)],
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyzO",
+        "▁a",
+        "al",
+        "ball",
+        "▁ball",
+        "ba",
+        "ll",
+    ]
     vocab = {}
     for token in tokens:
         vocab.setdefault(token, len(vocab))
@@ -208,13 +322,41 @@ TOKENIZERS = [
     ("vocab.json with bos", "bytes", "gpt2", True, GPT2 | dict(add_bos_token=True, add_eos_token=True), {}),
     ("vocab.json with a space", "bytes", "gpt2", True, GPT2 | dict(add_prefix_space=True), {}),
     ("added_tokens.json", "bytes", "gpt2", True, GPT2, {"added_tokens.json": {"there was": 290, "ball": 291}}),
-    ("added_tokens_decoder", "bytes", "llama", False, FAST | dict(added_tokens_decoder={"290": added("there was"), "291": added("ball", lstrip=True)}), {}),
+    (
+        "added_tokens_decoder",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(added_tokens_decoder={"290": added("there was"), "291": added("ball", lstrip=True)}),
+        {},
+    ),
     ("additional_special_tokens", "bytes", "llama", False, FAST | dict(additional_special_tokens=["there was", "time"]), {}),
-    ("extra_special_tokens", "bytes", "llama", False, FAST | dict(extra_special_tokens=["there was"], additional_special_tokens=["time"]), {}),
+    (
+        "extra_special_tokens",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(extra_special_tokens=["there was"], additional_special_tokens=["time"]),
+        {},
+    ),
     ("extra_special_tokens by name", "bytes", "llama", False, FAST | dict(extra_special_tokens={"image_token": "there was"}), {}),
     ("a special token of the model's own", "bytes", "llama", False, FAST | dict(image_token="there was", pad_token="girl"), {}),
-    ("special_tokens_map.json", "bytes", "llama", False, FAST, {"special_tokens_map.json": {"pad_token": "there was", "mask_token": added("girl", lstrip=True)}}),
-    ("a map that is not read", "bytes", "llama", False, FAST | dict(added_tokens_decoder={"290": added("time")}), {"special_tokens_map.json": {"pad_token": "there was"}}),
+    (
+        "special_tokens_map.json",
+        "bytes",
+        "llama",
+        False,
+        FAST,
+        {"special_tokens_map.json": {"pad_token": "there was", "mask_token": added("girl", lstrip=True)}},
+    ),
+    (
+        "a map that is not read",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(added_tokens_decoder={"290": added("time")}),
+        {"special_tokens_map.json": {"pad_token": "there was"}},
+    ),
     ("added_tokens.json beside tokenizer.json", "bytes", "llama", False, FAST, {"added_tokens.json": {"there was": 290}}),
     ("special tokens as text", "bytes", "llama", False, FAST | dict(split_special_tokens=True), {}),
     ("WordPiece", "pieces", "bert", False, BERT, {}),
@@ -223,9 +365,30 @@ TOKENIZERS = [
     ("WordPiece as it is", "pieces", "bert", False, FAST, {}),
     ("vocab.txt", "pieces", "bert", True, None, {}),
     ("vocab.txt with accents", "pieces", "bert", True, BERT | dict(strip_accents=False), {}),
-    ("vocab.txt with tokens", "pieces", "bert", True, BERT | dict(additional_special_tokens=E1), {"added_tokens.json": {"hello": 140}}),
+    (
+        "vocab.txt with tokens",
+        "pieces",
+        "bert",
+        True,
+        BERT | dict(additional_special_tokens=E1),
+        {"added_tokens.json": {"hello": 140}},
+    ),
     ("vocab.txt with other names", "pieces", "bert", True, BERT | dict(cls_token="<s>", sep_token="</s>"), {}),
-    ("tokens beside WordPiece", "pieces", "bert", False, BERT | dict(added_tokens_decoder={"2": added("[CLS]", special=True), "150": added("<e1>", special=True), "151": added("Hello", normalized=True)}), {}),
+    (
+        "tokens beside WordPiece",
+        "pieces",
+        "bert",
+        False,
+        BERT
+        | dict(
+            added_tokens_decoder={
+                "2": added("[CLS]", special=True),
+                "150": added("<e1>", special=True),
+                "151": added("Hello", normalized=True),
+            }
+        ),
+        {},
+    ),
     ("Llama 2's class", "spaces", "llama", False, LLAMA, {}),
     ("Llama 2's old class", "spaces", "llama", False, LLAMA | dict(legacy=True), {}),
     ("Llama 2 without a space", "spaces", "llama", False, LLAMA | dict(add_prefix_space=False), {}),

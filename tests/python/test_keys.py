@@ -1,4 +1,4 @@
-"""transformers' own configuration keys beside the tables of docs/config-keys.md: a key that a new version brings has to be decided."""
+"""transformers' own configuration keys beside the tables of docs/config-keys.md: a new one has to be decided by somebody."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,17 @@ FAMILIES = {"llama": LlamaConfig, "gpt2": GPT2Config, "bert": BertConfig}
 TOKENIZERS = (transformers.LlamaTokenizer, transformers.GPT2Tokenizer, transformers.BertTokenizer)
 ATTENTION = {"sliding_window", "attention_chunk_size", "layer_types"}
 """What masks of other families read: no layer of these has a window."""
-INSIDE = {"torch_dtype", "rope_scaling", "tokenizer_object", "gguf_file", "vocab", "merges", "post_processor", "tokenizer", "unk_id"}
+INSIDE = {
+    "torch_dtype",
+    "rope_scaling",
+    "tokenizer_object",
+    "gguf_file",
+    "vocab",
+    "merges",
+    "post_processor",
+    "tokenizer",
+    "unk_id",
+}
 """What transformers hands to itself; a file cannot hold it, or has it under another name."""
 ELSEWHERE = {"gpt2": {"hidden_dropout", "classifier_dropout", "num_labels", "summary_last_dropout"}}
 """What heads read that are not supported."""
