@@ -8,7 +8,7 @@ use std::sync::Arc;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, SetAside, Split, TakeBatch, Targets};
+use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, SetAside, Split, TakeBatch, Targets, many_unknown};
 use upgrayedd::model::{Batch, ModelSpec, Objective};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::run_dir::read_set_aside;
@@ -79,8 +79,19 @@ impl Source {
     ) -> Result<RunData> {
         let eval = eval.map(|e| e.dataset(model, tokenizer, options, true)).transpose()?;
         match self {
-            Self::Loader(loader) => loader_data(loader, eval, model, calibration, run.map(read_set_aside).transpose()?),
-            _ => RunData::split(self.dataset(model, tokenizer, options, true)?, eval, calibration, batch_size, options.seed),
+            Self::Loader(loader) => {
+                loader_data(loader, eval, (model, tokenizer), calibration, run.map(read_set_aside).transpose()?)
+            }
+            _ => {
+                let data = self.dataset(model, tokenizer, options, true)?;
+                let mut data = RunData::split(data, eval, calibration, batch_size, options.seed)?;
+                // How files are read is not on record where a program reads them: what is known of the data has to tell.
+                let DataOptions { text_field, text_pair_field, label_field, delimiter, columns, documents, .. } = options;
+                let reading =
+                    format!("{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?}");
+                data.hash = format!("{} {}", data.hash, &blake3::hash(reading.as_bytes()).to_hex()[..16]);
+                Ok(data)
+            }
         }
     }
 }
@@ -160,11 +171,16 @@ impl Reader<'_> {
             types => types.flatten().filter(|t| t.iter().any(|t| *t > 0)),
         };
         let regresses = self.spec.objective.is_regression();
+        let classes;
         let (labels, values) = match labels {
             Labels::None => (None, None),
             // Whole numbers, which may mean classes elsewhere.
             Labels::Classes(classes) if regresses => (None, Some(classes.iter().map(|&v| v as f32).collect::<Vec<_>>())),
             Labels::Classes(classes) => (Some(classes), None),
+            Labels::Numbers(numbers) if !regresses && numbers.iter().all(|v| v.fract() == 0.0 && v.abs() < 1e15) => {
+                classes = numbers.iter().map(|&v| v as i64).collect::<Vec<_>>();
+                (Some(&classes[..]), None)
+            }
             Labels::Numbers(numbers) => (None, Some(numbers.iter().map(|&v| v as f32).collect())),
         };
         let per_token = |labels: &[i64]| {
@@ -183,6 +199,9 @@ impl Reader<'_> {
             },
             (Objective::CausalLm, labels) => {
                 labels.map_or(Ok(()), per_token)?;
+                if let Some(labels) = labels {
+                    check_causal(labels, tokens, mask.as_deref()).map_err(refuse)?;
+                }
                 Row::causal(ids, mask, labels)
             }
             (Objective::MaskedLm, Some(labels)) => {
@@ -214,6 +233,22 @@ impl Reader<'_> {
     }
 }
 
+/// Refuses labels of a causal model that transformers would predict from nothing, and those that are a mask.
+fn check_causal(labels: &[i64], tokens: &[i64], mask: Option<&[u8]>) -> std::result::Result<(), String> {
+    let begins = mask.map_or(0, |m| m.iter().position(|v| *v != 0).unwrap_or(m.len()));
+    if let Some(at) = (1..=begins.min(labels.len().saturating_sub(1))).find(|&i| labels[i] != IGNORE) {
+        return Err(format!(
+            "the label at position {at} would be predicted from padding alone: set it to {IGNORE}, pad at the end, or leave labels out"
+        ));
+    }
+    if labels != tokens && tokens.iter().any(|t| *t > 1) && labels.iter().all(|l| (0..=1).contains(l)) {
+        return Err("has labels of 0 and 1 only, which look like an attention mask: in a tuple the second is labels, \
+                    so give dictionaries, or (input_ids, attention_mask, labels)"
+            .to_owned());
+    }
+    Ok(())
+}
+
 /// One pass over the caller's loader.
 struct Epoch(Py<PyAny>);
 
@@ -239,6 +274,8 @@ impl Epoch {
 /// Identifies a sequence whatever batch it comes in, however its tokens are masked this time, and however far it is padded.
 fn row_key(row: &Row, objective: Objective) -> u64 {
     let real: Vec<usize> = (0..row.tokens.len()).filter(|&i| row.mask.as_ref().is_none_or(|m| m[i] != 0)).collect();
+    // Where it stands among its neighbours, not how far the batch is padded in front of it.
+    let places: Vec<i64> = real.iter().map(|i| (i - real[0]) as i64).collect();
     let mut hasher = blake3::Hasher::new();
     let mut add = |values: &[i64]| {
         hasher.update(&values.len().to_le_bytes()).update(bytemuck::cast_slice(values));
@@ -262,6 +299,7 @@ fn row_key(row: &Row, objective: Objective) -> u64 {
             add(&[i64::from(value.to_bits())]);
         }
     }
+    add(&places);
     if let Some(types) = &row.types {
         add(&tokens(&|i| i64::from(types[i])));
     }
@@ -339,7 +377,7 @@ fn last_batches(counts: &[usize], rows: usize, most: usize) -> usize {
 fn loader_data(
     loader: &Py<PyAny>,
     eval: Option<Dataset>,
-    model: &Model,
+    (model, tokenizer): (&Model, Option<&Tokenizer>),
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
@@ -348,10 +386,16 @@ fn loader_data(
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
     let (mut keys, mut counts, mut last, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    let unknown = tokenizer.and_then(Tokenizer::unknown);
+    let mut tokens = (0, 0);
     let mut batches = Epoch::start(loader)?;
     let mut seen = 0;
     while let Some(rows) = batches.next(&reader, seen)? {
         seen += rows.len();
+        for row in &rows {
+            tokens.0 += row.tokens.len();
+            tokens.1 += row.tokens.iter().filter(|t| Some(**t) == unknown).count();
+        }
         // A sum does not depend on the order, which a loader may change from epoch to epoch.
         hash = rows.iter().fold(hash, |sum, row| sum.wrapping_add(row_key(row, objective)));
         keys.push(batch_key(&rows, objective));
@@ -400,7 +444,8 @@ fn loader_data(
     };
     let separate = eval.is_some();
     let eval_hash = eval.as_ref().map(|e| e.hash.clone());
-    let notices = eval.as_ref().map(|e| e.notices.clone()).unwrap_or_default();
+    let mut notices = eval.as_ref().map(|e| e.notices.clone()).unwrap_or_default();
+    notices.extend(tokenizer.and_then(|tokenizer| many_unknown(tokenizer, tokens)));
     let held_out = match eval {
         Some(data) => Part { range: 0..data.len(), data: Arc::new(data) },
         None => whole(measured),

@@ -147,3 +147,32 @@ def test_tables_are_read_with_their_options(tmp_path: pathlib.Path) -> None:
     assert model.evaluate(table, sequence_length=32).loss == model.evaluate(tmp_path / "named.jsonl", sequence_length=32).loss
     with pytest.raises(ValueError, match="expected one character"):
         model.evaluate(TextFiles(tmp_path / "bare.csv", delimiter=";;"))
+
+
+def test_files_read_in_another_way_are_other_data(tmp_path: pathlib.Path) -> None:
+    model = Model.from_pretrained("builtin")
+    lines = [
+        {"text": f"Mia was a kind girl. She had {n} balls.", "body": f"She put {n} balls in the garden."} for n in range(200)
+    ]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "run"
+    pipeline = UpgrayeddPipeline(model, output_dir=out, callbacks=[Interrupts()], sequence_length=16, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_optimization(TextFiles(file, text_field="body"), num_cycles=2)
+    for other in (TextFiles(file), TextFiles(file, text_field="body", documents="separate")):
+        with pytest.raises(FileError, match="data has changed"):
+            UpgrayeddPipeline.resume(out).run_optimization(other)
+    UpgrayeddPipeline.resume(out).run_optimization(TextFiles(file, text_field="body"))
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ({"text": ["a"], "label": [0], "labels": [1]}, "both labels and label"),
+        ({"text": ["a"], "attention_mask": [[1]], "label": [0]}, "both texts and attention_mask"),
+    ],
+)
+def test_texts_with_more_than_texts_are_refused(batch: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Model.from_pretrained(GOLDEN / "bert_classifier").evaluate([batch])

@@ -133,9 +133,10 @@ class Loader:
             raise InvalidValueError(
                 "texts alone have no labels to learn: give dictionaries with text and label, or input_ids and labels"
             )
-        if isinstance(item, Mapping) and "input_ids" not in item:
-            item = self._tokenised(item)
         if isinstance(item, Mapping):
+            # None stands for what is not there.
+            item = {key: value for key, value in item.items() if value is not None}
+            item = self._tokenised(item) if "input_ids" not in item else item
             check_keys(item)
         ids, mask, labels = columns(item)
         types = item.get("token_type_ids") if isinstance(item, Mapping) else None
@@ -156,6 +157,10 @@ class Loader:
         texts = text_of(item)
         if texts is None:
             raise InvalidValueError(f"a batch has the fields {', '.join(map(repr, item))}: {WHAT_WORKS}")
+        inputs = [name for name in item if name in BATCH_KEYS and name not in ("labels", "label")]
+        if inputs or "labels" in item and "label" in item:
+            beside = "label" if not inputs else inputs[0]
+            raise InvalidValueError(f"a batch has both {'labels' if not inputs else 'texts'} and {beside}: expected one of them")
         if "text_pair" in item:
             raise InvalidValueError(
                 "text pairs are read from files (TextFiles with text_pair_field), or given as input_ids with token_type_ids"
@@ -285,6 +290,12 @@ def sequences(values: Any, name: str) -> list[Any]:
     """One array a sequence; sequences may differ in length."""
     if isinstance(values, (list, tuple)) and values and hasattr(values[0], "__len__"):
         rows = [integers(row, name) for row in values]
+        if len(rows) > 1 and all(hasattr(row, "detach") for row in values) and len({row.shape for row in rows}) == 1:
+            # torch's DataLoader makes this of rows that are lists: a tensor for each position.
+            raise InvalidValueError(
+                f"{name} is a list of tensors of one length, of which nobody can say whether they are rows or columns: "
+                'stack them, give rows as tensors (datasets: with_format("torch")), or a collate_fn'
+            )
         deep = next((row.ndim for row in rows if row.ndim != 1), None)
         if deep is not None:
             raise InvalidValueError(f"{name} has {deep + 1} dimensions: expected (batch, length) or (length,)")

@@ -3,6 +3,8 @@
 import json
 import warnings
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -105,3 +107,77 @@ def test_a_head_of_its_own_is_written_as_one(tmp_path):
     again = load(tmp_path / "smaller", trust_remote_code=True).eval()
     assert relative(ours.logits(TOKENS[:2]), again(TOKENS[:2]).logits) < 1e-4
     assert ours.logits(TOKENS[:2]).shape == (2, LENGTH, theirs.config.vocab_size)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["padded at the end", "a hole", "ignored at the start"])
+def test_labels_count_as_in_transformers_whatever_the_mask_says(name, kind):
+    theirs, mask, labels = make(name), torch.ones_like(TOKENS[:4]), TOKENS[:4].clone()
+    if kind == "padded at the end":
+        mask[1:, -5:] = 0
+    elif kind == "a hole":
+        mask[:, 4:7] = 0
+    else:
+        mask[:, :3] = 0
+        labels[:, :4] = -100
+    batch = {"input_ids": TOKENS[:4], "attention_mask": mask, "labels": labels}
+    # Positions are not counted anew behind padding, here as there.
+    with torch.no_grad():
+        right = theirs(**batch).loss.item()
+    assert Model.from_transformers(theirs).evaluate([batch]).loss == pytest.approx(right, rel=1e-4)
+
+
+def test_labels_predicted_from_padding_alone_are_refused():
+    mask = torch.ones_like(TOKENS[:4])
+    mask[:, :3] = 0
+    labels = torch.where(mask == 1, TOKENS[:4], -100)
+    with pytest.raises(ValueError, match="predicted from padding alone"):
+        Model.from_transformers(make("llama")).evaluate([{"input_ids": TOKENS[:4], "attention_mask": mask, "labels": labels}])
+
+
+def test_what_a_loader_has_collated_column_by_column_is_refused():
+    rows = [{"input_ids": row.tolist()} for row in TOKENS]
+    loader = torch.utils.data.DataLoader(rows, batch_size=4)
+    with pytest.raises(ValueError, match="rows or columns"):
+        Model.from_transformers(make("llama")).evaluate(loader)
+
+
+def test_a_mask_in_the_place_of_labels_is_refused():
+    data = torch.utils.data.TensorDataset(TOKENS, torch.ones_like(TOKENS))
+    with pytest.raises(ValueError, match="look like an attention mask"):
+        Model.from_transformers(make("gpt2")).evaluate(torch.utils.data.DataLoader(data, batch_size=4))
+
+
+def test_labelled_parquet_is_read_like_jsonl(tmp_path):
+    texts = ["Mia was a kind girl", None, "She had a ball", "red", "a ball"]
+    columns = {
+        "integers": [0, 1, 2, 1, -1],
+        "floats": [0.0, 1.0, 2.0, 1.0, -1.0],
+        "names": ["a", "b", "c", "b", "-1"],
+    }
+    theirs = make("classifier")
+    theirs.config.id2label = {0: "a", 1: "b", 2: "c"}
+    ours = Model.from_transformers(theirs, words_of(tmp_path))
+    losses = set()
+    for name, labels in columns.items():
+        table = {"id": list(range(5)), "text": texts, "label": labels}
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+        lines = tmp_path / f"{name}.jsonl"
+        rows = zip(texts, labels, strict=True)
+        lines.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+        for file in (path, lines):
+            with pytest.warns() as said:
+                result = ours.evaluate(file, sequence_length=16)
+            assert result.tokens == 3
+            assert {"no text", "-1 or -100"} <= {
+                words for words in ("no text", "-1 or -100") for w in said if words in str(w.message)
+            }
+            losses.add(result.loss)
+    assert len(losses) == 1
+
+
+def words_of(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "mia", "was", "a", "kind", "girl", "she", "had", "ball", "red"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return transformers.BertTokenizerFast(str(folder / "vocab.txt"))

@@ -48,9 +48,11 @@ pub(super) fn read(
                 unlabelled += 1;
                 return Ok(());
             };
+            let pair = pair.filter(|_| wants_pair);
             let (tokens, types) = tokenizer.sequence(&text, pair.as_deref(), options.sequence_length)?;
             if tokens.is_empty() {
-                return Err(bad("the text is empty".to_owned()));
+                let what = if pair.is_some() { "one of the two texts is empty" } else { "the text is empty" };
+                return Err(bad(what.to_owned()));
             }
             let row = Row { tokens, mask: None, types, targets };
             row.check(&model.spec, rows.len()).map_err(|e| bad(e.to_string()))?;
@@ -104,6 +106,15 @@ struct Classes {
     names: BTreeMap<String, Vec<i64>>,
 }
 
+/// What a text says if it is a number, or true or false, however it is written.
+fn numeral(text: &str) -> Option<f64> {
+    match text.trim() {
+        "True" | "true" | "TRUE" => Some(1.0),
+        "False" | "false" | "FALSE" => Some(0.0),
+        number => number.parse().ok().filter(|n: &f64| n.is_finite()),
+    }
+}
+
 impl Classes {
     /// As `label2id` and `id2label` have them.
     fn of(config: &Value, count: usize) -> Result<Self> {
@@ -135,34 +146,34 @@ impl Classes {
         Ok(Self { count, names })
     }
 
-    /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and a cell that could be both is
-    /// refused unless both are the same.
+    /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and what could be both is refused
+    /// unless both are the same.
     fn target(&self, label: &Label) -> std::result::Result<Option<Targets>, String> {
-        let named = |text: &str| match self.names.get(text.trim()).map(Vec::as_slice) {
-            None => Ok(None),
-            Some([class]) => Ok(Some(*class)),
-            Some(several) => Err(format!("label {text:?} is the name of the classes {several:?} in config.json: expected one")),
-        };
         let whole = |value: f64| if value.fract() == 0.0 && value.abs() < 1e15 { Some(value as i64) } else { None };
-        let class = match label {
-            Label::Number(value) => whole(*value),
-            Label::Text(text) | Label::Cell(text) => {
-                let numeral = text.trim().parse().ok().and_then(whole).or(match text.trim() {
-                    "True" | "true" => Some(1),
-                    "False" | "false" => Some(0),
-                    _ => None,
-                });
-                match (named(text)?, numeral) {
-                    (Some(name), Some(number)) if name != number && matches!(label, Label::Cell(_)) => {
-                        return Err(format!(
-                            "label {text:?} is the name of class {name} in config.json and the number of class {number}: \
-                             write the other names instead, or use a .jsonl file, where numbers and text differ"
-                        ));
-                    }
-                    (Some(name), _) => Some(name),
-                    (None, numeral) => numeral,
+        let (number, exact) = match label {
+            Label::Number(value) => (Some(*value), None),
+            Label::Text(text) | Label::Cell(text) => (numeral(text), self.names.get_key_value(text.trim())),
+        };
+        // A name of the same value is as good as one that is spelled like it.
+        let alike = || self.names.iter().find(|(name, _)| number.is_some() && numeral(name) == number);
+        let class = match (exact.or_else(alike), number.and_then(whole)) {
+            (Some((name, classes)), number) => match (&classes[..], number) {
+                ([class], None) => Some(*class),
+                ([class], Some(number)) if *class == number => Some(*class),
+                // In a file that tells text from numbers, text that is a name is one.
+                ([class], Some(_)) if exact.is_some() && matches!(label, Label::Text(_)) => Some(*class),
+                ([class], Some(number)) => {
+                    return Err(format!(
+                        "label {} is the name {name:?} of class {class} in config.json and the number of class {number}: \
+                         write names as text in a .jsonl file, where numbers and text differ, or give the classes other names",
+                        shown(label)
+                    ));
                 }
-            }
+                (several, _) => {
+                    return Err(format!("label {name:?} is the name of the classes {several:?} in config.json: expected one"));
+                }
+            },
+            (None, number) => number,
         };
         match class {
             Some(class) if UNLABELLED.contains(&class) => Ok(None),
@@ -216,7 +227,12 @@ mod tests {
         let stars = json!({ "label2id": { "1": 0, "2": 1, "3": 2 } });
         assert!(class(&stars, Label::Cell("1".to_owned())).is_err_and(|e| e.contains("class 0") && e.contains("class 1")));
         assert_eq!(class(&stars, Label::Text("1".to_owned())), Ok(Some(0)));
-        assert_eq!(class(&stars, Label::Number(1.0)), Ok(Some(1)));
+        assert!(class(&stars, Label::Number(1.0)).is_err() && class(&stars, Label::Cell("01".to_owned())).is_err());
+        let spelled = json!({ "id2label": { "0": "1.0", "1": "2.0", "2": "False" } });
+        assert!(
+            class(&spelled, Label::Text("1".to_owned())).is_err() && class(&spelled, Label::Cell("FALSE".to_owned())).is_err()
+        );
+        assert_eq!(class(&spelled, Label::Text("1.0".to_owned())), Ok(Some(0)));
         let numbered = json!({ "label2id": { "0": 0, "1": 1, "2": 2 } });
         assert_eq!(class(&numbered, Label::Cell("1".to_owned())), Ok(Some(1)));
         let twice = json!({ "id2label": { "0": "x", "1": "x" }, "label2id": { "y": 2 } });

@@ -272,14 +272,7 @@ impl Dataset {
         }
         let mut notices = tokenizer.notices().to_vec();
         notices.extend(passed_over);
-        if let Some(unknown) = tokenizer.unknown() {
-            let (all, count) = source.share_of(unknown);
-            let share = count as f64 / all.max(1) as f64;
-            if share > MANY_UNKNOWN {
-                let token = tokenizer.token(unknown).unwrap_or_default();
-                notices.push(format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share));
-            }
-        }
+        notices.extend(tokenizer.unknown().and_then(|unknown| many_unknown(tokenizer, source.share_of(unknown))));
         let hash = tokens::joint_hash(&file_hashes);
         let masking = match objective {
             Objective::MaskedLm => Some(Masking::new(tokenizer, model.spec.vocab_size, options.seed)?),
@@ -387,6 +380,14 @@ fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Sou
     let hashes = store.file_hashes.clone();
     let without = Some(store.without_text).filter(|n| *n > 0).map(without_text);
     Ok((Source::Windows(store, windows), hashes, without.into_iter().collect()))
+}
+
+/// Says so if many of `all` tokens are those for what the vocabulary does not have.
+pub fn many_unknown(tokenizer: &Tokenizer, (all, unknown): (usize, usize)) -> Option<String> {
+    let share = unknown as f64 / all.max(1) as f64;
+    let token = tokenizer.token(tokenizer.unknown()?)?;
+    (share > MANY_UNKNOWN)
+        .then(|| format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share))
 }
 
 fn without_text(records: usize) -> String {

@@ -92,6 +92,8 @@ pub(super) fn for_each_record(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMu
 }
 
 fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+    // The first record says which field has the text of all.
+    let mut options = wanted.options.clone();
     for_each_line(path, |number, line| {
         if line.trim().is_empty() {
             return Ok(());
@@ -102,7 +104,8 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
             return Err(bad("is no object: expected one record a line, as in {\"text\": \"…\"}".to_owned()));
         };
         let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-        let places = wanted.places(&names, "").map_err(bad)?;
+        let places = Wanted { options: &options, ..*wanted }.places(&names, "").map_err(bad)?;
+        options.text_field.get_or_insert_with(|| names[places.text].to_owned());
         let value = |at: usize| &fields[names[at]];
         let text = |at: usize| match value(at) {
             Value::Null => Ok(None),

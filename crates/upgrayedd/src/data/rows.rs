@@ -44,13 +44,14 @@ pub struct Row {
 }
 
 impl Row {
-    /// A sequence to learn the next token from: each real token predicts the real token after it, or what `labels`
-    /// (not shifted, one a token) has in its place.
+    /// A sequence to learn the next token from: each real token predicts the real token after it. With `labels` (not shifted, one a token)
+    /// each position predicts the label after it, whatever the mask says, as in transformers.
     pub fn causal(tokens: Vec<u32>, mask: Option<Vec<u8>>, labels: Option<&[i64]>) -> Self {
         let real = |i: usize| mask.as_ref().is_none_or(|m| m[i] != 0);
         let target = |i: usize| match labels {
-            _ if i >= tokens.len() || !real(i - 1) || !real(i) => IGNORE,
+            _ if i >= tokens.len() => IGNORE,
             Some(labels) => labels[i],
+            None if !real(i - 1) || !real(i) => IGNORE,
             None => i64::from(tokens[i]),
         };
         let targets = Targets::Tokens((1..=tokens.len()).map(target).collect());

@@ -15,13 +15,12 @@ pub(super) fn for_each_row(
     f: &mut dyn FnMut(Record) -> Result<()>,
 ) -> Result<()> {
     let options = wanted.options;
-    let first_line = text.lines().next().unwrap_or_default();
     let delimiter = match options.delimiter {
         Some(delimiter) => delimiter,
-        None if is_csv && !first_line.contains('\t') => ',',
+        None if is_csv => sniff(text, wanted),
         None => '\t',
     };
-    let mut rows = Rows { rest: text, line: 1, delimiter, columns: options.columns.as_ref().map(Vec::len) };
+    let mut rows = Rows { rest: text, line: 1, delimiter, columns: options.columns.as_ref().map(Vec::len), named: false };
     let header = match &options.columns {
         Some(columns) => columns.iter().map(|c| Cow::Borrowed(c.as_str())).collect(),
         None => match rows.next() {
@@ -30,36 +29,63 @@ pub(super) fn for_each_row(
         },
     };
     let names: Vec<&str> = header.iter().map(Cow::as_ref).collect();
+    (rows.columns, rows.named) = (Some(names.len()), options.columns.is_none());
     let what = if options.columns.is_some() { " in --columns" } else { " in its first line" };
-    rows.columns = Some(names.len());
     let places = wanted.places(&names, what).map_err(|e| {
-        let hint = if options.columns.is_some() { "" } else { ", or name all columns with --columns if there is no header" };
+        let hint = match names[..] {
+            [one] if one.contains([',', ';', '\t', '|']) => ", say with --delimiter what stands between the cells",
+            _ if options.columns.is_some() => "",
+            _ => ", or name all columns with --columns if there is no header",
+        };
         Error::bad_file(path, format!("{e}{hint}"))
     })?;
     for (number, cells) in rows {
-        let cell = |at: usize| {
-            cells.get(at).map(|c| c.as_ref().to_owned()).ok_or_else(|| {
-                let message = format!("line {number} has {} columns, fewer than the {} that are named", cells.len(), names.len());
-                Error::bad_file(path, message)
-            })
-        };
+        let (count, expected) = (cells.len(), names.len());
+        if count < expected || count > expected && options.columns.is_none() {
+            let what = if options.columns.is_some() { "--columns" } else { "the header" };
+            return Err(Error::bad_file(
+                path,
+                format!(
+                    "line {number} has {count} columns, but {what} has {expected}: a cell with a delimiter in it stands in quotes"
+                ),
+            ));
+        }
+        // As pandas reads it, an empty cell is nothing.
+        let cell = |at: usize| Some(cells[at].as_ref().to_owned()).filter(|cell| !cell.is_empty());
         f(Record {
             number,
-            text: Some(cell(places.text)?),
-            pair: places.pair.map(cell).transpose()?,
-            label: places.label.map(cell).transpose()?.map(|label| Label::Cell(label.trim().to_owned())),
+            text: cell(places.text),
+            pair: places.pair.and_then(cell),
+            label: places.label.map(|at| Label::Cell(cells[at].trim().to_owned())),
         })?;
     }
     Ok(())
 }
 
-/// Rows of cells with the line that each begins in; empty lines are none.
+/// What separates the cells of a .csv file: a comma, or the tab where its first line is what was asked for with tabs only.
+fn sniff(text: &str, wanted: &Wanted<'_>) -> char {
+    let fits = |delimiter: &char| {
+        let mut rows = Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false };
+        let cells = rows.next().map(|(_, cells)| cells).unwrap_or_default();
+        match &wanted.options.columns {
+            Some(columns) => cells.len() >= columns.len(),
+            None => wanted.places(&cells.iter().map(Cow::as_ref).collect::<Vec<_>>(), "").is_ok(),
+        }
+    };
+    let first_line = text.lines().next().unwrap_or_default();
+    let usual = if first_line.contains('\t') && !first_line.contains(',') { '\t' } else { ',' };
+    [',', '\t'].into_iter().find(fits).unwrap_or(usual)
+}
+
+/// Rows of cells with the line that each begins in; lines without anything in them are none.
 struct Rows<'t> {
     rest: &'t str,
     line: usize,
     delimiter: char,
     /// How many cells a row has, once that is known.
     columns: Option<usize>,
+    /// Whether a row has just as many; otherwise it may have more.
+    named: bool,
 }
 
 /// A row at the beginning of a text.
@@ -67,50 +93,74 @@ struct Row<'t> {
     cells: Vec<Cow<'t, str>>,
     /// Its bytes, line end included.
     length: usize,
-    /// Whether a cell in quotes goes on in the next line.
-    spans_lines: bool,
+    /// Whether quotes hold a delimiter or a line end.
+    merged: bool,
+}
+
+/// A line end at the beginning of a text, in bytes; 0 if there is none.
+fn line_end(text: &str) -> usize {
+    if text.starts_with("\r\n") { 2 } else { usize::from(text.starts_with(['\n', '\r'])) }
 }
 
 impl<'t> Iterator for Rows<'t> {
     type Item = (usize, Vec<Cow<'t, str>>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        while let Some(rest) = self.rest.strip_prefix('\n') {
-            self.rest = rest;
-            self.line += 1;
+        loop {
+            let end = line_end(self.rest);
+            if end > 0 {
+                self.rest = &self.rest[end..];
+                self.line += 1;
+                continue;
+            }
+            if self.rest.is_empty() {
+                return None;
+            }
+            let row = self.read();
+            let (number, read) = (self.line, &self.rest[..row.length]);
+            self.line += read.matches('\n').count() + read.matches('\r').count() - read.matches("\r\n").count();
+            self.rest = &self.rest[row.length..];
+            // Spreadsheets end with rows of nothing.
+            if row.cells.len() == 1 || row.cells.iter().any(|cell| !cell.is_empty()) {
+                return Some((number, row.cells));
+            }
         }
-        if self.rest.is_empty() {
-            return None;
-        }
-        let mut row = self.row(true);
-        // A quote that nothing closes in its own row swallows others up to one that stands at the end of a cell by chance.
-        if row.spans_lines && self.columns.is_some_and(|columns| columns != row.cells.len()) {
-            row = self.row(false);
-        }
-        let number = self.line;
-        self.line += self.rest[..row.length].matches('\n').count();
-        self.rest = &self.rest[row.length..];
-        Some((number, row.cells))
     }
 }
 
 impl<'t> Rows<'t> {
-    fn row(&self, over_lines: bool) -> Row<'t> {
-        let mut row = Row { cells: Vec::new(), length: 0, spans_lines: false };
+    /// The next row: with cells in quotes, unless it has the right number of cells only where quotes are text. A quote that nothing closes
+    /// in its own cell swallows others, up to one that stands at the end of a cell by chance.
+    fn read(&self) -> Row<'t> {
+        let quoted = self.row(true);
+        let Some(columns) = self.columns.filter(|columns| quoted.merged && *columns != quoted.cells.len()) else { return quoted };
+        let plain = self.row(false);
+        let (with, without) = (quoted.cells.len(), plain.cells.len());
+        let as_text = without == columns || !self.named && without > columns && (with < columns || self.delimiter == '\t');
+        if as_text { plain } else { quoted }
+    }
+
+    fn row(&self, quotes: bool) -> Row<'t> {
+        let mut row = Row { cells: Vec::new(), length: 0, merged: false };
         loop {
             let rest = &self.rest[row.length..];
-            let quoted = quoted(rest, self.delimiter).filter(|(_, end)| over_lines || !rest[..*end].contains('\n'));
-            let (cell, end) = quoted.unwrap_or_else(|| {
-                let end = rest.find(['\n', self.delimiter]).unwrap_or(rest.len());
+            let (cell, end) = quoted(rest, self.delimiter).filter(|_| quotes).unwrap_or_else(|| {
+                let end = rest.find(['\n', '\r', self.delimiter]).unwrap_or(rest.len());
                 (Cow::Borrowed(&rest[..end]), end)
             });
-            row.spans_lines |= rest[..end].contains('\n');
+            row.merged |= rest[..end].contains(['\n', '\r', self.delimiter]);
             row.cells.push(cell);
             row.length += end;
-            let Some(after) = rest[end..].chars().next() else { return row };
-            row.length += after.len_utf8();
-            if after == '\n' {
-                return row;
+            let after = &rest[end..];
+            match line_end(after) {
+                0 => match after.chars().next() {
+                    Some(delimiter) => row.length += delimiter.len_utf8(),
+                    None => return row,
+                },
+                bytes => {
+                    row.length += bytes;
+                    return row;
+                }
             }
         }
     }
@@ -129,7 +179,7 @@ fn quoted(text: &str, delimiter: char) -> Option<(Cow<'_, str>, usize)> {
         from = at + 2;
     };
     let content = &inner[..close];
-    inner[close + 1..].chars().next().is_none_or(|c| c == '\n' || c == delimiter).then(|| {
+    inner[close + 1..].chars().next().is_none_or(|c| ['\n', '\r', delimiter].contains(&c)).then(|| {
         let cell = if content.contains('"') { Cow::Owned(content.replace("\"\"", "\"")) } else { Cow::Borrowed(content) };
         (cell, close + 2)
     })
@@ -140,7 +190,7 @@ mod tests {
     use super::*;
 
     fn rows(delimiter: char, columns: usize, text: &str) -> Vec<(usize, Vec<String>)> {
-        let rows = Rows { rest: text, line: 1, delimiter, columns: Some(columns) };
+        let rows = Rows { rest: text, line: 1, delimiter, columns: Some(columns), named: true };
         rows.map(|(line, cells)| (line, cells.into_iter().map(Cow::into_owned).collect())).collect()
     }
 
@@ -155,12 +205,16 @@ mod tests {
         assert_eq!(cells('\t', 2, "\"a\" b\tc\nd\"\te\n"), [["\"a\" b", "c"], ["d\"", "e"]]);
         assert_eq!(cells('\t', 2, "\"a\tb\nc\t12\"\n"), [["\"a", "b"], ["c", "12\""]]);
         assert_eq!(cells('\t', 2, "\"a\nb\tc\"\td\n"), [["a\nb\tc", "d"]]);
+        // Two cells of which one begins with a quote and the other ends with one, as in the STS benchmark.
+        assert_eq!(cells('\t', 3, "1\t\"Oh, you!\tYou!\"\n"), [["1", "\"Oh, you!", "You!\""]]);
+        assert_eq!(cells(',', 1, "\"a\r\nb\"\r\n"), [["a\r\nb"]]);
     }
 
     #[test]
     fn rows_know_their_lines_and_empty_lines_are_none() {
         let found = rows(',', 2, "\n\na,b\n\"x\ny\",z\n\nlast,row\n\n");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 4, 7]);
-        assert_eq!(cells(';', 2, ";\n;"), [["", ""], ["", ""]]);
+        assert!(cells(';', 2, ";\n;").is_empty());
+        assert_eq!(rows(',', 2, "a,b\rc,\"d\r\ne\"\r\nf,g").into_iter().map(|(line, _)| line).collect::<Vec<_>>(), [1, 2, 4]);
     }
 }

@@ -46,14 +46,12 @@ fn not_utf8(path: &Path, at: usize) -> Error {
     Error::bad_file(path, format!("byte {}: not valid UTF-8; convert the file, for example with iconv", at + 1))
 }
 
-/// A whole file.
+/// A whole file with its own line ends.
 pub(super) fn read_all(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    for_each_block(path, &mut |block| {
-        text.push_str(&block);
-        Ok(())
-    })?;
-    Ok(text)
+    let (mut reader, mark) = open(path)?;
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+    String::from_utf8(bytes).map_err(|e| not_utf8(path, mark + e.utf8_error().valid_up_to()))
 }
 
 /// Calls `f` with the file's text, block by block.
@@ -129,8 +127,14 @@ mod tests {
             Ok(())
         })
         .expect("text");
-        let whole = read_all(file.path()).expect("text");
+        let mut whole = String::new();
+        for_each_block(file.path(), &mut |block| {
+            whole.push_str(&block);
+            Ok(())
+        })
+        .expect("text");
         assert_eq!(whole.strip_suffix('\n').unwrap_or(&whole), lines.join("\n"));
+        assert_eq!(universal_newlines(read_all(file.path()).expect("text")), whole);
         lines
     }
 
