@@ -431,6 +431,12 @@ impl Tokenizer {
         Ok(if special { [self.0.prefix(), &ids, self.0.suffix()].concat() } else { ids })
     }
 
+    /// Token ids as a model reads them, cut to a limit where the tokenizer cuts.
+    fn sequence(&self, text: &str, limit: usize) -> PyResult<Vec<u32>> {
+        let (ids, _) = self.0.sequence(text, None, limit).map_err(to_py)?;
+        Ok(if ids.is_empty() { [self.0.prefix(), self.0.suffix()].concat() } else { ids })
+    }
+
     /// The text of a tokenizer.json.
     fn to_json(&self) -> PyResult<String> {
         self.0.to_json().map_err(to_py)

@@ -166,10 +166,8 @@ class Loader:
                 "text pairs are read from files (TextFiles with text_pair_field), or given as input_ids with token_type_ids"
             )
         tokenizer = self._tokenizer()
-        prefix, suffix = tokenizer.frame
-        room = self._max_length - len(prefix) - len(suffix)
         single = isinstance(texts, str)
-        ids = [prefix + tokenizer.encode(t, special=False)[:room] + suffix for t in ([texts] if single else texts)]
+        ids = [tokenizer._core.sequence(text, self._max_length) for text in ([texts] if single else texts)]
         labels = next((item[name] for name in ("labels", "label") if name in item), None)
         return {"input_ids": ids, "labels": [labels] if single and labels is not None else labels}
 

@@ -15,7 +15,7 @@ import pandas
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 HERE = pathlib.Path(__file__).parent
@@ -203,7 +203,7 @@ def make_models():
     return {"ids": IDS, "cases": cases}
 
 
-# Tokenizers: four bases, and what stands beside them.
+# Tokenizers: six bases, and what stands beside them.
 
 STORY = (
     "Once upon a time there was a kind girl. She had a red ball, and the ball was big! One day she can't find it.\n\n"
@@ -306,6 +306,24 @@ def added(content, **more):
     return dict(content=content, lstrip=False, rstrip=False, single_word=False, normalized=False, special=False) | more
 
 
+def typed(content, **more):
+    return {"__type": "AddedToken"} | added(content, **more)
+
+
+def padded():
+    tokenizer = byte_level()
+    tokenizer.enable_padding(pad_id=0, pad_token="girl")
+    return tokenizer
+
+
+def patterns():
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"^\w"), "x"), normalizers.Replace(Regex(r"(?i)ss|[[:upper:]]"), "y")]
+    )
+    return tokenizer
+
+
 BERT = dict(tokenizer_class="BertTokenizer")
 GPT2 = dict(tokenizer_class="GPT2Tokenizer", unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 LLAMA = dict(tokenizer_class="LlamaTokenizerFast")
@@ -393,12 +411,65 @@ TOKENIZERS = [
     ("Llama 2's old class", "spaces", "llama", False, LLAMA | dict(legacy=True), {}),
     ("Llama 2 without a space", "spaces", "llama", False, LLAMA | dict(add_prefix_space=False), {}),
     ("Llama 2 as it is", "spaces", "llama", False, FAST, {}),
+    (
+        "an empty object of extra tokens",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(extra_special_tokens={}, additional_special_tokens=["time"]),
+        {},
+    ),
+    (
+        "extra tokens in both files",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(extra_special_tokens={"image_token": "time"}),
+        {"special_tokens_map.json": {"extra_special_tokens": ["girl"]}},
+    ),
+    ("a meaning twice", "bytes", "llama", False, FAST | dict(bos_token="<s>", extra_special_tokens={"bos_token": "girl"}), {}),
+    (
+        "tokens of the model's own, described and not",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(video_token="time", image_token=typed("girl")),
+        {},
+    ),
+    (
+        "a token twice with other flags",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(pad_token=typed("there", lstrip=True), extra_special_tokens=[typed("there", rstrip=True)]),
+        {},
+    ),
+    (
+        "an extra token that is not special",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(extra_special_tokens=[typed("there")], split_special_tokens=True),
+        {},
+    ),
+    (
+        "named in the map, listed apart",
+        "pieces",
+        "bert",
+        True,
+        BERT,
+        {"special_tokens_map.json": {"additional_special_tokens": ["<E1>"]}, "added_tokens.json": {"<E1>": 140}},
+    ),
+    ("padding that is stored", "padded", "llama", False, FAST, {}),
+    ("patterns of Oniguruma", "patterns", "llama", False, FAST, {}),
+    ("pairs without types", "pieces", "bert", False, BERT | dict(model_input_names=["input_ids", "attention_mask"]), {}),
     ("a frame around unknown text", "letters", "llama", False, FAST, {}),
 ]
 
 
 def make_tokenizers():
-    bases = {"bytes": byte_level(), "pieces": word_piece(), "spaces": metaspace(), "letters": letters()}
+    made = [byte_level, word_piece, metaspace, letters, padded, patterns]
+    bases = dict(zip(["bytes", "pieces", "spaces", "letters", "padded", "patterns"], [make() for make in made], strict=True))
     files = {name: json.loads(tokenizer.to_str()) for name, tokenizer in bases.items()}
     cases = []
     for name, base, model_type, apart, config, more in TOKENIZERS:
@@ -413,8 +484,8 @@ def make_tokenizers():
             write_vocabulary(files[base], apart, folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             case["ids"] = [tokenizer(text)["input_ids"] for text in TEXTS]
-            pairs = [tokenizer(*pair, return_token_type_ids=True) for pair in PAIRS]
-            case["pairs"] = [[pair["input_ids"], pair["token_type_ids"]] for pair in pairs]
+            pairs = [tokenizer(*pair) for pair in PAIRS]
+            case["pairs"] = [[p["input_ids"], p.get("token_type_ids", [0] * len(p["input_ids"]))] for p in pairs]
         cases.append(case)
     return {"texts": TEXTS, "pairs": PAIRS, "bases": files, "cases": cases}
 

@@ -9,6 +9,8 @@ import pytest
 import transformers
 from transformers import BertConfig, GenerationConfig, GPT2Config, LlamaConfig, PreTrainedConfig, masking_utils
 from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+from transformers.tokenization_python import PythonBackend
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
@@ -99,3 +101,23 @@ def test_every_setting_of_a_tokenizer_is_decided():
     keys = {key for key in keys if not key.startswith("_")} - INSIDE - {"tokenizer_truncation", "tokenizer_padding"}
     section = "tokenizer_config.json and special_tokens_map.json"
     assert undecided(keys, section) == set()
+
+
+def test_every_tokenizer_class_of_transformers_is_known():
+    source = (ROOT / "crates/upgrayedd/src/tokenizer/class.rs").read_text(encoding="utf-8")
+    known = set(re.findall(r'"(\w+Tokenizer\w*)"', source))
+    names = {name.removesuffix("Fast") for name in [*dir(transformers), *filter(None, TOKENIZER_MAPPING_NAMES.values())]}
+    missing = set()
+    for name in names:
+        if not name.endswith("Tokenizer") or name == "AutoTokenizer":
+            continue
+        try:
+            found = tokenizer_class_from_name(name)
+        except (ImportError, AttributeError):
+            found = "not to be had here"
+        # These take tokenizer.json as it is; so do subclasses that add nothing, by the same code.
+        if found in (None, TokenizersBackend, PythonBackend) or name == "ParakeetTokenizer":
+            continue
+        if name not in known:
+            missing.add(name)
+    assert missing == set()

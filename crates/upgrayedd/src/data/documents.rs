@@ -104,6 +104,9 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Text on either side of a cut that is tokenised to see whether the cut changes anything.
 const WINDOW: usize = 512;
 
+/// By how much other left sides are shorter: odd numbers of characters and of words.
+const SHIFTS: [usize; 6] = [1, 3, 7, 17, 31, 61];
+
 /// Places that are tried for a cut.
 const TRIES: usize = 24;
 
@@ -170,18 +173,28 @@ impl Cutter {
         };
         let places = (1..near).rev().filter(|at| text.is_char_boundary(*at)).filter(at_edge);
         for at in places.take(TRIES) {
-            let left = &text[ceil(text, at.saturating_sub(WINDOW))..at];
             let right = &text[at..floor(text, at + WINDOW)];
-            let whole = tokenizer.encode(&format!("{left}{right}"))?;
-            let before = tokenizer.encode(left)?;
-            let Some(wanted) = whole.strip_prefix(&before[..]) else { continue };
-            if tokenizer.encode(right)? == wanted {
-                return Ok(Some((at, String::new())));
-            }
-            let context = &left[ceil(left, left.len().saturating_sub(WINDOW / 8))..];
-            let piece = Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
-            if piece.encode(tokenizer).is_ok_and(|tokens| tokens == wanted) {
-                return Ok(Some((at, piece.context)));
+            // Tokens of the right side behind a left side of so many bytes; `None` if they reach over the cut.
+            let behind = |bytes: usize| -> Result<Option<Vec<u32>>> {
+                let left = &text[ceil(text, at.saturating_sub(bytes))..at];
+                let before = tokenizer.encode(left)?;
+                let whole = tokenizer.encode(&format!("{left}{right}"))?;
+                let blank = left.trim().is_empty() || right.trim().is_empty();
+                Ok(whole
+                    .strip_prefix(&before[..])
+                    .filter(|rest| !blank && !before.is_empty() && !rest.is_empty())
+                    .map(<[u32]>::to_vec))
+            };
+            let Some(wanted) = behind(WINDOW)? else { continue };
+            let context = &text[ceil(text, at.saturating_sub(WINDOW / 8))..at];
+            let beside =
+                |context: &str| Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
+            let found = ["", context].into_iter().find(|c| beside(c).encode(tokenizer).is_ok_and(|tokens| tokens == wanted));
+            let Some(context) = found else { continue };
+            // A tokenizer that counts from the beginning of a text finds the same by chance, but not from everywhere.
+            let mut elsewhere = SHIFTS.iter().map(|shift| behind(WINDOW - shift));
+            if elsewhere.try_fold(true, |same, other| Ok::<_, Error>(same && other?.as_ref() == Some(&wanted)))? {
+                return Ok(Some((at, context.to_owned())));
             }
         }
         Ok(None)

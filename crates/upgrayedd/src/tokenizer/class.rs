@@ -17,12 +17,15 @@ pub(super) enum Class {
     Llama,
 }
 
-/// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending `Fast`.
-const UNKNOWN_HERE: [&str; 79] = [
+/// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending `Fast`; a test compares
+/// them with transformers.
+const UNKNOWN_HERE: [&str; 100] = [
     "AlbertTokenizer",
     "BartTokenizer",
     "BarthezTokenizer",
     "BartphoTokenizer",
+    "BasicTokenizer",
+    "BertGenerationTokenizer",
     "BertJapaneseTokenizer",
     "BertTokenizerLegacy",
     "BertweetTokenizer",
@@ -35,22 +38,31 @@ const UNKNOWN_HERE: [&str; 79] = [
     "CTRLTokenizer",
     "CamembertTokenizer",
     "CanineTokenizer",
+    "CharacterTokenizer",
+    "ClvpTokenizer",
+    "CodeGenTokenizer",
     "CodeLlamaTokenizer",
     "CohereTokenizer",
+    "ConvBertTokenizer",
     "CpmAntTokenizer",
     "CpmTokenizer",
+    "DPRContextEncoderTokenizer",
     "DPRQuestionEncoderTokenizer",
+    "DPRReaderTokenizer",
     "DebertaTokenizer",
     "DebertaV2Tokenizer",
     "DiaTokenizer",
     "DistilBertTokenizer",
     "EsmTokenizer",
     "EsmcTokenizer",
+    "FNetTokenizer",
     "FSMTTokenizer",
+    "FastSpeech2ConformerTokenizer",
     "FlaubertTokenizer",
     "FunnelTokenizer",
     "GPTNeoXJapaneseTokenizer",
     "GPTNeoXTokenizer",
+    "GPTSw3Tokenizer",
     "GemmaTokenizer",
     "HerbertTokenizer",
     "LEDTokenizer",
@@ -60,11 +72,14 @@ const UNKNOWN_HERE: [&str; 79] = [
     "LayoutXLMTokenizer",
     "LongformerTokenizer",
     "LukeTokenizer",
-    "LxmertTokenizer",
+    "M2M100Tokenizer",
     "MBart50Tokenizer",
     "MBartTokenizer",
+    "MLukeTokenizer",
     "MPNetTokenizer",
+    "MarianTokenizer",
     "MarkupLMTokenizer",
+    "MecabTokenizer",
     "MgpstrTokenizer",
     "MvpTokenizer",
     "MyT5Tokenizer",
@@ -75,6 +90,7 @@ const UNKNOWN_HERE: [&str; 79] = [
     "PegasusTokenizer",
     "PerceiverTokenizer",
     "PhobertTokenizer",
+    "Pop2PianoTokenizer",
     "ProphetNetTokenizer",
     "Qwen2Tokenizer",
     "Qwen3_5Tokenizer",
@@ -86,14 +102,20 @@ const UNKNOWN_HERE: [&str; 79] = [
     "RobertaTokenizer",
     "SeamlessM4TTokenizer",
     "Siglip2Tokenizer",
+    "SiglipTokenizer",
+    "Speech2TextTokenizer",
+    "SpeechT5Tokenizer",
     "SplinterTokenizer",
     "T5Tokenizer",
     "TapasTokenizer",
+    "Tipsv2Tokenizer",
     "UdopTokenizer",
     "VideoPrismTokenizer",
     "VitsTokenizer",
     "Wav2Vec2CTCTokenizer",
+    "Wav2Vec2PhonemeCTCTokenizer",
     "WhisperTokenizer",
+    "WordpieceTokenizer",
     "XGLMTokenizer",
     "XLMRobertaTokenizer",
     "XLMTokenizer",
@@ -111,7 +133,12 @@ impl Class {
             });
         };
         match named.strip_suffix("Fast").unwrap_or(named) {
-            "BertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer" => Ok(Self::Bert),
+            "BertTokenizer"
+            | "ElectraTokenizer"
+            | "LayoutLMTokenizer"
+            | "LxmertTokenizer"
+            | "MobileBertTokenizer"
+            | "SqueezeBertTokenizer" => Ok(Self::Bert),
             "GPT2Tokenizer" => Ok(Self::Gpt2),
             // Llama 3 and its like name this class, which would not be able to read their bytes.
             "LlamaTokenizer" if byte_level => Ok(Self::Backend),
@@ -132,6 +159,20 @@ impl Class {
             Self::Gpt2 => "GPT2Tokenizer",
             Self::Llama => "LlamaTokenizer",
         }
+    }
+
+    /// The files that it is read from where there is no tokenizer.json; none for those that are read from nothing else.
+    pub(super) fn vocabulary_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Bert => &["vocab.txt"],
+            Self::Gpt2 => &["vocab.json", "merges.txt"],
+            Self::Backend | Self::Llama => &[],
+        }
+    }
+
+    /// Whether a model gets token types from it, unless its files say otherwise.
+    pub(super) fn gives_types(self) -> bool {
+        self == Self::Bert
     }
 
     /// The kind of vocabulary that it is built on; `None` takes any.
@@ -182,7 +223,8 @@ impl Class {
                 "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
                 "model": {
                     "type": "WordPiece",
-                    "unk_token": unk_token,
+                    // What Python makes of no token at all.
+                    "unk_token": unk_token.unwrap_or("None"),
                     "continuing_subword_prefix": "##",
                     "max_input_chars_per_word": 100,
                     "vocab": vocab,

@@ -19,6 +19,10 @@ pub(super) struct Made {
     pub(super) special: Special,
     /// What it makes of text that it does not know.
     pub(super) unknown: Option<String>,
+    /// Whether a model gets token types from it.
+    pub(super) types: bool,
+    /// Whether texts that are too long lose their beginning.
+    pub(super) cuts_left: bool,
     pub(super) notices: Vec<String>,
 }
 
@@ -39,41 +43,82 @@ pub(super) fn make(dir: &Path, model_config: &Value) -> Result<Made> {
         Error::Invalid(message) => Error::bad_file(dir, message),
         other => other,
     };
-    build(vocabulary(dir)?, [&config, &map, &added], model_config).map_err(in_folder)
+    let json = read_optional_json(&dir.join("tokenizer.json"))?;
+    let named = class_name(&config, model_config).map_err(in_folder)?;
+    let vocabulary = match json {
+        Value::Null => vocabulary(dir, named, model_config)?,
+        json => Vocabulary::Json(json),
+    };
+    build(vocabulary, [&config, &map, &added], (named, model_config)).map_err(in_folder)
 }
 
 /// Makes the tokenizer of a tokenizer.json alone.
 pub(super) fn from_json(json: &str) -> Result<Made> {
     let value = serde_json::from_str(json).map_err(|e| Error::invalid(format!("tokenizer.json is not valid JSON: {e}")))?;
-    build(Vocabulary::Json(value), [&Value::Null; 3], &Value::Null)
+    build(Vocabulary::Json(value), [&Value::Null; 3], (None, &Value::Null))
 }
 
-fn vocabulary(dir: &Path) -> Result<Vocabulary> {
-    let has = |name: &str| dir.join(name).is_file();
-    if has("tokenizer.json") {
-        Ok(Vocabulary::Json(read_json(&dir.join("tokenizer.json"))?))
-    } else if has("vocab.json") && has("merges.txt") {
-        let merges = merges(&read_text(&dir.join("merges.txt"))?).map_err(|e| Error::bad_file(dir.join("merges.txt"), e))?;
-        let vocab = read_json(&dir.join("vocab.json"))?;
-        if !vocab.is_object() {
-            return Err(Error::bad_file(dir.join("vocab.json"), "is not a vocabulary: expected an object of ids by token"));
+/// The class that the files name.
+fn class_name<'v>(config: &'v Value, model_config: &'v Value) -> Result<Option<&'v str>> {
+    let named = [config, model_config].into_iter().map(|v| &v["tokenizer_class"]).find(|v| !v.is_null());
+    match named {
+        None => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name)),
+        Some(other) => Err(Error::invalid(format!("tokenizer_class is {other}: expected the name of a class"))),
+    }
+}
+
+/// The vocabulary of a folder without tokenizer.json, from the files of the class that transformers would take.
+fn vocabulary(dir: &Path, named: Option<&str>, model_config: &Value) -> Result<Vocabulary> {
+    let has = |name: &&str| dir.join(name).is_file();
+    let class =
+        Class::choose(named, model_config["model_type"].as_str(), false).map_err(|e| Error::bad_file(dir, e.to_string()))?;
+    let readable = [Class::Gpt2, Class::Bert].into_iter().find(|class| class.vocabulary_files().iter().all(has));
+    let class = match (class, readable) {
+        // Nothing says which class it is but the files.
+        (Class::Backend, Some(readable)) => readable,
+        (class, _) if !class.vocabulary_files().is_empty() && class.vocabulary_files().iter().all(has) => class,
+        (class, Some(readable)) => {
+            return Err(Error::bad_file(
+                dir,
+                format!(
+                    "has {} but no tokenizer.json, and a {} reads neither: expected tokenizer_class {} in tokenizer_config.json if that is what it is",
+                    readable.vocabulary_files().join(" and "),
+                    class.name(),
+                    readable.name()
+                ),
+            ));
         }
-        Ok(Vocabulary::Model(json!({ "vocab": vocab, "merges": merges }), Class::Gpt2))
-    } else if has("vocab.txt") {
+        (_, None) => return Err(no_tokenizer(dir)),
+    };
+    if class == Class::Bert {
         let lines = read_text(&dir.join("vocab.txt"))?;
         let vocab: Map<String, Value> =
             lines.lines().enumerate().map(|(id, line)| (line.trim_end().to_owned(), json!(id))).collect();
-        Ok(Vocabulary::Model(json!({ "vocab": vocab }), Class::Bert))
-    } else {
-        let hint = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"].into_iter().find(|name| has(name)).map(|name| {
-            format!(
-                ": {name} (SentencePiece) is not read, so write a tokenizer.json once with python -c \"import sys; \
-                 from transformers import AutoTokenizer as T; T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])\" FOLDER"
-            )
-        });
-        let expected = "expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt";
-        Err(Error::bad_file(dir, format!("has no tokenizer: {expected}{}", hint.unwrap_or_default())))
+        return Ok(Vocabulary::Model(json!({ "vocab": vocab }), class));
     }
+    let merges = merges(&read_text(&dir.join("merges.txt"))?).map_err(|e| Error::bad_file(dir.join("merges.txt"), e))?;
+    let path = dir.join("vocab.json");
+    let vocab = read_json(&path)?;
+    match vocab.as_object().map(|v| v.iter().find(|(_, id)| id.as_u64().is_none_or(|id| id > u64::from(u32::MAX)))) {
+        Some(None) => Ok(Vocabulary::Model(json!({ "vocab": vocab, "merges": merges }), class)),
+        Some(Some((token, id))) => {
+            Err(Error::bad_file(path, format!("gives the token {token:?} the id {id}: expected a whole number")))
+        }
+        None => Err(Error::bad_file(path, "is not a vocabulary: expected an object of ids by token")),
+    }
+}
+
+fn no_tokenizer(dir: &Path) -> Error {
+    let models = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+    let hint = models.into_iter().find(|name| dir.join(name).is_file()).map(|name| {
+        format!(
+            ": {name} (SentencePiece) is not read, so write a tokenizer.json once with python -c \"import sys; \
+             from transformers import AutoTokenizer as T; T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])\" FOLDER"
+        )
+    });
+    let expected = "expected tokenizer.json, or vocab.json with merges.txt, or vocab.txt";
+    Error::bad_file(dir, format!("has no tokenizer: {expected}{}", hint.unwrap_or_default()))
 }
 
 /// The pairs of a merges.txt, most important first.
@@ -87,7 +132,11 @@ fn merges(text: &str) -> std::result::Result<Vec<Value>, String> {
         .collect()
 }
 
-fn build(vocabulary: Vocabulary, [config, map, added]: [&Value; 3], model_config: &Value) -> Result<Made> {
+fn build(
+    vocabulary: Vocabulary,
+    [config, map, added]: [&Value; 3],
+    (named, model_config): (Option<&str>, &Value),
+) -> Result<Made> {
     let mut options = match config {
         Value::Null => Map::new(),
         Value::Object(options) => options.clone(),
@@ -96,16 +145,12 @@ fn build(vocabulary: Vocabulary, [config, map, added]: [&Value; 3], model_config
     let special_token = |key: &str| key.ends_with("_token");
     let mut notices = keys::check("tokenizer_config.json", config, &[keys::TOKENIZER], special_token)?;
     notices.extend(keys::check("special_tokens_map.json", map, &[keys::TOKENIZER], special_token)?);
-    let named = match options.get("tokenizer_class").or_else(|| model_config.get("tokenizer_class")) {
-        None | Some(Value::Null) => None,
-        Some(Value::String(name)) => Some(name.as_str()),
-        Some(other) => return Err(Error::invalid(format!("tokenizer_class is {other}: expected the name of a class"))),
-    };
-    let model_type = model_config["model_type"].as_str();
     let (json, model, class) = match vocabulary {
         Vocabulary::Json(json) => {
-            let byte_level = mentions(&json, "ByteLevel");
-            let mut class = Class::choose(named, model_type, byte_level)?;
+            let named_llama = named.is_some_and(|name| name.starts_with("LlamaTokenizer"));
+            // Code of the folder's own keeps transformers from looking.
+            let byte_level = named_llama && !has_code(config) && json.to_string().contains("\"ByteLevel\"");
+            let mut class = Class::choose(named, model_config["model_type"].as_str(), byte_level)?;
             let kind = kind_of(&json["model"]);
             if class.model_kind().is_some_and(|wanted| wanted != kind) {
                 if let Some(named) = named {
@@ -125,13 +170,15 @@ fn build(vocabulary: Vocabulary, [config, map, added]: [&Value; 3], model_config
             // transformers 5 believes the file.
             options.shift_remove("add_bos_token");
             options.shift_remove("add_eos_token");
+            // Padding that is stored there names the token for it.
+            let padding = json["padding"]["pad_token"].as_str().filter(|_| matches!(class, Class::Backend | Class::Llama));
+            if let Some(token) = padding.filter(|_| !options.contains_key("pad_token")) {
+                options.insert("pad_token".to_owned(), token.into());
+            }
             let model = json["model"].clone();
             (json, model, class)
         }
-        Vocabulary::Model(model, native) => match Class::choose(named, model_type, native == Class::Gpt2)? {
-            class if class.model_kind() == native.model_kind() => (Value::Null, model, class),
-            _ => (Value::Null, model, native),
-        },
+        Vocabulary::Model(model, class) => (Value::Null, model, class),
     };
     let sources = Sources { config: &options, map, added, json: &json, as_it_is: class == Class::Backend };
     let special = Special::gather(&sources, class.default_tokens())?;
@@ -146,6 +193,11 @@ fn build(vocabulary: Vocabulary, [config, map, added]: [&Value; 3], model_config
             Value::Object(parts)
         }
     };
+    let types = gives_types(&options, class)?;
+    let cuts_left = match (options.get("truncation_side").and_then(Value::as_str), json["truncation"]["direction"].as_str()) {
+        (Some(side), _) => side == "left",
+        (None, stored) => stored == Some("Left"),
+    };
     // Limits stored for some other use must not cut the user's text.
     for key in ["truncation", "padding"] {
         whole[key] = Value::Null;
@@ -154,13 +206,15 @@ fn build(vocabulary: Vocabulary, [config, map, added]: [&Value; 3], model_config
     let unknown = unknown_of(&whole["model"]);
     let unknown = unknown.or_else(|| special.named("unk_token").map(str::to_owned));
     let text = whole.to_string();
-    let mut inner: HfTokenizer =
-        foreign(|| text.parse()).map_err(|e| Error::invalid(format!("tokenizer.json is not a valid tokenizer: {e}")))?;
+    let mut inner: HfTokenizer = foreign(|| text.parse()).map_err(|e| {
+        let what = if json.is_null() { "the vocabulary's files are" } else { "tokenizer.json is" };
+        Error::invalid(format!("{what} not a valid tokenizer: {e}"))
+    })?;
     inner.set_encode_special_tokens(flag(&options, "split_special_tokens", false)?);
     let tokens = special.all.clone();
     foreign(|| inner.add_tokens(tokens)).map_err(|e| Error::invalid(format!("added tokens: {e}")))?;
     frame(&mut inner, class, &options, &special)?;
-    Ok(Made { inner, special, unknown, notices })
+    Ok(Made { inner, special, unknown, types, cuts_left, notices })
 }
 
 /// Sets what frames a text, where that is not as tokenizer.json has it.
@@ -209,10 +263,23 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
     Ok(())
 }
 
-/// Whether a tokenizer.json names a kind of step anywhere but in its vocabulary.
-fn mentions(json: &Value, kind: &str) -> bool {
-    let parts = json.as_object().into_iter().flatten().filter(|(key, _)| *key != "model");
-    parts.into_iter().any(|(_, part)| part.to_string().contains(&format!("\"{kind}\"")))
+/// Whether tokenizer_config.json names code of the folder's own.
+fn has_code(config: &Value) -> bool {
+    match &config["auto_map"] {
+        Value::Array(_) => true,
+        other => !other["AutoTokenizer"].is_null(),
+    }
+}
+
+/// Whether a model gets token types: as the files say, or as is usual for the class.
+fn gives_types(options: &Map<String, Value>, class: Class) -> Result<bool> {
+    match options.get("model_input_names") {
+        None => Ok(class.gives_types()),
+        Some(Value::Array(names)) => Ok(names.iter().any(|name| name == "token_type_ids")),
+        Some(other) => {
+            Err(Error::invalid(format!("tokenizer_config.json: model_input_names is {other}: expected a list of names")))
+        }
+    }
 }
 
 /// The kind of a tokenizer's model; old files do not name it.

@@ -8,7 +8,7 @@ mod special;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
+use tokenizers::utils::truncation::{TruncationDirection, TruncationParams, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer as HfTokenizer};
 
 use crate::foreign::foreign;
@@ -26,6 +26,8 @@ pub struct Tokenizer {
     mask: Option<u32>,
     pad: Option<u32>,
     unknown: Option<u32>,
+    types: bool,
+    cuts_left: bool,
     notices: Vec<String>,
     fingerprint: String,
 }
@@ -48,7 +50,7 @@ impl Tokenizer {
     }
 
     fn new(made: Made, model_config: &Value) -> Result<Self> {
-        let Made { inner, special, unknown, notices } = made;
+        let Made { inner, special, unknown, types, cuts_left, notices } = made;
         let bad = |e: String| Error::invalid(format!("tokenizer: {e}"));
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         if largest >= LARGEST_ID {
@@ -67,11 +69,14 @@ impl Tokenizer {
         let eos = token("eos_token", &["</s>", "<|endoftext|>", "[SEP]"]);
         let (mask, pad) = (token("mask_token", &["[MASK]", "<mask>"]), token("pad_token", &["[PAD]", "<pad>"]));
         let unknown = unknown.and_then(|text| inner.token_to_id(&text));
-        let (prefix, suffix) = frame_of(&inner).map_err(bad)?;
+        let (prefix, suffix) = frame_of(&inner, types).map_err(bad)?;
         let json = foreign(|| inner.to_string(false)).map_err(bad)?;
-        let recipe = format!("{json} {prefix:?} {suffix:?} {eos:?} {mask:?} {pad:?} {}", inner.get_encode_special_tokens());
+        let recipe = format!(
+            "{json} {prefix:?} {suffix:?} {eos:?} {mask:?} {pad:?} {types} {cuts_left} {}",
+            inner.get_encode_special_tokens()
+        );
         let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
-        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, notices, fingerprint })
+        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, notices, fingerprint })
     }
 
     /// Tokens of a text, without the special tokens that frame a sequence.
@@ -82,11 +87,17 @@ impl Tokenizer {
     }
 
     /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer
-    /// text is), with the token types if they are not all 0. No tokens if a text has none.
+    /// text is) where the tokenizer's files say, with the token types if a model gets them and they are not all 0. No tokens if a text has
+    /// none.
     pub fn sequence(&self, text: &str, pair: Option<&str>, limit: usize) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let Some(pair) = pair else {
             let mut tokens = self.encode(text)?;
-            tokens.truncate(limit.saturating_sub(self.prefix.len() + self.suffix.len()));
+            let excess = tokens.len().saturating_sub(limit.saturating_sub(self.prefix.len() + self.suffix.len()));
+            if self.cuts_left {
+                tokens.drain(..excess);
+            } else {
+                tokens.truncate(tokens.len() - excess);
+            }
             let whole = if tokens.is_empty() { tokens } else { [&self.prefix[..], &tokens, &self.suffix].concat() };
             return Ok((whole, None));
         };
@@ -101,14 +112,15 @@ impl Tokenizer {
         if first.is_empty() || second.is_empty() {
             return Ok((Vec::new(), None));
         }
-        let longest_first = TruncationParams { max_length: room, ..TruncationParams::default() };
+        let direction = if self.cuts_left { TruncationDirection::Left } else { TruncationDirection::Right };
+        let longest_first = TruncationParams { max_length: room, direction, ..TruncationParams::default() };
         let whole = foreign(|| {
             let (first, second) = truncate_encodings(first, Some(second), &longest_first)?;
             self.inner.post_process(first, second, true)
         });
         let whole = whole.map_err(bad)?;
         let types = whole.get_type_ids().to_vec();
-        Ok((whole.get_ids().to_vec(), types.iter().any(|t| *t > 0).then_some(types)))
+        Ok((whole.get_ids().to_vec(), types.iter().any(|t| self.types && *t > 0).then_some(types)))
     }
 
     /// Text of tokens; special tokens are left out.
@@ -123,7 +135,11 @@ impl Tokenizer {
 
     /// A tokenizer_config.json that goes with [`Self::to_json`]: the tokenizer is what that file says, in whatever model's folder.
     pub fn to_config(&self) -> Value {
-        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+        let mut inputs = vec!["input_ids", "attention_mask"];
+        inputs.extend(self.types.then_some("token_type_ids"));
+        let side = if self.cuts_left { "left" } else { "right" };
+        let mut config =
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "truncation_side": side });
         let tokens = [("eos_token", self.eos), ("mask_token", self.mask), ("pad_token", self.pad), ("unk_token", self.unknown)];
         for (key, id) in tokens {
             if let Some(text) = id.and_then(|id| self.inner.id_to_token(id)) {
@@ -199,11 +215,14 @@ pub(crate) fn end_tokens(value: &Value) -> Vec<u32> {
 }
 
 /// What the post-processor puts before and after a text.
-fn frame_of(inner: &HfTokenizer) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
+fn frame_of(inner: &HfTokenizer, types: bool) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
     // Stands for the text: no vocabulary has this id.
     const TEXT: u32 = u32::MAX;
     let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_owned(), (0, 1))], 0);
     let framed = foreign(|| inner.post_process(text, None, true))?;
+    if types && framed.get_type_ids().iter().any(|t| *t > 0) {
+        return Err("its post-processor gives a text alone token types other than 0, which is not supported".to_owned());
+    }
     let mut parts = framed.get_ids().split(|id| *id == TEXT);
     match (parts.next(), parts.next(), parts.next()) {
         (Some(prefix), Some(suffix), None) => Ok((prefix.to_vec(), suffix.to_vec())),
