@@ -26,7 +26,9 @@ fn files_that_are_nearly_weights_are_said_to_be_there() {
     let inspect = ["inspect", "model"];
     fs::write(b.path("model/adapter_config.json"), "{}").unwrap();
     b.refused(1, &["adapter_config.json", "merge_and_unload"], &inspect);
-    fs::remove_file(b.path("model/adapter_config.json")).unwrap();
+    fs::create_dir(b.path("adapter")).unwrap();
+    fs::rename(b.path("model/adapter_config.json"), b.path("adapter/adapter_config.json")).unwrap();
+    b.refused(1, &["adapter_config.json", "merge_and_unload"], &["inspect", "adapter"]);
     fs::rename(&weights, b.path("model/model.fp16.safetensors")).unwrap();
     b.refused(1, &["model.fp16.safetensors", "rename it"], &inspect);
     fs::rename(b.path("model/model.fp16.safetensors"), b.path("model/model-00001-of-00001.safetensors")).unwrap();

@@ -54,7 +54,7 @@ impl TensorFolder {
 const INDEX: &str = "model.safetensors.index.json";
 
 /// An adapter beside a model changes what transformers computes.
-fn refuse_adapter(dir: &Path) -> Result<()> {
+pub(super) fn refuse_adapter(dir: &Path) -> Result<()> {
     let names = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
     match names.into_iter().find(|name| dir.join(name).exists()) {
         Some(name) => Err(Error::bad_file(

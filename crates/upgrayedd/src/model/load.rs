@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use upgrayedd_nn::{ParamSet, Tensor};
 
-use super::files::TensorFolder;
+use super::files::{TensorFolder, refuse_adapter};
 use super::names::Names;
 use super::{Companions, DType, Model, ModelSpec, Objective, is_model_folder, read_config};
 use crate::family::{self, HfTensor, Layout, Task};
@@ -42,6 +42,7 @@ pub trait Weights {
 fn resolve(name: &str) -> Result<Fetched> {
     let path = Path::new(name);
     if path.is_dir() {
+        refuse_adapter(path)?;
         let result = path.join("model");
         return match (is_model_folder(path), is_model_folder(&result)) {
             (true, _) => Ok(Fetched { dir: path.to_owned(), origin: None }),
