@@ -85,9 +85,9 @@ def take(model: Any, tokenizer: Any) -> Model:
         arrays[name] = (wide.numpy(), kind if kind in ("float16", "bfloat16") else "float32")
     ours = Model._of(_native.Model.from_arrays(json.dumps(config, default=str), arrays))
     if tokenizer is not None:
-        from upgrayedd.pipeline import attach_tokenizer
+        from upgrayedd import _tokenizers
 
-        attach_tokenizer(ours, tokenizer)
+        _tokenizers.attach(ours, tokenizer)
     generation = getattr(model, "generation_config", None)
     if generation is not None and ours._files is not None:
         generation.save_pretrained(ours._files.name)

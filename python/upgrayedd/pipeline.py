@@ -6,17 +6,16 @@ import itertools
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from upgrayedd import _data, _native
+from upgrayedd import _data, _native, _tokenizers
 from upgrayedd._events import Dispatcher
 from upgrayedd.callbacks import Callback
 from upgrayedd.errors import FileError, InvalidValueError
-from upgrayedd.model import Model, Tokenizer
+from upgrayedd.model import Model
 from upgrayedd.strategies import STRATEGIES, BasePruningStrategy, get_strategy
 from upgrayedd.strategies._adapter import Adapter
 from upgrayedd.strategies.base import number
@@ -452,67 +451,5 @@ def as_model(model: Any, tokenizer: Any) -> Model:
             "or a transformers.PreTrainedModel"
         )
     if tokenizer is not None:
-        attach_tokenizer(loaded, tokenizer)
+        _tokenizers.attach(loaded, tokenizer)
     return loaded
-
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-"""Files of a folder that make a tokenizer or belong to it."""
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """A tokenizer as files that mean the same beside any model."""
-    (folder / "tokenizer.json").write_text(tokenizer._core.to_json(), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(tokenizer._core.to_config(), encoding="utf-8")
-
-
-def attach_tokenizer(model: Model, tokenizer: Any) -> None:
-    """Puts a tokenizer's files beside a model."""
-    model._files = tempfile.TemporaryDirectory(prefix="upgrayedd-")
-    folder = Path(model._files.name)
-    if isinstance(tokenizer, Tokenizer):
-        _write_tokenizer(tokenizer, folder)
-    elif isinstance(tokenizer, (str, os.PathLike)):
-        source = Path(tokenizer)
-        files = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
-        found = [p for p in files if p.is_file()]
-        if not found:
-            hint = " (a strategy is given as strategy=)" if str(tokenizer) in STRATEGIES else ""
-            raise InvalidValueError(f"tokenizer {str(tokenizer)!r} is no folder with a tokenizer, and no file of one{hint}")
-        for path in found:
-            (folder / path.name).write_bytes(path.read_bytes())
-        settings = folder / "tokenizer_config.json"
-        described = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-        if described.get("tokenizer_class") is None and source.is_dir():
-            # Which class reads it depends on the model that it lies beside, and it will lie beside another one.
-            _write_tokenizer(Tokenizer.from_pretrained(source), folder)
-    elif hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
-        # In memory, a tokenizer is what its tokenizer.json says, whatever class it is of.
-        settings = folder / "tokenizer_config.json"
-        if (folder / "tokenizer.json").exists() and settings.exists():
-            described = json.loads(settings.read_text(encoding="utf-8"))
-            described["tokenizer_class"] = "PreTrainedTokenizerFast"
-            settings.write_text(json.dumps(described, ensure_ascii=False, indent=2), encoding="utf-8")
-    elif hasattr(tokenizer, "save"):
-        tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    else:
-        raise InvalidValueError(
-            f"tokenizer is a {type(tokenizer).__name__}: expected a folder, an upgrayedd.Tokenizer, a tokenizers.Tokenizer "
-            "or a transformers tokenizer"
-        )
-    # Read it once now: a tokenizer that cannot be used is better found before the work.
-    Tokenizer.from_pretrained(folder)
-    model._core.set_companions(str(folder))
-    # What its name stands for has another tokenizer: the run keeps both.
-    model._origin = None
