@@ -155,6 +155,54 @@ MODELS = [
         drop=["num_labels"],
         config=dict(id2label={"0": "a", "1": "b", "2": "c"}),
     ),
+    dict(
+        name="low before high",
+        base="llama_mha",
+        config=dict(rope_parameters=dict(LLAMA3, low_freq_factor=4.0, high_freq_factor=1.0)),
+    ),
+    dict(
+        name="weights elsewhere",
+        base="llama_mha",
+        config=dict(transformers_weights="other.safetensors"),
+        says=["transformers_weights"],
+    ),
+    dict(name="a window", base="llama_mha", config=dict(sliding_window=8), says=["sliding_window"]),
+    dict(name="layers that see everything", base="llama_mha", config=dict(layer_types=["full_attention"] * 2)),
+    dict(name="the head under the base's prefix", base="llama_mha", steps=[["roll", EMBEDDING, "model.lm_head.weight"]]),
+    dict(
+        name="a classifier under the base's prefix", base="bert_classifier", steps=[["rename", "classifier.", "bert.classifier."]]
+    ),
+    dict(
+        name="one weight under two names",
+        base="llama_mha",
+        steps=[["roll", EMBEDDING, "embed_tokens.weight"]],
+        says=["both", "embed_tokens"],
+    ),
+    dict(
+        name="a norm under two names",
+        base="bert_mlm",
+        steps=[["copy", "bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma"]],
+        says=["both", "gamma"],
+    ),
+    dict(
+        name="an untied decoder with one bias",
+        base="bert_mlm",
+        config=dict(tie_word_embeddings=False),
+        steps=[["roll", WORDS, DECODER]],
+        says=["decoder.bias"],
+    ),
+    dict(
+        name="an untied decoder with both",
+        base="bert_mlm",
+        config=dict(tie_word_embeddings=False),
+        steps=[["roll", WORDS, DECODER], ["roll", "cls.predictions.bias", "cls.predictions.decoder.bias"]],
+    ),
+    dict(
+        name="labels in numbers that differ",
+        base="bert_classifier",
+        config=dict(num_labels=2, id2label={"0": "a", "1": "b", "2": "c"}),
+        says=["num_labels", "id2label"],
+    ),
 ]
 
 

@@ -90,6 +90,29 @@ def test_a_head_for_sentence_pairs_comes_along(tmp_path):
     assert torch.equal(got.prediction_logits, want.prediction_logits)
 
 
+@pytest.mark.parametrize("kind", [transformers.BertForMaskedLM, transformers.BertForPreTraining])
+@pytest.mark.parametrize("form", ["hf", "hf-dense"])
+def test_an_untied_decoder_keeps_its_bias(kind, form, tmp_path):
+    config = make("bert").config
+    config.tie_word_embeddings = False
+    theirs = kind(config).eval()
+    torch.nn.init.normal_(theirs.cls.predictions.decoder.bias)
+    theirs.save_pretrained(tmp_path / "model")
+    ours = Model.from_pretrained(tmp_path / "model")
+    ours.save_pretrained(tmp_path / "whole", format=form)
+    again = kind.from_pretrained(tmp_path / "whole").eval()
+    logits = "prediction_logits" if kind is transformers.BertForPreTraining else "logits"
+    with torch.no_grad():
+        right = getattr(theirs(TOKENS[:2]), logits)
+        assert relative(ours.logits(TOKENS[:2]), right) < 1e-4
+        assert torch.equal(getattr(again(TOKENS[:2]), logits), right)
+    ours.prune({ours.layer_names[0]: [0]})
+    ours.save_pretrained(tmp_path / "smaller", format=form)
+    load = transformers.AutoModelForMaskedLM.from_pretrained
+    smaller = load(tmp_path / "smaller", trust_remote_code=True).eval()
+    assert relative(ours.logits(TOKENS[:2]), smaller(TOKENS[:2]).logits) < 1e-4
+
+
 def test_a_head_of_its_own_is_written_as_one(tmp_path):
     theirs = make("llama tied")
     theirs.save_pretrained(tmp_path / "model")

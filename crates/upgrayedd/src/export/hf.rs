@@ -58,8 +58,12 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
         map.shift_remove(key);
     }
     map.entry("model_type").or_insert_with(|| json!(model.spec.family.model_type));
-    let key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-    map.insert(key.to_owned(), json!(dtype.name()));
+    let keys =
+        if map.contains_key("dtype") && map.contains_key("torch_dtype") { &["dtype", "torch_dtype"][..] } else { &["dtype"] };
+    let keys = if map.contains_key("dtype") { keys } else { &["torch_dtype"] };
+    for key in keys {
+        map.insert((*key).to_owned(), json!(dtype.name()));
+    }
     let task = Task::of(model.spec.objective);
     // A class of ours names the code of a pruned model; what it stands for is the stock one.
     let named = map.get("architectures").and_then(|a| a[0].as_str()).is_some_and(|a| !a.starts_with("Upgrayedd"));
@@ -95,7 +99,15 @@ pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
         };
         parts.entry(name).or_default().push((tensor.layout, weight));
     }
-    parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect()
+    let mut all: Vec<(String, Tensor)> = parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect();
+    // transformers takes a weight with two names for one only where the output projection is the embedding.
+    if !model.spec.tied_head {
+        for (own, other) in model.spec.family.other_names {
+            let copy = all.iter().find(|(name, _)| name == own).map(|(_, tensor)| ((*other).to_owned(), tensor.clone()));
+            all.extend(copy);
+        }
+    }
+    all
 }
 
 fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {

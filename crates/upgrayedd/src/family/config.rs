@@ -117,11 +117,19 @@ impl<'a> Config<'a> {
             Task::MaskedLm => Objective::MaskedLm,
             Task::Encoder => Objective::Encoder,
             Task::Classifier => {
-                // As in transformers the names of the labels are what counts, and two labels need not be named.
-                let labels = match self.get("id2label") {
-                    Some(Value::Object(names)) if !names.is_empty() => names.len(),
-                    None | Some(Value::Null) => self.size_or_null("num_labels")?.unwrap_or(2),
+                let named = match self.get("id2label") {
+                    Some(Value::Object(names)) if !names.is_empty() => Some(names.len()),
+                    None | Some(Value::Null) => None,
                     Some(value) => return Err(Self::wrong("id2label", value, "an object of names by class")),
+                };
+                // Two labels need not be named.
+                let labels = match (named, self.size_or_null("num_labels")?) {
+                    (Some(named), Some(number)) if named != number => {
+                        return Err(Error::invalid(format!(
+                            "config.json: num_labels is {number}, but id2label names {named}: expected as many"
+                        )));
+                    }
+                    (named, number) => named.or(number).unwrap_or(2),
                 };
                 let kind = if labels == 1 { "regression" } else { "single_label_classification" };
                 if let Some(other) = self.text("problem_type")?.filter(|k| *k != kind) {

@@ -46,9 +46,18 @@ pub const COMMON: Keys = &[
     ("tokenizer_class", Used),
     ("pruned_heads", Used),
     ("upgrayedd", Used),
-    ("is_encoder_decoder", Only(&["false"], "a decoder or an encoder alone")),
+    ("is_encoder_decoder", Only(&["false", "null"], "false, a decoder or an encoder alone")),
     ("per_layer_config", Only(&["null", "{}"], "one shape for all layers")),
     ("quantization_config", Only(&["null"], "weights in f32, f16 or bf16: save the model dequantised")),
+    ("transformers_weights", Only(&["null"], "the weights in model.safetensors")),
+    ("configuration_files", Only(&["null", "[]"], "one config.json for all versions")),
+    ("attribute_map", Only(&["null", "{}"], "keys under the names that the family's configuration has")),
+    ("sliding_window", Only(&["null"], WINDOW)),
+    ("attention_chunk_size", Only(&["null"], WINDOW)),
+    ("layer_types", Only(&["null", "\"full_attention\""], WINDOW)),
+    ("kv_sharing_modes", Only(&["null"], "null, keys and values of its own for each layer")),
+    ("is_decoder", Idle("a family of decoders is one whatever it says")),
+    ("add_cross_attention", Idle("for encoder-decoders")),
     ("chunk_size_feed_forward", Idle(SPEED)),
     ("use_cache", Idle(SPEED)),
     ("attn_implementation", Idle(SPEED)),
@@ -125,6 +134,7 @@ pub const GENERATION_IN_CONFIG: &[&str] = &[
     "diversity_penalty",
 ];
 
+const WINDOW: &str = "null, layers that see the whole text: transformers generates with it, even in families without windows";
 const ASKED: &str = "generation is as the command's own options say";
 
 /// Of generation_config.json.
@@ -277,7 +287,12 @@ pub(super) fn fate_of(tables: &[Keys], key: &str) -> Option<Fate> {
 pub(crate) fn check(file: &str, values: &Value, tables: &[Keys], known_elsewhere: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let (mut notes, mut unknown) = (Vec::new(), Vec::new());
     for (key, value) in values.as_object().into_iter().flatten() {
-        let among = |allowed: &[&str]| allowed.contains(&value.to_string().as_str());
+        // Of a list, each of its values.
+        let values = match value {
+            Value::Array(list) if !list.is_empty() => &list[..],
+            other => std::slice::from_ref(other),
+        };
+        let among = |allowed: &[&str]| values.iter().all(|v| allowed.contains(&v.to_string().as_str()));
         match fate_of(tables, key) {
             Some(Used | Idle(_)) => {}
             Some(Only(allowed, right)) if !among(allowed) => {
@@ -290,13 +305,13 @@ pub(crate) fn check(file: &str, values: &Value, tables: &[Keys], known_elsewhere
                 notes.push(format!("{file}: {key} is {}, which is not obeyed: {why}", short(value)));
             }
             Some(Only(..) | Noted(..)) => {}
-            None if known_elsewhere(key) => {}
+            None if known_elsewhere(key) || value.is_null() => {}
             None => unknown.push(key.as_str()),
         }
     }
     if !unknown.is_empty() {
         let keys = if unknown.len() == 1 { "the key" } else { "the keys" };
-        notes.push(format!("{file}: nothing is known of {keys} {}: passed over, as by transformers", unknown.join(", ")));
+        notes.push(format!("{file}: nothing is known of {keys} {}: not read", unknown.join(", ")));
     }
     Ok(notes)
 }
@@ -310,8 +325,7 @@ fn short(value: &Value) -> String {
 /// The tables of this module and of every family as a Markdown document: `docs/config-keys.md`.
 pub fn document() -> String {
     let mut text = "# What becomes of each key\n\nMade by `cargo run -p upgrayedd --example config_keys` from the tables that the program \
-                    reads by; a test compares them with\nthe keys that transformers knows. A key that is in no table is named in a note and \
-                    passed over, as transformers does.\n"
+                    reads by; a test compares them with\nthe keys that transformers knows. A key that is in no table is named in a note.\n"
         .to_owned();
     let mut section = |title: &str, keys: Keys| {
         text.push_str(&format!("\n## {title}\n\n| key | what becomes of it |\n|---|---|\n"));

@@ -24,7 +24,10 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
         )));
     }
     for place in [config, &inner] {
-        let share = place.number("partial_rotary_factor", Some(1.0))?;
+        let share = match place.get("partial_rotary_factor") {
+            None | Some(Value::Null) => 1.0,
+            Some(_) => place.number("partial_rotary_factor", None)?,
+        };
         if share != 1.0 {
             return Err(Error::invalid(format!(
                 "config.json: partial_rotary_factor is {share}: only heads that are rotated as a whole (1.0) are supported"
@@ -64,11 +67,11 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
             plain
                 .map(|f| {
                     let turns = original * f / (2.0 * std::f64::consts::PI);
-                    if turns > high {
-                        return f;
-                    }
                     if turns < low {
                         return f / factor;
+                    }
+                    if turns > high {
+                        return f;
                     }
                     let blend = (turns - low) / (high - low);
                     f / factor * (1.0 - blend) + f * blend

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 pub(super) struct TensorFolder {
     files: Vec<TensorFile>,
     index: BTreeMap<String, usize>,
+    /// What is there and not read, or not read as it is.
+    pub(super) notes: Vec<String>,
 }
 
 impl Weights for TensorFolder {
@@ -36,7 +38,10 @@ impl Weights for TensorFolder {
 impl TensorFolder {
     pub(super) fn open(dir: &Path) -> Result<Self> {
         refuse_adapter(dir)?;
-        let mut folder = Self { files: Vec::new(), index: BTreeMap::new() };
+        let mut folder = Self { files: Vec::new(), index: BTreeMap::new(), notes: Vec::new() };
+        if dir.join(WHOLE).is_file() && dir.join(INDEX).is_file() {
+            folder.notes.push(format!("{WHOLE} is read, and not the shards that {INDEX} names"));
+        }
         for path in weight_files(dir)? {
             let file = TensorFile::open(&path)?;
             for name in file.names() {
@@ -45,12 +50,16 @@ impl TensorFolder {
                 }
                 folder.index.insert(name, folder.files.len());
             }
+            if file.is_narrowed() {
+                folder.notes.push(format!("{} holds 64-bit numbers, which are rounded to 32 bits", path.display()));
+            }
             folder.files.push(file);
         }
         Ok(folder)
     }
 }
 
+const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// An adapter beside a model changes what transformers computes.
@@ -66,7 +75,7 @@ pub(super) fn refuse_adapter(dir: &Path) -> Result<()> {
 }
 
 fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let whole = dir.join("model.safetensors");
+    let whole = dir.join(WHOLE);
     if whole.is_file() {
         return Ok(vec![whole]);
     }
@@ -138,7 +147,9 @@ const LARGEST_JSON: u64 = 256 << 20;
 
 /// Reads a JSON file of a model folder.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&read_text(path)?).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}")))
+    let text = read_text(path)?;
+    let mark = if text.starts_with('\u{feff}') { " (it begins with a byte order mark: save it without)" } else { "" };
+    serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}{mark}")))
 }
 
 /// Reads a text file of a model folder.

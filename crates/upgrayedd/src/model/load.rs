@@ -89,10 +89,12 @@ impl Model {
             family::Family::named(name)?;
         }
         let config = read_config(dir)?;
-        let mut model = Self::from_weights(config, &TensorFolder::open(dir)?, options).map_err(|e| match e {
+        let folder = TensorFolder::open(dir)?;
+        let mut model = Self::from_weights(config, &folder, options).map_err(|e| match e {
             Error::Invalid(message) => Error::bad_file(dir, message),
             other => other,
         })?;
+        model.notices.extend(folder.notes);
         model.companions = Companions::Folder(dir.to_owned());
         Ok(model)
     }
@@ -105,6 +107,7 @@ impl Model {
         notices.extend_from_slice(&names.notes);
         let heads = heads_from_config(&config, &spec)?;
         let said = spec.tied_head;
+        check_second_names(&spec, &names)?;
         let head = settle_head(&mut spec, &names, weights)?;
         if spec.tied_head != said {
             config[TIED] = spec.tied_head.into();
@@ -116,7 +119,11 @@ impl Model {
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
         for tensor in spec.family.tensors(&spec) {
             let instead = head.embedding.as_deref().filter(|_| tensor.canonical == EMBEDDING);
-            match instead.or_else(|| names.find(&tensor.name, spec.family)) {
+            let found = match instead {
+                None => names.find(&tensor.name, spec.family)?,
+                found => found,
+            };
+            match found {
                 Some(name) => {
                     let weight = read_canonical(weights, name, &tensor, &spec, &heads)?;
                     types.count(weights.dtype(name)?, weight.len());
@@ -160,7 +167,7 @@ fn settle_head(spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Re
     let Some(head) = spec.family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
     let table = spec.family.tensors(spec);
     let Some(embedding) = table.into_iter().find(|t| t.canonical == EMBEDDING) else { return Ok(Head::default()) };
-    match (spec.tied_head, names.find(head, spec.family), names.find(&embedding.name, spec.family)) {
+    match (spec.tied_head, names.find(head, spec.family)?, names.find(&embedding.name, spec.family)?) {
         (true, Some(head), Some(embedding)) => {
             let alike = weights.shape(head)? == weights.shape(embedding)?;
             spec.tied_head = alike && weights.read(head)?.data() == weights.read(embedding)?.data();
@@ -174,11 +181,28 @@ fn settle_head(spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Re
     }
 }
 
+/// Where config.json says that the output projection is not the embedding, transformers takes two names of a weight for two weights, and
+/// computes with the other one.
+fn check_second_names(spec: &ModelSpec, names: &Names) -> Result<()> {
+    if spec.tied_head || spec.objective != Objective::MaskedLm {
+        return Ok(());
+    }
+    for (own, other) in spec.family.other_names {
+        if names.find_as(other, spec.family)?.is_none() {
+            return Err(Error::invalid(format!(
+                "the weight {other} is missing: where config.json says {TIED}: false, {own} does not stand for it, as in transformers 5"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses weights of layers that the model does not have; names in a notice what is passed over.
 fn check_unread(spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Result<Option<String>> {
     let family = spec.family;
-    // A weight's second name is as good as its first.
-    let second = |name: &str| family.other_names.iter().any(|(own, _)| *own == name);
+    // A weight that has been read under its other name is not missed under its own.
+    let is_read = |name: &str| names.find_as(name, family).ok().flatten().is_some_and(|stored| read.contains(stored));
+    let second = |name: &str| family.other_names.iter().any(|(own, other)| *own == name && is_read(other));
     let unread = names.unread(|stored| read.contains(stored));
     let unread: Vec<&str> = unread.filter(|name| !family.is_buffer(name) && !second(name)).collect();
     if let Some(name) = unread.iter().find(|name| family.is_layer_weight(name)) {
@@ -190,9 +214,8 @@ fn check_unread(spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Res
     let class = family.architecture_of(Task::of(spec.objective)).unwrap_or(family.model_type);
     let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
     let more = if unread.len() > 4 { ", …" } else { "" };
-    Ok((!unread.is_empty()).then(|| {
-        format!("{} tensors are none of a {class}'s and are passed over, as by transformers: {shown}{more}", unread.len())
-    }))
+    let count = if unread.len() == 1 { "a tensor is".to_owned() } else { format!("{} tensors are", unread.len()) };
+    Ok((!unread.is_empty()).then(|| format!("{count} none of a {class}'s and not read: {shown}{more}")))
 }
 
 /// Elements of each type in a checkpoint.
@@ -252,8 +275,9 @@ fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
 
 /// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
 fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
-    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone())
-        .map_err(|e| Error::invalid(format!("config.json: pruned_heads: {e}")))?;
+    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
+        Error::invalid(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
+    })?;
     let mut heads = spec.full_heads();
     heads.remove(&pruned, 1)?;
     Ok(heads)

@@ -35,9 +35,10 @@ impl Names {
         seen.sort_unstable();
         seen.dedup();
         if !seen.is_empty() {
-            names
-                .notes
-                .push(format!("tensor names hold {}, of modules that were wrapped when saved: read without it", seen.join(", ")));
+            names.notes.push(format!(
+                "tensor names hold {}, of modules that were wrapped when saved, and are read without",
+                seen.join(" and ")
+            ));
         }
         Ok(names)
     }
@@ -81,14 +82,33 @@ impl Names {
         self.stored.keys().cloned().collect()
     }
 
-    /// The name in the file of a tensor: under its own name, one that it had in older versions, or without the base prefix.
-    pub(super) fn find(&self, name: &str, family: &Family) -> Option<&str> {
+    /// The name in the file of a tensor: the other one that the family has for it, or its own.
+    pub(super) fn find(&self, name: &str, family: &Family) -> Result<Option<&str>> {
         let other = family.other_names.iter().find(|(own, _)| *own == name).map(|(_, other)| *other);
+        match other.map(|other| self.find_as(other, family)).transpose()?.flatten() {
+            Some(found) => Ok(Some(found)),
+            None => self.find_as(name, family),
+        }
+    }
+
+    /// The name in the file of a tensor under just this name: with the base prefix or without, as transformers has it or as older versions
+    /// did. Refuses several.
+    pub(super) fn find_as(&self, name: &str, family: &Family) -> Result<Option<&str>> {
         // A LayerNorm also under the names that TensorFlow gave it.
         let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         let prefix = family.base_prefix;
-        let mut candidates = other.into_iter().chain([name, &old]).flat_map(|n| [n, n.strip_prefix(prefix).unwrap_or(n)]);
-        candidates.find_map(|n| self.stored.get(n)).map(String::as_str)
+        let without = |n: &str| n.strip_prefix(prefix).map_or_else(|| format!("{prefix}{n}"), str::to_owned);
+        let names = [name, &old].into_iter().flat_map(|n| [n.to_owned(), without(n)]);
+        let mut found: Vec<&str> = names.filter_map(|n| self.stored.get(&n)).map(String::as_str).collect();
+        found.sort_unstable();
+        found.dedup();
+        match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            [one, other, ..] => {
+                Err(Error::invalid(format!("the tensors {one} and {other} are both {name}: expected one of them")))
+            }
+        }
     }
 
     /// The names, as transformers has them and as stored, of what was not asked for.

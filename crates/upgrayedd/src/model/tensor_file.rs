@@ -122,6 +122,11 @@ impl TensorFile {
         }
     }
 
+    /// Whether some tensor is wider than what it is read as.
+    pub(super) fn is_narrowed(&self) -> bool {
+        self.header.tensors().values().any(|info| info.dtype == Dtype::F64)
+    }
+
     /// One tensor as `f32`; anything not finite is refused. The file's pages are let go again.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let (dtype, info) = (self.dtype(name)?, self.info(name)?);
