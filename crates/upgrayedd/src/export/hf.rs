@@ -58,11 +58,9 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
         map.shift_remove(key);
     }
     map.entry("model_type").or_insert_with(|| json!(model.spec.family.model_type));
-    let keys =
-        if map.contains_key("dtype") && map.contains_key("torch_dtype") { &["dtype", "torch_dtype"][..] } else { &["dtype"] };
-    let keys = if map.contains_key("dtype") { keys } else { &["torch_dtype"] };
-    for key in keys {
-        map.insert((*key).to_owned(), json!(dtype.name()));
+    let named: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| map.contains_key(*key)).collect();
+    for key in if named.is_empty() { vec!["torch_dtype"] } else { named } {
+        map.insert(key.to_owned(), json!(dtype.name()));
     }
     let task = Task::of(model.spec.objective);
     // A class of ours names the code of a pruned model; what it stands for is the stock one.
