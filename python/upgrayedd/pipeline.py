@@ -173,7 +173,8 @@ class UpgrayeddPipeline:
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
             `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`,
             `unit`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
-            `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`.
+            `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`, `text_field`, `text_pair_field`, `label_field`,
+            `delimiter`, `columns`.
 
     Raises:
         InvalidValueError: (a ValueError) for an unknown name or option, or a value out of range.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Schedule, Scope, Unit};
-use crate::data::{DataOptions, Documents};
+use crate::data::{DataOptions, Documents, read_delimiter};
 use crate::grow::GrowthInit;
 use crate::model::{Companions, DType, LoadOptions, Objective};
 use crate::price::{Currency, Timings, time_layers};
@@ -35,6 +35,7 @@ pub struct OptimizeConfig {
     /// Field with the label, or the number for regression.
     pub label_field: String,
     /// What stands between the cells of a .tsv or .csv file; tabs, or what a .csv file begins with, if absent.
+    #[serde(deserialize_with = "read_delimiter")]
     pub delimiter: Option<char>,
     /// Names of the columns of a .tsv or .csv file that has no line with them.
     pub columns: Option<Vec<String>>,

@@ -85,6 +85,12 @@ pub fn delimiter(name: &str) -> Result<char> {
     }
 }
 
+/// The same in a configuration.
+pub(crate) fn read_delimiter<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Option<char>, D::Error> {
+    let name = Option::<String>::deserialize(from)?;
+    name.map(|name| delimiter(&name).map_err(serde::de::Error::custom)).transpose()
+}
+
 impl Default for DataOptions {
     fn default() -> Self {
         let label_field = "label".to_owned();
