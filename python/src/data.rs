@@ -41,17 +41,10 @@ impl<'py> FromPyObject<'_, 'py> for Source {
 
 impl Source {
     /// All of it as one dataset. `labelled` refuses batches without labels where the model needs them.
-    pub fn dataset(
-        &self,
-        model: &Model,
-        tokenizer: Option<&Tokenizer>,
-        options: &DataOptions,
-        labelled: bool,
-    ) -> Result<Dataset> {
-        let tokenizer = || tokenizer.ok_or_else(|| Error::invalid("text needs a tokenizer: the model came without one"));
+    pub fn dataset(&self, model: &Model, options: &DataOptions, labelled: bool) -> Result<Dataset> {
         match self {
-            Self::Files(files) => Dataset::open(files, model, tokenizer()?, options),
-            Self::Texts(texts) => texts_dataset(texts, model, tokenizer()?, options),
+            Self::Files(files) => Dataset::open(files, model, &model.tokenizer()?, options),
+            Self::Texts(texts) => texts_dataset(texts, model, &model.tokenizer()?, options),
             Self::Loader(loader) => {
                 let reader = Reader { spec: &model.spec, labelled };
                 let mut rows = Vec::new();
@@ -72,18 +65,15 @@ impl Source {
         &self,
         eval: Option<&Self>,
         model: &Model,
-        tokenizer: Option<&Tokenizer>,
         options: &DataOptions,
         (calibration, batch_size): (usize, usize),
         run: Option<&Path>,
     ) -> Result<RunData> {
-        let eval = eval.map(|e| e.dataset(model, tokenizer, options, true)).transpose()?;
+        let eval = eval.map(|e| e.dataset(model, options, true)).transpose()?;
         match self {
-            Self::Loader(loader) => {
-                loader_data(loader, eval, (model, tokenizer), calibration, run.map(read_set_aside).transpose()?)
-            }
+            Self::Loader(loader) => loader_data(loader, eval, model, calibration, run.map(read_set_aside).transpose()?),
             _ => {
-                let data = self.dataset(model, tokenizer, options, true)?;
+                let data = self.dataset(model, options, true)?;
                 let mut data = RunData::split(data, eval, calibration, batch_size, options.seed)?;
                 // How files are read is not on record where a program reads them: what is known of the data has to tell.
                 let DataOptions { text_field, text_pair_field, label_field, delimiter, columns, documents, .. } = options;
@@ -377,7 +367,7 @@ fn last_batches(counts: &[usize], rows: usize, most: usize) -> usize {
 fn loader_data(
     loader: &Py<PyAny>,
     eval: Option<Dataset>,
-    (model, tokenizer): (&Model, Option<&Tokenizer>),
+    model: &Model,
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
@@ -386,7 +376,9 @@ fn loader_data(
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
     let (mut keys, mut counts, mut last, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
-    let unknown = tokenizer.and_then(Tokenizer::unknown);
+    // Batches of ids need no tokenizer; one that is there knows what is unknown.
+    let tokenizer = model.tokenizer().ok();
+    let unknown = tokenizer.as_ref().and_then(Tokenizer::unknown);
     let mut tokens = (0, 0);
     let mut batches = Epoch::start(loader)?;
     let mut seen = 0;
@@ -445,7 +437,7 @@ fn loader_data(
     let separate = eval.is_some();
     let eval_hash = eval.as_ref().map(|e| e.hash.clone());
     let mut notices = eval.as_ref().map(|e| e.notices.clone()).unwrap_or_default();
-    notices.extend(tokenizer.and_then(|tokenizer| many_unknown(tokenizer, tokens)));
+    notices.extend(tokenizer.iter().flat_map(|tokenizer| many_unknown(tokenizer, tokens)));
     let held_out = match eval {
         Some(data) => Part { range: 0..data.len(), data: Arc::new(data) },
         None => whole(measured),

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use upgrayedd::budget::{Budget, Unit};
-use upgrayedd::data::{DataOptions, delimiter};
+use upgrayedd::data::{DataOptions, Documents, delimiter};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{self, Format};
 use upgrayedd::heads::HeadSelection;
@@ -261,7 +261,7 @@ impl Model {
             model.set_reference(Arc::new(reference.inner.clone())).map_err(to_py)?;
         }
         let result = detached(py, || {
-            let dataset = data.dataset(&self.inner, self.inner.tokenizer().ok().as_ref(), &options, true)?;
+            let dataset = data.dataset(&self.inner, &options, true)?;
             warn(&dataset.notices)?;
             let range = 0..dataset.len();
             let options = EvalOptions { batch_size, max_windows, window: options.sequence_length };
@@ -286,8 +286,7 @@ impl Model {
         let (batch_size, samples, seed) = limits;
         detached(py, || {
             let score = Score::named(name)?;
-            let tokenizer = self.inner.tokenizer().ok();
-            let mut dataset = data.map(|d| d.dataset(&self.inner, tokenizer.as_ref(), &options, false)).transpose()?;
+            let mut dataset = data.map(|d| d.dataset(&self.inner, &options, false)).transpose()?;
             dataset.iter().try_for_each(|d| warn(&d.notices))?;
             dataset.iter_mut().for_each(|d| d.spread_over(d.len()));
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
@@ -309,8 +308,8 @@ impl Model {
         let options = data_options(options)?;
         let (batch_size, samples) = limits;
         detached(py, || {
-            let tokenizer = self.inner.tokenizer().ok();
-            let mut dataset = data.dataset(&self.inner, tokenizer.as_ref(), &options, false)?;
+            let mut dataset = data.dataset(&self.inner, &options, false)?;
+            warn(&dataset.notices)?;
             dataset.spread_over(dataset.len());
             let range = 0..dataset.len();
             let (model, data) = (&self.inner, Some((&dataset, &range)));
@@ -336,8 +335,8 @@ impl Model {
         let (batch_size, samples) = limits;
         let (model, parent) = (&mut self.inner, parent.inner.clone());
         detached(py, || {
-            let tokenizer = model.tokenizer().ok();
-            let mut dataset = data.dataset(model, tokenizer.as_ref(), &options, false)?;
+            let mut dataset = data.dataset(model, &options, false)?;
+            warn(&dataset.notices)?;
             dataset.spread_over(dataset.len());
             let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
             let layers = refit(model, &parent, batches(&dataset, &indices, batch_size))?;
@@ -370,7 +369,11 @@ impl Model {
 
     /// Tokens that end a text.
     fn end_tokens(&self) -> PyResult<Vec<u32>> {
-        self.inner.tokenizer().and_then(|tokenizer| self.inner.end_tokens(&tokenizer)).map_err(to_py)
+        let tokens = || {
+            warn(&self.inner.generation_settings()?.1)?;
+            self.inner.end_tokens(&self.inner.tokenizer()?)
+        };
+        tokens().map_err(to_py)
     }
 
     fn tokenizer(&self, py: Python<'_>) -> PyResult<Tokenizer> {
@@ -384,7 +387,7 @@ impl Model {
     }
 
     fn unlabelled(&self, rows: &Source) -> Result<Batch> {
-        let dataset = rows.dataset(&self.inner, None, &DataOptions::default(), false)?;
+        let dataset = rows.dataset(&self.inner, &DataOptions::default(), false)?;
         let all: Vec<usize> = (0..dataset.len()).collect();
         Ok(dataset.batch(&all, upgrayedd::data::Pass::Fixed))
     }
@@ -392,18 +395,35 @@ impl Model {
 
 /// `{"sequence_length", "text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents", "seed"}`.
 pub fn data_options(json: &str) -> PyResult<DataOptions> {
-    let value: Value = serde_json::from_str(json).unwrap_or_default();
-    let text = |key: &str| value[key].as_str().map(str::to_owned);
-    let defaults = DataOptions::default();
+    #[derive(serde::Deserialize)]
+    #[serde(default)]
+    struct Given {
+        sequence_length: usize,
+        text_field: Option<String>,
+        text_pair_field: Option<String>,
+        label_field: String,
+        delimiter: Option<String>,
+        columns: Option<Vec<String>>,
+        documents: Documents,
+        seed: u64,
+    }
+    impl Default for Given {
+        fn default() -> Self {
+            let DataOptions { sequence_length, label_field, documents, seed, .. } = DataOptions::default();
+            let (text_field, text_pair_field, delimiter, columns) = (None, None, None, None);
+            Self { sequence_length, text_field, text_pair_field, label_field, delimiter, columns, documents, seed }
+        }
+    }
+    let given: Given = if json.is_empty() { Given::default() } else { crate::pipeline::read_json(json)? };
     Ok(DataOptions {
-        sequence_length: value["sequence_length"].as_u64().map_or(defaults.sequence_length, |n| n as usize),
-        text_field: text("text_field"),
-        text_pair_field: text("text_pair_field"),
-        label_field: text("label_field").unwrap_or(defaults.label_field),
-        delimiter: text("delimiter").map(|d| delimiter(&d)).transpose().map_err(to_py)?,
-        columns: serde_json::from_value(value["columns"].clone()).unwrap_or_default(),
-        documents: text("documents").map_or(Ok(defaults.documents), |d| d.parse()).map_err(to_py)?,
-        seed: value["seed"].as_u64().unwrap_or(defaults.seed),
+        sequence_length: given.sequence_length,
+        text_field: given.text_field,
+        text_pair_field: given.text_pair_field,
+        label_field: given.label_field,
+        delimiter: given.delimiter.map(|d| delimiter(&d)).transpose().map_err(to_py)?,
+        columns: given.columns,
+        documents: given.documents,
+        seed: given.seed,
     })
 }
 
@@ -417,7 +437,12 @@ impl Tokenizer {
     #[staticmethod]
     fn load(folder: PathBuf) -> PyResult<Self> {
         let config = if is_model_folder(&folder) { read_config(&folder).map_err(to_py)? } else { Value::Null };
-        upgrayedd::Tokenizer::load(&folder, &config).map(Self).map_err(to_py)
+        let load = || {
+            let tokenizer = upgrayedd::Tokenizer::load(&folder, &config)?;
+            warn(tokenizer.notices())?;
+            Ok(Self(tokenizer))
+        };
+        load().map_err(to_py)
     }
 
     /// The text of a tokenizer_config.json that goes with `to_json`.

@@ -48,7 +48,7 @@ impl Parts {
         let data = data
             .map(|(train, eval)| -> upgrayedd::Result<RunData> {
                 let limits = (samples.unwrap_or(CALIBRATION), config.batch_size);
-                train.run_data(eval.as_ref(), &model, model.tokenizer().ok().as_ref(), &options, limits, run)
+                train.run_data(eval.as_ref(), &model, &options, limits, run)
             })
             .transpose()?;
         Ok(Given { model: keep_model.then_some(model), data, strategy })
@@ -56,7 +56,12 @@ impl Parts {
 }
 
 fn read_config(config: &str) -> PyResult<OptimizeConfig> {
-    let mut json = serde_json::Deserializer::from_str(config);
+    read_json(config)
+}
+
+/// Options in JSON; what is wrong with one is said by its name.
+pub fn read_json<T: serde::de::DeserializeOwned>(options: &str) -> PyResult<T> {
+    let mut json = serde_json::Deserializer::from_str(options);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         // Where in the JSON is nothing that the caller has seen; which option is.
         let message = error.inner().to_string();

@@ -148,7 +148,9 @@ def test_tables_are_read_with_their_options(tmp_path: pathlib.Path) -> None:
     (tmp_path / "named.tsv").write_text("text\n" + "".join(f"{text}\n" for text in texts))
     tabs = model.evaluate(TextFiles(tmp_path / "named.tsv", delimiter="tab"), sequence_length=32)
     assert tabs.loss == model.evaluate(tmp_path / "named.jsonl", sequence_length=32).loss
-    pipeline = UpgrayeddPipeline("builtin", output_dir=tmp_path / "run", delimiter="tab", sequence_length=32, max_steps_per_cycle=0)
+    pipeline = UpgrayeddPipeline(
+        "builtin", output_dir=tmp_path / "run", delimiter="tab", sequence_length=32, max_steps_per_cycle=0
+    )
     pipeline.run_optimization(tmp_path / "named.tsv", num_cycles=1)
     with pytest.raises(ValueError, match="expected one character"):
         model.evaluate(TextFiles(tmp_path / "bare.csv", delimiter=";;"))

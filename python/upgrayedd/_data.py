@@ -78,6 +78,8 @@ class TextFiles:
         object.__setattr__(self, "text_pair_field", text_pair_field)
         object.__setattr__(self, "label_field", label_field)
         object.__setattr__(self, "delimiter", delimiter)
+        if isinstance(columns, str):
+            raise InvalidValueError(f"columns is {columns!r}: expected a list of names")
         object.__setattr__(self, "columns", None if columns is None else tuple(columns))
         object.__setattr__(self, "documents", documents)
 

@@ -46,11 +46,13 @@ def attach(model: Model, tokenizer: Any) -> None:
             raise InvalidValueError(f"tokenizer {str(tokenizer)!r} is no folder with a tokenizer, and no file of one{hint}")
         for path in found:
             (folder / path.name).write_bytes(path.read_bytes())
+        # Which class reads it depends on the model that it lies beside, and it will lie beside another one.
+        read = Tokenizer.from_pretrained(source if source.is_dir() else folder)
         settings = folder / "tokenizer_config.json"
         described = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-        if described.get("tokenizer_class") is None and source.is_dir():
-            # Which class reads it depends on the model that it lies beside, and it will lie beside another one.
-            write(Tokenizer.from_pretrained(source), folder)
+        if described.get("tokenizer_class") is None:
+            write(read, folder)
+            settings.write_text(json.dumps(described | json.loads(read._core.to_config())), encoding="utf-8")
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         # In memory, a tokenizer is what its tokenizer.json says, whatever class it is of.

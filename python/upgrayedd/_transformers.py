@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from typing import Any
 
 from upgrayedd import _native
-from upgrayedd.errors import InvalidValueError
+from upgrayedd.errors import InvalidValueError, UpgrayeddWarning
 from upgrayedd.model import Model
 
 PLAIN = {
@@ -73,6 +74,8 @@ def take(model: Any, tokenizer: Any) -> Model:
         # What counts is whether the weights are shared, whatever the configuration says.
         config["tie_word_embeddings"] = output.weight.data_ptr() == given.weight.data_ptr()
     arrays = {}
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        warnings.warn("the model's 64-bit numbers are rounded to 32 bits", UpgrayeddWarning, stacklevel=3)
     parameters = dict(model.named_parameters())
     for name, tensor in model.state_dict().items():
         kind = str(tensor.dtype).removeprefix("torch.")

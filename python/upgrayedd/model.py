@@ -107,7 +107,8 @@ class Model:
         """Loads a model.
 
         Args:
-            name: Hugging Face folder, run folder, Hub id, or "builtin" for the small model that comes with the package.
+            name: Hugging Face folder, run folder, Hub id (`id@revision` for a version of it), or "builtin" for the small
+                model that comes with the package.
             family: "llama", "gpt2" or "bert", for a config.json that does not tell.
 
         Raises:

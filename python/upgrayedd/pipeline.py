@@ -160,7 +160,8 @@ class UpgrayeddPipeline:
     """Prunes, measures, grows, learns and measures again, cycle by cycle; every run can be continued and repeated.
 
     Args:
-        model: Hugging Face folder, run folder or Hub id, "builtin", a `Model`, or a `transformers.PreTrainedModel`.
+        model: Hugging Face folder, run folder or Hub id (`id@revision` for a version of it), "builtin", a `Model`, or a
+            `transformers.PreTrainedModel`.
         tokenizer: The tokenizer where the model brings none: a folder, a `Tokenizer`'s folder, a `tokenizers.Tokenizer`,
             or a transformers tokenizer. Texts need one, batches of token ids do not.
         strategy: A name, a strategy object, or one of your own (`BasePruningStrategy`). By name it has its default parameters.
@@ -173,8 +174,8 @@ class UpgrayeddPipeline:
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
             `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`,
             `unit`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
-            `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`, `text_field`, `text_pair_field`, `label_field`,
-            `delimiter`, `columns`.
+            `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`, `text_field`,
+            `text_pair_field`, `label_field`, `delimiter`, `columns`.
 
     Raises:
         InvalidValueError: (a ValueError) for an unknown name or option, or a value out of range.

@@ -138,7 +138,7 @@ pub struct OptimizeArgs {
     /// Share of the loss, 0 to 1, that the teacher's predictions have while learning [default: 0; 0.5 with --teacher]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub distill: Option<f64>,
-    /// The model to learn from: a folder, a run folder or a Hub id with the same tokens [default: the model as given]
+    /// The model to learn from: a folder, a run folder or a Hub id (ID@REVISION for a version of it) with the same tokens [default: the model as given]
     #[arg(long, value_name = "DIR|ID")]
     pub teacher: Option<String>,
     /// With --distill or --teacher: divides the logits in distillation [default: 1]
@@ -183,7 +183,7 @@ pub struct OptimizeArgs {
     /// What stands between the cells of a .tsv or .csv file, or tab [default: tabs, or what a .csv file begins with]
     #[arg(long, value_name = "CHAR", value_parser = upgrayedd::data::delimiter)]
     pub delimiter: Option<char>,
-    /// Names of the columns of a .tsv or .csv file that has no line with them
+    /// Names of the columns of a .tsv or .csv file that has no line with them; cells beyond them are not read
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub columns: Option<Vec<String>>,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines [default: packed]
@@ -239,7 +239,7 @@ pub struct DataArgs {
     /// What stands between the cells of a .tsv or .csv file, or tab [default: tabs, or what a .csv file begins with]
     #[arg(long, value_name = "CHAR", value_parser = upgrayedd::data::delimiter)]
     pub delimiter: Option<char>,
-    /// Names of the columns of a .tsv or .csv file that has no line with them
+    /// Names of the columns of a .tsv or .csv file that has no line with them; cells beyond them are not read
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub columns: Option<Vec<String>>,
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines

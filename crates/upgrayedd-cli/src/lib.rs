@@ -119,7 +119,7 @@ fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> upgrayedd::Re
 }
 
 /// Says what was passed over or taken otherwise than files say.
-fn note<'a>(notices: impl IntoIterator<Item = &'a String>) {
+pub(crate) fn note<'a>(notices: impl IntoIterator<Item = &'a String>) {
     notices.into_iter().for_each(|notice| progress::say(&format!("note: {notice}")));
 }
 

@@ -60,6 +60,7 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
 }
 
 fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
+    crate::note(pipeline.notices());
     let heads = pipeline.preview()?;
     let heads = named_heads(pipeline.model(), &heads);
     let mut console = Console::new(false);

@@ -214,6 +214,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
     let mut model = Model::from_params(base.spec.clone(), base.config.clone(), params, heads, base.dtype);
     model.companions = base.companions.clone();
+    model.origin = base.origin.clone();
     model.device = base.device;
     if let Some(reference) = base.reference() {
         model.set_reference(reference.clone())?;

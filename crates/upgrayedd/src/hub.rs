@@ -6,7 +6,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::export::{COMPANIONS, MODULES, module_folders};
-use crate::model::shard_names;
+use crate::model::{ADAPTERS, MERGE, shard_names};
 use crate::{Error, Result};
 
 fn offline() -> bool {
@@ -97,6 +97,9 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
     };
     let info = repo.info().map_err(|e| fail("the list of files", e))?;
     let listed: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+    if let Some(adapter) = ADAPTERS.into_iter().find(|name| listed.contains(name)) {
+        return Err(Error::Hub(format!("{id}: the repository has {adapter}, an adapter (PEFT), which is not applied: {MERGE}")));
+    }
     let small = ["config.json", "modeling_upgrayedd.py"].into_iter().chain(COMPANIONS);
     let mut wanted: Vec<String> = small.filter(|f| listed.contains(f)).map(str::to_owned).collect();
     if listed.contains(&MODULES) {

@@ -134,6 +134,20 @@ fn a_revision_is_read_and_its_commit_is_on_record() {
         std::fs::read(b.path("again/model/model.safetensors")).unwrap(),
         std::fs::read(b.path("run/model/model.safetensors")).unwrap()
     );
+    // A run that goes on has the same card.
+    let cut = ["--checkpoint-every", "1", "--max-steps-per-cycle", "2", "--max-eval-windows", "2", "--out"];
+    assert!(run(&[&optimize[..], &cut, &["whole"]].concat(), &address, "1").status.success());
+    let resumed = b.path("resumed");
+    std::fs::create_dir(&resumed).unwrap();
+    for part in ["run.toml", "events.jsonl", "base", "checkpoints"] {
+        let copied = std::process::Command::new("cp").arg("-r").arg(b.path("whole").join(part)).arg(&resumed).status().unwrap();
+        assert!(copied.success());
+    }
+    let output = run(&["resume", "resumed"], &address, "1");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for file in ["model/README.md", "model/model.safetensors"] {
+        assert_eq!(std::fs::read(b.path("whole").join(file)).unwrap(), std::fs::read(resumed.join(file)).unwrap(), "{file}");
+    }
     for bad in ["owner/small@", "owner/small@../x", "owner/small@a b"] {
         let refused = run(&["inspect", bad], &address, "0");
         assert_eq!(refused.status.code(), Some(2), "{bad}");

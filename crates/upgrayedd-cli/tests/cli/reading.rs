@@ -42,7 +42,7 @@ fn line_ends_and_byte_order_marks_change_nothing() {
     let b = bench();
     let text = fs::read_to_string(b.path("text.txt")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    let jsonl = |end: &str| lines.iter().map(|l| format!("{}{end}", json!({ "text": l, "score": f64::NAN }))).collect::<String>();
+    let jsonl = |end: &str| lines.iter().map(|l| format!("{{\"score\": NaN, \"text\": {}}}{end}", json!(l))).collect::<String>();
     for (ending, packed, separate) in [("txt", text.clone(), lines.join("\n")), ("jsonl", jsonl("\n"), jsonl("\n"))] {
         for (documents, content) in [("packed", packed), ("separate", separate)] {
             let measure = |name: &str, bytes: String| {
@@ -89,12 +89,17 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     }
     let bare = ["--columns", "label,text", "--delimiter", ";"];
     assert_eq!(loss(&b, &model, "bare.csv", &bare), right);
+    write("more.csv", "", &|t, l| format!("{l};{};more", quoted(t)));
+    assert_eq!(loss(&b, &model, "more.csv", &bare), right);
+    let said =
+        notes(&b, &[&["evaluate", "--model", &model, "--data", "more.csv", "--sequence-length", "16"], &bare[..]].concat());
+    assert!(said.iter().any(|note| note.contains("4 records") && note.contains("--columns")), "{said:?}");
 
     let rows =
         "{\"text\": null, \"label\": 1}\n{\"text\": \"bad\", \"label\": -1}\n{\"text\": \"gruesome awful ugly\", \"label\": 0}\n";
     fs::write(b.path("holes.jsonl"), rows).unwrap();
     let said = notes(&b, &["evaluate", "--model", &model, "--data", "holes.jsonl", "--sequence-length", "16"]);
-    for words in [["1 records", "no text"], ["1 examples", "-1 or -100"], ["60.0 %", "[UNK]"]] {
+    for words in [["1 record", "want of a text"], ["1 example", "-1 and -100"], ["60.0 %", "[UNK]"]] {
         assert!(said.iter().any(|note| words.iter().all(|w| note.contains(w))), "{words:?} is not in {said:?}");
     }
     let refused = |content: &str, ending: &str, more: &[&str], words: &[&str]| {
@@ -112,7 +117,8 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     named["label2id"] = json!({ "0": 2, "1": 1, "2": 0 });
     fs::write(&config, named.to_string()).unwrap();
     refused("text,label\nbad,0\n", "csv", &[], &["class 2", "class 0"]);
-    assert_eq!(loss(&b, &model, "numbers.jsonl", &[]), right);
+    refused("{\"text\": \"bad\", \"label\": 0}\n", "jsonl", &[], &["class 2", "class 0"]);
+    refused("{\"text\": \"bad\", \"label\": \"7\"}\n", "jsonl", &[], &["7", "0 to 2"]);
 }
 
 #[test]

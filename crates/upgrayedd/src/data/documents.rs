@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::records::{KINDS, Record, Wanted, for_each_record};
+use super::records::{KINDS, Record, Skipped, Wanted, for_each_record};
 use super::text::{extension, for_each_block, for_each_line};
 use super::{DataOptions, Documents};
 use crate::tokenizer::Tokenizer;
@@ -29,18 +29,21 @@ pub(super) fn kinds() -> Vec<&'static str> {
     std::iter::once("txt").chain(KINDS).collect()
 }
 
-/// Calls `f` with every part of every document in order. Returns how many records have no text.
-pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Part) -> Result<()>) -> Result<usize> {
+/// Calls `f` with every part of every document in order.
+pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Part) -> Result<()>) -> Result<Skipped> {
     if extension(path, &kinds())? != "txt" {
-        let mut without = 0;
-        for_each_record(path, &Wanted { options, labelled: false }, &mut |Record { text, .. }| match text {
-            Some(text) => f(Part::whole(text)),
-            None => {
-                without += 1;
-                Ok(())
+        let mut skipped = Skipped::default();
+        for_each_record(path, &Wanted { options, labelled: false }, &mut |Record { text, has_more, .. }| {
+            skipped.with_more += usize::from(has_more);
+            match text {
+                Some(text) => f(Part::whole(text)),
+                None => {
+                    skipped.without_text += 1;
+                    Ok(())
+                }
             }
         })?;
-        return Ok(without);
+        return Ok(skipped);
     }
     if options.delimiter.is_some() || options.columns.is_some() {
         return Err(Error::invalid(format!(
@@ -65,7 +68,7 @@ pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMu
             for_each_line(path, |_, line| if line.is_empty() { Ok(()) } else { f(Part::whole(line.to_owned())) })?;
         }
     }
-    Ok(0)
+    Ok(Skipped::default())
 }
 
 /// Text to be tokenised at once.
@@ -114,8 +117,9 @@ const TRIES: usize = 24;
 pub(super) struct Cutter {
     /// Bytes of a piece.
     size: usize,
-    /// What has not been handed on.
+    /// What has not been handed on, from `from` on.
     text: String,
+    from: usize,
     /// What stands before `text`, if the tokenizer has to see it.
     context: String,
     /// Whether a piece of this document has been handed on.
@@ -132,7 +136,7 @@ impl Default for Cutter {
 
 impl Cutter {
     fn new(size: usize) -> Self {
-        Self { size, text: String::new(), context: String::new(), begun: false, wanted: size }
+        Self { size, text: String::new(), from: 0, context: String::new(), begun: false, wanted: size }
     }
 
     /// Takes a part of a document and hands on the pieces that are complete.
@@ -141,19 +145,19 @@ impl Cutter {
             *self = Self::new(self.size);
         }
         self.text.push_str(&part.text);
-        while self.text.len() > self.wanted {
+        while self.text.len() - self.from > self.wanted {
             match self.cut(tokenizer)? {
                 Some((at, context)) => {
-                    let rest = self.text.split_off(at);
-                    let text = std::mem::replace(&mut self.text, rest);
+                    let text = self.text[self.from..at].to_owned();
                     let context = std::mem::replace(&mut self.context, context);
                     f(Piece { context, text, starts: !self.begun, ends: false })?;
-                    (self.begun, self.wanted) = (true, self.size);
+                    (self.from, self.begun, self.wanted) = (at, true, self.size);
                 }
                 // Nowhere in all this text: wait for more.
-                None => self.wanted = self.text.len() * 2,
+                None => self.wanted = (self.text.len() - self.from) * 2,
             }
         }
+        self.text.drain(..std::mem::take(&mut self.from));
         if part.ends {
             let (context, text) = (std::mem::take(&mut self.context), std::mem::take(&mut self.text));
             f(Piece { context, text, starts: !self.begun, ends: true })?;
@@ -164,19 +168,19 @@ impl Cutter {
     /// A place that the tokens do not reach over, and what has to stand before the text behind it.
     fn cut(&self, tokenizer: &Tokenizer) -> Result<Option<(usize, String)>> {
         let text = &self.text;
-        let near = floor(text, self.wanted);
+        let near = floor(text, self.from + self.wanted);
         // In front of white space and behind ends of lines: words and what stands between them go to one side.
         let at_edge = |&at: &usize| {
             let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
             let space = |c: Option<char>| c.is_some_and(char::is_whitespace);
             before == Some('\n') && !space(after) || space(after) && !space(before)
         };
-        let places = (1..near).rev().filter(|at| text.is_char_boundary(*at)).filter(at_edge);
+        let places = (self.from + 1..near).rev().filter(|at| text.is_char_boundary(*at)).filter(at_edge);
         for at in places.take(TRIES) {
             let right = &text[at..floor(text, at + WINDOW)];
             // Tokens of the right side behind a left side of so many bytes; `None` if they reach over the cut.
             let behind = |bytes: usize| -> Result<Option<Vec<u32>>> {
-                let left = &text[ceil(text, at.saturating_sub(bytes))..at];
+                let left = &text[ceil(text, at.saturating_sub(bytes).max(self.from))..at];
                 let before = tokenizer.encode(left)?;
                 let whole = tokenizer.encode(&format!("{left}{right}"))?;
                 let blank = left.trim().is_empty() || right.trim().is_empty();
@@ -186,7 +190,7 @@ impl Cutter {
                     .map(<[u32]>::to_vec))
             };
             let Some(wanted) = behind(WINDOW)? else { continue };
-            let context = &text[ceil(text, at.saturating_sub(WINDOW / 8))..at];
+            let context = &text[ceil(text, at.saturating_sub(WINDOW / 8).max(self.from))..at];
             let beside =
                 |context: &str| Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
             let found = ["", context].into_iter().find(|c| beside(c).encode(tokenizer).is_ok_and(|tokens| tokens == wanted));

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::records::{KINDS, Label, Record, Wanted, for_each_record};
+use super::records::{KINDS, Label, Record, Skipped, Wanted, for_each_record};
 use super::text::extension;
-use super::{DataOptions, Row, Targets, without_text};
+use super::{DataOptions, Row, Targets};
 use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -30,17 +30,18 @@ pub(super) fn read(
     labels: usize,
 ) -> Result<Labelled> {
     let mut rows = Vec::new();
-    let (mut no_text, mut unlabelled) = (0, 0);
+    let (mut skipped, mut unlabelled) = (Skipped::default(), 0);
     let classes = Classes::of(&model.config, labels)?;
     for path in files {
         extension(path, &KINDS)?;
-        let before = (rows.len(), no_text, unlabelled);
+        let before = (rows.len(), unlabelled);
         for_each_record(path, &Wanted { options, labelled: true }, &mut |record| {
-            let Record { number, text, pair, label } = record;
+            let Record { number, text, pair, label, has_more } = record;
+            skipped.with_more += usize::from(has_more);
             let bad = |message: String| Error::bad_file(path, format!("line {number}: {message}"));
             let wants_pair = options.text_pair_field.is_some();
             let (Some(text), Some(label), false) = (text, label, wants_pair && pair.is_none()) else {
-                no_text += 1;
+                skipped.without_text += 1;
                 return Ok(());
             };
             let targets = if labels == 1 { value_of(&label) } else { classes.target(&label) };
@@ -60,7 +61,7 @@ pub(super) fn read(
             Ok(())
         })?;
         if rows.len() == before.0 {
-            let message = match unlabelled - before.2 {
+            let message = match unlabelled - before.1 {
                 0 => "holds no examples".to_owned(),
                 count => {
                     format!("holds no labelled examples: the labels of all {count} are -1 or -100, which mean that there is none")
@@ -69,14 +70,10 @@ pub(super) fn read(
             return Err(Error::bad_file(path, message));
         }
     }
-    let mut notices = Vec::new();
-    if no_text > 0 {
-        notices.push(without_text(no_text));
-    }
+    let mut notices = skipped.notices();
     if unlabelled > 0 {
-        notices.push(format!(
-            "{unlabelled} examples have the label -1 or -100, which means that there is none, and are passed over"
-        ));
+        let examples = if unlabelled == 1 { "1 example".to_owned() } else { format!("{unlabelled} examples") };
+        notices.push(format!("not read, for want of a label (-1 and -100 mean that there is none): {examples}"));
     }
     Ok(Labelled { rows, notices })
 }
@@ -99,11 +96,18 @@ fn shown(label: &Label) -> String {
     }
 }
 
+/// Orders numbers by what they are: there is one zero.
+fn bits(number: f64) -> u64 {
+    (number + 0.0).to_bits()
+}
+
 /// The classes of a model, by number and by name.
 struct Classes {
     count: usize,
     /// Names with all the classes that config.json gives them.
     names: BTreeMap<String, Vec<i64>>,
+    /// Names that are numbers, by their value.
+    numerals: BTreeMap<u64, String>,
 }
 
 /// What a text says if it is a number, or true or false, however it is written.
@@ -143,7 +147,8 @@ impl Classes {
                 }
             }
         }
-        Ok(Self { count, names })
+        let numerals = names.keys().filter_map(|name| Some((bits(numeral(name)?), name.clone()))).collect();
+        Ok(Self { count, names, numerals })
     }
 
     /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and what could be both is refused
@@ -155,7 +160,7 @@ impl Classes {
             Label::Text(text) | Label::Cell(text) => (numeral(text), self.names.get_key_value(text.trim())),
         };
         // A name of the same value is as good as one that is spelled like it.
-        let alike = || self.names.iter().find(|(name, _)| number.is_some() && numeral(name) == number);
+        let alike = || self.names.get_key_value(self.numerals.get(&bits(number?))?);
         let class = match (exact.or_else(alike), number.and_then(whole)) {
             (Some((name, classes)), number) => match (&classes[..], number) {
                 ([class], None) => Some(*class),

@@ -384,8 +384,8 @@ impl Dataset {
 fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>, Vec<String>)> {
     let windows = Windows::over(&store, options.documents, room)?;
     let hashes = store.file_hashes.clone();
-    let without = Some(store.without_text).filter(|n| *n > 0).map(without_text);
-    Ok((Source::Windows(store, windows), hashes, without.into_iter().collect()))
+    let notices = store.skipped.notices();
+    Ok((Source::Windows(store, windows), hashes, notices))
 }
 
 /// Says so if many of `all` tokens are those for what the vocabulary does not have.
@@ -394,10 +394,6 @@ pub fn many_unknown(tokenizer: &Tokenizer, (all, unknown): (usize, usize)) -> Op
     let token = tokenizer.token(tokenizer.unknown()?)?;
     (share > MANY_UNKNOWN)
         .then(|| format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share))
-}
-
-fn without_text(records: usize) -> String {
-    format!("{records} records of the data have no text (null) and are passed over")
 }
 
 impl Windows {

@@ -38,6 +38,28 @@ pub(super) struct Record {
     /// The second text.
     pub(super) pair: Option<String>,
     pub(super) label: Option<Label>,
+    /// Whether it has more cells than are named.
+    pub(super) has_more: bool,
+}
+
+/// Records that were not read as they are.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Skipped {
+    /// Have no text.
+    pub(super) without_text: usize,
+    /// Have more cells than are named.
+    pub(super) with_more: usize,
+}
+
+impl Skipped {
+    /// A line each.
+    pub(super) fn notices(self) -> Vec<String> {
+        let records = |n: usize| if n == 1 { "1 record of the data".to_owned() } else { format!("{n} records of the data") };
+        let (text, more) = (self.without_text, self.with_more);
+        let text = (text > 0).then(|| format!("not read, for want of a text: {}", records(text)));
+        let more = (more > 0).then(|| format!("cells beyond those that --columns names are not read: in {}", records(more)));
+        text.into_iter().chain(more).collect()
+    }
 }
 
 /// The fields to read; the label only where it is wanted.
@@ -119,7 +141,7 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
             other => Err(bad(format!("field {:?} is {other}: expected a label, a number or a name", names[at]))),
         };
         let (pair, label) = (places.pair.map_or(Ok(None), text)?, places.label.map_or(Ok(None), label)?);
-        let read = Record { number, text: text(places.text)?, pair, label };
+        let read = Record { number, text: text(places.text)?, pair, label, has_more: false };
         f(read)
     })
 }
@@ -216,6 +238,7 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
             text: text(places.text)?,
             pair: places.pair.map_or(Ok(None), text)?,
             label: places.label.map_or(Ok(None), label)?,
+            has_more: false,
         })?;
     }
     Ok(())

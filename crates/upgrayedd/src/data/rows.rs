@@ -83,7 +83,10 @@ impl Row {
                 return refuse("has token types of another length".to_owned());
             }
             if let Some(kind) = types.iter().find(|&&t| t as usize >= spec.type_vocab_size.max(1)) {
-                return refuse(format!("token type {kind} is not one of the model's {}", spec.type_vocab_size));
+                return refuse(match spec.type_vocab_size {
+                    0 => format!("token type {kind}: the model has no token types, so leave them out"),
+                    types => format!("token type {kind} is not one of 0 to {}", types - 1),
+                });
             }
         }
         let limit = match (spec.objective, &self.targets) {

@@ -89,7 +89,7 @@ pub struct RunData {
     pub held_out: Part,
     /// The same as indices, for the record.
     pub split: Split,
-    /// blake3 of the training data.
+    /// blake3 of the training data, or whatever else tells it from other data.
     pub hash: String,
     /// blake3 of the evaluation data, if it is data of its own.
     pub eval_hash: Option<String>,

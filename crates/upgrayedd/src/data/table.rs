@@ -57,6 +57,7 @@ pub(super) fn for_each_row(
             text: cell(places.text),
             pair: places.pair.and_then(cell),
             label: places.label.map(|at| Label::Cell(cells[at].trim().to_owned())),
+            has_more: count > expected,
         })?;
     }
     Ok(())
@@ -106,25 +107,18 @@ impl<'t> Iterator for Rows<'t> {
     type Item = (usize, Vec<Cow<'t, str>>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let end = line_end(self.rest);
-            if end > 0 {
-                self.rest = &self.rest[end..];
-                self.line += 1;
-                continue;
-            }
-            if self.rest.is_empty() {
-                return None;
-            }
-            let row = self.read();
-            let (number, read) = (self.line, &self.rest[..row.length]);
-            self.line += read.matches('\n').count() + read.matches('\r').count() - read.matches("\r\n").count();
-            self.rest = &self.rest[row.length..];
-            // Spreadsheets end with rows of nothing.
-            if row.cells.len() == 1 || row.cells.iter().any(|cell| !cell.is_empty()) {
-                return Some((number, row.cells));
-            }
+        while line_end(self.rest) > 0 {
+            self.rest = &self.rest[line_end(self.rest)..];
+            self.line += 1;
         }
+        if self.rest.is_empty() {
+            return None;
+        }
+        let row = self.read();
+        let (number, read) = (self.line, &self.rest[..row.length]);
+        self.line += read.matches('\n').count() + read.matches('\r').count() - read.matches("\r\n").count();
+        self.rest = &self.rest[row.length..];
+        Some((number, row.cells))
     }
 }
 
@@ -142,6 +136,8 @@ impl<'t> Rows<'t> {
 
     fn row(&self, quotes: bool) -> Row<'t> {
         let mut row = Row { cells: Vec::new(), length: 0, merged: false };
+        // Quotes that swallow row after row are found out early.
+        let most = self.columns.map_or(usize::MAX, |columns| columns + if self.named { 1 } else { 256 });
         loop {
             let rest = &self.rest[row.length..];
             let (cell, end) = quoted(rest, self.delimiter).filter(|_| quotes).unwrap_or_else(|| {
@@ -152,6 +148,9 @@ impl<'t> Rows<'t> {
             row.cells.push(cell);
             row.length += end;
             let after = &rest[end..];
+            if row.merged && row.cells.len() > most {
+                return row;
+            }
             match line_end(after) {
                 0 => match after.chars().next() {
                     Some(delimiter) => row.length += delimiter.len_utf8(),
@@ -214,7 +213,7 @@ mod tests {
     fn rows_know_their_lines_and_empty_lines_are_none() {
         let found = rows(',', 2, "\n\na,b\n\"x\ny\",z\n\nlast,row\n\n");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 4, 7]);
-        assert!(cells(';', 2, ";\n;").is_empty());
+        assert_eq!(cells(';', 2, ";\n;"), [["", ""], ["", ""]]);
         assert_eq!(rows(',', 2, "a,b\rc,\"d\r\ne\"\r\nf,g").into_iter().map(|(line, _)| line).collect::<Vec<_>>(), [1, 2, 4]);
     }
 }

@@ -11,25 +11,25 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::documents::{Cutter, Part, Piece, for_each_part, kinds};
+use super::records::Skipped;
 use super::{DataOptions, Documents};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Begins every cache file; the last byte is the version of its layout.
 const MAGIC: [u8; 8] = *b"UPGTOK\0\x02";
-const HEADER: usize = 32;
+const HEADER: usize = 40;
 /// Text tokenised at once, over all threads.
 const ROUND_BYTES: usize = 8 << 20;
 
-/// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without text), `u32` tokens, `u64`
-/// document ends.
+/// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without text and with more cells than
+/// are named), `u32` tokens, `u64` document ends.
 #[derive(Debug)]
 pub(super) struct TokenStore {
     bytes: Bytes,
     tokens: usize,
     documents: usize,
-    /// Records that have no text.
-    pub(super) without_text: usize,
+    pub(super) skipped: Skipped,
     pub(super) file_hashes: Vec<String>,
 }
 
@@ -127,10 +127,11 @@ impl TokenStore {
 
     fn parse(map: Bytes, file_hashes: Vec<String>) -> Option<Self> {
         let count = |at: usize| map.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0) as usize;
-        let (tokens, documents, without_text) = (count(8), count(16), count(24));
+        let (tokens, documents) = (count(8), count(16));
+        let skipped = Skipped { without_text: count(24), with_more: count(32) };
         let length = tokens.checked_mul(4).and_then(|t| documents.checked_mul(8)?.checked_add(t)?.checked_add(HEADER));
         let valid = map.get(..8) == Some(&MAGIC) && length == Some(map.len());
-        valid.then_some(Self { bytes: map, tokens, documents, without_text, file_hashes })
+        valid.then_some(Self { bytes: map, tokens, documents, skipped, file_hashes })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -199,7 +200,7 @@ struct Writer<'a, W> {
     /// Written between documents where the tokenizer frames none.
     separator: Option<u32>,
     tokens: usize,
-    without_text: usize,
+    skipped: Skipped,
     ends: Vec<u64>,
     cutter: Cutter,
     round: Vec<Piece>,
@@ -219,7 +220,9 @@ fn tokenise(
     let write = Error::io(path, "write");
     writer.out.write_all(&[0; HEADER]).map_err(write)?;
     for file in files {
-        writer.without_text += for_each_part(file, options, &mut |part| writer.push(part, path))?;
+        let Skipped { without_text, with_more } = for_each_part(file, options, &mut |part| writer.push(part, path))?;
+        writer.skipped.without_text += without_text;
+        writer.skipped.with_more += with_more;
     }
     writer.finish(path)
 }
@@ -230,11 +233,23 @@ impl<'a, W: Write> Writer<'a, W> {
         let separate = options.documents == Documents::Separate;
         let separator = tokenizer.eos().filter(|_| in_stream && !framed && !separate);
         let (cutter, round) = (Cutter::default(), Vec::new());
-        Self { out, tokenizer, in_stream, separator, tokens: 0, without_text: 0, ends: Vec::new(), cutter, round, round_bytes: 0 }
+        Self {
+            out,
+            tokenizer,
+            in_stream,
+            separator,
+            tokens: 0,
+            skipped: Skipped::default(),
+            ends: Vec::new(),
+            cutter,
+            round,
+            round_bytes: 0,
+        }
     }
 
-    fn header(&self) -> [u64; 4] {
-        [u64::from_le_bytes(MAGIC), self.tokens as u64, self.ends.len() as u64, self.without_text as u64]
+    fn header(&self) -> [u64; 5] {
+        let Skipped { without_text, with_more } = self.skipped;
+        [u64::from_le_bytes(MAGIC), self.tokens as u64, self.ends.len() as u64, without_text as u64, with_more as u64]
     }
 
     fn push(&mut self, part: Part, path: &Path) -> Result<()> {

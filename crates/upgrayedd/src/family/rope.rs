@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Config;
 use crate::{Error, Result};
 
-/// Keys that decide about rotary positions, on the top level and inside `rope_parameters` and `rope_scaling`.
+/// Kinds of rotary positions that are computed.
 pub(super) const KINDS: [&str; 3] = ["default", "linear", "llama3"];
 
 /// `head_dim / 2` inverse frequencies, with the scalings that need no knowledge of the sequence.

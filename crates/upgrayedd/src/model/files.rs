@@ -62,14 +62,15 @@ impl TensorFolder {
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Files of an adapter.
+pub(crate) const ADAPTERS: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
+/// What to do about one.
+pub(crate) const MERGE: &str = "merge it into its model with merge_and_unload() and save that, or remove it";
+
 /// An adapter beside a model changes what transformers computes.
 pub(super) fn refuse_adapter(dir: &Path) -> Result<()> {
-    let names = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
-    match names.into_iter().find(|name| dir.join(name).exists()) {
-        Some(name) => Err(Error::bad_file(
-            dir.join(name),
-            "is an adapter (PEFT), which is not applied: merge it into its model with merge_and_unload() and save that, or remove it",
-        )),
+    match ADAPTERS.into_iter().find(|name| dir.join(name).exists()) {
+        Some(name) => Err(Error::bad_file(dir.join(name), format!("is an adapter (PEFT), which is not applied: {MERGE}"))),
         None => Ok(()),
     }
 }
@@ -198,7 +199,13 @@ pub fn is_model_folder(dir: &Path) -> bool {
     dir.join("config.json").is_file()
 }
 
-/// A JSON file's contents; null if there is no such file.
+/// The object in a JSON file; null if there is no such file.
 pub(crate) fn read_optional_json(path: &Path) -> Result<Value> {
-    if path.is_file() { read_json(path) } else { Ok(Value::Null) }
+    if !path.is_file() {
+        return Ok(Value::Null);
+    }
+    match read_json(path)? {
+        object @ Value::Object(_) => Ok(object),
+        _ => Err(Error::bad_file(path, "is no object: expected keys and values")),
+    }
 }

@@ -214,8 +214,9 @@ fn check_unread(spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Res
     let class = family.architecture_of(Task::of(spec.objective)).unwrap_or(family.model_type);
     let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
     let more = if unread.len() > 4 { ", …" } else { "" };
-    let count = if unread.len() == 1 { "a tensor is".to_owned() } else { format!("{} tensors are", unread.len()) };
-    Ok((!unread.is_empty()).then(|| format!("{count} none of a {class}'s and not read: {shown}{more}")))
+    let what = if unread.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", unread.len()) };
+    Ok((!unread.is_empty())
+        .then(|| format!("the file also holds {what} that a {class} does not have, and that is not read: {shown}{more}")))
 }
 
 /// Elements of each type in a checkpoint.

@@ -20,7 +20,7 @@ use upgrayedd_nn::ops::RopeTable;
 use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 
 pub use cost::Cost;
-pub(crate) use files::{check_link, read_json, read_optional_json, read_text, shard_names};
+pub(crate) use files::{ADAPTERS, MERGE, check_link, read_json, read_optional_json, read_text, shard_names};
 pub use files::{is_model_folder, read_config};
 pub use forward::{Batch, Distill, Hooks, KvCache};
 pub use generate::{GenerateOptions, Generation};
@@ -236,8 +236,11 @@ impl Model {
     /// Tokens that end a text: those of config.json, of generation_config.json and of the tokenizer.
     pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let (settings, _) = self.generation_settings()?;
-        let mut tokens: Vec<u32> =
-            [&self.config["eos_token_id"], &settings["eos_token_id"]].into_iter().flat_map(end_tokens).collect();
+        let files = [("config.json", &self.config), ("generation_config.json", &settings)];
+        let mut tokens = Vec::new();
+        for (file, values) in files {
+            tokens.extend(end_tokens(&values["eos_token_id"]).map_err(|e| Error::invalid(format!("{file}: eos_token_id {e}")))?);
+        }
         tokens.extend(tokenizer.eos());
         tokens.sort_unstable();
         tokens.dedup();

@@ -51,7 +51,7 @@ pub struct RunRecord {
     pub program_version: String,
     /// blake3 over config.json, tokenizer and all weights as they were given.
     pub model_hash: String,
-    /// blake3 of the training files.
+    /// blake3 of the training files; of data that the caller gave whatever tells it from other data.
     pub data_hash: String,
     /// blake3 of the evaluation files, if there are any of their own.
     pub eval_data_hash: Option<String>,
@@ -276,6 +276,11 @@ impl Pipeline {
     /// The model as it is now.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What was passed over or taken otherwise than files say, a line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Which sequences serve what.

@@ -144,7 +144,7 @@ impl Class {
             "LlamaTokenizer" if byte_level => Ok(Self::Backend),
             "LlamaTokenizer" => Ok(Self::Llama),
             other if UNKNOWN_HERE.contains(&other) => Err(Error::invalid(format!(
-                "tokenizer_config.json: tokenizer_class {named} builds a tokenizer of its own in transformers, which this program does \
+                "tokenizer_class {named} (of tokenizer_config.json or config.json) builds a tokenizer of its own in transformers, which this program does \
                  not: expected BertTokenizer, GPT2Tokenizer, LlamaTokenizer, or PreTrainedTokenizerFast, which takes tokenizer.json as it is"
             ))),
             _ => Ok(Self::Backend),

@@ -43,9 +43,8 @@ pub(super) fn make(dir: &Path, model_config: &Value) -> Result<Made> {
         Error::Invalid(message) => Error::bad_file(dir, message),
         other => other,
     };
-    let json = read_optional_json(&dir.join("tokenizer.json"))?;
     let named = class_name(&config, model_config).map_err(in_folder)?;
-    let vocabulary = match json {
+    let vocabulary = match read_optional_json(&dir.join("tokenizer.json"))? {
         Value::Null => vocabulary(dir, named, model_config)?,
         json => Vocabulary::Json(json),
     };
@@ -194,9 +193,12 @@ fn build(
         }
     };
     let types = gives_types(&options, class)?;
-    let cuts_left = match (options.get("truncation_side").and_then(Value::as_str), json["truncation"]["direction"].as_str()) {
-        (Some(side), _) => side == "left",
-        (None, stored) => stored == Some("Left"),
+    let cuts_left = match (options.get("truncation_side"), json["truncation"]["direction"].as_str()) {
+        (None | Some(Value::Null), stored) => stored == Some("Left"),
+        (Some(side), _) if side == "left" || side == "right" => side == "left",
+        (Some(side), _) => {
+            return Err(Error::invalid(format!("tokenizer_config.json: truncation_side is {side}: expected left or right")));
+        }
     };
     // Limits stored for some other use must not cut the user's text.
     for key in ["truncation", "padding"] {
@@ -318,7 +320,7 @@ fn differences(parts: &Map<String, Value>, json: &Value, class: Class) -> Option
             .collect();
     (!other.is_empty()).then(|| {
         format!(
-            "tokenizer.json has another {} than a {} makes of tokenizer_config.json, which is what counts, as in transformers",
+            "tokenizer.json has another {} than a {} makes of tokenizer_config.json, and as in transformers the options count",
             other.join(" and "),
             class.name()
         )

@@ -28,6 +28,8 @@ pub struct Tokenizer {
     unknown: Option<u32>,
     types: bool,
     cuts_left: bool,
+    /// Special tokens by their meaning.
+    named: Vec<(String, String)>,
     notices: Vec<String>,
     fingerprint: String,
 }
@@ -62,7 +64,8 @@ impl Tokenizer {
         let known = |id: &u32| u64::from(*id) < vocabulary && inner.id_to_token(*id).is_some();
         let token = |key: &str, common: &[&str]| {
             let named = special.named(key).and_then(|text| inner.token_to_id(text)).filter(known);
-            let by_config = || end_tokens(&model_config[format!("{key}_id")]).into_iter().find(known);
+            // Whoever needs it says what is wrong with it.
+            let by_config = || end_tokens(&model_config[format!("{key}_id")]).unwrap_or_default().into_iter().find(known);
             let by_name = || common.iter().find_map(|name| inner.token_to_id(name));
             named.or_else(by_config).or_else(by_name)
         };
@@ -76,7 +79,8 @@ impl Tokenizer {
             inner.get_encode_special_tokens()
         );
         let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
-        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, notices, fingerprint })
+        let named = special.meanings();
+        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, named, notices, fingerprint })
     }
 
     /// Tokens of a text, without the special tokens that frame a sequence.
@@ -141,6 +145,9 @@ impl Tokenizer {
         let mut config =
             json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "truncation_side": side });
         let tokens = [("eos_token", self.eos), ("mask_token", self.mask), ("pad_token", self.pad), ("unk_token", self.unknown)];
+        for (key, text) in &self.named {
+            config[key] = text.as_str().into();
+        }
         for (key, id) in tokens {
             if let Some(text) = id.and_then(|id| self.inner.id_to_token(id)) {
                 config[key] = text.into();
@@ -208,10 +215,13 @@ impl Tokenizer {
     }
 }
 
-/// One end token or several, as config.json and generation_config.json have them.
-pub(crate) fn end_tokens(value: &Value) -> Vec<u32> {
+/// One token or several, as config.json and generation_config.json have them; negative numbers stand for none.
+pub(crate) fn end_tokens(value: &Value) -> std::result::Result<Vec<u32>, String> {
     let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+    match ids.iter().find(|id| !id.is_null() && !id.is_i64() && !id.is_u64()) {
+        Some(other) => Err(format!("is {other}: expected the number of a token, or a list of them")),
+        None => Ok(ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()),
+    }
 }
 
 /// What the post-processor puts before and after a text.

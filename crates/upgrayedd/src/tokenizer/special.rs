@@ -55,6 +55,11 @@ impl Special {
         self.named.iter().find(|(name, _)| name == key).map(|(_, token)| token.content.as_str())
     }
 
+    /// Every named token with its key.
+    pub(super) fn meanings(&self) -> Vec<(String, String)> {
+        self.named.iter().map(|(key, token)| (key.clone(), token.content.clone())).collect()
+    }
+
     pub(super) fn gather(sources: &Sources<'_>, defaults: &[(&str, &str)]) -> Result<Self> {
         let mut keys = Keys::of(sources.config);
         let listed = sources.config.get(DECODER).filter(|v| !v.is_null());
@@ -252,5 +257,10 @@ fn same(a: &AddedToken, b: &AddedToken) -> bool {
 }
 
 fn bad(place: &str, value: &Value) -> Error {
-    Error::invalid(format!("{place}: {value} describes no token"))
+    let place = if place.contains(".json") {
+        place.to_owned()
+    } else {
+        format!("tokenizer_config.json or special_tokens_map.json: {place}")
+    };
+    Error::invalid(format!("{place}: {value} is no token: expected text, or an object with its content"))
 }
