@@ -41,7 +41,7 @@ def batches(**more: Any) -> list[dict[str, Any]]:
         ("llama_mha", {"attention_mask": np.ones((120, 12))}, "attention_mask holds float64 values"),
         ("llama_mha", {"attention_mask": np.full((120, 12), 2)}, "attention_mask holds 2: expected 1 for tokens and 0"),
         ("llama_mha", {"labels": ROWS, "label": ROWS}, "both labels and label"),
-        ("llama_mha", {"token_type_ids": np.ones((120, 12), int)}, "token type 1 is not one"),
+        ("llama_mha", {"token_type_ids": np.ones((120, 12), int)}, "token type 1: the model has no token types"),
         ("gpt2", {"token_type_ids": np.zeros((120, 12), int)}, "adds to a gpt2 model's tokens"),
         ("bert_classifier", {"labels": np.full(120, 3)}, "label 3 is not one of 0 to 2"),
     ],

@@ -475,6 +475,22 @@ TOKENIZERS = [
         FAST | dict(extra_special_tokens={"image_token": "time"}),
         {"special_tokens_map.json": {"extra_special_tokens": ["girl"]}},
     ),
+    (
+        "one of the seven given as a meaning of the model's own",
+        "bytes",
+        "llama",
+        False,
+        FAST | dict(video_token="girl", extra_special_tokens={"bos_token": "there was"}),
+        {"added_tokens.json": {"<s>": 310, "<e1>": 0}},
+    ),
+    (
+        "a named token that is said to be nothing",
+        "spaces",
+        "llama",
+        False,
+        FAST | dict(cls_token={"__type": "AddedToken", "content": "ball", "rstrip": True}),
+        {},
+    ),
     ("a meaning twice", "bytes", "llama", False, FAST | dict(bos_token="<s>", extra_special_tokens={"bos_token": "girl"}), {}),
     (
         "tokens of the model's own, described and not",

@@ -20,7 +20,8 @@ pub(super) fn for_each_row(
         None if is_csv => sniff(text, wanted),
         None => '\t',
     };
-    let mut rows = Rows { rest: text, line: 1, delimiter, columns: options.columns.as_ref().map(Vec::len), named: false };
+    let mut rows =
+        Rows { rest: text, line: 1, delimiter, columns: options.columns.as_ref().map(Vec::len), named: false, quotes: true };
     let header = match &options.columns {
         Some(columns) => columns.iter().map(|c| Cow::Borrowed(c.as_str())).collect(),
         None => match rows.next() {
@@ -39,6 +40,7 @@ pub(super) fn for_each_row(
         };
         Error::bad_file(path, format!("{e}{hint}"))
     })?;
+    rows.quotes = !rows.quotes_are_text();
     for (number, cells) in rows {
         let (count, expected) = (cells.len(), names.len());
         if count < expected || count > expected && options.columns.is_none() {
@@ -66,7 +68,7 @@ pub(super) fn for_each_row(
 /// What separates the cells of a .csv file: a comma, or the tab where its first line is what was asked for with tabs only.
 fn sniff(text: &str, wanted: &Wanted<'_>) -> char {
     let fits = |delimiter: &char| {
-        let mut rows = Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false };
+        let mut rows = Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false, quotes: true };
         let cells = rows.next().map(|(_, cells)| cells).unwrap_or_default();
         match &wanted.options.columns {
             Some(columns) => cells.len() >= columns.len(),
@@ -87,6 +89,8 @@ struct Rows<'t> {
     columns: Option<usize>,
     /// Whether a row has just as many; otherwise it may have more.
     named: bool,
+    /// Whether quotes hold cells together; otherwise they are text.
+    quotes: bool,
 }
 
 /// A row at the beginning of a text.
@@ -96,6 +100,8 @@ struct Row<'t> {
     length: usize,
     /// Whether quotes hold a delimiter or a line end.
     merged: bool,
+    /// Whether a quote stands where no writer of CSV puts it: in a cell that is not in quotes.
+    odd: bool,
 }
 
 /// A line end at the beginning of a text, in bytes; 0 if there is none.
@@ -107,14 +113,11 @@ impl<'t> Iterator for Rows<'t> {
     type Item = (usize, Vec<Cow<'t, str>>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        while line_end(self.rest) > 0 {
-            self.rest = &self.rest[line_end(self.rest)..];
-            self.line += 1;
-        }
+        self.skip_empty_lines();
         if self.rest.is_empty() {
             return None;
         }
-        let row = self.read();
+        let row = if self.quotes { self.read() } else { self.row(false) };
         let (number, read) = (self.line, &self.rest[..row.length]);
         self.line += read.matches('\n').count() + read.matches('\r').count() - read.matches("\r\n").count();
         self.rest = &self.rest[row.length..];
@@ -123,6 +126,37 @@ impl<'t> Iterator for Rows<'t> {
 }
 
 impl<'t> Rows<'t> {
+    /// Whether quotes are text in the whole rest, as in the tables of GLUE: between tabs, where every row has the right number of cells with
+    /// quotes as text, and one at least has quotes that a writer of CSV would not have put so, or that hold cells or rows together.
+    fn quotes_are_text(&self) -> bool {
+        let Some(columns) = self.columns.filter(|_| self.delimiter == '\t') else { return false };
+        let fits = |row: &Row<'_>| if self.named { row.cells.len() == columns } else { row.cells.len() >= columns };
+        !self.all(true, |row| !row.odd && !row.merged) && self.all(false, fits)
+    }
+
+    /// Whether all that is left is so.
+    fn all(&self, quotes: bool, is_so: impl Fn(&Row<'_>) -> bool) -> bool {
+        let mut rows = Rows { ..*self };
+        loop {
+            rows.skip_empty_lines();
+            if rows.rest.is_empty() {
+                return true;
+            }
+            let row = rows.row(quotes);
+            if !is_so(&row) {
+                return false;
+            }
+            rows.rest = &rows.rest[row.length..];
+        }
+    }
+
+    fn skip_empty_lines(&mut self) {
+        while line_end(self.rest) > 0 {
+            self.rest = &self.rest[line_end(self.rest)..];
+            self.line += 1;
+        }
+    }
+
     /// The next row: with cells in quotes, unless it has the right number of cells only where quotes are text. A quote that nothing closes
     /// in its own cell swallows others, up to one that stands at the end of a cell by chance.
     fn read(&self) -> Row<'t> {
@@ -135,7 +169,7 @@ impl<'t> Rows<'t> {
     }
 
     fn row(&self, quotes: bool) -> Row<'t> {
-        let mut row = Row { cells: Vec::new(), length: 0, merged: false };
+        let mut row = Row { cells: Vec::new(), length: 0, merged: false, odd: false };
         // Quotes that swallow row after row are found out early.
         let most = self.columns.map_or(usize::MAX, |columns| columns + if self.named { 1 } else { 256 });
         loop {
@@ -144,6 +178,7 @@ impl<'t> Rows<'t> {
                 let end = rest.find(['\n', '\r', self.delimiter]).unwrap_or(rest.len());
                 (Cow::Borrowed(&rest[..end]), end)
             });
+            row.odd |= rest[..end].contains('"') && !(quotes && quoted(rest, self.delimiter).is_some());
             row.merged |= rest[..end].contains(['\n', '\r', self.delimiter]);
             row.cells.push(cell);
             row.length += end;
@@ -189,7 +224,8 @@ mod tests {
     use super::*;
 
     fn rows(delimiter: char, columns: usize, text: &str) -> Vec<(usize, Vec<String>)> {
-        let rows = Rows { rest: text, line: 1, delimiter, columns: Some(columns), named: true };
+        let mut rows = Rows { rest: text, line: 1, delimiter, columns: Some(columns), named: true, quotes: true };
+        rows.quotes = !rows.quotes_are_text();
         rows.map(|(line, cells)| (line, cells.into_iter().map(Cow::into_owned).collect())).collect()
     }
 
@@ -207,6 +243,11 @@ mod tests {
         // Two cells of which one begins with a quote and the other ends with one, as in the STS benchmark.
         assert_eq!(cells('\t', 3, "1\t\"Oh, you!\tYou!\"\n"), [["1", "\"Oh, you!", "You!\""]]);
         assert_eq!(cells(',', 1, "\"a\r\nb\"\r\n"), [["a\r\nb"]]);
+        // Between tabs, quotes that no writer of CSV puts so are text in the whole file, as are those that would hold whole rows together.
+        assert_eq!(cells('\t', 2, "\"a\"\tb\nsay \"c\"\td\n"), [["\"a\"", "b"], ["say \"c\"", "d"]]);
+        assert_eq!(cells('\t', 2, "\"a\t0\nb\"\t1\n"), [["\"a", "0"], ["b\"", "1"]]);
+        assert_eq!(cells('\t', 2, "\"a\"\t\"b \"\"c\"\"\"\n"), [["a", "b \"c\""]]);
+        assert_eq!(cells(',', 2, "\"a\",b\nsay \"c\",d\n"), [["a", "b"], ["say \"c\"", "d"]]);
     }
 
     #[test]

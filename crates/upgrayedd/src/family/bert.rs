@@ -66,7 +66,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("vocab_size", 30_522)?,
         hidden_size,
         intermediate_size: config.size("intermediate_size", 3072)?,
-        num_layers: config.size("num_hidden_layers", 12)?,
+        num_layers: config.layers("num_hidden_layers", 12)?,
         num_heads,
         num_kv_heads: num_heads,
         head_dim: (hidden_size / num_heads).max(1),

@@ -111,19 +111,33 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// The number of layers; a list of their types has one for each.
+    pub(super) fn layers(&self, key: &str, default: usize) -> Result<usize> {
+        let layers = self.size(key, default)?;
+        match self.get("layer_types").and_then(Value::as_array) {
+            Some(types) if types.len() != layers => Err(Error::invalid(format!(
+                "config.json: layer_types has {} layers, but {key} is {layers}: expected as many",
+                types.len()
+            ))),
+            _ => Ok(layers),
+        }
+    }
+
     pub(super) fn objective(&self, task: Task) -> Result<Objective> {
         Ok(match task {
             Task::CausalLm => Objective::CausalLm,
             Task::MaskedLm => Objective::MaskedLm,
             Task::Encoder => Objective::Encoder,
             Task::Classifier => {
+                let number = self.size_or_null("num_labels")?;
                 let named = match self.get("id2label") {
                     Some(Value::Object(names)) if !names.is_empty() => Some(names.len()),
+                    Some(Value::Object(_)) if number.is_some() => None,
                     None | Some(Value::Null) => None,
                     Some(value) => return Err(Self::wrong("id2label", value, "an object of names by class")),
                 };
                 // Two labels need not be named.
-                let labels = match (named, self.size_or_null("num_labels")?) {
+                let labels = match (named, number) {
                     (Some(named), Some(number)) if named != number => {
                         return Err(Error::invalid(format!(
                             "config.json: num_labels is {number}, but id2label names {named}: expected as many"

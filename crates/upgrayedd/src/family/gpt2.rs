@@ -70,7 +70,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("vocab_size", 50_257)?,
         hidden_size,
         intermediate_size: config.size_or_null("n_inner")?.unwrap_or(4 * hidden_size),
-        num_layers: config.size("n_layer", 12)?,
+        num_layers: config.layers("n_layer", 12)?,
         num_heads,
         num_kv_heads: num_heads,
         head_dim: (hidden_size / num_heads).max(1),

@@ -61,7 +61,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("vocab_size", 32_000)?,
         hidden_size,
         intermediate_size: config.size("intermediate_size", 11_008)?,
-        num_layers: config.size("num_hidden_layers", 32)?,
+        num_layers: config.layers("num_hidden_layers", 32)?,
         num_heads,
         num_kv_heads: config.size_or_null("num_key_value_heads")?.unwrap_or(num_heads),
         head_dim,

@@ -177,7 +177,17 @@ fn build(
             let model = json["model"].clone();
             (json, model, class)
         }
-        Vocabulary::Model(model, class) => (Value::Null, model, class),
+        Vocabulary::Model(model, class) => {
+            if Class::choose(named, model_config["model_type"].as_str(), false)? == Class::Backend {
+                notices.push(format!(
+                    "there is no tokenizer.json, and no tokenizer_class says what {} are, so that transformers reads no tokenizer: they are \
+                     read as a {}'s",
+                    class.vocabulary_files().join(" and "),
+                    class.name()
+                ));
+            }
+            (Value::Null, model, class)
+        }
     };
     let sources = Sources { config: &options, map, added, json: &json, as_it_is: class == Class::Backend };
     let special = Special::gather(&sources, class.default_tokens())?;

@@ -101,7 +101,7 @@ impl Special {
                 // The class's own default, unless the file says that there is none.
                 None => default.map(|text| AddedToken::from(text, true)),
                 Some(Value::Null) => None,
-                Some(value) => Some(described(value, keys.from_map.contains(key), key)?),
+                Some(value) => Some(described(value, true, key)?),
             };
             if let Some(token) = token {
                 let token = listed.get(token.content.as_str()).map_or(token, |known| (*known).clone());
@@ -114,12 +114,14 @@ impl Special {
             is_own(key) && (in_map && content(value).is_some() || is_described(value))
         });
         for (key, value) in described_ones.chain(&keys.of_the_model) {
-            let token = described(value, keys.from_map.contains(key), key)?;
+            let token = described(value, true, key)?;
             match named.iter_mut().find(|(name, _)| name == key) {
                 Some((_, place)) => *place = token,
                 None => named.push((key.clone(), token)),
             }
         }
+        // The seven keep their places, wherever they were found.
+        named.sort_by_key(|(key, _)| NAMED.iter().position(|name| name == key).unwrap_or(NAMED.len()));
         self.named = named;
         Ok(())
     }
