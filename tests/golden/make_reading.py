@@ -168,6 +168,7 @@ MODELS = [
     ),
     dict(name="a window", base="llama_mha", config=dict(sliding_window=8), says=["sliding_window"]),
     dict(name="layers that see everything", base="llama_mha", config=dict(layer_types=["full_attention"] * 2)),
+    dict(name="types of other layers", base="llama_mha", config=dict(layer_types=["full_attention"]), says=["layer_types has 1"]),
     dict(name="the head under the base's prefix", base="llama_mha", steps=[["roll", EMBEDDING, "model.lm_head.weight"]]),
     dict(
         name="a classifier under the base's prefix", base="bert_classifier", steps=[["rename", "classifier.", "bert.classifier."]]
