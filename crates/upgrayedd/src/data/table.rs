@@ -131,7 +131,10 @@ impl<'t> Rows<'t> {
     fn quotes_are_text(&self) -> bool {
         let Some(columns) = self.columns.filter(|_| self.delimiter == '\t') else { return false };
         let fits = |row: &Row<'_>| if self.named { row.cells.len() == columns } else { row.cells.len() >= columns };
-        !self.all(true, |row| !row.odd && !row.merged) && self.all(false, fits)
+        let as_written = |row: &Row<'_>| !row.odd && !row.merged;
+        // Doubled quotes in a cell that is in quotes come from a writer of CSV.
+        let none_doubled = |row: &Row<'_>| row.cells.iter().all(|cell| matches!(cell, Cow::Borrowed(_)));
+        !self.all(true, as_written) && self.all(true, none_doubled) && self.all(false, fits)
     }
 
     /// Whether all that is left is so.
@@ -246,6 +249,7 @@ mod tests {
         // Between tabs, quotes that no writer of CSV puts so are text in the whole file, as are those that would hold whole rows together.
         assert_eq!(cells('\t', 2, "\"a\"\tb\nsay \"c\"\td\n"), [["\"a\"", "b"], ["say \"c\"", "d"]]);
         assert_eq!(cells('\t', 2, "\"a\t0\nb\"\t1\n"), [["\"a", "0"], ["b\"", "1"]]);
+        assert_eq!(cells('\t', 2, "\"a \"\"b\"\"\"\tc\nsay \"d\"\te\n"), [["a \"b\"", "c"], ["say \"d\"", "e"]]);
         assert_eq!(cells('\t', 2, "\"a\"\t\"b \"\"c\"\"\"\n"), [["a", "b \"c\""]]);
         assert_eq!(cells(',', 2, "\"a\",b\nsay \"c\",d\n"), [["a", "b"], ["say \"c\"", "d"]]);
     }
