@@ -486,8 +486,8 @@ class Model:
             if name not in values:
                 raise InvalidValueError(f"{who}: no values for layer {name!r}")
             given = values[name]
-            given = given.detach().cpu().tolist() if hasattr(given, "detach") else given
             try:
+                given = given.detach().cpu().tolist() if hasattr(given, "detach") else given
                 numbers = np.asarray(given if hasattr(given, "ndim") else list(given), dtype=np.float64)
             except (TypeError, ValueError) as error:
                 raise InvalidValueError(f"{who}: {given!r} for layer {name!r}: expected a number for each active head") from error

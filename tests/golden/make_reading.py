@@ -529,6 +529,9 @@ TOKENIZERS = [
     ("patterns of Oniguruma", "patterns", "llama", False, FAST, {}),
     ("pairs without types", "pieces", "bert", False, BERT | dict(model_input_names=["input_ids", "attention_mask"]), {}),
     ("a frame around unknown text", "letters", "llama", False, FAST, {}),
+    ("an object that does not say what it is", "bytes", "llama", False, FAST | dict(bos_token={"content": "<E1>"}), {}),
+    ("one in a list", "bytes", "llama", False, FAST | dict(extra_special_tokens=[{"content": "<E1>"}]), {}),
+    ("two words before a text", "pieces", "bert", False, BERT | dict(cls_token="the start"), {}),
 ]
 
 
@@ -547,7 +550,11 @@ def make_tokenizers():
             for file, content in case["files"].items():
                 (folder / file).write_text(json.dumps(content))
             write_vocabulary(files[base], apart, folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+            except (TypeError, ValueError) as error:
+                cases.append(case | {"refused": str(error)})
+                continue
             case["ids"] = [tokenizer(text)["input_ids"] for text in TEXTS]
             pairs = [tokenizer(*pair) for pair in PAIRS]
             case["pairs"] = [[p["input_ids"], p.get("token_type_ids", [0] * len(p["input_ids"]))] for p in pairs]

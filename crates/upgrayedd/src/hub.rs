@@ -65,8 +65,9 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
     }
     if offline() {
         return Err(Error::Hub(format!(
-            "{name}: no such folder, not complete in the cache ({}), and HF_HUB_OFFLINE forbids to fetch it",
-            cache.path().display()
+            "{name}: no such folder, not complete in the cache ({}{}), and HF_HUB_OFFLINE forbids to fetch it",
+            cache.path().display(),
+            cached_commits(&cache.path().join(repo.folder_name()))
         )));
     }
     let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty());
@@ -76,6 +77,14 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
     }
     let api = builder.build().map_err(|e| Error::Hub(format!("{name}: cannot set up the download: {e}")))?;
     Ok(Fetched::of(id, download(name, &api.repo(repo))?))
+}
+
+/// The commits of a repository that the cache has, as a message names them.
+fn cached_commits(repo: &Path) -> String {
+    let entries = std::fs::read_dir(repo.join("snapshots")).into_iter().flatten().flatten();
+    let mut commits: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    commits.sort();
+    if commits.is_empty() { String::new() } else { format!(" has {}", commits.join(", ")) }
 }
 
 /// Whether the weights named by the folder are all there.

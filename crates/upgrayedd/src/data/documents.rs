@@ -5,7 +5,7 @@ use std::path::Path;
 use super::records::{KINDS, Record, Skipped, Wanted, for_each_record};
 use super::text::{extension, for_each_block, for_each_line};
 use super::{DataOptions, Documents};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{MOST_RUNS, Reach, Tokenizer};
 use crate::{Error, Result};
 
 /// A document, or a part of one.
@@ -104,10 +104,11 @@ impl Piece {
 /// Pieces of a document are of about this size.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Text on either side of a cut that is tokenised to see whether the cut changes anything.
-const WINDOW: usize = 512;
+/// Text on either side of a cut that is tokenised to see whether the cut changes anything: so many bytes at least and at most, and as
+/// many words or lines as a tokenizer looks at.
+const WINDOW: std::ops::Range<usize> = 512..1 << 14;
 
-/// By how much other left sides are shorter: odd numbers of characters and of words.
+/// By how much other left sides are longer: odd numbers of characters and of words.
 const SHIFTS: [usize; 6] = [1, 3, 7, 17, 31, 61];
 
 /// Places that are tried for a cut.
@@ -145,7 +146,7 @@ impl Cutter {
             *self = Self::new(self.size);
         }
         self.text.push_str(&part.text);
-        while self.text.len() - self.from > self.wanted {
+        while tokenizer.reach() != Reach::Far && self.text.len() - self.from > self.wanted {
             match self.cut(tokenizer)? {
                 Some((at, context)) => {
                     let text = self.text[self.from..at].to_owned();
@@ -169,15 +170,18 @@ impl Cutter {
     fn cut(&self, tokenizer: &Tokenizer) -> Result<Option<(usize, String)>> {
         let text = &self.text;
         let near = floor(text, self.from + self.wanted);
+        let by_lines = tokenizer.reach() == Reach::Lines;
         // In front of white space and behind ends of lines: words and what stands between them go to one side.
         let at_edge = |&at: &usize| {
             let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
             let space = |c: Option<char>| c.is_some_and(char::is_whitespace);
-            before == Some('\n') && !space(after) || space(after) && !space(before)
+            before == Some('\n') && (by_lines || !space(after)) || !by_lines && space(after) && !space(before)
         };
         let places = (self.from + 1..near).rev().filter(|at| text.is_char_boundary(*at)).filter(at_edge);
         for at in places.take(TRIES) {
-            let right = &text[at..floor(text, at + WINDOW)];
+            let right = window(text[at..].chars(), by_lines).and_then(|bytes| text.get(at..at + bytes));
+            let left = window(text[self.from..at].chars().rev(), by_lines);
+            let (Some(right), Some(left)) = (right, left) else { continue };
             // Tokens of the right side behind a left side of so many bytes; `None` if they reach over the cut.
             let behind = |bytes: usize| -> Result<Option<Vec<u32>>> {
                 let left = &text[ceil(text, at.saturating_sub(bytes).max(self.from))..at];
@@ -189,20 +193,35 @@ impl Cutter {
                     .filter(|rest| !blank && !before.is_empty() && !rest.is_empty())
                     .map(<[u32]>::to_vec))
             };
-            let Some(wanted) = behind(WINDOW)? else { continue };
-            let context = &text[ceil(text, at.saturating_sub(WINDOW / 8).max(self.from))..at];
+            let Some(wanted) = behind(left)? else { continue };
+            let context = &text[ceil(text, at.saturating_sub(WINDOW.start / 8).max(self.from))..at];
             let beside =
                 |context: &str| Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
             let found = ["", context].into_iter().find(|c| beside(c).encode(tokenizer).is_ok_and(|tokens| tokens == wanted));
             let Some(context) = found else { continue };
             // A tokenizer that counts from the beginning of a text finds the same by chance, but not from everywhere.
-            let mut elsewhere = SHIFTS.iter().map(|shift| behind(WINDOW - shift));
+            let mut elsewhere = SHIFTS.iter().map(|shift| behind(left + shift));
             if elsewhere.try_fold(true, |same, other| Ok::<_, Error>(same && other?.as_ref() == Some(&wanted)))? {
                 return Ok(Some((at, context.to_owned())));
             }
         }
         Ok(None)
     }
+}
+
+/// Bytes of the text next to a cut that is tokenised; `None` if there is too little of it, or words or lines are too long.
+fn window(text: impl Iterator<Item = char>, by_lines: bool) -> Option<usize> {
+    let (mut bytes, mut runs, mut last) = (0, 0, None);
+    for c in text.take(WINDOW.end) {
+        let space = if by_lines { c == '\n' } else { c.is_whitespace() };
+        runs += usize::from(last.replace(space) != Some(space));
+        // The last run has to be whole.
+        if bytes >= WINDOW.start && runs > MOST_RUNS {
+            return Some(bytes);
+        }
+        bytes += c.len_utf8();
+    }
+    None
 }
 
 /// The last place between two characters that is not behind `at`.
@@ -238,10 +257,21 @@ mod tests {
         all
     }
 
+    fn golden() -> Value {
+        serde_json::from_str(include_str!("../../../../tests/golden/reading/tokenizers.json")).expect("JSON")
+    }
+
+    fn tokenizer(json: &Value, class: &str) -> Tokenizer {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("written");
+        let config = json!({ "tokenizer_class": class }).to_string();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config).expect("written");
+        Tokenizer::load(dir.path(), &Value::Null).expect("a tokenizer")
+    }
+
     #[test]
     fn pieces_have_the_tokens_of_the_whole() {
-        let golden = include_str!("../../../../tests/golden/reading/tokenizers.json");
-        let golden: Value = serde_json::from_str(golden).expect("JSON");
+        let golden = golden();
         let parts: Vec<&str> = golden["texts"].as_array().expect("texts").iter().filter_map(Value::as_str).collect();
         let mixed =
             (0..900).map(|i| format!("{}{}", parts[i * i % 5], [" ", "\n", "\n\n\n", "   ", ""][i % 5])).collect::<String>();
@@ -253,11 +283,7 @@ mod tests {
             ("spaces", "PreTrainedTokenizerFast"),
             ("pieces", "BertTokenizer"),
         ] {
-            let dir = tempfile::tempdir().expect("a folder");
-            std::fs::write(dir.path().join("tokenizer.json"), golden["bases"][base].to_string()).expect("written");
-            let config = json!({ "tokenizer_class": class }).to_string();
-            std::fs::write(dir.path().join("tokenizer_config.json"), config).expect("written");
-            let tokenizer = Tokenizer::load(dir.path(), &Value::Null).expect("a tokenizer");
+            let tokenizer = tokenizer(&golden["bases"][base], class);
             for text in [&mixed, &words, &solid] {
                 let pieces = pieces(&tokenizer, text, 2000);
                 let whole: String = pieces.iter().map(|(piece, _)| piece.text.as_str()).collect();
@@ -269,6 +295,22 @@ mod tests {
                 // Text with spaces is cut; text without cannot be.
                 assert!(text == &solid || pieces.len() > 5, "{class}: {} pieces", pieces.len());
             }
+        }
+    }
+
+    #[test]
+    fn tokenizers_that_look_far_get_the_whole() {
+        let mut far = golden()["bases"]["bytes"].take();
+        let text = format!("it's {}'twas", "a word or two \n".repeat(400));
+        for (pattern, pieces_expected) in [(r"'[^']*'", 1), (r"(\S+\s+){100}", 1), (r"\s+(?!\S)|\S+", 3), (r"\n|[^\n]+", 3)] {
+            let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+            let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+            far["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [split, bytes] });
+            let tokenizer = tokenizer(&far, "PreTrainedTokenizerFast");
+            let pieces = pieces(&tokenizer, &text, 2000);
+            assert_eq!(pieces.len(), pieces_expected, "{pattern}");
+            let tokens: Vec<u32> = pieces.iter().flat_map(|(_, tokens)| tokens.clone()).collect();
+            assert_eq!(tokens, tokenizer.encode(&text).expect("text"), "{pattern}");
         }
     }
 }

@@ -35,10 +35,11 @@ pub(super) fn read(
     for path in files {
         extension(path, &KINDS)?;
         let before = (rows.len(), unlabelled);
+        let row_or_line = if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) { "row" } else { "line" };
         for_each_record(path, &Wanted { options, labelled: true }, &mut |record| {
             let Record { number, text, pair, label, has_more } = record;
             skipped.with_more += usize::from(has_more);
-            let bad = |message: String| Error::bad_file(path, format!("line {number}: {message}"));
+            let bad = |message: String| Error::bad_file(path, format!("{row_or_line} {number}: {message}"));
             let wants_pair = options.text_pair_field.is_some();
             let (Some(text), Some(label), false) = (text, label, wants_pair && pair.is_none()) else {
                 skipped.without_text += 1;

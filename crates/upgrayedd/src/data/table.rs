@@ -30,6 +30,10 @@ pub(super) fn for_each_row(
         },
     };
     let names: Vec<&str> = header.iter().map(Cow::as_ref).collect();
+    if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| options.columns.is_some() && names[..*at].contains(name))
+    {
+        return Err(Error::invalid(format!("--columns has {twice:?} twice: expected a name of its own for each column")));
+    }
     (rows.columns, rows.named) = (Some(names.len()), options.columns.is_none());
     let what = if options.columns.is_some() { " in --columns" } else { " in its first line" };
     let places = wanted.places(&names, what).map_err(|e| {
@@ -45,12 +49,14 @@ pub(super) fn for_each_row(
         let (count, expected) = (cells.len(), names.len());
         if count < expected || count > expected && options.columns.is_none() {
             let what = if options.columns.is_some() { "--columns" } else { "the header" };
-            return Err(Error::bad_file(
-                path,
-                format!(
-                    "line {number} has {count} columns, but {what} has {expected}: a cell with a delimiter in it stands in quotes"
-                ),
-            ));
+            let by_tabs = delimiter == ',' && options.delimiter.is_none() && cells.iter().any(|cell| cell.contains('\t'));
+            let hint = if by_tabs {
+                "--delimiter tab reads cells that tabs part"
+            } else {
+                "a cell with a delimiter in it stands in quotes"
+            };
+            let message = format!("line {number} has {count} columns, but {what} has {expected}: {hint}");
+            return Err(Error::bad_file(path, message));
         }
         // As pandas reads it, an empty cell is nothing.
         let cell = |at: usize| Some(cells[at].as_ref().to_owned()).filter(|cell| !cell.is_empty());

@@ -17,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Begins every cache file; the last byte is the version of its layout.
-const MAGIC: [u8; 8] = *b"UPGTOK\0\x02";
+const MAGIC: [u8; 8] = *b"UPGTOK\0\x03";
 const HEADER: usize = 40;
 /// Text tokenised at once, over all threads.
 const ROUND_BYTES: usize = 8 << 20;
@@ -72,7 +72,7 @@ impl TokenStore {
         let content_hash = joint_hash(&file_hashes);
         let kinds: Vec<_> = files.iter().map(|f| f.extension().map(|e| e.to_ascii_lowercase())).collect();
         let recipe = format!(
-            "{} {content_hash} {kinds:?} {:?} {:?} {:?} {:?} {in_stream}",
+            "{MAGIC:?} {} {content_hash} {kinds:?} {:?} {:?} {:?} {:?} {in_stream}",
             tokenizer.fingerprint(),
             options.text_field,
             options.documents,

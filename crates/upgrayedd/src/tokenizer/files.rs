@@ -248,6 +248,11 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
                 "tokenizer_config.json: cls_token or sep_token is null: a BertTokenizer frames texts with them",
             ));
         };
+        if let Some(token) = [cls, sep].into_iter().find(|token| token.contains(' ')) {
+            return Err(Error::invalid(format!(
+                "tokenizer_config.json: cls_token or sep_token is {token:?}: a BertTokenizer cannot frame texts with several words"
+            )));
+        }
         let tokens = vec![(cls, id(cls).unwrap_or(2)), (sep, id(sep).unwrap_or(3))];
         let (first, end, second) = (piece(cls, 0), piece(sep, 0), piece(sep, 1));
         template(list(&[&first, a, &end]), list(&[&first, a, &end, b, &second]), tokens)

@@ -3,6 +3,7 @@
 mod class;
 mod files;
 mod limits;
+mod reach;
 mod special;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::foreign::foreign;
 use crate::{Error, Result};
 use files::Made;
 use limits::LARGEST_ID;
+pub(crate) use reach::{MOST_RUNS, Reach};
 
 /// Text ↔ token ids.
 #[derive(Clone)]
@@ -32,6 +34,7 @@ pub struct Tokenizer {
     named: Vec<(String, String)>,
     notices: Vec<String>,
     fingerprint: String,
+    reach: Reach,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -79,8 +82,8 @@ impl Tokenizer {
             inner.get_encode_special_tokens()
         );
         let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
-        let named = special.meanings();
-        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, named, notices, fingerprint })
+        let (named, reach) = (special.meanings(), Reach::of(&inner));
+        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, named, notices, fingerprint, reach })
     }
 
     /// Tokens of a text, without the special tokens that frame a sequence.
@@ -204,6 +207,11 @@ impl Tokenizer {
     /// A hash of everything that decides how text becomes tokens.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// How much of a text decides about a token.
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// Ids of special tokens, which masking leaves alone.

@@ -101,7 +101,7 @@ impl Special {
                 // The class's own default, unless the file says that there is none.
                 None => default.map(|text| AddedToken::from(text, true)),
                 Some(Value::Null) => None,
-                Some(value) => Some(described(value, true, key)?),
+                Some(value) => Some(described(keys.checked(key, value)?, true, key)?),
             };
             if let Some(token) = token {
                 let token = listed.get(token.content.as_str()).map_or(token, |known| (*known).clone());
@@ -166,6 +166,7 @@ impl Keys {
                 (EXTRA, Some(Value::Array(tokens)), Value::Array(more)) => {
                     let new: Vec<Value> = more.iter().filter(|token| !tokens.contains(token)).cloned().collect();
                     tokens.extend(new);
+                    self.from_map.insert(key.clone());
                 }
                 (EXTRA, _, Value::Object(named)) => self.of_the_model.extend(named.clone()),
                 _ => {
@@ -174,6 +175,16 @@ impl Keys {
                 }
             }
         }
+    }
+
+    /// A token as it may be written where it stands: only special_tokens_map.json describes tokens without saying that it does.
+    fn checked<'v>(&self, key: &str, value: &'v Value) -> Result<&'v Value> {
+        if value.is_object() && !is_described(value) && !self.from_map.contains(key) {
+            return Err(Error::invalid(format!(
+                "tokenizer_config.json: {key}: {value} is no token: expected text, or an object with \"__type\": \"AddedToken\""
+            )));
+        }
+        Ok(value)
     }
 
     /// Special tokens without a meaning.
@@ -185,7 +196,10 @@ impl Keys {
         };
         match value {
             Value::Null => Ok(Vec::new()),
-            Value::Array(tokens) => tokens.iter().map(|token| described(token, !is_described(token), key)).collect(),
+            Value::Array(tokens) => {
+                let token = |token| described(self.checked(key, token)?, !is_described(token), key);
+                tokens.iter().map(token).collect()
+            }
             other => Err(bad(key, other)),
         }
     }
