@@ -67,7 +67,7 @@ impl Special {
             Some(listed) => from_decoder(listed)?,
             // What newer files have in one place stands in two files and in tokenizer.json.
             None => {
-                keys.merge(sources.map);
+                keys.merge(sources.map)?;
                 from_files(sources, &keys)?
             }
         };
@@ -160,8 +160,15 @@ impl Keys {
     }
 
     /// Takes over what special_tokens_map.json says.
-    fn merge(&mut self, map: &Value) {
+    fn merge(&mut self, map: &Value) -> Result<()> {
         for (key, value) in map.as_object().into_iter().flatten() {
+            if let Some(token) =
+                value.as_array().into_iter().flatten().find(|token| is_described(token) || token.get("special").is_some())
+            {
+                return Err(Error::invalid(format!(
+                    "special_tokens_map.json: {key}: {token} is no token: expected text, or an object without __type and special"
+                )));
+            }
             match (key.as_str(), self.values.get_mut(key), value) {
                 (EXTRA, Some(Value::Array(tokens)), Value::Array(more)) => {
                     let new: Vec<Value> = more.iter().filter(|token| !tokens.contains(token)).cloned().collect();
@@ -175,6 +182,7 @@ impl Keys {
                 }
             }
         }
+        Ok(())
     }
 
     /// A token as it may be written where it stands: only special_tokens_map.json describes tokens without saying that it does.
