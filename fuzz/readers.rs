@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use upgrayedd::data::{DataOptions, Dataset, Documents};
-use upgrayedd::model::{LoadOptions, TensorFile};
-use upgrayedd::surgery::Archive;
+use upgrayedd::files::TensorFile;
+use upgrayedd::load::LoadOptions;
 use upgrayedd::{Model, Pipeline, Tokenizer, builtin};
 
 /// A reader and where its first inputs come from.
@@ -246,7 +246,7 @@ fn archive(bytes: &[u8]) {
     in_folder(|dir| {
         let path = dir.join("archive.safetensors");
         fs::write(&path, bytes).unwrap();
-        if let Ok(archive) = Archive::load(&path, model) {
+        if let Ok(archive) = upgrayedd::surgery::load_archive(&path, model) {
             let _ = archive.restorable(&model.heads);
         }
     });

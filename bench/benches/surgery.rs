@@ -5,14 +5,17 @@ use std::path::Path;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use upgrayedd::export::{Format, export};
+use upgrayedd::files::DType;
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{DType, LoadOptions, Model};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::Model;
 use upgrayedd::{family, surgery, train};
 
 fn model() -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-small.json");
     let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).expect("config")).expect("JSON");
-    Model::initialised(family::recognise(&config, &[], None).expect("GPT-2").0, config, 1)
+    let (family, spec, _) = family::recognise(&config, &[], None).expect("GPT-2");
+    Model::initialised(family, spec, config, 1)
 }
 
 fn surgery(c: &mut Criterion) {

@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use pulp::{Arch, Simd, WithSimd};
 use serde_json::{Value, json};
+use upgrayedd::archive::Archive;
 use upgrayedd::data::{Dataset, Row};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::score::{Score, ScoreContext, compute_all};
-use upgrayedd::surgery::Archive;
 use upgrayedd::train::{self, Update};
 use upgrayedd::{family, surgery};
 
@@ -94,8 +94,8 @@ fn main() -> Result<()> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
-    let (spec, _) = family::recognise(&config, &[], None)?;
-    let mut model = Model::initialised(spec, config, 1);
+    let (family, spec, _) = family::recognise(&config, &[], None)?;
+    let mut model = Model::initialised(family, spec, config, 1);
     if let Some(keep) = args.heads {
         let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
         let pruned = pruned.enumerate().collect();

@@ -9,9 +9,11 @@ use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, SetAside, Split, TakeBatch, Targets, many_unknown};
-use upgrayedd::model::{Batch, ModelSpec, Objective};
+use upgrayedd::family::Family;
+use upgrayedd::model::Batch;
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::run_dir::read_set_aside;
+use upgrayedd::spec::{ModelSpec, Objective};
 use upgrayedd::{Error, Model, Result, Tokenizer};
 
 use crate::errors::from_py;
@@ -46,7 +48,7 @@ impl Source {
             Self::Files(files) => Dataset::open(files, model, &model.tokenizer()?, options),
             Self::Texts(texts) => texts_dataset(texts, model, &model.tokenizer()?, options),
             Self::Loader(loader) => {
-                let reader = Reader { spec: &model.spec, labelled };
+                let reader = Reader { family: model.family, spec: &model.spec, labelled };
                 let mut rows = Vec::new();
                 let mut batches = Epoch::start(loader)?;
                 while let Some(batch) = batches.next(&reader, rows.len())? {
@@ -115,6 +117,7 @@ enum Labels<'a> {
 
 /// How rows are read for a model.
 struct Reader<'a> {
+    family: &'static Family,
     spec: &'a ModelSpec,
     labelled: bool,
 }
@@ -140,10 +143,10 @@ impl Reader<'_> {
         let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
         let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
         let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
-        if types.is_some() && self.spec.family.types_are_tokens {
+        if types.is_some() && self.family.types_are_tokens {
             return Err(refuse(format!(
                 "has token_type_ids, which transformers adds to a {} model's tokens through their embedding: leave them out",
-                self.spec.family.model_type
+                self.family.model_type
             )));
         }
         if mask.is_some_and(|m| m.len() != ids.len()) {
@@ -305,6 +308,7 @@ fn batch_key(rows: &[Row], objective: Objective) -> u64 {
 /// by their position; a loader that shuffles has the sequences that were set aside taken out wherever they turn up.
 struct LoaderBatches {
     loader: Py<PyAny>,
+    family: &'static Family,
     spec: ModelSpec,
     train: Range<usize>,
     keys: Vec<u64>,
@@ -318,7 +322,7 @@ impl BatchSource for LoaderBatches {
     }
 
     fn epoch(&mut self, _epoch: u64, take: &mut TakeBatch<'_>) -> Result<()> {
-        let reader = Reader { spec: &self.spec, labelled: true };
+        let reader = Reader { family: self.family, spec: &self.spec, labelled: true };
         let mut batches = Epoch::start(&self.loader)?;
         let (mut index, mut seen) = (0, 0);
         let mut left: Vec<Row> = Vec::new();
@@ -371,7 +375,7 @@ fn loader_data(
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
-    let (reader, objective) = (Reader { spec: &model.spec, labelled: true }, model.spec.objective);
+    let (reader, objective) = (Reader { family: model.family, spec: &model.spec, labelled: true }, model.spec.objective);
     let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
@@ -453,6 +457,7 @@ fn loader_data(
     Ok(RunData {
         train: Box::new(LoaderBatches {
             loader,
+            family: model.family,
             spec: model.spec.clone(),
             train,
             keys,

@@ -13,13 +13,14 @@ use upgrayedd::budget::{Budget, Unit};
 use upgrayedd::data::{DataOptions, Documents, delimiter};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{self, Format};
+use upgrayedd::files::DType;
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{
-    Batch, Companions, DType, GenerateOptions, Hooks, LoadOptions, Objective, Weights, is_model_folder, read_config,
-};
+use upgrayedd::load::{LoadOptions, Weights, is_model_folder, read_config};
+use upgrayedd::model::{Batch, Companions, GenerateOptions, Hooks};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::spec::Objective;
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
@@ -103,7 +104,7 @@ impl Model {
     #[staticmethod]
     fn load(py: Python<'_>, name: String, family: Option<String>) -> PyResult<Self> {
         let load = || {
-            let model = upgrayedd::Model::from_pretrained(&name, &LoadOptions { family })?;
+            let model = upgrayedd::open(&name, &LoadOptions { family })?;
             warn(&model.notices)?;
             Ok(model)
         };
@@ -150,7 +151,7 @@ impl Model {
         let (model, cost) = (&self.inner, self.inner.cost(context));
         let spec = &model.spec;
         json!({
-            "family": spec.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
+            "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
             "layers": spec.num_layers, "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
             "heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "vocab_size": spec.vocab_size,
             "max_positions": spec.max_positions, "cost": cost,

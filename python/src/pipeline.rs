@@ -106,7 +106,7 @@ pub fn optimize(
     let mut observer = PyObserver::new(handler);
     let result = detached(py, || {
         config.check()?;
-        upgrayedd::export::check_new(&out)?;
+        upgrayedd::files::check_new(&out)?;
         let given = parts.given(&config, keep_model, None)?;
         Pipeline::with(config, given)?.run(&out, &mut observer)
     });

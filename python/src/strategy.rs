@@ -7,11 +7,11 @@ use pyo3::types::{PyDict, PyList};
 use serde_json::json;
 use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
 use upgrayedd::data::Pass;
-use upgrayedd::eval::Evaluation;
 use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
-use upgrayedd::model::Objective;
 use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::record::Evaluation;
 use upgrayedd::score::ScoreContext;
+use upgrayedd::spec::Objective;
 use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, StrategyParams, get_strategy};
 use upgrayedd::{Error, Result};
 

@@ -17,7 +17,8 @@ use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export::{Format, export};
 use upgrayedd::heads::HeadScores;
-use upgrayedd::model::{GenerateOptions, LoadOptions};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::{Interrupted, watch};
 use upgrayedd::score::{ALL, Score, ScoreContext, compute_all};
 use upgrayedd::{Error, Model};
@@ -107,7 +108,7 @@ fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
 }
 
 fn named(name: &str, family: Option<String>) -> upgrayedd::Result<Model> {
-    let model = Model::from_pretrained(name, &LoadOptions { family })?;
+    let model = upgrayedd::open(name, &LoadOptions { family })?;
     note(&model.notices);
     Ok(model)
 }
@@ -245,7 +246,7 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     let heads = model.heads.layers();
     if args.json {
         return print_json(&json!({
-            "family": model.spec.family.model_type,
+            "family": model.family.model_type,
             "objective": model.spec.objective.name(),
             "layers": model.spec.num_layers,
             "hidden_size": model.spec.hidden_size,
@@ -299,7 +300,7 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     set_threads(None)?;
     let format: Format = args.format.parse()?;
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
-    upgrayedd::export::check_new(&args.out)?;
+    upgrayedd::files::check_new(&args.out)?;
     let model = named(&args.model, args.family)?;
     let dtype = dtype.unwrap_or(model.dtype);
     export(&model, format, dtype, &args.out)?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_heads;
-use upgrayedd::pipeline::{GivenParts, RunRecord};
+use upgrayedd::run_dir::{GivenParts, RunRecord};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -19,7 +19,7 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     config.check()?;
     set_threads(config.threads)?;
     let out = args.out.clone().unwrap_or_else(|| default_out(&config));
-    upgrayedd::export::check_new(&out)?;
+    upgrayedd::files::check_new(&out)?;
     let mut pipeline = Pipeline::new(config)?;
     if args.dry_run {
         return interruptible(|| dry_run(&mut pipeline, args.json));

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use upgrayedd::eval::Evaluation;
 use upgrayedd::heads::HeadScores;
 use upgrayedd::model::Cost;
-use upgrayedd::pipeline::{Forecast, Snapshot};
+use upgrayedd::pipeline::Forecast;
+use upgrayedd::record::Evaluation;
+use upgrayedd::record::Snapshot;
 use upgrayedd::score::Score;
 use upgrayedd::{Model, Summary};
 
@@ -129,7 +130,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
     let mut out = format!(
         "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
          parameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
-        model.spec.family.model_type,
+        model.family.model_type,
         model.spec.objective.name(),
         model.spec.num_layers,
         model.heads.num_active(),

@@ -83,11 +83,7 @@ pub struct ParamState {
 impl ParamState {
     /// A parameter without history.
     pub fn new(tensor: &Tensor, lanes: Lanes, decay: bool) -> Self {
-        let count = match lanes {
-            Lanes::Whole => 1,
-            Lanes::Rows => tensor.rows(),
-            Lanes::Cols => tensor.cols(),
-        };
+        let count = lanes.count(tensor);
         Self { m: None, v: None, lanes, steps: vec![0; count], lr_scale: vec![1.0; count], decay }
     }
 }

@@ -7,5 +7,5 @@
 #![allow(clippy::print_stdout, reason = "that is what it is for")]
 
 fn main() {
-    print!("{}", upgrayedd::family::keys::document());
+    print!("{}", upgrayedd::family::keys_document());
 }

@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use upgrayedd::Model;
-use upgrayedd::export::safetensors_file;
-use upgrayedd::model::{Batch, DType, Hooks, LoadOptions};
+use upgrayedd::files::DType;
+use upgrayedd::files::safetensors_file;
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Batch, Hooks};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, tokens, out] = &arguments[..] else { return Err("usage: logits MODEL TOKENS OUT.safetensors".into()) };
     let tokens: Vec<u32> = serde_json::from_str(tokens)?;
-    let model = Model::from_pretrained(model, &LoadOptions::default())?;
+    let model = upgrayedd::open(model, &LoadOptions::default())?;
     let batch = Batch { batch: 1, len: tokens.len(), tokens: Arc::new(tokens), ..Batch::default() };
     let logits = model.logits(&batch, &mut Hooks::default());
     safetensors_file::write(Path::new(out), vec![("logits".to_owned(), logits)], DType::F32, Default::default())?;

@@ -1,37 +1,7 @@
 //! Ratios → exact counts, and counts → heads. "Ask for 30 %, get 30 %."
 
-use serde::{Deserialize, Serialize};
-
-use crate::error::unknown_name;
 use crate::heads::{HeadMap, HeadScores, HeadSelection, LayerHeads};
-use crate::{Error, Result};
-
-macro_rules! named_enum {
-    ($(#[$doc:meta])* $name:ident, $kind:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
-
-        impl $name {
-            /// Every choice, in the order in which messages name them.
-            pub const ALL: &'static [&'static str] = &[$($text),+];
-
-            /// The name on the command line and in files.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text),+ }
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = Error;
-
-            fn from_str(text: &str) -> Result<Self> {
-                match text { $($text => Ok(Self::$variant),)+ _ => Err(unknown_name($kind, text, Self::ALL)) }
-            }
-        }
-    };
-}
-pub(crate) use named_enum;
+use crate::named_enum;
 
 named_enum! {
     /// Where heads compete.

@@ -11,13 +11,11 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::{ParamSet, Tensor};
 
-use crate::export::{PARTIAL, safetensors_file, write_file, write_folder};
+use crate::archive::ARCHIVE_FILE;
+use crate::files::{DType, PARTIAL, TensorFile, safetensors_file, write_file, write_folder};
 use crate::heads::{HeadMap, LayerHeads};
-use crate::model::{DType, Model, TensorFile};
-use crate::run_dir::ARCHIVE_FILE;
-use crate::surgery::Archive;
-use crate::train::lane_count;
-use crate::{Error, Result};
+use crate::model::Model;
+use crate::{Error, Result, surgery};
 
 const STATE_FILE: &str = "state.json";
 const WEIGHTS_FILE: &str = "weights.safetensors";
@@ -212,14 +210,14 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
         return Err(Error::bad_file(&state_path, format!("has {} layers of {}", heads.layers().len(), base.spec.num_layers)));
     }
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.spec.clone(), base.config.clone(), params, heads, base.dtype);
+    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype);
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
     model.device = base.device;
     if let Some(reference) = base.reference() {
         model.set_reference(reference.clone())?;
     }
-    model.archive = Archive::load(&dir.join(ARCHIVE_FILE), &model)?;
+    model.archive = surgery::load_archive(&dir.join(ARCHIVE_FILE), &model)?;
     Ok((model, file))
 }
 
@@ -251,7 +249,7 @@ fn read_moments(dir: &Path, model: &Model, optim: &mut AdamW, lanes: Vec<LaneSta
     for (id, lane) in model.params.ids().zip(lanes) {
         let name = model.params.name(id);
         let (weight, state) = (model.params.get(id), &mut optim.states[id.index()]);
-        let count = lane_count(weight, state.lanes);
+        let count = state.lanes.count(weight);
         if lane.name != name || lane.steps.len() != count || lane.lr_scale.len() != count {
             return Err(damaged());
         }

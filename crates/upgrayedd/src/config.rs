@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Schedule, Scope, Unit};
 use crate::data::{DataOptions, Documents, read_delimiter};
+use crate::files::DType;
 use crate::grow::GrowthInit;
-use crate::model::{Companions, DType, LoadOptions, Objective};
+use crate::model::Companions;
 use crate::price::{Currency, Timings, time_layers};
+use crate::spec::Objective;
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
-use crate::{Error, Model, Result, builtin};
+use crate::{Error, Model, Result};
 
 /// Cycles at most; of a run that ends when its caller says so.
 pub const OPEN_ENDED: usize = 1 << 20;
@@ -294,7 +296,7 @@ impl OptimizeConfig {
         self.steps_per_cycle = Some(self.steps_per_cycle.unwrap_or_else(|| strategy.steps_per_cycle()));
         // A shorter model is not an error of the user's as long as no length was asked for.
         self.sequence_length = Some(self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions)));
-        let rate = if model.companions == Companions::BuiltIn { 1e-3 } else { 5e-5 };
+        let rate = if matches!(model.companions, Companions::Memory(_)) { 1e-3 } else { 5e-5 };
         self.learning_rate = Some(self.learning_rate.unwrap_or(rate));
         if self.teacher.is_some() && model.spec.objective != Objective::Encoder {
             self.distill = Some(self.distill.unwrap_or(0.5));
@@ -319,13 +321,6 @@ impl OptimizeConfig {
     /// The strategy with its parameters, checked.
     pub fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
         get_strategy(&self.strategy, self.strategy_params(), self.strategy_options.clone())
-    }
-
-    pub(crate) fn load_model(&self) -> Result<Model> {
-        match &self.model {
-            Some(name) => Model::from_pretrained(name, &LoadOptions { family: self.family.clone() }),
-            None => builtin::model(),
-        }
     }
 
     pub(crate) fn data_options(&self, sequence_length: usize) -> DataOptions {

@@ -4,42 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tape;
 use upgrayedd_nn::ops::IGNORE;
 
 use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
 use crate::heads::rank_correlation;
-use crate::model::{Batch, Hooks, KvCache, Objective};
+use crate::model::{Batch, Hooks, KvCache};
+use crate::record::{Evaluation, Speed};
+use crate::spec::Objective;
 use crate::{Error, Model, Result};
-
-/// A measurement of quality, with what it takes to repeat it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of the hidden states
-    /// from the reference's, as a share of the latter's squared length; for regression the mean squared error.
-    pub loss: f64,
-    /// exp(loss); of masked tokens for a masked language model. Absent for classifiers and plain encoders.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub perplexity: Option<f64>,
-    /// Share of right labels, for classifiers.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub accuracy: Option<f64>,
-    /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all equal.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub spearman: Option<f64>,
-    /// Targets that counted.
-    pub tokens: u64,
-    /// Sequences measured.
-    pub sequences: usize,
-    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "numbers"; "hidden states".
-    pub protocol: String,
-    /// Tokens per window at most.
-    pub window: usize,
-    /// blake3 of the data files.
-    pub data_hash: String,
-}
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -144,20 +118,6 @@ fn classify(model: &Model, batch: &Batch) -> (f64, u64) {
         right += u64::from(best == Some(label as usize));
     }
     (sum, right)
-}
-
-/// Tokens per second, measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
-    /// Tokens per second of whole sequences (prefill, scoring, evaluation), median.
-    pub forward: f64,
-    /// Tokens per second when generating one at a time; absent for models that do not generate.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub decode: Option<f64>,
-    /// Sequences per batch of the forward measurement.
-    pub batch: usize,
-    /// Tokens per sequence.
-    pub length: usize,
 }
 
 /// Counted runs per model, after one that warms up.

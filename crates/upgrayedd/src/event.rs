@@ -3,10 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::eval::Evaluation;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::Model;
-use crate::refit::LayerRefit;
+use crate::record::{Evaluation, LayerRefit};
 
 /// When a measurement was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::AdamW;
 
-use crate::budget::{Unit, named_enum};
-use crate::error::unknown_name;
+use crate::budget::Unit;
 use crate::heads::{HeadId, HeadMap, HeadScores, HeadSelection, LayerHeads};
-use crate::model::Objective;
+use crate::named_enum;
 use crate::score::{ScoreContext, gate_gradients};
+use crate::spec::Objective;
 use crate::surgery;
 use crate::{Error, Model, Result};
 

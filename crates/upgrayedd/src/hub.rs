@@ -6,7 +6,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::export::{COMPANIONS, MODULES, module_folders};
-use crate::model::{ADAPTERS, MERGE, shard_names};
+use crate::load::{ADAPTERS, MERGE, shard_names};
 use crate::{Error, Result};
 
 fn offline() -> bool {

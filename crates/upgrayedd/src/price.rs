@@ -5,11 +5,11 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::{Tape, Tensor};
 
-use crate::budget::named_enum;
-use crate::error::unknown_name;
 use crate::eval::median;
 use crate::heads::{HeadMap, HeadSelection, LayerHeads};
-use crate::model::{Batch, Hooks, Model, ModelSpec};
+use crate::model::{Batch, Hooks, Model};
+use crate::named_enum;
+use crate::spec::ModelSpec;
 use crate::{Error, Result, surgery};
 
 named_enum! {

@@ -8,22 +8,13 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use upgrayedd_nn::{Tape, Tensor, Var, trim_buffers};
 
 use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
 use crate::model::{Batch, Hooks, Model};
+use crate::record::LayerRefit;
 use crate::{Error, Result};
-
-/// What came of one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LayerRefit {
-    /// λ as a share of the mean square of the inputs; absent if no λ helped.
-    pub ridge: Option<f64>,
-    /// Share of the held-out squared distance to the parent's stream that is gone.
-    pub repaired: f64,
-}
 
 /// Every fifth batch only judges.
 const JUDGES: usize = 5;
@@ -49,7 +40,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
     if batches.len() < 2 {
         return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
-    let shape = |m: &Model| (m.spec.family.model_type, m.spec.num_layers, m.spec.hidden_size, m.spec.vocab_size);
+    let shape = |m: &Model| (m.family.model_type, m.spec.num_layers, m.spec.hidden_size, m.spec.vocab_size);
     if shape(model) != shape(parent) {
         return Err(Error::invalid(
             "refit needs the model before pruning as the parent: this one has other layers or another width",

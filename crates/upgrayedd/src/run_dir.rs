@@ -16,24 +16,62 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 
+use crate::archive::{ARCHIVE_FILE, Archive};
 use crate::checkpoint::{self, Saved};
-use crate::data::SetAside;
+use crate::config::OptimizeConfig;
+use crate::data::{SetAside, Split};
 use crate::event::Event;
-use crate::export::{PARTIAL, sync_dir, write_companions, write_file, write_folder, write_weights};
+use crate::export::{write_companions, write_weights};
+use crate::files::{DType, PARTIAL, sync_dir, write_file, write_folder};
 use crate::model::Model;
-use crate::surgery::Archive;
 use crate::{Error, Result};
 
-/// The removed heads of a run's result.
-pub const ARCHIVE_FILE: &str = "archive.safetensors";
 const RUN_FILE: &str = "run.toml";
 const EVENTS_FILE: &str = "events.jsonl";
 const LOCK_FILE: &str = ".lock";
 const SET_ASIDE_FILE: &str = "set_aside.json";
+
+/// `run.toml`: everything that decides the result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// Version of this file's layout.
+    pub format_version: u32,
+    /// Version of the program.
+    pub program_version: String,
+    /// blake3 over config.json, tokenizer and all weights as they were given.
+    pub model_hash: String,
+    /// blake3 of the training files; of data that the caller gave whatever tells it from other data.
+    pub data_hash: String,
+    /// blake3 of the evaluation files, if there are any of their own.
+    pub eval_data_hash: Option<String>,
+    /// What was passed over or taken otherwise than files say, a line each.
+    #[serde(default)]
+    pub notices: Vec<String>,
+    /// Which parts the caller gave itself; they are not in the configuration.
+    #[serde(default)]
+    pub given: GivenParts,
+    /// Which sequences serve what.
+    pub split: Split,
+    /// The resolved configuration.
+    pub config: OptimizeConfig,
+}
+
+/// Which parts of a run its caller made itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenParts {
+    /// The model is in `base/`.
+    pub model: bool,
+    /// The batches came from the caller.
+    pub data: bool,
+    /// The decisions came from the caller.
+    pub strategy: bool,
+    /// Element type of the model in `base/`, whose weights are wider there if they are none of its numbers.
+    pub dtype: Option<DType>,
+}
 
 /// A run's folder.
 #[derive(Debug)]
@@ -47,13 +85,7 @@ pub struct RunDir {
 impl RunDir {
     /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
     /// A model that was given in memory leaves its weights there too, a data loader the sequences that are not learned from.
-    pub fn create(
-        path: &Path,
-        run: &impl Serialize,
-        model: &Model,
-        keep_weights: bool,
-        set_aside: Option<&SetAside>,
-    ) -> Result<Self> {
+    pub fn create(path: &Path, run: &RunRecord, model: &Model, keep_weights: bool, set_aside: Option<&SetAside>) -> Result<Self> {
         let text = toml::to_string_pretty(run).map_err(|e| Error::invalid(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
@@ -253,7 +285,7 @@ pub fn read_set_aside(run: &Path) -> Result<SetAside> {
 }
 
 /// Reads `run.toml`. Others may be at work on the run.
-pub fn read_run<T: DeserializeOwned>(run: &Path) -> Result<T> {
+pub fn read_run(run: &Path) -> Result<RunRecord> {
     check_run(run)?;
     let path = run.join(RUN_FILE);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
-use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Lanes, Schedule, clip_factor};
+use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Schedule, clip_factor};
 use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 
-use crate::budget::named_enum;
 use crate::data::BatchSource;
-use crate::error::unknown_name;
 use crate::model::{Batch, Distill, Hooks};
+use crate::named_enum;
 use crate::{Error, Model, Result, surgery};
 
 named_enum! {
@@ -261,14 +260,5 @@ fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> 
     match model.params.ids().filter(broken).last() {
         Some(id) => format!("the gradient of {}", model.params.name(id)),
         None => "the loss alone".to_owned(),
-    }
-}
-
-/// Which optimiser lanes a parameter has, for reading checkpoints.
-pub(crate) fn lane_count(tensor: &Tensor, lanes: Lanes) -> usize {
-    match lanes {
-        Lanes::Whole => 1,
-        Lanes::Rows => tensor.rows(),
-        Lanes::Cols => tensor.cols(),
     }
 }

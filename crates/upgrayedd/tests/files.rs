@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
 use upgrayedd::export::{Format, export, safetensors_file};
+use upgrayedd::files::{DType, TensorFile};
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{DType, LoadOptions, Model, TensorFile};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::Model;
 use upgrayedd::nn::Tensor;
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::{Tokenizer, builtin, surgery};
@@ -37,7 +39,7 @@ fn assert_same(a: &Model, b: &Model) {
 fn shards_and_missing_prefixes_give_the_same_model() {
     for name in ["llama_mha", "gpt2", "bert_mlm"] {
         let dir = tempfile::tempdir().unwrap();
-        let prefix = load(&golden(name)).spec.family.base_prefix;
+        let prefix = load(&golden(name)).family.base_prefix;
         fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
         let mut map = serde_json::Map::new();
         for (i, (name, tensor)) in tensors(&golden(name)).into_iter().enumerate() {

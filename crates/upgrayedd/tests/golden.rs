@@ -5,10 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use upgrayedd::files::TensorFile;
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{Batch, Distill, Hooks, LoadOptions, Model, Objective, TensorFile};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Batch, Distill, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
 use upgrayedd::train::{self, Update};
 

@@ -7,7 +7,7 @@ mod readers;
 
 use rand::RngExt;
 use upgrayedd::data::{DataOptions, Dataset};
-use upgrayedd::model::LoadOptions;
+use upgrayedd::load::LoadOptions;
 use upgrayedd::{Model, Tokenizer, builtin, rng};
 
 /// Numbers on which arithmetic breaks, as text and as bytes.

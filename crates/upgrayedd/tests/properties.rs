@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use upgrayedd::export::{Format, export};
+use upgrayedd::files::DType;
 use upgrayedd::heads::{HeadId, HeadSelection};
-use upgrayedd::model::{Batch, DType, Distill, GenerateOptions, Hooks, LoadOptions, Model, Objective};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
-use upgrayedd::surgery::{self, Archive};
+use upgrayedd::spec::Objective;
+use upgrayedd::surgery;
 use upgrayedd::train::{self, Update};
 
 const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
@@ -113,7 +116,7 @@ proptest! {
         prop_assert!(weights(&again) == weights(&model));
         let file = dir.path().join("archive.safetensors");
         model.archive.save(&file).unwrap();
-        prop_assert!(Archive::load(&file, &again).unwrap() == model.archive);
+        prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == model.archive);
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
         export(&model, Format::HfDense, DType::F32, &dense).unwrap();

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use upgrayedd::export::{Format, export, safetensors_file};
 use upgrayedd::family::keys;
-use upgrayedd::model::{Batch, DType, Hooks, LoadOptions, Objective, TensorFile};
+use upgrayedd::files::{DType, TensorFile};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Batch, Hooks};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::spec::Objective;
 use upgrayedd::{Model, Tokenizer};
 
 fn golden(name: &str) -> PathBuf {
@@ -189,5 +192,5 @@ fn tokenizers_make_the_ids_of_transformers() {
 #[test]
 fn the_document_of_keys_is_what_the_tables_say() {
     let written = fs::read_to_string(golden("../../docs/config-keys.md")).unwrap();
-    assert_eq!(written, keys::document(), "cargo run -p upgrayedd --example config_keys > docs/config-keys.md");
+    assert_eq!(written, family::keys_document(), "cargo run -p upgrayedd --example config_keys > docs/config-keys.md");
 }

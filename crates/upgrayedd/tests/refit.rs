@@ -5,7 +5,8 @@ use std::path::Path;
 
 use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{Hooks, LoadOptions, Model};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Hooks, Model};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::{builtin, surgery};
 

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use upgrayedd::data::{Dataset, Pass, Row, Targets};
 use upgrayedd::heads::HeadScores;
-use upgrayedd::model::{Hooks, LoadOptions, Model, Objective};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::spec::Objective;
 
 fn load(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);

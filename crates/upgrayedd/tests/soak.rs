@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use peak_alloc::PeakAlloc;
 use upgrayedd::event::{Event, Observer};
 use upgrayedd::heads::HeadSelection;
-use upgrayedd::model::{LoadOptions, Model};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::Model;
 use upgrayedd::pipeline::Pipeline;
 use upgrayedd::{OptimizeConfig, surgery};
 
@@ -51,11 +52,11 @@ fn config() -> OptimizeConfig {
 }
 
 fn dense() -> Model {
-    Model::from_pretrained(config().model.as_deref().unwrap_or("builtin"), &LoadOptions::default()).unwrap()
+    upgrayedd::open(config().model.as_deref().unwrap_or("builtin"), &LoadOptions::default()).unwrap()
 }
 
 fn check_books(result: &Path) -> Model {
-    let model = Model::from_pretrained(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
+    let model = upgrayedd::open(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
     for id in model.params.ids() {
         let name = model.params.name(id);
         assert_eq!(model.params.get(id).shape(), model.spec.shape_of(name, &model.heads), "{name}");

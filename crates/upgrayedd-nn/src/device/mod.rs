@@ -172,6 +172,17 @@ pub enum Lanes {
     Cols,
 }
 
+impl Lanes {
+    /// How many lanes a parameter has.
+    pub fn count(self, tensor: &Tensor) -> usize {
+        match self {
+            Self::Whole => 1,
+            Self::Rows => tensor.rows(),
+            Self::Cols => tensor.cols(),
+        }
+    }
+}
+
 /// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and [`Tensor::cols`] say.
 pub(crate) trait Kernels: Send + Sync {
     /// `a += b`.

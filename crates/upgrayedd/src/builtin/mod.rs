@@ -14,7 +14,9 @@ use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString};
 
 use crate::data::{DataOptions, Dataset, DatasetBatches};
 use crate::family;
-use crate::model::{Companions, DType, LoadOptions, Model};
+use crate::files::{DType, write_file};
+use crate::load::LoadOptions;
+use crate::model::{Companions, Model};
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, LrSchedule, Place, StepReport, TrainOptions};
 use crate::{Error, Result, export};
@@ -22,6 +24,14 @@ use crate::{Error, Result, export};
 const CONFIG: &str = include_str!("config.json");
 const TOKENIZER: &str = include_str!("tokenizer.json");
 const WEIGHTS: &[u8] = include_bytes!("model.safetensors");
+/// Files that go with the model.
+const COMPANIONS: &[(&str, &str)] = &[
+    ("tokenizer.json", TOKENIZER),
+    (
+        "tokenizer_config.json",
+        "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"bos_token\": \"<s>\",\n  \"eos_token\": \"</s>\",\n  \"unk_token\": \"<unk>\"\n}\n",
+    ),
+];
 
 /// Stories that a run learns from and is measured on, none of them seen when the model was trained.
 const RUN_STORIES: u64 = 1700;
@@ -36,24 +46,16 @@ pub fn model() -> Result<Model> {
     // One loader for all models: the files are written out, read, and removed.
     let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "write in"))?;
     for (name, bytes) in [("config.json", CONFIG.as_bytes()), ("model.safetensors", WEIGHTS)] {
-        export::write_file(&dir.path().join(name), bytes)?;
+        write_file(&dir.path().join(name), bytes)?;
     }
     let mut model = Model::load(dir.path(), &LoadOptions::default())?;
-    model.companions = Companions::BuiltIn;
+    model.companions = Companions::Memory(COMPANIONS);
     Ok(model)
 }
 
 /// The built-in model's tokenizer: a token per word of the grammar.
 pub fn tokenizer() -> Result<Tokenizer> {
     Tokenizer::from_json(TOKENIZER, &Value::Null)
-}
-
-/// Writes tokenizer and generation files of the built-in model into a model folder.
-pub(crate) fn write_companions(dir: &Path) -> Result<()> {
-    export::write_file(&dir.join("tokenizer.json"), TOKENIZER.as_bytes())?;
-    let config =
-        json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" });
-    export::write_file(&dir.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())
 }
 
 /// Fresh stories for a run with the built-in model.
@@ -91,8 +93,8 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         "bos_token_id": 1,
         "eos_token_id": 2
     });
-    let (spec, _) = family::recognise(&config, &[], None)?;
-    let mut model = Model::initialised(spec, config, RECIPE_SEED);
+    let (family, spec, _) = family::recognise(&config, &[], None)?;
+    let mut model = Model::initialised(family, spec, config, RECIPE_SEED);
     let options = DataOptions { sequence_length: 256, seed: RECIPE_SEED, ..DataOptions::default() };
     let data = Dataset::from_documents(stories(RECIPE_SEED, RECIPE_STORIES), &model, &tokenizer, &options)?;
     let train = TrainOptions {
@@ -115,7 +117,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         Ok(ControlFlow::Continue(()))
     })?;
     export::export(&model, export::Format::Hf, DType::F16, out)?;
-    export::write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
+    write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
     Ok(out.to_owned())
 }
 

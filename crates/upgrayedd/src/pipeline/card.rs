@@ -1,7 +1,7 @@
 //! The result's model card: where it comes from, what was done, what was measured.
 
-use super::Summary;
 use crate::model::Model;
+use crate::record::Summary;
 
 /// The text of `README.md` for the result of a run that started from `base`: `owner/name@commit` of the Hub, or a folder.
 pub(super) fn card(base: Option<&str>, from_hub: bool, model: &Model, summary: &Summary) -> String {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Pipeline;
+use super::state::Pipeline;
 use crate::event::Observer;
 use crate::price::Currency;
 use crate::{Model, Result, budget, surgery};

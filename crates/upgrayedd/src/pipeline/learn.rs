@@ -2,11 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 
-use super::run::Run;
-use super::{Pipeline, State};
+use super::state::{Learning, Pipeline, Run, State};
 use crate::config::OptimizeConfig;
 use crate::data::{Part, RunData};
 use crate::eval::{EvalOptions, evaluate};
@@ -15,30 +13,6 @@ use crate::model::{Distill, Model};
 use crate::run_dir::RunDir;
 use crate::train::{self, Place, StepReport};
 use crate::{Error, Result, checkpoint};
-
-/// Where a cycle is once its heads are settled; part of every checkpoint inside a cycle.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Learning {
-    /// Per layer: which heads are to be faded in.
-    pub(super) growing: Vec<Vec<bool>>,
-    /// Heads that went and came back.
-    pub(super) pruned: usize,
-    pub(super) grown: usize,
-    /// Held-out loss in between.
-    pub(super) loss_pruned: f64,
-    /// Of the whole run before this cycle.
-    pub(super) tokens_before: u64,
-    /// Lowest held-out loss so far, and after which step.
-    pub(super) best: Option<(f64, u64)>,
-    /// Measurements since then.
-    pub(super) waited: usize,
-    /// The step after which was measured last.
-    pub(super) measured: Option<u64>,
-    /// Training losses of the last steps.
-    pub(super) recent: Vec<f64>,
-    /// Nothing is left but the measurement at the end.
-    pub(super) done: bool,
-}
 
 /// Losses that a new one is compared with.
 const RECENT: usize = 20;

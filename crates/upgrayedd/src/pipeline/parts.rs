@@ -1,39 +1,25 @@
 //! What a run is made of, read and checked before it starts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{CALIBRATION, GivenParts};
 use crate::budget::{self, Budget, Scope};
 use crate::config::OptimizeConfig;
-use crate::data::{Dataset, RunData};
+use crate::data::{Dataset, Part, RunData};
 use crate::heads::HeadScores;
-use crate::model::{Companions, LoadOptions, Model};
+use crate::load::LoadOptions;
+use crate::model::Model;
+use crate::open::open;
 use crate::price::{Currency, Prices};
-use crate::run_dir::ARCHIVE_FILE;
-use crate::surgery::Archive;
+use crate::score::ScoreContext;
 use crate::tokenizer::Tokenizer;
-use crate::{Error, Result, builtin, export};
+use crate::{Error, Result, builtin};
 
-/// The model that a run started from.
-pub(super) fn load_base(base: &Path, config: &OptimizeConfig, given: GivenParts) -> Result<Model> {
-    if !given.model {
-        return config.load_model();
-    }
-    let mut model = Model::load(base, &LoadOptions::default())?;
-    model.dtype = given.dtype.unwrap_or(model.dtype);
-    let archive = base.join(ARCHIVE_FILE);
-    if archive.is_file() {
-        model.archive = Archive::load(&archive, &model)?;
-    }
-    if !export::has_companions(base) {
-        model.companions = Companions::None;
-    }
-    Ok(model)
-}
+/// Calibration sequences set aside where the strategy does not say how many it wants.
+pub const CALIBRATION: usize = 128;
 
 /// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
 pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, longest: usize) -> Result<Model> {
-    let mut teacher = Model::from_pretrained(name, &LoadOptions { family: config.family.clone() })?;
+    let mut teacher = open(name, &LoadOptions { family: config.family.clone() })?;
     teacher.device = model.device;
     if let Err(reason) = model.check_same_tokens(&teacher) {
         return Err(Error::invalid(format!("{name} cannot teach this model: {reason}")));
@@ -52,9 +38,9 @@ pub(super) fn read_data(
     samples: Option<usize>,
 ) -> Result<RunData> {
     let options = config.data_options(config.sequence_length.unwrap_or_default());
-    let open = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
-    let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { open(&config.data)? };
-    let eval = config.eval_data.as_ref().map(|f| open(std::slice::from_ref(f))).transpose()?;
+    let read = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
+    let data = if config.data.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { read(&config.data)? };
+    let eval = config.eval_data.as_ref().map(|f| read(std::slice::from_ref(f))).transpose()?;
     RunData::split(data, eval, samples.unwrap_or(CALIBRATION), config.batch_size, config.seed)
 }
 
@@ -119,4 +105,10 @@ pub(super) fn hash_model(model: &Model, tokenizer: &str) -> String {
         hasher.update(bytemuck::cast_slice(model.params.get(id).data()));
     }
     hasher.finalize().to_hex().to_string()
+}
+
+pub(super) fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {
+    let Part { data, range } = &data.calibration;
+    let OptimizeConfig { batch_size, gradient_checkpointing, .. } = *config;
+    ScoreContext { model, data: Some((data, range)), batch_size, samples: range.len(), seed, gradient_checkpointing }
 }

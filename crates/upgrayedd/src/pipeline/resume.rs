@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use super::parts::load_base;
-use super::run::Run;
-use super::{Given, Pipeline, RunRecord, State, Summary};
+use super::state::{Given, Pipeline, Run, State};
 use crate::checkpoint::Saved;
 use crate::event::{Event, Observer};
 use crate::model::Model;
-use crate::run_dir::{RunDir, read_run};
+use crate::open::base_of;
+use crate::record::Summary;
+use crate::run_dir::{RunDir, RunRecord, read_run};
 use crate::{Error, Result, train};
 
 impl Pipeline {
@@ -20,7 +20,7 @@ impl Pipeline {
     /// What the run at `path` was started with, and from which model.
     pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
         let record: RunRecord = read_run(path)?;
-        let model = load_base(&path.join("base"), &record.config, record.given)?;
+        let model = base_of(&path.join("base"), &record.config, record.given)?;
         Ok((record, model))
     }
 
@@ -50,7 +50,7 @@ impl Pipeline {
             }
         }
         if record.given.model && given.model.is_none() {
-            given.model = Some(load_base(&dir.base(), &record.config, record.given)?);
+            given.model = Some(base_of(&dir.base(), &record.config, record.given)?);
         }
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);

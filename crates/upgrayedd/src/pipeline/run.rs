@@ -5,18 +5,20 @@ use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
 use super::card::card;
-use super::learn::Learning;
 use super::select::{Chosen, PruneStep};
-use super::{CycleRecord, Pipeline, Snapshot, State, Summary, load_base};
+use super::state::{Learning, Pipeline, Run};
 use crate::budget;
-use crate::eval::{Evaluation, measure_speed};
-use crate::event::{Control, Event, Observer, Phase, Progress, named_heads, named_scores};
+use crate::eval::measure_speed;
+use crate::event::{Control, Event, Phase, Progress, named_heads, named_scores};
 use crate::export::{self, Format};
+use crate::files::DType;
 use crate::grow::{Gains, GrowthInit};
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
-use crate::model::{DType, Model, Objective};
+use crate::model::Model;
+use crate::open::base_of;
 use crate::price::Currency;
-use crate::run_dir::RunDir;
+use crate::record::{CycleRecord, Evaluation, Snapshot, Summary};
+use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
 use crate::{Error, Result, checkpoint, grow, refit, surgery};
@@ -25,18 +27,6 @@ use crate::{Error, Result, checkpoint, grow, refit, surgery};
 const DAMAGE: f64 = 0.5;
 /// The strategy that the measurements speak for.
 const RECOMMENDED: &str = "auto";
-
-/// A run under way.
-pub(super) struct Run<'a> {
-    pub(super) pipeline: Pipeline,
-    pub(super) dir: RunDir,
-    pub(super) state: State,
-    pub(super) observer: &'a mut dyn Observer,
-    /// Model and optimiser at the start of the cycle, where it may be rolled back.
-    pub(super) start: Option<(Model, AdamW)>,
-    /// The best weights of the cycle so far, where it is measured while it learns.
-    pub(super) best: Option<Model>,
-}
 
 impl Run<'_> {
     pub(super) fn emit(&mut self, event: Event) -> Result<()> {
@@ -53,7 +43,7 @@ impl Run<'_> {
         self.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
             schema: 1,
-            family: model.spec.family.model_type,
+            family: model.family.model_type,
             parameters: model.num_parameters(),
             heads: model.heads.num_active(),
             sequences: [split.train.len(), there, split.held_out.len()],
@@ -375,7 +365,7 @@ impl Run<'_> {
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = load_base(&self.dir.base(), &config, self.pipeline.given)?;
+        let mut dense = base_of(&self.dir.base(), &config, self.pipeline.given)?;
         dense.device = self.pipeline.model.device;
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::run::Run;
-use super::{Pipeline, score_context};
+use super::parts::score_context;
+use super::state::{Pipeline, Run};
 use crate::Result;
 use crate::budget::Scope;
 use crate::data::Part;

@@ -2,9 +2,9 @@
 
 use upgrayedd_nn::trim_buffers;
 
-use super::Pipeline;
 use super::parts::prices;
 use super::second_look::Settled;
+use super::state::Pipeline;
 use crate::budget::{self, Budget};
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::Model;

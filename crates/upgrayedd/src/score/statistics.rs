@@ -12,7 +12,8 @@ use super::ScoreContext;
 use crate::data::Pass;
 use crate::heads::HeadScores;
 use crate::linalg::multiply;
-use crate::model::{Batch, Hooks, Model, Objective};
+use crate::model::{Batch, Hooks, Model};
+use crate::spec::Objective;
 use crate::{Error, Result, rng};
 
 /// What a score reads; a pass computes what any of its scores wants.

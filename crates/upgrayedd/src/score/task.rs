@@ -6,7 +6,7 @@ use super::statistics::{Needs, Statistics};
 use super::{Score, ScoreContext};
 use crate::data::Pass;
 use crate::heads::HeadScores;
-use crate::model::Objective;
+use crate::spec::Objective;
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {

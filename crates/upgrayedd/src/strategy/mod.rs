@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{self, Budget, Scope, Unit};
 use crate::error::unknown_name;
-use crate::eval::Evaluation;
 use crate::grow::{self, Gains};
 use crate::heads::{HeadScores, HeadSelection};
-use crate::model::Objective;
-use crate::pipeline::CycleRecord;
+use crate::record::{CycleRecord, Evaluation};
 use crate::score::ScoreContext;
+use crate::spec::Objective;
 use crate::{Error, Model, Result};
 
 /// What every strategy takes.

@@ -1,0 +1,152 @@
+//! Hugging Face folders: smaller with a modeling file that rebuilds the layers, or dense with zeros.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use upgrayedd_nn::Tensor;
+use upgrayedd_nn::optim::Lanes;
+
+use crate::family::{Layout, Task};
+use crate::files::{DType, safetensors_file, write_file};
+use crate::heads::{CONFIG_KEY, LayerHeads};
+use crate::model::Model;
+use crate::spec::{Objective, split_layer};
+use crate::{Error, Result};
+
+const MODELING_FILE: &str = "modeling_upgrayedd";
+
+pub(super) fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
+    let pruned = model.heads.num_pruned() > 0 && !dense;
+    let config = config_json(model, pruned, dtype);
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
+    write_file(&dir.join("config.json"), text.as_bytes())?;
+    if pruned {
+        let code = match model.family.model_type {
+            "llama" => include_str!("modeling_llama.py"),
+            "gpt2" => include_str!("modeling_gpt2.py"),
+            _ => include_str!("modeling_bert.py"),
+        };
+        write_file(&dir.join(format!("{MODELING_FILE}.py")), code.as_bytes())?;
+    }
+    write_tensors(tensors(model, dense), dtype, dir)
+}
+
+fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Result<()> {
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors_file::write(&dir.join("model.safetensors"), tensors, dtype, metadata)
+}
+
+/// Writes the weights alone, with the heads that are left, exactly as they are: in the model's own element type, or in f32 where some
+/// are none of its numbers.
+pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
+    let exact = |t: &Tensor| t.data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits());
+    let fits = model.dtype == DType::F32 || model.params.ids().all(|id| exact(model.params.get(id)));
+    write_tensors(tensors(model, false), if fits { model.dtype } else { DType::F32 }, dir)
+}
+
+/// The model with a config.json that describes it as it is, heads included.
+pub fn with_own_config(mut model: Model) -> Model {
+    model.config = config_json(&model, model.heads.num_pruned() > 0, model.dtype);
+    model
+}
+
+/// The config as it was read, with the heads that are left.
+fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
+    let mut config = model.config.clone();
+    let Some(map) = config.as_object_mut() else { return config };
+    for key in [CONFIG_KEY, "auto_map", "pruned_heads"] {
+        map.shift_remove(key);
+    }
+    map.entry("model_type").or_insert_with(|| json!(model.family.model_type));
+    let named: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| map.contains_key(*key)).collect();
+    for key in if named.is_empty() { vec!["torch_dtype"] } else { named } {
+        map.insert(key.to_owned(), json!(dtype.name()));
+    }
+    let task = Task::of(model.spec.objective);
+    // A class of ours names the code of a pruned model; what it stands for is the stock one.
+    let named = map.get("architectures").and_then(|a| a[0].as_str()).is_some_and(|a| !a.starts_with("Upgrayedd"));
+    if let Some(name) = model.family.architecture_of(task).filter(|_| !named) {
+        map.insert("architectures".to_owned(), json!([name]));
+    }
+    if pruned {
+        let active: Vec<&[usize]> = model.heads.layers().iter().map(LayerHeads::active).collect();
+        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": 1, "heads": active }));
+        let class = |name: &str| format!("{MODELING_FILE}.Upgrayedd{name}");
+        let auto = match task {
+            Task::CausalLm => "AutoModelForCausalLM",
+            Task::MaskedLm => "AutoModelForMaskedLM",
+            Task::Classifier => "AutoModelForSequenceClassification",
+            Task::Encoder => "AutoModel",
+        };
+        map.insert("auto_map".to_owned(), json!({ "AutoModel": class("Model"), auto: class(task.class()) }));
+    }
+    config
+}
+
+/// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing.
+pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
+    let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
+    for tensor in model.family.tensors(&model.spec) {
+        let Some(id) = model.params.find(&tensor.canonical) else { continue };
+        let weight = model.params.get(id);
+        let weight = if dense { expand(model, &tensor.canonical, weight) } else { weight.clone() };
+        // The base model of a plain encoder is saved without prefix, as transformers does.
+        let name = match model.spec.objective {
+            Objective::Encoder => tensor.name.strip_prefix(model.family.base_prefix).unwrap_or(&tensor.name).to_owned(),
+            _ => tensor.name,
+        };
+        parts.entry(name).or_default().push((tensor.layout, weight));
+    }
+    let mut all: Vec<(String, Tensor)> = parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect();
+    // transformers takes a weight with two names for one only where the output projection is the embedding.
+    if !model.spec.tied_head {
+        for (own, other) in model.family.other_names {
+            let copy = all.iter().find(|(name, _)| name == own).map(|(_, tensor)| ((*other).to_owned(), tensor.clone()));
+            all.extend(copy);
+        }
+    }
+    all
+}
+
+fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
+    if let [(layout, tensor)] = &parts[..] {
+        return if *layout == Layout::Transposed { tensor.transposed() } else { tensor.clone() };
+    }
+    parts.sort_by_key(|(layout, _)| match layout {
+        Layout::FusedThird(part) => *part,
+        _ => 0,
+    });
+    let data: Vec<f32> = parts.iter().flat_map(|(_, t)| t.data().iter().copied()).collect();
+    let rows: usize = parts.iter().map(|(_, t)| t.shape()[0]).sum();
+    match parts[0].1.shape() {
+        [_, input] => Tensor::from_vec(&[rows, *input], data).transposed(),
+        _ => Tensor::from_vec(&[rows], data),
+    }
+}
+
+/// A weight in the unpruned shape, zeros where heads are missing.
+fn expand(model: &Model, canonical: &str, weight: &Tensor) -> Tensor {
+    let lanes = model.spec.lanes_of(canonical);
+    let Some((layer, part)) = split_layer(canonical).filter(|_| lanes != Lanes::Whole) else { return weight.clone() };
+    let heads = &model.heads.layers()[layer];
+    let present =
+        if part.starts_with("attn.k") || part.starts_with("attn.v") { heads.kv_active() } else { heads.active().to_vec() };
+    let features = model.features(&present);
+    let shape = model.spec.shape_of(canonical, &model.spec.full_heads());
+    let mut full = Tensor::zeros(&shape);
+    let (from_cols, to_cols) = (weight.cols(), full.cols());
+    let out = full.data_mut();
+    if lanes == Lanes::Rows {
+        for (row, &to) in weight.data().chunks_exact(from_cols).zip(&features) {
+            out[to * to_cols..(to + 1) * to_cols].copy_from_slice(row);
+        }
+    } else {
+        for (row, out) in weight.data().chunks_exact(from_cols).zip(out.chunks_exact_mut(to_cols)) {
+            for (&value, &to) in row.iter().zip(&features) {
+                out[to] = value;
+            }
+        }
+    }
+    full
+}

@@ -1,0 +1,158 @@
+//! Typed access to config.json: errors name the key, what stands there and what would be right.
+
+use serde_json::Value;
+
+use crate::error::unknown_name;
+use crate::spec::Objective;
+use crate::{Error, Result};
+
+use super::definition::Task;
+
+/// A config.json (or an object in it) with the names that a family's configuration class gives to the same key.
+pub(crate) struct Config<'a> {
+    value: &'a Value,
+    /// Other names of a key: `(other, own)`. As in transformers, the other name wins where both are there.
+    aliases: &'static [(&'static str, &'static str)],
+}
+
+impl<'a> Config<'a> {
+    pub(super) fn new(value: &'a Value, aliases: &'static [(&'static str, &'static str)]) -> Self {
+        Self { value, aliases }
+    }
+
+    /// What stands under a key, `null` included; `None` if the key is not there.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        let other = self.aliases.iter().filter(|(_, own)| *own == key).find_map(|(other, _)| self.value.get(other));
+        other.or_else(|| self.value.get(key))
+    }
+
+    fn wrong(key: &str, value: &Value, expected: &str) -> Error {
+        Error::invalid(format!("config.json: {key} is {value}: expected {expected}"))
+    }
+
+    /// A whole number of sane size; `default` stands in for a missing key.
+    pub(super) fn size(&self, key: &str, default: usize) -> Result<usize> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => Self::to_size(key, value),
+        }
+    }
+
+    /// The same where `null` means that the key is not there.
+    pub(super) fn size_or_null(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key).filter(|v| !v.is_null()).map(|value| Self::to_size(key, value)).transpose()
+    }
+
+    fn to_size(key: &str, value: &Value) -> Result<usize> {
+        const LARGEST: u64 = 1 << 24;
+        match value.as_u64() {
+            Some(n) if (1..=LARGEST).contains(&n) => Ok(n as usize),
+            _ => Err(Self::wrong(key, value, &format!("a whole number from 1 to {LARGEST}"))),
+        }
+    }
+
+    /// A positive number; `default` stands in for a missing key, and without one the key must be there.
+    pub(super) fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        match (self.get(key), default) {
+            (None, Some(default)) => Ok(default),
+            (value, _) => {
+                let value = value.unwrap_or(&Value::Null);
+                let number = value.as_f64().filter(|v| v.is_finite() && *v > 0.0);
+                number.ok_or_else(|| Self::wrong(key, value, "a positive number"))
+            }
+        }
+    }
+
+    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(value)) => Ok(*value),
+            Some(value) => Err(Self::wrong(key, value, "true or false")),
+        }
+    }
+
+    /// A text; `None` if the key is missing or `null`.
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(value) => Err(Self::wrong(key, value, "a name")),
+        }
+    }
+
+    /// An object; `None` if the key is missing, `null` or empty.
+    pub(super) fn object(&self, key: &str) -> Result<Option<&'a Value>> {
+        match self.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value @ Value::Object(fields)) => Ok((!fields.is_empty()).then_some(value)),
+            Some(value) => Err(Self::wrong(key, value, "an object")),
+        }
+    }
+
+    /// A function by the name that transformers has for it.
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<upgrayedd_nn::ops::Activation> {
+        use upgrayedd_nn::ops::Activation::{Gelu, GeluTanh, Relu, Silu};
+        let named = match self.get(key) {
+            None => default,
+            Some(Value::String(name)) => name,
+            Some(value) => return Err(Self::wrong(key, value, "the name of an activation")),
+        };
+        match named {
+            "gelu" | "gelu_python" => Ok(Gelu),
+            // One formula in four spellings.
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => Ok(GeluTanh),
+            "silu" | "swish" => Ok(Silu),
+            "relu" => Ok(Relu),
+            other => Err(unknown_name(
+                &format!("{key} in config.json"),
+                other,
+                &["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"],
+            )),
+        }
+    }
+
+    /// The number of layers; a list of their types has one for each.
+    pub(super) fn layers(&self, key: &str, default: usize) -> Result<usize> {
+        let layers = self.size(key, default)?;
+        match self.get("layer_types").and_then(Value::as_array) {
+            Some(types) if types.len() != layers => Err(Error::invalid(format!(
+                "config.json: layer_types has {} layers, but {key} is {layers}: expected as many",
+                types.len()
+            ))),
+            _ => Ok(layers),
+        }
+    }
+
+    pub(super) fn objective(&self, task: Task) -> Result<Objective> {
+        Ok(match task {
+            Task::CausalLm => Objective::CausalLm,
+            Task::MaskedLm => Objective::MaskedLm,
+            Task::Encoder => Objective::Encoder,
+            Task::Classifier => {
+                let number = self.size_or_null("num_labels")?;
+                let named = match self.get("id2label") {
+                    Some(Value::Object(names)) if !names.is_empty() => Some(names.len()),
+                    Some(Value::Object(_)) if number.is_some() => None,
+                    None | Some(Value::Null) => None,
+                    Some(value) => return Err(Self::wrong("id2label", value, "an object of names by class")),
+                };
+                // Two labels need not be named.
+                let labels = match (named, number) {
+                    (Some(named), Some(number)) if named != number => {
+                        return Err(Error::invalid(format!(
+                            "config.json: num_labels is {number}, but id2label names {named}: expected as many"
+                        )));
+                    }
+                    (named, number) => named.or(number).unwrap_or(2),
+                };
+                let kind = if labels == 1 { "regression" } else { "single_label_classification" };
+                if let Some(other) = self.text("problem_type")?.filter(|k| *k != kind) {
+                    return Err(Error::invalid(format!(
+                        "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?}"
+                    )));
+                }
+                Objective::Classifier { labels }
+            }
+        })
+    }
+}

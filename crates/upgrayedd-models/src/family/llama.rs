@@ -1,0 +1,109 @@
+//! Llama: RMSNorm before each half-block, RoPE, SwiGLU, grouped-query attention (Touvron et al. 2023).
+
+use super::config::Config;
+use super::definition::{Family, HfTensor, Task, plain};
+use super::rope;
+use crate::Result;
+use crate::keys::{
+    Fate::{Idle, Only, Used},
+    Keys, SPEED, TRAINING,
+};
+use crate::spec::{Block, ModelSpec, Norm, Positions};
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "llama",
+    architectures: &[("LlamaForCausalLM", Task::CausalLm)],
+    base_prefix: "model.",
+    marker: "layers.0.self_attn.q_proj.weight",
+    task_markers: &[],
+    config_aliases: &[],
+    keys: KEYS,
+    output_head: Some("lm_head.weight"),
+    other_names: &[],
+    types_are_tokens: false,
+    buffers: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"],
+    parse,
+    tensors,
+    module: |layer| format!("model.layers.{layer}.self_attn"),
+};
+
+/// What becomes of each key of the configuration.
+const KEYS: Keys = &[
+    ("vocab_size", Used),
+    ("hidden_size", Used),
+    ("intermediate_size", Used),
+    ("num_hidden_layers", Used),
+    ("num_attention_heads", Used),
+    ("num_key_value_heads", Used),
+    ("head_dim", Used),
+    ("hidden_act", Used),
+    ("max_position_embeddings", Used),
+    ("rms_norm_eps", Used),
+    ("tie_word_embeddings", Used),
+    ("attention_bias", Used),
+    ("mlp_bias", Used),
+    ("rope_parameters", Used),
+    ("rope_scaling", Used),
+    ("rope_theta", Used),
+    ("partial_rotary_factor", Used),
+    ("original_max_position_embeddings", Used),
+    ("is_causal", Only(&["true"], "true, a decoder that looks back only")),
+    ("pretraining_tp", Idle(SPEED)),
+    ("attention_dropout", Idle(TRAINING)),
+];
+
+fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
+    let hidden_size = config.size("hidden_size", 4096)?;
+    let num_heads = config.size("num_attention_heads", 32)?;
+    let head_dim = config.size_or_null("head_dim")?.unwrap_or((hidden_size / num_heads).max(1));
+    let attention_bias = config.flag("attention_bias", false)?;
+    let max_positions = config.size("max_position_embeddings", 2048)?;
+    Ok(ModelSpec {
+        vocab_size: config.size("vocab_size", 32_000)?,
+        hidden_size,
+        intermediate_size: config.size("intermediate_size", 11_008)?,
+        num_layers: config.layers("num_hidden_layers", 32)?,
+        num_heads,
+        num_kv_heads: config.size_or_null("num_key_value_heads")?.unwrap_or(num_heads),
+        head_dim,
+        max_positions,
+        type_vocab_size: 0,
+        block: Block::PreNorm,
+        norm: Norm::Rms,
+        norm_eps: config.number("rms_norm_eps", Some(1e-6))? as f32,
+        positions: Positions::Rope { inv_freq: rope::inv_freq(config, head_dim, max_positions)? },
+        activation: config.activation("hidden_act", "silu")?,
+        gated_mlp: true,
+        qkv_bias: attention_bias,
+        out_bias: attention_bias,
+        mlp_bias: config.flag("mlp_bias", false)?,
+        causal: true,
+        tied_head: config.flag("tie_word_embeddings", false)?,
+        objective: config.objective(task)?,
+    })
+}
+
+fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {
+    let mut all = vec![plain("embed.tokens", "model.embed_tokens.weight"), plain("final_norm.weight", "model.norm.weight")];
+    if !spec.tied_head {
+        all.push(plain("head.weight", "lm_head.weight"));
+    }
+    for i in 0..spec.num_layers {
+        let (ours, theirs) = (format!("layers.{i}"), format!("model.layers.{i}"));
+        let mut linear = |ours_part: &str, their_part: &str, bias: bool| {
+            for kind in ["weight", "bias"].into_iter().take(1 + usize::from(bias)) {
+                all.push(plain(format!("{ours}.{ours_part}.{kind}"), format!("{theirs}.{their_part}.{kind}")));
+            }
+        };
+        linear("norm1", "input_layernorm", false);
+        linear("attn.q", "self_attn.q_proj", spec.qkv_bias);
+        linear("attn.k", "self_attn.k_proj", spec.qkv_bias);
+        linear("attn.v", "self_attn.v_proj", spec.qkv_bias);
+        linear("attn.o", "self_attn.o_proj", spec.out_bias);
+        linear("norm2", "post_attention_layernorm", false);
+        linear("mlp.gate", "mlp.gate_proj", spec.mlp_bias);
+        linear("mlp.up", "mlp.up_proj", spec.mlp_bias);
+        linear("mlp.down", "mlp.down_proj", spec.mlp_bias);
+    }
+    all
+}

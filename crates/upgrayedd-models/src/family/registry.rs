@@ -1,0 +1,111 @@
+//! The families there are, and which of them a checkpoint is of.
+
+use serde_json::Value;
+
+use super::config::Config;
+use super::definition::{Family, Task};
+use super::{bert, gpt2, llama};
+use crate::error::unknown_name;
+use crate::keys;
+use crate::spec::ModelSpec;
+use crate::{Error, Result};
+
+/// Every family, in the order in which messages name them.
+pub const ALL: [&Family; 3] = [&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY];
+
+/// The family called `name`.
+pub fn named(name: &str) -> Result<&'static Family> {
+    let names = ALL.map(|f| f.model_type);
+    ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| unknown_name("model family", name, &names))
+}
+
+/// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
+///
+/// Returns notes on keys that are passed over, too.
+pub fn recognise(
+    config: &Value,
+    tensor_names: &[String],
+    wanted: Option<&str>,
+) -> Result<(&'static Family, ModelSpec, Vec<String>)> {
+    if !config.is_object() {
+        return Err(Error::invalid("config.json: expected an object of keys and values"));
+    }
+    let family = family_of(config, tensor_names, wanted)?;
+    let tables = [family.keys, keys::COMMON];
+    let notes = keys::check("config.json", config, &tables, |key| keys::GENERATION_IN_CONFIG.contains(&key))?;
+    let task = task_of(family, config, tensor_names, wanted)?;
+    let spec = (family.parse)(&Config::new(config, family.config_aliases), task)?;
+    spec.check()?;
+    Ok((family, spec, notes))
+}
+
+/// The first architecture, if config.json names any.
+fn architecture(config: &Value) -> Result<Option<&str>> {
+    let refuse = |what: &str, value: &Value| {
+        Error::invalid(format!("config.json: architectures {what} {value}: expected names of classes"))
+    };
+    match config.get("architectures") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(names)) => names.first().map(|name| name.as_str().ok_or_else(|| refuse("lists", name))).transpose(),
+        Some(other) => Err(refuse("is", other)),
+    }
+}
+
+/// Whether one of the tensors is that of the base model, whatever stands before its name.
+fn has(tensor_names: &[String], name: &str) -> bool {
+    tensor_names.iter().any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
+}
+
+fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
+    let supported = ALL.map(|f| f.model_type).join(", ");
+    let said = match config.get("model_type") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name.as_str()),
+        Some(other) => return Err(Error::invalid(format!("config.json: model_type is {other}: expected one of {supported}"))),
+    };
+    if let Some(name) = said {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != name) {
+            return Err(Error::invalid(format!("config.json says model_type {name:?}, so --family {wanted} cannot be right")));
+        }
+        return ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
+            Error::invalid(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
+        });
+    }
+    let architecture = architecture(config)?;
+    let by_architecture = ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
+    let told = by_architecture.or_else(|| ALL.into_iter().find(|f| has(tensor_names, f.marker)));
+    match (wanted, told) {
+        (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::invalid(format!(
+            "the architecture or the tensors are those of a {} model, so --family {wanted} cannot be right",
+            told.model_type
+        ))),
+        (Some(wanted), _) => named(wanted),
+        (None, Some(told)) => Ok(told),
+        (None, None) => Err(Error::invalid(format!(
+            "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
+             say which with --family ({supported})"
+        ))),
+    }
+}
+
+/// What the checkpoint's head is for: as its architecture says, else as its tensors say.
+fn task_of(family: &'static Family, config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<Task> {
+    let from_tensors = || {
+        let marked = family.task_markers.iter().find(|(name, _)| has(tensor_names, name));
+        marked.map_or(family.architectures[0].1, |(_, task)| *task)
+    };
+    let Some(name) = architecture(config)? else { return Ok(from_tensors()) };
+    match family.task_of(name) {
+        Some(task) => Ok(task),
+        None if wanted.is_some() => Ok(from_tensors()),
+        None => {
+            let known: Vec<&str> = family.architectures.iter().map(|(a, _)| *a).collect();
+            Err(Error::invalid(format!(
+                "config.json: architecture {name:?} is not supported: expected one of {}; if it computes what one of them does, \
+                 --family {} reads it as what its tensors say",
+                known.join(", "),
+                family.model_type
+            )))
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! One safetensors file: f32, f16, bf16, and f64 rounded to f32.
+
+#![allow(unsafe_code, reason = "weights are memory-mapped")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensors};
+use upgrayedd_nn::Tensor;
+
+use super::dtype::DType;
+use super::json::check_link;
+use crate::{Error, Result};
+
+/// A safetensors file, mapped and checked.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    header: Metadata,
+    /// Where the tensors' bytes begin.
+    data: usize,
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header: lengths, offsets and overlaps.
+    pub fn open(path: &Path) -> Result<Self> {
+        check_link(path)?;
+        let file = File::open(path).map_err(Error::io(path, "read"))?;
+        // SAFETY: the map is read-only; a file changed by another program while it is read can only give other weights.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
+        let (length, header) = SafeTensors::read_metadata(&map).map_err(|e| {
+            Error::bad_file(path, format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"))
+        })?;
+        Ok(Self { path: path.to_owned(), map, header, data: size_of::<u64>() + length })
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    /// The metadata of the header.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.header.metadata().clone().unwrap_or_default().into_iter().collect()
+    }
+
+    /// Shape of one tensor.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.info(name)?.shape.clone())
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header.info(name).ok_or_else(|| Error::bad_file(&self.path, format!("tensor {name} is not in the file")))
+    }
+
+    /// Element type of one tensor.
+    pub(crate) fn dtype(&self, name: &str) -> Result<DType> {
+        match self.info(name)?.dtype {
+            // Nobody computes in f64, and nothing else is wide enough.
+            Dtype::F32 | Dtype::F64 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(Error::bad_file(
+                &self.path,
+                format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16, so save the model dequantised"),
+            )),
+        }
+    }
+
+    /// Whether some tensor is wider than what it is read as.
+    pub fn is_narrowed(&self) -> bool {
+        self.header.tensors().values().any(|info| info.dtype == Dtype::F64)
+    }
+
+    /// One tensor as `f32`; anything not finite is refused. The file's pages are let go again.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let (dtype, info) = (self.dtype(name)?, self.info(name)?);
+        let (start, end) = info.data_offsets;
+        let range = self.data + start..self.data + end;
+        let mut out = vec![0.0f32; info.shape.iter().product()];
+        match info.dtype {
+            Dtype::F64 => narrow(&self.map[range.clone()], &mut out),
+            _ => convert(&self.map[range.clone()], dtype, &mut out),
+        }
+        self.let_go(range);
+        if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
+            return Err(Error::bad_file(
+                &self.path,
+                format!("tensor {name} holds {} at element {at}: the checkpoint is damaged or its training diverged", out[at]),
+            ));
+        }
+        Ok(Tensor::from_vec(&info.shape, out))
+    }
+
+    /// Tells the system that these bytes need not stay in this process's memory: otherwise a model would be there twice while it is
+    /// read, as file and as weights.
+    #[cfg(unix)]
+    fn let_go(&self, range: Range<usize>) {
+        // SAFETY: nothing borrows the map now, and pages of a file that is mapped read-only come back as they were.
+        let told = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Advice that is not taken costs memory and nothing else.
+        drop(told);
+    }
+
+    #[cfg(not(unix))]
+    fn let_go(&self, _: Range<usize>) {}
+}
+
+fn narrow(bytes: &[u8], out: &mut [f32]) {
+    out.iter_mut().zip(bytes.as_chunks::<8>().0).for_each(|(o, b)| *o = f64::from_le_bytes(*b) as f32);
+}
+
+fn convert(bytes: &[u8], dtype: DType, out: &mut [f32]) {
+    const CHUNK: usize = 1 << 16;
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(|(out, bytes)| match dtype {
+        DType::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
+        DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32()),
+        DType::BF16 => {
+            out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32())
+        }
+    });
+}

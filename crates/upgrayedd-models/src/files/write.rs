@@ -1,0 +1,60 @@
+//! Files and folders that appear whole or not at all.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// How names of what is not complete begin.
+pub const PARTIAL: &str = ".partial-";
+
+/// Writes a small file and makes sure that it is on the disk.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path).map_err(Error::io(path, "write"))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
+}
+
+/// Refuses a target that exists, or whose parent cannot take it. Writes nothing that stays.
+pub fn check_new(out: &Path) -> Result<()> {
+    if out.symlink_metadata().is_ok() {
+        return Err(Error::bad_file(out, "already exists: choose another --out or remove it first"));
+    }
+    let mut nearest = parent_of(out);
+    while !nearest.exists() {
+        nearest = parent_of(&nearest);
+    }
+    // The surest way to know that a folder can be written is to write.
+    tempfile::Builder::new().prefix(".probe-").tempfile_in(&nearest).map_err(Error::io(&nearest, "write in"))?;
+    Ok(())
+}
+
+fn parent_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Fills a folder beside `out` and renames it into place; on failure nothing stays.
+pub fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    check_new(out)?;
+    let parent = parent_of(out);
+    std::fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
+    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&parent).map_err(Error::io(&parent, "write in"))?;
+    fill(temporary.path())?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755)).map_err(Error::io(out, "write"))?;
+    }
+    sync_dir(temporary.path())?;
+    std::fs::rename(temporary.path(), out).map_err(Error::io(out, "write"))?;
+    // Renamed: there is nothing left to remove.
+    let _ = temporary.keep();
+    sync_dir(&parent)
+}
+
+/// Makes sure that what was written or renamed in a folder is on the disk.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io(dir, "write"))
+}

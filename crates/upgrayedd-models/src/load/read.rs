@@ -1,0 +1,258 @@
+//! Reading Hugging Face folders: config.json, safetensors whole or sharded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+use upgrayedd_nn::{ParamSet, Tensor};
+
+use super::folder::{TensorFolder, read_config};
+use super::names::Names;
+use super::source::Weights;
+use crate::family::{self, Family, HfTensor, Layout, Task};
+use crate::files::DType;
+use crate::heads::{CONFIG_KEY, HeadMap};
+use crate::model::{Companions, Model};
+use crate::spec::{ModelSpec, Objective};
+use crate::{Error, Result};
+
+/// What the user may say about a model that its files do not.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Family, for a config.json that does not tell.
+    pub family: Option<String>,
+}
+
+impl Model {
+    /// Loads a Hugging Face folder.
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        if let Some(name) = &options.family {
+            family::named(name)?;
+        }
+        let config = read_config(dir)?;
+        let folder = TensorFolder::open(dir)?;
+        let mut model = Self::from_weights(config, &folder, options).map_err(|e| match e {
+            Error::Invalid(message) => Error::bad_file(dir, message),
+            other => other,
+        })?;
+        model.notices.extend(folder.notes);
+        model.companions = Companions::Folder(dir.to_owned());
+        Ok(model)
+    }
+
+    /// A model of the weights that a config.json describes, wherever they are.
+    pub fn from_weights(mut config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
+        let names = Names::new(weights.names())?;
+        let (family, mut spec, mut notices) = family::recognise(&config, &names.all(), options.family.as_deref())?;
+        let names = names.without_prefix(family)?;
+        notices.extend_from_slice(&names.notes);
+        let heads = heads_from_config(&config, &spec)?;
+        let said = spec.tied_head;
+        check_second_names(family, &spec, &names)?;
+        let head = settle_head(family, &mut spec, &names, weights)?;
+        if spec.tied_head != said {
+            config[TIED] = spec.tied_head.into();
+            notices.push(format!(
+                "the output projection differs from the embedding, although config.json says {TIED}: it is one of its own, as in transformers"
+            ));
+        }
+        let (mut params, mut types) = (ParamSet::default(), Types::default());
+        let mut read: BTreeSet<String> = head.compared.into_iter().collect();
+        for tensor in family.tensors(&spec) {
+            let instead = head.embedding.as_deref().filter(|_| tensor.canonical == EMBEDDING);
+            let found = match instead {
+                None => names.find(&tensor.name, family)?,
+                found => found,
+            };
+            match found {
+                Some(name) => {
+                    let weight = read_canonical(weights, name, &tensor, &spec, &heads)?;
+                    types.count(weights.dtype(name)?, weight.len());
+                    read.insert(name.to_owned());
+                    params.add(tensor.canonical, weight);
+                }
+                None if tensor.optional => {}
+                None => {
+                    return Err(Error::invalid(format!(
+                        "the weight {} is missing: weights and config.json do not belong together, or the file is not complete",
+                        tensor.name
+                    )));
+                }
+            }
+        }
+        notices.extend(check_unread(family, &spec, &names, &read)?);
+        let (dtype, mixed) = types.settle();
+        notices.extend(mixed);
+        let mut model = Self::from_params(family, spec, config, params, heads, dtype);
+        model.notices = notices;
+        Ok(model)
+    }
+}
+
+const EMBEDDING: &str = "embed.tokens";
+const TIED: &str = "tie_word_embeddings";
+
+/// Where the output projection stands, by the names in the file.
+#[derive(Default)]
+struct Head {
+    /// Holds the embedding, which is not under its own name.
+    embedding: Option<String>,
+    /// Holds the embedding once more.
+    compared: Option<String>,
+}
+
+/// Settles whether the output projection is the embedding: as in transformers a projection that differs is one of its own whatever
+/// config.json says, and where only the projection is stored and the two are one, it is the embedding.
+fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Result<Head> {
+    let learns_tokens = matches!(spec.objective, Objective::CausalLm | Objective::MaskedLm);
+    let Some(head) = family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
+    let table = family.tensors(spec);
+    let Some(embedding) = table.into_iter().find(|t| t.canonical == EMBEDDING) else { return Ok(Head::default()) };
+    match (spec.tied_head, names.find(head, family)?, names.find(&embedding.name, family)?) {
+        (true, Some(head), Some(embedding)) => {
+            let alike = weights.shape(head)? == weights.shape(embedding)?;
+            spec.tied_head = alike && weights.read(head)?.data() == weights.read(embedding)?.data();
+            Ok(Head { compared: spec.tied_head.then(|| head.to_owned()), embedding: None })
+        }
+        (true, Some(head), None) => Ok(Head { embedding: Some(head.to_owned()), compared: None }),
+        (false, None, Some(_)) => Err(Error::invalid(format!(
+            "the weight {head} is missing: if the output projection is the embedding, config.json has to say {TIED}: true"
+        ))),
+        _ => Ok(Head::default()),
+    }
+}
+
+/// Where config.json says that the output projection is not the embedding, transformers takes two names of a weight for two weights, and
+/// computes with the other one.
+fn check_second_names(family: &Family, spec: &ModelSpec, names: &Names) -> Result<()> {
+    if spec.tied_head || spec.objective != Objective::MaskedLm {
+        return Ok(());
+    }
+    for (own, other) in family.other_names {
+        if names.find_as(other, family)?.is_none() {
+            return Err(Error::invalid(format!(
+                "the weight {other} is missing: where config.json says {TIED}: false, {own} does not stand for it, as in transformers 5"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses weights of layers that the model does not have; names in a notice what is passed over.
+fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Result<Option<String>> {
+    // A weight that has been read under its other name is not missed under its own.
+    let is_read = |name: &str| names.find_as(name, family).ok().flatten().is_some_and(|stored| read.contains(stored));
+    let second = |name: &str| family.other_names.iter().any(|(own, other)| *own == name && is_read(other));
+    let unread = names.unread(|stored| read.contains(stored));
+    let unread: Vec<&str> = unread.filter(|name| !family.is_buffer(name) && !second(name)).collect();
+    if let Some(name) = unread.iter().find(|name| family.is_layer_weight(name)) {
+        return Err(Error::invalid(format!(
+            "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
+            family.model_type
+        )));
+    }
+    let class = family.architecture_of(Task::of(spec.objective)).unwrap_or(family.model_type);
+    let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
+    let more = if unread.len() > 4 { ", …" } else { "" };
+    let what = if unread.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", unread.len()) };
+    Ok((!unread.is_empty())
+        .then(|| format!("the file also holds {what} that a {class} does not have, and that is not read: {shown}{more}")))
+}
+
+/// Elements of each type in a checkpoint.
+#[derive(Default)]
+struct Types([usize; 3]);
+
+impl Types {
+    const ALL: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+    fn count(&mut self, dtype: DType, elements: usize) {
+        let at = Self::ALL.iter().position(|d| *d == dtype).unwrap_or(0);
+        self.0[at] += elements;
+    }
+
+    /// The type of most elements, in which the result is written, and a notice if there are others.
+    fn settle(&self) -> (DType, Option<String>) {
+        let most = self.0.iter().copied().max().unwrap_or(0);
+        let at = self.0.iter().position(|n| *n == most).unwrap_or(0);
+        let there: Vec<&str> = Self::ALL.iter().zip(self.0).filter(|(_, n)| *n > 0).map(|(d, _)| d.name()).collect();
+        let dtype = Self::ALL[at];
+        let notice = (there.len() > 1).then(|| {
+            format!(
+                "weights are stored as {}: the result is written as {}, the type of most of them, unless another is asked for",
+                there.join(" and "),
+                dtype.name()
+            )
+        });
+        (dtype, notice)
+    }
+}
+
+fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+    let Some(ours) = config.get(CONFIG_KEY) else {
+        return match &config["pruned_heads"] {
+            Value::Null => Ok(spec.full_heads()),
+            _ => pruned_by_transformers(config, spec),
+        };
+    };
+    let version = ours["format_version"].as_u64();
+    if version != Some(1) {
+        return Err(Error::invalid(format!(
+            "config.json: {CONFIG_KEY}.format_version is {}: this program reads version 1",
+            ours["format_version"]
+        )));
+    }
+    let active: Vec<Vec<usize>> = serde_json::from_value(ours["heads"].clone())
+        .map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))?;
+    if active.len() != spec.num_layers {
+        return Err(Error::invalid(format!(
+            "config.json: {CONFIG_KEY}.heads lists {} layers of {}",
+            active.len(),
+            spec.num_layers
+        )));
+    }
+    HeadMap::from_active(spec.num_heads, spec.num_kv_heads, active)
+}
+
+/// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
+fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
+        Error::invalid(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
+    })?;
+    let mut heads = spec.full_heads();
+    heads.remove(&pruned, 1)?;
+    Ok(heads)
+}
+
+/// Reads one weight in canonical layout, after its stored shape has been checked.
+fn read_canonical(weights: &dyn Weights, name: &str, tensor: &HfTensor, spec: &ModelSpec, heads: &HeadMap) -> Result<Tensor> {
+    let want = spec.shape_of(&tensor.canonical, heads);
+    let stored = stored_shape(&tensor.layout, &want);
+    let found = weights.shape(name)?;
+    if found != stored {
+        return Err(Error::invalid(format!(
+            "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
+        )));
+    }
+    let read = weights.read(name)?;
+    Ok(match tensor.layout {
+        Layout::Plain => read,
+        Layout::Transposed => read.transposed(),
+        Layout::FusedThird(part) => {
+            let width = read.cols() / 3;
+            let columns: Vec<usize> = (part * width..(part + 1) * width).collect();
+            let third = read.take_cols(&columns);
+            if want.len() == 1 { third.reshaped(&want) } else { third.transposed() }
+        }
+    })
+}
+
+/// The shape in the file of a weight whose canonical shape is `want`.
+fn stored_shape(layout: &Layout, want: &[usize]) -> Vec<usize> {
+    match (layout, want) {
+        (Layout::Transposed, [out, input]) => vec![*input, *out],
+        (Layout::FusedThird(_), [out, input]) => vec![*input, 3 * out],
+        (Layout::FusedThird(_), [out]) => vec![3 * out],
+        _ => want.to_vec(),
+    }
+}

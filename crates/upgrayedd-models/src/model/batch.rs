@@ -1,0 +1,102 @@
+//! What goes into a forward pass, and what is wanted from inside it.
+
+use std::sync::Arc;
+
+use upgrayedd_nn::ops::{EntropyProbe, IGNORE};
+use upgrayedd_nn::{Tensor, Var};
+
+use super::state::Model;
+
+/// Sequences of equal (padded) length, ready for the model.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Token ids, `(batch · len)`.
+    pub tokens: Arc<Vec<u32>>,
+    /// Sequences.
+    pub batch: usize,
+    /// Positions per sequence.
+    pub len: usize,
+    /// `(batch · len)`, 0 marks padding; `None` where there is none.
+    pub mask: Option<Vec<u8>>,
+    /// Token types (segments), `(batch · len)`; `None` where all are 0.
+    pub types: Option<Arc<Vec<u32>>>,
+    /// What to predict: per position for language models (already shifted), per sequence for classifiers; [`IGNORE`] does not count.
+    pub targets: Vec<i64>,
+    /// For regression: the number to predict, per sequence.
+    pub values: Vec<f32>,
+}
+
+impl Batch {
+    /// Targets that count, sequence by sequence.
+    pub fn counted_per_sequence(&self) -> Vec<u64> {
+        let per_sequence = self.targets.len() / self.batch.max(1);
+        let sequences = self.targets.chunks(per_sequence.max(1));
+        sequences.map(|s| s.iter().filter(|&&t| t != IGNORE).count() as u64).collect()
+    }
+
+    /// Targets that count.
+    pub fn counted(&self) -> u64 {
+        self.targets.iter().filter(|&&t| t != IGNORE).count() as u64
+    }
+}
+
+/// Keys and values of the tokens so far, for generation (one sequence).
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    pub(super) layers: Vec<(Tensor, Tensor)>,
+    pub(super) len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` positions.
+    pub fn new(model: &Model, capacity: usize) -> Self {
+        let layer = |l: &crate::heads::LayerHeads| {
+            let shape = [capacity, l.kv_active().len() * model.spec.head_dim];
+            (Tensor::zeros(&shape), Tensor::zeros(&shape))
+        };
+        Self { layers: model.heads.layers().iter().map(layer).collect(), len: 0 }
+    }
+
+    /// Positions filled.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has been cached.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A model to learn from beside the targets.
+#[derive(Debug, Clone, Copy)]
+pub struct Distill<'a> {
+    /// The model as it was before pruning, or another that reads the same tokens.
+    pub teacher: &'a Model,
+    /// Divides both sides' logits.
+    pub temperature: f32,
+    /// Share of the loss that the teacher's predictions have, 0 to 1.
+    pub share: f32,
+}
+
+/// Looks at a layer's values as they come by.
+pub type Look<'a> = dyn FnMut(usize, &Tensor) + 'a;
+
+/// What a caller wants from inside the forward pass.
+#[derive(Default)]
+pub struct Hooks<'a> {
+    /// Per layer: gates of the active heads, overruling the model's own; `(H)` or `(batch, H)`.
+    pub gates: Option<&'a [Var]>,
+    /// Filled with each layer's attention entropy.
+    pub entropy: Option<&'a mut Vec<EntropyProbe>>,
+    /// Filled with each layer's queries and keys, positions included: `(batch · len, heads · head_dim)` each.
+    pub queries_keys: Option<&'a mut Vec<(Tensor, Tensor)>>,
+    /// Per layer: added to attention's output, `(batch · len, d)`.
+    pub offsets: Option<&'a [Var]>,
+    /// Filled with each layer's input, `(batch · len, d)`.
+    pub inputs: Option<&'a mut Vec<Tensor>>,
+    /// Called with each layer's attention output after the gates, `(batch · len, heads · head_dim)`.
+    pub context: Option<&'a mut Look<'a>>,
+    /// Continue from here.
+    pub cache: Option<&'a mut KvCache>,
+}

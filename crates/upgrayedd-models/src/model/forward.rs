@@ -1,0 +1,320 @@
+//! The forward pass of every family, as its spec says.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use upgrayedd_nn::ops::{self, AttentionShape};
+use upgrayedd_nn::{Tape, Tensor, Var};
+
+use super::batch::{Batch, Hooks, KvCache};
+use super::state::{LinearIds, Model};
+use crate::spec::{Block, Norm, Objective};
+
+impl Model {
+    pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+        let weight = tape.param(ids.weight);
+        let bias = ids.bias.map(|b| tape.param(b));
+        ops::linear(tape, x, &weight, bias.as_ref())
+    }
+
+    fn norm(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+        let weight = tape.param(ids.weight);
+        match (self.spec.norm, ids.bias.map(|b| tape.param(b))) {
+            (Norm::Layer, Some(bias)) => ops::layer_norm(tape, x, &weight, &bias, self.spec.norm_eps),
+            _ => ops::rms_norm(tape, x, &weight, self.spec.norm_eps),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<LinearIds> {
+        let weight = self.params.find(&format!("{name}.weight"))?;
+        Some(LinearIds { weight, bias: self.params.find(&format!("{name}.bias")) })
+    }
+
+    /// The last hidden states, `(batch · len, d)`, after the final norm.
+    pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
+        let past = hooks.cache.as_ref().map_or(0, |c| c.len);
+        let positions = self.positions_for(batch.batch, batch.len, past);
+        let x = self.embed(tape, batch, &positions);
+        let x = self.run_layers(tape, 0..self.layers.len(), x, batch, &positions, hooks);
+        if let Some(cache) = &mut hooks.cache {
+            cache.len += batch.len;
+        }
+        self.final_norm(tape, x)
+    }
+
+    /// Runs as far as the last layer's attention, for hooks that see nothing beyond it.
+    pub fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let positions = self.positions_for(batch.batch, batch.len, 0);
+        let x = self.embed(&mut tape, batch, &positions);
+        let Some(last) = self.layers.len().checked_sub(1) else { return };
+        let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks);
+        self.attention_context(&mut tape, last, &x, hooks.gates.map(|g| &g[last]), batch, &positions, hooks);
+    }
+
+    /// Some of the layers.
+    pub(super) fn run_layers<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
+        layers: Range<usize>,
+        mut x: Var,
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
+        let apart = tape.has_segments().then(|| Arc::new(batch.clone()));
+        for layer in layers {
+            if let Some(inputs) = hooks.inputs.as_deref_mut() {
+                inputs.push(x.tensor().clone());
+            }
+            let (gates, offset) = (hooks.gates.map(|g| g[layer].clone()), hooks.offsets.map(|o| o[layer].clone()));
+            x = match apart.clone() {
+                None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks),
+                Some(again) => {
+                    let (gated, positions_again) = (gates.is_some(), positions.clone());
+                    let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
+                    // In the order of `inputs`.
+                    let parts = move |inputs: &[Var]| {
+                        let mut rest = inputs.iter().skip(1).cloned();
+                        let gates = if gated { rest.next() } else { None };
+                        (inputs[0].clone(), gates, rest.next())
+                    };
+                    // What the hooks see, they see once.
+                    let first = |tape: &mut Tape<'_>, inputs: &[Var]| {
+                        let (x, gates, offset) = parts(inputs);
+                        self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)
+                    };
+                    tape.segment(&inputs, first, move |tape, inputs| {
+                        let (x, gates, offset) = parts(inputs);
+                        let extra = (gates.as_ref(), offset.as_ref());
+                        self.layer(tape, layer, x, extra, &again, &positions_again, &mut Hooks::default())
+                    })
+                }
+            };
+        }
+        x
+    }
+
+    pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
+        match self.named("final_norm") {
+            Some(ids) => self.norm(tape, &x, ids),
+            None => x,
+        }
+    }
+
+    /// The residual stream before the first layer, `(batch · len, d)`.
+    pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
+        let mut sum: Option<Var> = None;
+        let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
+        for (name, ids) in
+            [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", types())]
+        {
+            let Some(id) = self.params.find(name) else { continue };
+            let table = tape.param(id);
+            let part = ops::embedding(tape, &table, &ids);
+            sum = Some(match sum {
+                Some(sum) => ops::add(tape, &sum, &part),
+                None => part,
+            });
+        }
+        let Some(sum) = sum else { unreachable!("every family has token embeddings") };
+        match self.named("embed.norm") {
+            Some(ids) => self.norm(tape, &sum, ids),
+            None => sum,
+        }
+    }
+
+    /// One layer, with gates that overrule its own and what is added to attention's output.
+    #[expect(clippy::too_many_arguments, reason = "a batch, where it is, and what is wanted of it")]
+    fn layer(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: Var,
+        (gates, offset): (Option<&Var>, Option<&Var>),
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
+        let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks);
+        let x = match offset {
+            Some(offset) => ops::add(tape, &x, offset),
+            None => x,
+        };
+        let x = self.after_attention(tape, index, x, context, gates);
+        let hidden = self.mlp_hidden(tape, index, &x);
+        self.after_mlp(tape, index, x, hidden)
+    }
+
+    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the layer's own.
+    #[expect(clippy::too_many_arguments, reason = "as for a layer")]
+    pub fn attention_context(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: &Var,
+        gates: Option<&Var>,
+        batch: &Batch,
+        positions: &Arc<Vec<u32>>,
+        hooks: &mut Hooks<'_>,
+    ) -> Var {
+        let ids = &self.layers[index];
+        let x = match self.spec.block {
+            Block::PreNorm => self.norm(tape, x, ids.norm1),
+            Block::PostNorm => x.clone(),
+        };
+        let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
+        drop(x);
+        if let Some(table) = &self.rope {
+            q = ops::rope(tape, &q, table, positions);
+            k = ops::rope(tape, &k, table, positions);
+        }
+        if let Some(captured) = hooks.queries_keys.as_deref_mut() {
+            captured.push((q.tensor().clone(), k.tensor().clone()));
+        }
+        let mut keys = batch.len;
+        if let Some(cache) = hooks.cache.as_deref_mut() {
+            keys += cache.len;
+            (k, v) = cache.extend(tape, index, k.tensor(), v.tensor());
+        }
+        let heads = &self.heads.layers()[index];
+        let shape = Arc::new(AttentionShape {
+            batch: batch.batch,
+            queries: batch.len,
+            keys,
+            head_dim: self.spec.head_dim,
+            kv_of: heads.kv_positions(),
+            kv_heads: heads.kv_active().len(),
+            scale: self.spec.attention_scale(),
+            causal: self.spec.causal,
+            window: None,
+            key_mask: batch.mask.clone(),
+        });
+        let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
+        let gates = gates.or(own.as_ref());
+        let context = match &mut hooks.entropy {
+            Some(probes) => {
+                let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape);
+                probes.push(probe);
+                context
+            }
+            None => ops::attention(tape, &q, &k, &v, gates, &shape),
+        };
+        if let Some(look) = &mut hooks.context {
+            look(index, context.tensor());
+        }
+        context
+    }
+
+    /// The residual stream with attention's output added, before the norm that a post-norm block has there.
+    ///
+    /// Heads whose gate is shut have no part in the sums, so that a dormant head changes no bit.
+    pub fn add_attention(&self, tape: &mut Tape<'_>, index: usize, x: &Var, context: Var, gates: Option<&Var>) -> Var {
+        let LinearIds { weight, bias } = self.layers[index].o;
+        let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
+        let open = gates.map(Var::tensor).or(self.gates[index].as_ref()).and_then(|gates| self.open_features(gates));
+        let a = ops::linear_over(tape, &context, &weight, bias.as_ref(), open.as_deref());
+        drop(context);
+        ops::add(tape, x, &a)
+    }
+
+    /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None` if there are none of those.
+    fn open_features(&self, gates: &Tensor) -> Option<Vec<Range<usize>>> {
+        let (heads, width) = (gates.cols(), self.spec.head_dim);
+        let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
+        let open: Vec<_> = (0..heads).filter(is_open).map(|head| head * width..(head + 1) * width).collect();
+        (open.len() < heads).then_some(open)
+    }
+
+    /// The residual stream after attention.
+    pub fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var, gates: Option<&Var>) -> Var {
+        let x = self.add_attention(tape, index, &x, context, gates);
+        match self.spec.block {
+            Block::PreNorm => x,
+            Block::PostNorm => self.norm(tape, &x, self.layers[index].norm1),
+        }
+    }
+
+    /// What the MLP's down projection reads, `(batch · len, intermediate)`.
+    pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Var {
+        let ids = &self.layers[index];
+        let x = match self.spec.block {
+            Block::PreNorm => self.norm(tape, x, ids.norm2),
+            Block::PostNorm => x.clone(),
+        };
+        let up = self.linear(tape, &x, ids.up);
+        match ids.gate {
+            Some(gate) => {
+                let gate = self.linear(tape, &x, gate);
+                ops::gated_activation(tape, self.spec.activation, &gate, &up)
+            }
+            None => ops::activation(tape, self.spec.activation, &up),
+        }
+    }
+
+    /// The residual stream after the MLP.
+    pub fn after_mlp(&self, tape: &mut Tape<'_>, index: usize, x: Var, hidden: Var) -> Var {
+        let ids = &self.layers[index];
+        let m = self.linear(tape, &hidden, ids.down);
+        drop(hidden);
+        let x = ops::add(tape, &x, &m);
+        match self.spec.block {
+            Block::PreNorm => x,
+            Block::PostNorm => self.norm(tape, &x, ids.norm2),
+        }
+    }
+
+    /// What stands between hidden states and the output projection, and the projection itself.
+    pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
+        if let Some(ids) = self.named("head.transform") {
+            x = self.linear(tape, &x, ids);
+            x = ops::activation(tape, self.spec.activation, &x);
+        }
+        if let Some(ids) = self.named("head.norm") {
+            x = self.norm(tape, &x, ids);
+        }
+        if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.named("pooler")) {
+            x = self.linear(tape, &x, ids);
+            x = ops::activation(tape, ops::Activation::Tanh, &x);
+        }
+        let tied = self.params.find("head.weight").or_else(|| self.params.find("embed.tokens"));
+        let Some(weight) = tied else { unreachable!("every family has token embeddings") };
+        (x, LinearIds { weight, bias: self.params.find("head.bias") })
+    }
+
+    /// Logits of every position `(batch · len, V)`, or of every sequence `(batch, labels)` for a classifier.
+    pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let mut hidden = self.hidden(&mut tape, batch, hooks);
+        if let Objective::Classifier { .. } = self.spec.objective {
+            let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
+            hidden = ops::select_rows(&mut tape, &hidden, &first);
+        }
+        self.project(&mut tape, hidden)
+    }
+
+    /// Logits of the batch's last position only, `(batch, V)`.
+    pub fn last_logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+        let mut tape = Tape::inference(self.device, &self.params);
+        let hidden = self.hidden(&mut tape, batch, hooks);
+        let last = Arc::new((1..=batch.batch).map(|b| (b * batch.len - 1) as u32).collect());
+        let hidden = ops::select_rows(&mut tape, &hidden, &last);
+        self.project(&mut tape, hidden)
+    }
+
+    fn project(&self, tape: &mut Tape<'_>, hidden: Var) -> Tensor {
+        let (x, ids) = self.before_logits(tape, hidden);
+        self.linear(tape, &x, ids).tensor().clone()
+    }
+}
+
+impl KvCache {
+    /// Adds new keys and values and returns the whole buffers; rows beyond the filled ones are not read.
+    fn extend(&mut self, tape: &Tape<'_>, layer: usize, k: &Tensor, v: &Tensor) -> (Var, Var) {
+        let at = self.len * k.cols();
+        let (keys, values) = &mut self.layers[layer];
+        keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
+        values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
+        (tape.constant(keys.clone()), tape.constant(values.clone()))
+    }
+}

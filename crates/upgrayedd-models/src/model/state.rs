@@ -1,0 +1,300 @@
+//! A model: spec, weights, heads, and what else belongs to it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use upgrayedd_nn::ops::RopeTable;
+use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
+
+use crate::archive::Archive;
+use crate::family::Family;
+use crate::files::{DType, read_optional_json};
+use crate::heads::HeadMap;
+use crate::spec::{ModelSpec, Objective, Positions};
+use crate::tokenizer::{Tokenizer, end_tokens};
+use crate::{Error, Result, keys};
+
+/// An affine map's parameters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LinearIds {
+    pub(super) weight: ParamId,
+    pub(super) bias: Option<ParamId>,
+}
+
+/// The parameters of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LayerIds {
+    pub(super) norm1: LinearIds,
+    pub(super) q: LinearIds,
+    pub(super) k: LinearIds,
+    pub(super) v: LinearIds,
+    pub(super) o: LinearIds,
+    pub(super) norm2: LinearIds,
+    pub(super) gate: Option<LinearIds>,
+    pub(super) up: LinearIds,
+    pub(super) down: LinearIds,
+}
+
+/// Where the tokenizer and generation files that belong to a model lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Companions {
+    /// Nowhere: the model was made from weights alone.
+    #[default]
+    None,
+    /// In memory: names and contents.
+    Memory(&'static [(&'static str, &'static str)]),
+    /// In a folder.
+    Folder(PathBuf),
+}
+
+/// A transformer with the heads it still has.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Names and layout in files.
+    pub family: &'static Family,
+    /// The unpruned shape.
+    pub spec: ModelSpec,
+    /// config.json as read: keys this program does not know are kept.
+    pub config: Value,
+    /// Weights under their canonical names, in the order of the family's table.
+    pub params: ParamSet,
+    /// Which heads there are.
+    pub heads: HeadMap,
+    /// Heads that were removed.
+    pub archive: Archive,
+    /// Element type of the files it came from.
+    pub dtype: DType,
+    /// The Hub id and commit that it was read from, as `owner/name@commit`.
+    pub origin: Option<String>,
+    /// What was passed over or taken otherwise than its files say, a line each.
+    pub notices: Vec<String>,
+    /// Tokenizer and generation files.
+    pub companions: Companions,
+    /// Where it computes.
+    pub device: Device,
+    /// Plain encoders: the model whose hidden states this one is measured against and learns from.
+    reference: Option<Arc<Model>>,
+    /// Per layer: a factor for each active head's output while regrown heads warm up.
+    pub gates: Vec<Option<Tensor>>,
+    pub(super) layers: Vec<LayerIds>,
+    pub(super) rope: Option<RopeTable>,
+    state_id: u64,
+}
+
+fn next_state_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Model {
+    /// A model of these weights, which must have the names and shapes that the spec asks for.
+    pub fn from_params(
+        family: &'static Family,
+        spec: ModelSpec,
+        config: Value,
+        params: ParamSet,
+        heads: HeadMap,
+        dtype: DType,
+    ) -> Self {
+        let id = |name: &str| params.find(name);
+        let must = |name: &str| id(name).unwrap_or_else(|| unreachable!("weight {name} was checked on loading"));
+        let linear = |name: String| LinearIds { weight: must(&format!("{name}.weight")), bias: id(&format!("{name}.bias")) };
+        let layers = (0..spec.num_layers)
+            .map(|i| {
+                let part = |name: &str| linear(format!("layers.{i}.{name}"));
+                LayerIds {
+                    norm1: part("norm1"),
+                    q: part("attn.q"),
+                    k: part("attn.k"),
+                    v: part("attn.v"),
+                    o: part("attn.o"),
+                    norm2: part("norm2"),
+                    gate: spec.gated_mlp.then(|| part("mlp.gate")),
+                    up: part("mlp.up"),
+                    down: part("mlp.down"),
+                }
+            })
+            .collect();
+        let rope = match &spec.positions {
+            Positions::Rope { inv_freq } => Some(RopeTable::new(spec.max_positions, inv_freq)),
+            Positions::Learned => None,
+        };
+        let gates = vec![None; spec.num_layers];
+        let archive = Archive::default();
+        Self {
+            family,
+            spec,
+            config,
+            params,
+            heads,
+            archive,
+            dtype,
+            origin: None,
+            notices: Vec::new(),
+            companions: Companions::None,
+            device: Device::cpu(),
+            reference: None,
+            gates,
+            layers,
+            rope,
+            state_id: next_state_id(),
+        }
+    }
+
+    /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
+    pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Self {
+        let heads = spec.full_heads();
+        let mut rng = crate::rng::stream(seed, "initial weights");
+        let mut params = ParamSet::default();
+        for tensor in family.tensors(&spec) {
+            let shape = spec.shape_of(&tensor.canonical, &heads);
+            let count: usize = shape.iter().product();
+            let is_norm = tensor.canonical.contains("norm");
+            let data = match (is_norm, tensor.canonical.ends_with(".bias")) {
+                (true, false) => vec![1.0; count],
+                (_, true) => vec![0.0; count],
+                _ => crate::rng::normals(&mut rng, count, 0.02),
+            };
+            params.add(tensor.canonical, Tensor::from_vec(&shape, data));
+        }
+        Self::from_params(family, spec, config, params, heads, DType::F32)
+    }
+
+    /// The tokenizer that came with the model.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.companions {
+            Companions::Folder(dir) => Tokenizer::load(dir, &self.config),
+            Companions::Memory(files) => match files.iter().find(|(name, _)| *name == "tokenizer.json") {
+                Some((_, json)) => Tokenizer::from_json(json, &Value::Null),
+                None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
+            },
+            Companions::None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
+        }
+    }
+
+    /// The model whose hidden states a plain encoder is measured against and learns from.
+    pub fn reference(&self) -> Option<&Arc<Self>> {
+        self.reference.as_ref()
+    }
+
+    /// Measures a plain encoder against the hidden states of `reference`, and lets it learn from them.
+    ///
+    /// Refuses models with an objective of their own, and references of another width or vocabulary.
+    pub fn set_reference(&mut self, reference: Arc<Self>) -> Result<()> {
+        if self.spec.objective != Objective::Encoder {
+            return Err(Error::invalid(format!(
+                "a reference is for plain encoders: this {} model has an objective of its own",
+                self.spec.objective.name()
+            )));
+        }
+        let shape = |m: &Self| (m.family.model_type, m.spec.objective, m.spec.hidden_size, m.spec.vocab_size);
+        if shape(self) != shape(&reference) {
+            return Err(Error::invalid(format!(
+                "the reference is no encoder of this kind: expected a {} encoder of width {} and {} tokens",
+                self.family.model_type, self.spec.hidden_size, self.spec.vocab_size
+            )));
+        }
+        if let Err(reason) = self.check_same_tokens(&reference) {
+            return Err(Error::invalid(format!("the reference cannot be compared with: {reason}")));
+        }
+        self.reference = Some(reference);
+        Ok(())
+    }
+
+    /// Says why `other` does not read and predict the tokens that this model does.
+    pub fn check_same_tokens(&self, other: &Self) -> std::result::Result<(), String> {
+        let shape = |m: &Self| (m.spec.objective, m.spec.vocab_size);
+        if shape(self) != shape(other) {
+            return Err(format!(
+                "it is a {} model of {} tokens, this one is a {} model of {}",
+                other.spec.objective.name(),
+                other.spec.vocab_size,
+                self.spec.objective.name(),
+                self.spec.vocab_size
+            ));
+        }
+        if self.companions == other.companions {
+            return Ok(());
+        }
+        // Who came without a tokenizer, or is given batches only, is taken at their word.
+        match (self.tokenizer(), other.tokenizer()) {
+            (Ok(ours), Ok(theirs)) if ours.fingerprint() != theirs.fingerprint() => {
+                Err("its tokenizer is another one".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens that end a text: those of config.json, of generation_config.json and of the tokenizer.
+    pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let (settings, _) = self.generation_settings()?;
+        let files = [("config.json", &self.config), ("generation_config.json", &settings)];
+        let mut tokens = Vec::new();
+        for (file, values) in files {
+            tokens.extend(end_tokens(&values["eos_token_id"]).map_err(|e| Error::invalid(format!("{file}: eos_token_id {e}")))?);
+        }
+        tokens.extend(tokenizer.eos());
+        tokens.sort_unstable();
+        tokens.dedup();
+        Ok(tokens)
+    }
+
+    /// generation_config.json, and notes on what of it is not obeyed.
+    pub fn generation_settings(&self) -> Result<(Value, Vec<String>)> {
+        let Companions::Folder(dir) = &self.companions else { return Ok((Value::Null, Vec::new())) };
+        let path = dir.join("generation_config.json");
+        let settings = read_optional_json(&path)?;
+        let notes = keys::check("generation_config.json", &settings, &[keys::GENERATION], |_| false)
+            .map_err(|e| Error::bad_file(dir, e.to_string()))?;
+        Ok((settings, notes))
+    }
+
+    /// The module path of a layer's attention: how files and Python name the layer.
+    pub fn layer_name(&self, layer: usize) -> String {
+        self.family.attention_module(layer)
+    }
+
+    /// Changes whenever the weights or heads do: what was computed for another state no longer holds.
+    pub fn state_id(&self) -> u64 {
+        self.state_id
+    }
+
+    /// Says that weights or heads have changed.
+    pub fn touch(&mut self) {
+        self.state_id = next_state_id();
+    }
+
+    /// Number of parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.params.ids().map(|id| self.params.get(id).len()).sum()
+    }
+
+    /// A parameter that the objective reaches; a pooler without a classifier, say, is not.
+    pub fn is_used(&self, name: &str) -> bool {
+        let idle = name.starts_with("pooler.") || name.starts_with("next_sentence.");
+        !idle || matches!(self.spec.objective, Objective::Classifier { .. })
+    }
+
+    /// A layer's output projection of attention, `(d, heads · head_dim)`.
+    pub fn output_projection(&self, layer: usize) -> &Tensor {
+        self.params.get(self.layers[layer].o.weight)
+    }
+
+    /// Weight and, where there is one, bias.
+    pub fn output_projection_ids(&self, layer: usize) -> (ParamId, Option<ParamId>) {
+        (self.layers[layer].o.weight, self.layers[layer].o.bias)
+    }
+
+    /// The rows or columns of a layer's weights that belong to heads at these positions.
+    pub fn features(&self, positions: &[usize]) -> Vec<usize> {
+        let d = self.spec.head_dim;
+        positions.iter().flat_map(|p| p * d..(p + 1) * d).collect()
+    }
+
+    /// Positions of `queries` tokens from `first` on, sequence by sequence.
+    pub fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
+        Arc::new((0..batch).flat_map(|_| first..first + queries).map(|p| p as u32).collect())
+    }
+}

@@ -1,0 +1,354 @@
+//! Removes and restores heads in weights, archive and optimiser state together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use upgrayedd_nn::optim::{AdamW, Lanes};
+use upgrayedd_nn::{ParamId, Tensor};
+
+use crate::archive::{Archive, ArchivedHead, Departure, KV_PARTS, QUERY_PARTS, Slices};
+use crate::heads::{HeadId, HeadScores, HeadSelection};
+use crate::model::Model;
+use crate::{Error, Result, rng};
+
+/// Reads an archive and checks that it belongs to `model`.
+pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
+    let archive = Archive::load(path)?;
+    check(&archive, model).map_err(|e| Error::bad_file(path, e.to_string()))?;
+    Ok(archive)
+}
+
+fn check(archive: &Archive, model: &Model) -> Result<()> {
+    for (&HeadId { layer, head }, entry) in &archive.heads {
+        let known = model.heads.layers().get(layer).filter(|l| head < l.total() && !l.is_active(head));
+        let Some(known) = known else {
+            return Err(Error::invalid(format!(
+                "the archive holds head {head} of layer {layer}, which the model still has or never had"
+            )));
+        };
+        check_slices(model, layer, &entry.slices, &QUERY_PARTS)?;
+        let group = known.kv_group_of(head);
+        if known.kv_active().binary_search(&group).is_err() {
+            let slices = archive.groups.get(&(layer, group));
+            let slices =
+                slices.ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
+            check_slices(model, layer, slices, &KV_PARTS)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_slices(model: &Model, layer: usize, slices: &BTreeMap<String, Tensor>, parts: &[&str]) -> Result<()> {
+    for part in parts {
+        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
+        let weight = model.params.get(id);
+        let width = model.spec.head_dim;
+        let want = match (lanes, weight.shape()) {
+            (Lanes::Rows, [_, cols]) => vec![width, *cols],
+            (_, [rows, _]) => vec![*rows, width],
+            _ => vec![width],
+        };
+        if slices.get(*part).is_none_or(|s| s.shape() != want) {
+            return Err(Error::invalid(format!(
+                "the archive's {part} of a head in layer {layer} is missing or not shaped {want:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A part's parameter and how it splits into heads; `None` where the model has no such bias.
+fn part_of(model: &Model, layer: usize, part: &str) -> Option<(ParamId, Lanes)> {
+    let name = format!("layers.{layer}.{part}");
+    Some((model.params.find(&name)?, model.spec.lanes_of(&name)))
+}
+
+/// The features `indices` of a tensor along its head axis. A vector stays a vector.
+fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
+    match (lanes, tensor.shape().len()) {
+        (Lanes::Rows, _) => tensor.take_rows(indices),
+        (_, 1) => tensor.take_cols(indices).reshaped(&[indices.len()]),
+        _ => tensor.take_cols(indices),
+    }
+}
+
+/// Two tensors one after the other along the head axis.
+fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
+    let (wide_a, wide_b) = (a.cols(), b.cols());
+    if lanes == Lanes::Rows {
+        let mut shape = a.shape().to_vec();
+        shape[0] += b.shape()[0];
+        return Tensor::from_vec(&shape, [a.data(), b.data()].concat());
+    }
+    let rows = a.data().chunks_exact(wide_a.max(1)).zip(b.data().chunks_exact(wide_b.max(1)));
+    let data: Vec<f32> = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+    let mut shape = a.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = wide_a + wide_b;
+    }
+    Tensor::from_vec(&shape, data)
+}
+
+/// Keeps only the given features of a parameter and of what the optimiser knows about it.
+fn keep(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, indices: &[usize]) {
+    let kept = take(model.params.get(id), lanes, indices);
+    *model.params.get_mut(id) = kept;
+    if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
+        for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
+            *moment = take(moment, lanes, indices);
+        }
+        state.steps = indices.iter().map(|&i| state.steps[i]).collect();
+        state.lr_scale = indices.iter().map(|&i| state.lr_scale[i]).collect();
+    }
+}
+
+/// Inserts features and reorders; the newcomers have no history and learn at `lr_scale`.
+fn insert(
+    model: &mut Model,
+    optim: Option<&mut AdamW>,
+    id: ParamId,
+    lanes: Lanes,
+    slice: &Tensor,
+    order: &[usize],
+    lr_scale: f32,
+) {
+    let joined = concat(model.params.get(id), slice, lanes);
+    *model.params.get_mut(id) = take(&joined, lanes, order);
+    if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
+        let blank = Tensor::zeros(slice.shape());
+        for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
+            *moment = take(&concat(moment, &blank, lanes), lanes, order);
+        }
+        let added = order.len() - state.steps.len();
+        state.steps.extend(std::iter::repeat_n(0, added));
+        state.lr_scale.extend(std::iter::repeat_n(lr_scale, added));
+        state.steps = order.iter().map(|&i| state.steps[i]).collect();
+        state.lr_scale = order.iter().map(|&i| state.lr_scale[i]).collect();
+    }
+}
+
+/// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
+///
+/// `scores` (higher = keep) are remembered with the heads. Nothing changes if the selection is refused.
+pub fn remove(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    cycle: usize,
+    scores: Option<&HeadScores>,
+) -> Result<()> {
+    let before = model.heads.clone();
+    model.heads.remove(selection, 1)?;
+    model.touch();
+    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+        fold_gates(model, layer);
+        let (old, new) = (&before.layers()[layer], model.heads.layers()[layer].clone());
+        for &head in heads {
+            let Ok(position) = old.active().binary_search(&head) else { continue };
+            let slices = cut(model, layer, &QUERY_PARTS, position);
+            let score = scores.and_then(|s| s.layers.get(layer)?.get(position).copied());
+            model.archive.heads.insert(HeadId { layer, head }, ArchivedHead { departure: Departure { cycle, score }, slices });
+        }
+        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
+        for (position, group) in old_groups.iter().enumerate().filter(|(_, g)| !new_groups.contains(g)) {
+            let slices = cut(model, layer, &KV_PARTS, position);
+            model.archive.groups.insert((layer, *group), slices);
+        }
+        shrink(model, optim.as_deref_mut(), layer, &QUERY_PARTS, old.active(), new.active());
+        shrink(model, optim.as_deref_mut(), layer, &KV_PARTS, &old_groups, &new_groups);
+    }
+    Ok(())
+}
+
+fn cut(model: &Model, layer: usize, parts: &[&str], position: usize) -> BTreeMap<String, Tensor> {
+    let features = model.features(&[position]);
+    let slice = |part: &&str| {
+        let (id, lanes) = part_of(model, layer, part)?;
+        Some(((*part).to_owned(), take(model.params.get(id), lanes, &features)))
+    };
+    parts.iter().filter_map(slice).collect()
+}
+
+fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, parts: &[&str], old: &[usize], new: &[usize]) {
+    let positions: Vec<usize> = (0..old.len()).filter(|&i| new.contains(&old[i])).collect();
+    if positions.len() == old.len() {
+        return;
+    }
+    let features = model.features(&positions);
+    for part in parts {
+        if let Some((id, lanes)) = part_of(model, layer, part) {
+            keep(model, optim.as_deref_mut(), id, lanes, &features);
+        }
+    }
+}
+
+/// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
+///
+/// Nothing changes if the selection is refused.
+pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32) -> Result<()> {
+    bring(model, optim, selection, lr_scale, |_, _, archived| archived)
+}
+
+/// Puts new heads in the place of archived ones, which are forgotten: each a copy of `source(layer, head)`, an active head of the
+/// same layer (and key/value head, if that is there), both with half the output weights. The model computes what it did. Where a key/value
+/// head comes back that heads in the archive read too, it is as it was, and its new readers are as those of [`fresh`].
+///
+/// Nothing changes if the selection is refused.
+pub fn split(
+    model: &mut Model,
+    optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    (lr_scale, seed): (f32, u64),
+    source: impl Fn(usize, usize) -> usize,
+) -> Result<()> {
+    let mut random = rng::stream(seed, "fresh heads");
+    bring(model, optim, selection, lr_scale, |model, newcomer, archived| {
+        let (layer, head) = match newcomer {
+            Newcomer::Head { apart: true, .. } => return without_output(archived, &mut random),
+            Newcomer::Head { layer, head, .. } => (layer, source(layer, head)),
+            Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
+        };
+        let heads = &model.heads.layers()[layer];
+        let (parts, position): (&[&str], _) = match newcomer {
+            Newcomer::Head { .. } => (&QUERY_PARTS, heads.active().binary_search(&head)),
+            Newcomer::Group { .. } => (&KV_PARTS, heads.kv_active().binary_search(&heads.kv_group_of(head))),
+        };
+        let Ok(position) = position else { return archived };
+        if let (Newcomer::Head { .. }, Some((id, _))) = (newcomer, part_of(model, layer, "attn.o.weight")) {
+            let width = model.spec.head_dim;
+            let weight = model.params.get_mut(id);
+            let cols = weight.cols();
+            let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
+            rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
+        }
+        cut(model, layer, parts, position)
+    })
+}
+
+/// Puts new heads in the place of archived ones, which are forgotten: small random weights (normal of deviation 0.02) and no
+/// output, so that the model computes what it did and gradients flow. A key/value head that heads in the archive read too is as it was.
+///
+/// Nothing changes if the selection is refused.
+pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32, seed: u64) -> Result<()> {
+    let mut random = rng::stream(seed, "fresh heads");
+    bring(model, optim, selection, lr_scale, |_, _, archived| without_output(archived, &mut random))
+}
+
+/// Random weights in the place of `archived`, but none for the output.
+fn without_output(archived: Slices, random: &mut impl rand::Rng) -> Slices {
+    let mut new = |(part, slice): (String, Tensor)| {
+        let values = match part.as_str() {
+            "attn.q.weight" | "attn.k.weight" | "attn.v.weight" => rng::normals(random, slice.len(), 0.02),
+            _ => vec![0.0; slice.len()],
+        };
+        (part, Tensor::from_vec(slice.shape(), values))
+    };
+    archived.into_iter().map(&mut new).collect()
+}
+
+/// What comes into a layer.
+#[derive(Clone, Copy)]
+enum Newcomer {
+    /// A query head; `apart` where its key/value head has come back as it was.
+    Head { layer: usize, head: usize, apart: bool },
+    /// A key/value head, for the query head that reads it.
+    Group { layer: usize, reader: usize },
+}
+
+/// Takes heads out of the archive into the model, with the weights that `weights` makes of the archived ones. It sees the model
+/// with the layer as it was. Key/value heads that are not the newcomers' alone return as they were, whatever comes.
+fn bring(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    selection: &HeadSelection,
+    lr_scale: f32,
+    mut weights: impl FnMut(&mut Model, Newcomer, Slices) -> Slices,
+) -> Result<()> {
+    for (&layer, heads) in selection {
+        if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(HeadId { layer, head })) {
+            let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.head).collect();
+            return Err(Error::invalid(format!(
+                "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
+            )));
+        }
+    }
+    let mut after = model.heads.clone();
+    after.insert(selection)?;
+    model.touch();
+    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+        fold_gates(model, layer);
+        let (old, new) = (model.heads.layers()[layer].clone(), after.layers()[layer].clone());
+        let mut returning = heads.clone();
+        returning.sort_unstable();
+        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
+        let (mut groups, mut apart) = (Vec::new(), Vec::new());
+        for &group in new_groups.iter().filter(|g| !old_groups.contains(g)) {
+            let Some(archived) = model.archive.groups.remove(&(layer, group)) else { continue };
+            let reads = |&head: &usize| new.kv_group_of(head) == group;
+            if model.archive.heads().any(|id| id.layer == layer && reads(&id.head) && !returning.contains(&id.head)) {
+                apart.push(group);
+                groups.push(archived);
+                continue;
+            }
+            let reader = returning.iter().copied().find(reads).unwrap_or_default();
+            groups.push(weights(model, Newcomer::Group { layer, reader }, archived));
+        }
+        let mut slices = Vec::new();
+        for &head in &returning {
+            let Some(archived) = model.archive.heads.remove(&HeadId { layer, head }) else { continue };
+            let newcomer = Newcomer::Head { layer, head, apart: apart.contains(&new.kv_group_of(head)) };
+            slices.push(weights(model, newcomer, archived.slices));
+        }
+        model.heads.insert(&HeadSelection::from([(layer, returning)]))?;
+        grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);
+        grow(model, optim.as_deref_mut(), layer, &KV_PARTS, (&old_groups, &new_groups), &groups, lr_scale);
+    }
+    Ok(())
+}
+
+/// `slices` are those of the members of `new` that are not in `old`, in ascending order.
+fn grow(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    layer: usize,
+    parts: &[&str],
+    (old, new): (&[usize], &[usize]),
+    slices: &[BTreeMap<String, Tensor>],
+    lr_scale: f32,
+) {
+    if slices.is_empty() {
+        return;
+    }
+    let mut added = old.len();
+    let positions: Vec<usize> = new
+        .iter()
+        .map(|member| {
+            old.iter().position(|o| o == member).unwrap_or_else(|| {
+                added += 1;
+                added - 1
+            })
+        })
+        .collect();
+    let order = model.features(&positions);
+    for part in parts {
+        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
+        let mut pieces = slices.iter().filter_map(|s| s.get(*part));
+        let Some(first) = pieces.next().cloned() else { continue };
+        let slice = pieces.fold(first, |all, piece| concat(&all, piece, lanes));
+        insert(model, optim.as_deref_mut(), id, lanes, &slice, &order, lr_scale);
+    }
+}
+
+/// Multiplies a layer's remaining gates into its output projection, which then needs none.
+pub fn fold_gates(model: &mut Model, layer: usize) {
+    let Some(gates) = model.gates[layer].take() else { return };
+    let Some((id, _)) = part_of(model, layer, "attn.o.weight") else { return };
+    let width = model.spec.head_dim;
+    let weight = model.params.get_mut(id);
+    let cols = weight.cols();
+    for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {
+        for (slice, &gate) in row.chunks_exact_mut(width).zip(gates.data()) {
+            slice.iter_mut().filter(|_| gate != 1.0).for_each(|w| *w *= gate);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a run consists of: what it is made from, and where it is.
+
+use serde::{Deserialize, Serialize};
+use upgrayedd_nn::optim::AdamW;
+
+use crate::config::OptimizeConfig;
+use crate::data::RunData;
+use crate::event::Observer;
+use crate::model::Model;
+use crate::record::{CycleRecord, Evaluation};
+use crate::run_dir::{GivenParts, RunDir};
+use crate::strategy::Strategy;
+use crate::train::Place;
+
+/// The parts of a run that a caller has made itself; what is absent comes from the configuration.
+#[derive(Default)]
+pub struct Given {
+    /// The model to optimise. Its weights are kept in the run folder.
+    pub model: Option<Model>,
+    /// What to learn from and be measured on. Whoever continues the run must give it again.
+    pub data: Option<RunData>,
+    /// What decides. Whoever continues the run must give it again.
+    pub strategy: Option<Box<dyn Strategy>>,
+}
+
+/// A run in the making: everything checked and read, nothing written yet.
+pub struct Pipeline {
+    pub(super) config: OptimizeConfig,
+    pub(super) model: Model,
+    pub(super) data: RunData,
+    pub(super) given: GivenParts,
+    pub(super) strategy: Box<dyn Strategy>,
+    /// What is learned from beside the targets.
+    pub(super) teacher: Option<Model>,
+    pub(super) optim: AdamW,
+    pub(super) model_hash: String,
+    pub(super) notices: Vec<String>,
+}
+
+/// A run under way.
+pub(super) struct Run<'a> {
+    pub(super) pipeline: Pipeline,
+    pub(super) dir: RunDir,
+    pub(super) state: State,
+    pub(super) observer: &'a mut dyn Observer,
+    /// Model and optimiser at the start of the cycle, where it may be rolled back.
+    pub(super) start: Option<(Model, AdamW)>,
+    /// The best weights of the cycle so far, where it is measured while it learns.
+    pub(super) best: Option<Model>,
+}
+
+/// Where a run is; saved with every checkpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Cycles completed.
+    pub(super) cycle: usize,
+    pub(super) place: Place,
+    pub(super) tokens: u64,
+    pub(super) baseline: Evaluation,
+    pub(super) loss: f64,
+    pub(super) history: Vec<CycleRecord>,
+    /// The cycle under way, once its heads are settled.
+    pub(super) learning: Option<Learning>,
+    /// The caller has asked for the result: no cycle begins after this one.
+    pub(super) ending: bool,
+}
+
+impl State {
+    pub(super) fn new(baseline: Evaluation) -> Self {
+        let loss = baseline.loss;
+        let (place, history) = (Place::default(), Vec::new());
+        Self { cycle: 0, place, tokens: 0, baseline, loss, history, learning: None, ending: false }
+    }
+}
+
+/// Where a cycle is once its heads are settled; part of every checkpoint inside a cycle.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Learning {
+    /// Per layer: which heads are to be faded in.
+    pub(super) growing: Vec<Vec<bool>>,
+    /// Heads that went and came back.
+    pub(super) pruned: usize,
+    pub(super) grown: usize,
+    /// Held-out loss in between.
+    pub(super) loss_pruned: f64,
+    /// Of the whole run before this cycle.
+    pub(super) tokens_before: u64,
+    /// Lowest held-out loss so far, and after which step.
+    pub(super) best: Option<(f64, u64)>,
+    /// Measurements since then.
+    pub(super) waited: usize,
+    /// The step after which was measured last.
+    pub(super) measured: Option<u64>,
+    /// Training losses of the last steps.
+    pub(super) recent: Vec<f64>,
+    /// Nothing is left but the measurement at the end.
+    pub(super) done: bool,
+}

@@ -1,0 +1,106 @@
+//! What is measured and what came of it, as plain data. Imports nothing but models.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Cost;
+
+/// A measurement of quality, with what it takes to repeat it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of the hidden states
+    /// from the reference's, as a share of the latter's squared length; for regression the mean squared error.
+    pub loss: f64,
+    /// exp(loss); of masked tokens for a masked language model. Absent for classifiers and plain encoders.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub perplexity: Option<f64>,
+    /// Share of right labels, for classifiers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub accuracy: Option<f64>,
+    /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all equal.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub spearman: Option<f64>,
+    /// Targets that counted.
+    pub tokens: u64,
+    /// Sequences measured.
+    pub sequences: usize,
+    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "numbers"; "hidden states".
+    pub protocol: String,
+    /// Tokens per window at most.
+    pub window: usize,
+    /// blake3 of the data files.
+    pub data_hash: String,
+}
+
+/// Tokens per second, measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Tokens per second of whole sequences (prefill, scoring, evaluation), median.
+    pub forward: f64,
+    /// Tokens per second when generating one at a time; absent for models that do not generate.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub decode: Option<f64>,
+    /// Sequences per batch of the forward measurement.
+    pub batch: usize,
+    /// Tokens per sequence.
+    pub length: usize,
+}
+
+/// What came of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LayerRefit {
+    /// λ as a share of the mean square of the inputs; absent if no λ helped.
+    pub ridge: Option<f64>,
+    /// Share of the held-out squared distance to the parent's stream that is gone.
+    pub repaired: f64,
+}
+
+/// What a cycle came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CycleRecord {
+    /// From 1.
+    pub cycle: usize,
+    /// Query heads removed.
+    pub pruned: usize,
+    /// Query heads grown back.
+    pub grown: usize,
+    /// Query heads at the end.
+    pub active: usize,
+    /// Held-out loss after pruning.
+    pub loss_pruned: f64,
+    /// Held-out loss after learning; `None` where numbers were not finite any more.
+    pub loss_learned: Option<f64>,
+    /// Whether the result was kept.
+    pub accepted: bool,
+}
+
+/// One side of the before → after table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Held-out quality.
+    pub evaluation: Evaluation,
+    /// Size and arithmetic.
+    pub cost: Cost,
+    /// Timed on this machine, both sides in turn.
+    pub speed: Speed,
+    /// Query heads left in each layer, original indices.
+    pub heads: Vec<Vec<usize>>,
+}
+
+/// The outcome of a run, `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The model as given.
+    pub before: Snapshot,
+    /// The result as stored.
+    pub after: Snapshot,
+    /// Query heads per layer of the unpruned model.
+    pub heads_per_layer: usize,
+    /// Cycle by cycle.
+    pub cycles: Vec<CycleRecord>,
+    /// Targets learned from.
+    pub tokens_learned: u64,
+    /// The run folder.
+    pub run: PathBuf,
+}
