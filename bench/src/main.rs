@@ -15,7 +15,7 @@ use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
-use upgrayedd::score::{Score, ScoreContext, compute_all};
+use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::train::{self, Update};
 use upgrayedd::{family, surgery};
 
@@ -105,7 +105,7 @@ fn main() -> Result<()> {
     let batch = random_batch(&model, args.batch, args.length);
     let mut grads = Gradients::for_params(&model.params);
     let mut optim = train::new_optimizer(&model, 0.01);
-    let scores = args.work.scores().into_iter().map(Score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
+    let scores = args.work.scores().into_iter().map(score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
     let samples = args.samples.unwrap_or(args.batch);
     let all = random_batch(&model, samples, args.length);
     let rows = all.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));

@@ -19,7 +19,7 @@ use upgrayedd::load::{LoadOptions, Weights, is_model_folder, read_config};
 use upgrayedd::model::{Batch, Companions, GenerateOptions, Hooks};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
-use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
 use upgrayedd::{Error, Result, surgery};
 
@@ -286,7 +286,7 @@ impl Model {
         let options = data_options(options)?;
         let (batch_size, samples, seed) = limits;
         detached(py, || {
-            let score = Score::named(name)?;
+            let score = score::named(name)?;
             let mut dataset = data.map(|d| d.dataset(&self.inner, &options, false)).transpose()?;
             dataset.iter().try_for_each(|d| warn(&d.notices))?;
             dataset.iter_mut().for_each(|d| d.spread_over(d.len()));

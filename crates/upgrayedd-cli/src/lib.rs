@@ -20,7 +20,7 @@ use upgrayedd::heads::HeadScores;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::{Interrupted, watch};
-use upgrayedd::score::{ALL, Score, ScoreContext, compute_all};
+use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::{Error, Model};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
@@ -131,7 +131,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 fn score(args: ScoreArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads)?;
-    let only = args.score.as_deref().map(Score::named).transpose()?;
+    let only = args.score.as_deref().map(score::named).transpose()?;
     refuse_idle("--ablation-samples", args.ablation_samples.is_some() && !args.all, "--all")?;
     let ablation_samples = args.ablation_samples.unwrap_or(16);
     positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", ablation_samples)])?;
@@ -176,10 +176,11 @@ fn score_all(
     layers: impl Fn(&HeadScores) -> serde_json::Map<String, serde_json::Value>,
     as_json: bool,
 ) -> anyhow::Result<()> {
-    let truth = Score::named("loss_impact")?;
+    let truth = score::named("loss_impact")?;
     let impacts = truth.compute(&ScoreContext { samples: ablation_samples, ..*context })?;
     // Without labels there is no task to score for.
-    let scores: Vec<_> = ALL.into_iter().filter(|s| s.name != truth.name && (s.name != "task" || s.applies(context))).collect();
+    let scores: Vec<_> =
+        ALL.into_iter().filter(|s| s.name != truth.name && (s.name != "task" || score::applies(s, context))).collect();
     let computed = compute_all(&scores, context)?;
     let rows: Vec<_> = scores
         .iter()

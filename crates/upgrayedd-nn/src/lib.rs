@@ -23,6 +23,7 @@
 
 pub mod device;
 pub mod interrupt;
+mod kernels;
 pub mod ops;
 pub mod optim;
 mod params;

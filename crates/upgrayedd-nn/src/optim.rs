@@ -1,7 +1,8 @@
 //! AdamW with parameter groups, learning-rate schedules and gradient clipping.
 
-pub use crate::device::Lanes;
-use crate::device::{AdamWStep, Device};
+use crate::device::Device;
+use crate::kernels::AdamWStep;
+pub use crate::kernels::Lanes;
 use crate::{Gradients, ParamId, ParamSet, Tensor};
 
 /// How the learning rate moves after the warm-up.

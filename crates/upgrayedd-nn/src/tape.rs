@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::device::{Device, Kernels, Sink};
+use crate::device::Device;
+use crate::kernels::{Kernels, Sink};
 use crate::params::Slot;
 use crate::{Gradients, ParamId, ParamSet, Tensor, interrupt};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use upgrayedd::export::{Format, export};
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
-use upgrayedd::{Model, surgery};
+use upgrayedd::surgery;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
-use upgrayedd::export::{Format, export, safetensors_file};
+use upgrayedd::export::{Format, export};
+use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;

@@ -89,8 +89,8 @@ fn dormant_heads_change_no_bit_of_wide_models() {
         "tie_word_embeddings": true,
     });
     for config in [gpt2, llama] {
-        let (spec, _) = family::recognise(&config, &[], None).unwrap();
-        let mut model = Model::initialised(spec, config, 1);
+        let (family, spec, _) = family::recognise(&config, &[], None).unwrap();
+        let mut model = Model::initialised(family, spec, config, 1);
         // A whole group of heads, and single ones.
         let selection = HeadSelection::from([(0, vec![0, 1, 2, 7]), (1, vec![0, 1, 2, 3, 4, 5])]);
         surgery::remove(&mut model, None, &selection, 1, None).unwrap();
@@ -135,7 +135,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
             seed: 0,
             gradient_checkpointing: false,
         };
-        upgrayedd::score::Score::named("gradient").unwrap().compute(&context).unwrap()
+        upgrayedd::score::named("gradient").unwrap().compute(&context).unwrap()
     };
     let open = score(&model);
     let heads = model.heads.layers()[0].active().len();

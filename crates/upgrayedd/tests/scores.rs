@@ -9,7 +9,7 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
-use upgrayedd::score::{Score, ScoreContext};
+use upgrayedd::score::{self, Score, ScoreContext};
 use upgrayedd::spec::Objective;
 
 fn load(name: &str) -> Model {
@@ -58,7 +58,7 @@ fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> HeadSc
     let range = 0..data.len();
     let context =
         ScoreContext { model, data: Some((data, &range)), batch_size, samples: 100, seed: 0, gradient_checkpointing: false };
-    Score::named(name).unwrap().compute(&context).unwrap()
+    score::named(name).unwrap().compute(&context).unwrap()
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
             seed,
             gradient_checkpointing: false,
         };
-        let scores = Score::named("fisher").unwrap().compute(&context).unwrap();
+        let scores = score::named("fisher").unwrap().compute(&context).unwrap();
         drawn.iter_mut().flatten().zip(scores.layers.iter().flatten()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
     }
     for (layer, scores) in drawn.iter().enumerate() {
@@ -263,12 +263,12 @@ fn the_task_score_wants_a_task() {
         seed: 7,
         gradient_checkpointing: false,
     };
-    let refused = Score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
+    let refused = score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
     assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
     let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));
     let answers = Dataset::from_rows((1..6).map(prompt).collect(), Objective::CausalLm, 0);
-    let found = Score::named("task").unwrap().compute(&context(&answers)).unwrap();
-    assert_eq!(found, Score::named("fisher").unwrap().compute(&context(&answers)).unwrap());
+    let found = score::named("task").unwrap().compute(&context(&answers)).unwrap();
+    assert_eq!(found, score::named("fisher").unwrap().compute(&context(&answers)).unwrap());
 }
 
 #[test]

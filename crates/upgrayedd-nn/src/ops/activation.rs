@@ -1,6 +1,6 @@
 //! Elementwise non-linearities, plain and gated.
 
-use super::Activation;
+use crate::kernels::Activation;
 use crate::tape::Taken;
 use crate::{Tape, Var};
 

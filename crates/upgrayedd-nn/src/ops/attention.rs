@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AttentionShape, EntropyProbe};
-use crate::device::AttentionGrads;
+use crate::kernels::{AttentionGrads, AttentionShape, EntropyProbe};
 use crate::tape::Taken;
 use crate::{Tape, Var};
 

@@ -1,9 +1,7 @@
 //! Losses fused with the output projection, in chunks: logits of all tokens never exist at once.
 
+use crate::kernels::{IGNORE, Sink};
 use crate::{Tape, Tensor, Var, interrupt};
-
-/// A target that does not count (transformers' convention).
-pub const IGNORE: i64 = -100;
 
 /// Elements of logits that may exist at once (16 MiB).
 const CHUNK_ELEMENTS: usize = 4 << 20;
@@ -146,7 +144,7 @@ fn in_chunks(
         }
         if let Some(dx) = &mut dx {
             let mut part = Tensor::scratch(x_chunk.shape());
-            let sink = crate::device::Sink { tensor: &mut part, accumulate: false };
+            let sink = Sink { tensor: &mut part, accumulate: false };
             tape.kernels().linear_grad_input(&logits, head.weight.tensor(), sink);
             dx.extend_from_slice(part.data());
         }

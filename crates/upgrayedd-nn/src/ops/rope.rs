@@ -53,7 +53,7 @@ impl RopeTable {
 pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec<u32>>) -> Var {
     let table = table.rows(positions.iter().max().map_or(0, |p| *p as usize + 1));
     let mut out = Tensor::scratch(x.tensor().shape());
-    let sink = crate::device::Sink { tensor: &mut out, accumulate: false };
+    let sink = crate::kernels::Sink { tensor: &mut out, accumulate: false };
     tape.kernels().rope(x.tensor(), &table, positions, 1.0, sink);
     let dx = x.source();
     let positions = Arc::clone(positions);

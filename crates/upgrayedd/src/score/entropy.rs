@@ -1,6 +1,6 @@
 //! Attention entropy: how evenly a head spreads its attention, normalised by the log of the visible keys.
 
-use super::Score;
+use super::definition::Score;
 use super::statistics::Needs;
 
 pub(super) static SCORE: Score = Score {

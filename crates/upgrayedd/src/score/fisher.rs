@@ -1,6 +1,6 @@
 //! Diagonal empirical Fisher information of the gates (Kwon et al. 2022).
 
-use super::Score;
+use super::definition::Score;
 use super::statistics::Needs;
 
 pub(super) static SCORE: Score = Score {

@@ -1,6 +1,6 @@
 //! Gate gradient: how much the loss moves with a head's gate (Michel et al. 2019).
 
-use super::Score;
+use super::definition::Score;
 use super::statistics::Needs;
 
 pub(super) static SCORE: Score = Score {

@@ -2,8 +2,9 @@
 
 use upgrayedd_nn::{Tape, Tensor};
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::data::Pass;
 use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Hooks, Model};

@@ -1,7 +1,8 @@
 //! Weight magnitude: L2 norm over a head's Q, K, V and O weights.
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::{Model, Result};
 

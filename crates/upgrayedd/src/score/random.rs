@@ -2,8 +2,9 @@
 
 use rand::RngExt;
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::{Result, rng};
 

@@ -1,8 +1,9 @@
 //! How little a head repeats another of its layer. Of a similar pair the weaker goes, never both: once it is gone, the other is
 //! compared with those that are left.
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::Result;
 use crate::heads::HeadScores;
 

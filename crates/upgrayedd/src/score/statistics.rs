@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use upgrayedd_nn::{Device, Gradients, Tape, Tensor, ops};
 
-use super::ScoreContext;
+use super::context::ScoreContext;
 use crate::data::Pass;
 use crate::heads::HeadScores;
 use crate::linalg::multiply;

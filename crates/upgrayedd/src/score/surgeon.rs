@@ -10,8 +10,9 @@ use nalgebra::{Cholesky, DMatrix, Dyn};
 use rayon::prelude::*;
 use upgrayedd_nn::Tensor;
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::heads::HeadScores;
 use crate::linalg::multiply;
 use crate::{Error, Result};

@@ -2,8 +2,9 @@
 
 use upgrayedd_nn::ops::IGNORE;
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::data::Pass;
 use crate::heads::HeadScores;
 use crate::spec::Objective;

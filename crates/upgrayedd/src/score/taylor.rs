@@ -1,7 +1,8 @@
 //! First-order Taylor term of removing a head, made comparable between layers (Molchanov et al. 2017).
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::Result;
 use crate::heads::HeadScores;
 

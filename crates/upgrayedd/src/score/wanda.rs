@@ -1,7 +1,8 @@
 //! Weight times activation over a head's slice of the output projection (Sun et al. 2024).
 
+use super::context::ScoreContext;
+use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use super::{Score, ScoreContext};
 use crate::Result;
 use crate::heads::HeadScores;
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{
+use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
 };
 use crate::heads::{HeadScores, HeadSelection};
-use crate::score::{Score, ScoreContext};
+use crate::score::{self, ScoreContext};
 use crate::{Error, Result};
 
 pub(super) static INFO: StrategyInfo =
@@ -56,7 +56,7 @@ impl Strategy for Entropy {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let context = ScoreContext { samples: self.options.attention_samples, ..*context };
-        self.cache.get_or(self.options.use_cached_entropy, &context, || Score::named("entropy")?.compute(&context))
+        self.cache.get_or(self.options.use_cached_entropy, &context, || score::named("entropy")?.compute(&context))
     }
 
     fn as_keep(&self, importances: &HeadScores) -> HeadScores {

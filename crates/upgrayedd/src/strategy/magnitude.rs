@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{
+use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
 };
 use crate::budget::Unit;
 use crate::heads::{HeadScores, HeadSelection};
-use crate::score::magnitude::weights_per_head;
-use crate::score::{Score, ScoreContext};
+use crate::score::weights_per_head;
+use crate::score::{self, ScoreContext};
 use crate::{Error, Result};
 
 pub(super) static INFO: StrategyInfo = StrategyInfo {
@@ -88,7 +88,7 @@ impl Strategy for Magnitude {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let context = ScoreContext { data: None, ..*context };
-        self.cache.get_or(self.options.use_cached_magnitudes, &context, || Score::named("magnitude")?.compute(&context))
+        self.cache.get_or(self.options.use_cached_magnitudes, &context, || score::named("magnitude")?.compute(&context))
     }
 
     fn as_keep(&self, importances: &HeadScores) -> HeadScores {

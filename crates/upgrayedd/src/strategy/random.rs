@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use rand::RngExt;
 use serde::Deserialize;
 
-use super::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
+use super::definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
 use crate::budget::unit_size;
 use crate::heads::{HeadScores, HeadSelection};
-use crate::score::{Score, ScoreContext};
+use crate::score::{self, ScoreContext};
 use crate::{Result, rng};
 
 pub(super) static INFO: StrategyInfo =
@@ -37,7 +37,7 @@ impl Strategy for Random {
     }
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
-        Score::named("random")?.compute(context)
+        score::named("random")?.compute(context)
     }
 
     fn as_keep(&self, importances: &HeadScores) -> HeadScores {

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{
+use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_gain, by_mean, parse_options, spread,
     within_budget,
 };
 use crate::budget::{Scope, Unit};
 use crate::heads::{HeadScores, HeadSelection};
-use crate::score::{Score, ScoreContext, fisher_blocks};
+use crate::score::{self, Score, ScoreContext, fisher_blocks};
 use crate::{Error, Result};
 
 macro_rules! scored {
@@ -57,7 +57,7 @@ fn build(name: &'static str, settings: Settings, params: StrategyParams, options
     if samples == 0 {
         return Err(Error::invalid("calibration_samples is 0: expected at least 1"));
     }
-    let score = Score::named(settings.score)?;
+    let score = score::named(settings.score)?;
     Ok(Box::new(Scored { name, score, settings, params, samples, cache: Cache::default(), blocks: Vec::new() }))
 }
 

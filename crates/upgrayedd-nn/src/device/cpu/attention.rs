@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::math::{self, simd};
 use super::matmul::{Threads, View, matmul, transpose};
-use crate::device::{AttentionGrads, AttentionOutput, AttentionShape, EntropyProbe, Sink};
+use crate::kernels::{AttentionGrads, AttentionOutput, AttentionShape, EntropyProbe, Sink};
 use crate::{Tensor, pool};
 
 /// Queries per block: scores of a block stay in the second-level cache.
@@ -278,7 +278,7 @@ impl Backward<'_> {
             for (b, h, value) in gate_parts.into_iter().flatten() {
                 total[if shared { h } else { b * heads + h }] += value as f32;
             }
-            super::write(sink, &total);
+            super::linear::write(sink, &total);
         }
     }
 

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::math::{self, CHUNK};
 use super::matmul::{Threads, View, matmul};
-use super::{CHUNK, math};
-use crate::device::Sink;
+use crate::kernels::Sink;
 use crate::{Tensor, pool};
 
 pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
@@ -119,6 +119,16 @@ pub(super) fn sum_rows(dy: &Tensor, db: Sink<'_>) {
 }
 
 #[inline(always)]
+/// Writes `values` through the sink.
+pub(super) fn write(sink: Sink<'_>, values: &[f32]) {
+    let out = sink.tensor.data_mut();
+    if sink.accumulate {
+        add_into(out, values);
+    } else {
+        out.copy_from_slice(values);
+    }
+}
+
 pub(super) fn add_into(sum: &mut [f32], row: &[f32]) {
     sum.iter_mut().zip(row).for_each(|(s, v)| *s += v);
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::linear;
 use super::math::{self, simd};
-use crate::ops::IGNORE;
+use crate::kernels::IGNORE;
 use crate::{Tensor, pool};
 
 /// Replaces `row` by exp(row − max) and returns `(max, Σ exp)`.

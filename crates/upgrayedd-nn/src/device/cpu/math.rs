@@ -1,5 +1,8 @@
 //! Vectorised building blocks: plain loops that the compiler turns into SIMD, compiled for each instruction set.
 
+/// Elements per parallel task.
+pub(super) const CHUNK: usize = 1 << 14;
+
 /// Lanes of the manual accumulators: enough to hide latency on AVX2 and AVX-512.
 const LANES: usize = 32;
 

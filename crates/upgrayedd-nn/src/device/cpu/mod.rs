@@ -8,11 +8,8 @@ mod matmul;
 mod norm;
 mod pointwise;
 
-use super::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Sink};
 use crate::Tensor;
-
-/// Elements per parallel task.
-const CHUNK: usize = 1 << 14;
+use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Sink};
 
 /// The host's processor.
 pub(crate) struct Cpu;
@@ -27,16 +24,6 @@ pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
             ))
         })
         .sum()
-}
-
-/// Writes `values` through the sink.
-fn write(sink: Sink<'_>, values: &[f32]) {
-    let out = sink.tensor.data_mut();
-    if sink.accumulate {
-        linear::add_into(out, values);
-    } else {
-        out.copy_from_slice(values);
-    }
 }
 
 impl Kernels for Cpu {

@@ -2,11 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::linear::add_into;
-use super::math::{dot, simd, sum};
-use super::{CHUNK, write};
+use super::linear::{add_into, write};
+use super::math::{CHUNK, dot, simd, sum};
 use crate::Tensor;
-use crate::device::Sink;
+use crate::kernels::Sink;
 
 /// Rows handled by one task: fixed by the shape, so that sums over rows do not depend on the threads.
 fn rows_per_task(cols: usize) -> usize {

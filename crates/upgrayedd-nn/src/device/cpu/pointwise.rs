@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::CHUNK;
-use super::math::{self, simd};
+use super::math::{self, CHUNK, simd};
 use crate::Tensor;
-use crate::device::{Activation, AdamWStep, Lanes, Sink};
+use crate::kernels::{Activation, AdamWStep, Lanes, Sink};
 
 pub(super) fn add_assign(a: &mut Tensor, b: &Tensor) {
     a.data_mut().par_chunks_mut(CHUNK).zip(b.data().par_chunks(CHUNK)).for_each(|(a, b)| {

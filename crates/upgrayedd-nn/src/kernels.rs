@@ -1,0 +1,210 @@
+//! Everything that ops ask of a device, and the types that they ask with.
+
+use crate::Tensor;
+
+/// A target that does not count (transformers' convention).
+pub const IGNORE: i64 = -100;
+
+/// A gradient to be written: overwritten, or added to.
+pub(crate) struct Sink<'a> {
+    pub(crate) tensor: &'a mut Tensor,
+    pub(crate) accumulate: bool,
+}
+
+/// Elementwise non-linearities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Gaussian error linear unit, exact (`erf`).
+    Gelu,
+    /// GELU's tanh approximation, transformers' `gelu_new` and `gelu_pytorch_tanh`.
+    GeluTanh,
+    /// `x · sigmoid(x)`, also called swish.
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// Geometry and masks of one attention call. A head is `head_dim` consecutive columns.
+#[derive(Debug, Clone)]
+pub struct AttentionShape {
+    /// Sequences.
+    pub batch: usize,
+    /// Query positions per sequence; they are the last of the `keys` positions.
+    pub queries: usize,
+    /// Key positions per sequence.
+    pub keys: usize,
+    /// Columns per head.
+    pub head_dim: usize,
+    /// For each query head the key/value head it reads.
+    pub kv_of: Vec<usize>,
+    /// Number of key/value heads.
+    pub kv_heads: usize,
+    /// Multiplies the dot products, usually `1/√head_dim`.
+    pub scale: f32,
+    /// A query sees only its own and earlier positions.
+    pub causal: bool,
+    /// A query sees only this many latest positions, its own included.
+    pub window: Option<usize>,
+    /// `batch × keys`: 0 marks padding, which is never seen.
+    pub key_mask: Option<Vec<u8>>,
+}
+
+impl AttentionShape {
+    /// Number of query heads.
+    pub fn heads(&self) -> usize {
+        self.kv_of.len()
+    }
+
+    /// The keys that `query` may see, before the padding mask.
+    pub(crate) fn visible(&self, query: usize) -> std::ops::Range<usize> {
+        let position = query + self.keys - self.queries;
+        let end = if self.causal { position + 1 } else { self.keys };
+        let start = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        start..end
+    }
+}
+
+/// Attention entropy per head, summed where more than one key was visible and the query is not padding.
+#[derive(Debug, Clone, Default)]
+pub struct EntropyProbe {
+    /// Per query head: Σ over queries of entropy / ln(visible keys), each in `[0, 1]`.
+    pub sums: Vec<f64>,
+    /// Queries counted (the same for every head).
+    pub queries: u64,
+}
+
+/// What an attention forward pass leaves behind.
+pub(crate) struct AttentionOutput {
+    pub(crate) out: Tensor,
+    /// `batch × heads × queries`: log Σ exp of the scaled scores; −∞ where nothing is visible.
+    pub(crate) lse: Tensor,
+    pub(crate) entropy: Option<EntropyProbe>,
+}
+
+/// The gradients an attention backward pass writes.
+pub(crate) struct AttentionGrads<'a> {
+    pub(crate) q: Option<Sink<'a>>,
+    pub(crate) k: Option<Sink<'a>>,
+    pub(crate) v: Option<Sink<'a>>,
+    /// `batch × heads`, or `heads` summed over the batch.
+    pub(crate) gates: Option<Sink<'a>>,
+}
+
+/// One AdamW update (Loshchilov & Hutter 2019). Lanes are rows or columns of the parameter with a history of their own.
+pub(crate) struct AdamWStep<'a> {
+    pub(crate) lanes: Lanes,
+    /// Per lane: learning rate / (1 − β₁ᵗ).
+    pub(crate) step_size: &'a [f32],
+    /// Per lane: 1 / √(1 − β₂ᵗ).
+    pub(crate) inv_bias2: &'a [f32],
+    /// Per lane: 1 − learning rate · weight decay.
+    pub(crate) keep: &'a [f32],
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) eps: f32,
+    /// Multiplies the gradient (clipping).
+    pub(crate) grad_scale: f32,
+}
+
+/// How a parameter splits into lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lanes {
+    /// One lane: the whole tensor.
+    Whole,
+    /// A lane per row (output features).
+    Rows,
+    /// A lane per column (input features).
+    Cols,
+}
+
+impl Lanes {
+    /// How many lanes a parameter has.
+    pub fn count(self, tensor: &Tensor) -> usize {
+        match self {
+            Self::Whole => 1,
+            Self::Rows => tensor.rows(),
+            Self::Cols => tensor.cols(),
+        }
+    }
+}
+
+/// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and [`Tensor::cols`] say.
+pub(crate) trait Kernels: Send + Sync {
+    /// `a += b`.
+    fn add_assign(&self, a: &mut Tensor, b: &Tensor);
+    /// `out = a + b`.
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+    /// `y = x wᵀ + bias`; `x (N, I)`, `w (O, I)`, `bias (O)`, `y (N, O)`.
+    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor;
+    /// `dx = dy w`.
+    fn linear_grad_input(&self, dy: &Tensor, w: &Tensor, dx: Sink<'_>);
+    /// `dw = dyᵀ x`.
+    fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>);
+    /// `xᵀ x`, symmetric to the bit, for the work of half a product.
+    fn gram(&self, x: &Tensor) -> Tensor;
+    /// Column sums: the gradient of a bias.
+    fn sum_rows(&self, dy: &Tensor, db: Sink<'_>);
+
+    /// Layer norm over columns; returns the result and `(N, 2)` of mean and 1/σ.
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor);
+    /// Gradients of [`Kernels::layer_norm`]: `[dx, dweight, dbias]`.
+    fn layer_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]);
+    /// Root-mean-square norm over columns; returns the result and `(N, 1)` of 1/rms.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor);
+    /// Gradients of [`Kernels::rms_norm`]: `[dx, dweight]`.
+    fn rms_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]);
+
+    /// Rotates each head's halves by the angles of the rows' positions; `table (P, head_dim)` holds cos then sin. `sign` −1 undoes it.
+    fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>);
+
+    /// Scaled dot-product attention with a gate per head.
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        shape: &AttentionShape,
+        entropy: bool,
+    ) -> AttentionOutput;
+    /// Gradients of [`Kernels::attention`].
+    #[expect(clippy::too_many_arguments, reason = "the saved tensors of one op")]
+    fn attention_grad(
+        &self,
+        dout: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gates: Option<&Tensor>,
+        lse: &Tensor,
+        shape: &AttentionShape,
+        grads: AttentionGrads<'_>,
+    );
+
+    /// `out = f(x)`, or `f(gate) · x` when `up` is given.
+    fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor;
+    /// Gradients of [`Kernels::activation`]: `[dx, dup]`.
+    fn activation_grad(&self, kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]);
+
+    /// Rows of `table` picked by `ids`.
+    fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor;
+    /// Adds each row of `dy` to row `ids[i]` of the sink (which is zeroed first unless it accumulates).
+    fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>);
+
+    /// Σ of −log softmax(x wᵀ + bias) at the targets, which may be [`IGNORE`]; logits of all never exist at once.
+    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64;
+    /// Turns logits into `weight · (softmax − onehot)` in place and returns Σ of the negative log-likelihoods; `targets` may hold [`IGNORE`].
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64;
+    /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T² KL(t ‖ s).
+    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64;
+    /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows with r = 0 do not count.
+    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
+    /// Turns `x` into `weight · 2 (x − r)` in place and returns Σ of (x − r)².
+    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
+
+    /// Updates a parameter and its moments.
+    fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);
+}

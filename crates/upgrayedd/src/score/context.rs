@@ -1,0 +1,35 @@
+//! What a score may look at.
+
+use std::ops::Range;
+
+use crate::data::Dataset;
+use crate::{Error, Model, Result};
+
+/// What a score may look at.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreContext<'a> {
+    /// The model as it is.
+    pub model: &'a Model,
+    /// Calibration sequences; scores that read weights only do without.
+    pub data: Option<(&'a Dataset, &'a Range<usize>)>,
+    /// Sequences per batch.
+    pub batch_size: usize,
+    /// Sequences to use at most.
+    pub samples: usize,
+    /// For random scores; differs from cycle to cycle.
+    pub seed: u64,
+    /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores are the same.
+    pub gradient_checkpointing: bool,
+}
+
+impl<'a> ScoreContext<'a> {
+    pub(super) fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
+        let (data, range) = self.data.ok_or_else(|| Error::invalid("this score needs calibration data"))?;
+        if self.samples == 0 || self.batch_size == 0 || range.is_empty() {
+            return Err(Error::invalid(
+                "no sequences to score on: samples, batch_size and the calibration data need at least 1 each",
+            ));
+        }
+        Ok((data, range))
+    }
+}

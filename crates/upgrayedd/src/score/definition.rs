@@ -1,0 +1,49 @@
+//! What a score is, and computing several at once.
+
+use super::context::ScoreContext;
+use super::statistics::{self, Needs, Statistics};
+use crate::Result;
+use crate::heads::HeadScores;
+
+/// An importance score.
+#[derive(Debug)]
+pub struct Score {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// What the number is, with its source.
+    pub summary: &'static str,
+    /// Whether heads with high values are the ones to keep.
+    pub higher_keeps: bool,
+    pub(super) needs: Needs,
+    pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<HeadScores>,
+}
+
+impl Score {
+    /// Whether calibration data is read.
+    pub fn needs_data(&self) -> bool {
+        self.needs != Needs::Nothing
+    }
+
+    /// The score of every active head, in its own units. A value that is not finite is an error.
+    pub fn compute(&self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+        let mut scores = compute_all(&[self], context)?;
+        Ok(scores.swap_remove(0))
+    }
+
+    /// The same numbers such that higher means keep.
+    pub fn as_keep(&self, scores: &HeadScores) -> HeadScores {
+        if self.higher_keeps { scores.clone() } else { scores.negated() }
+    }
+}
+
+/// Several scores from one pass over the calibration data (`loss_impact` makes passes of its own).
+pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<HeadScores>> {
+    let needs: Vec<Needs> = scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
+    let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
+    let compute = |score: &&Score| {
+        let scores = (score.compute)(context, &statistics)?;
+        scores.check(&context.model.heads)?;
+        Ok(scores)
+    };
+    scores.iter().map(compute).collect()
+}

@@ -1,0 +1,209 @@
+//! What a strategy is, what it sees, and what built-in ones share.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::budget::{self, Budget, Scope, Unit};
+use crate::grow::{self, Gains};
+use crate::heads::{HeadScores, HeadSelection};
+use crate::record::{CycleRecord, Evaluation};
+use crate::score::ScoreContext;
+use crate::spec::Objective;
+use crate::{Error, Model, Result};
+
+/// What every strategy takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StrategyParams {
+    /// Share of the active heads pruned per cycle, `0 ≤ r < 1`.
+    pub pruning_ratio: f64,
+    /// Share of the pruned heads grown back per cycle, `0 ≤ r ≤ 1`.
+    pub growth_ratio: f64,
+    /// Heads that every layer keeps, at least 1.
+    pub min_heads: usize,
+    /// For random choices; the run's seed if absent.
+    pub seed: Option<u64>,
+}
+
+impl Default for StrategyParams {
+    fn default() -> Self {
+        Self { pruning_ratio: 0.3, growth_ratio: 0.1, min_heads: 1, seed: None }
+    }
+}
+
+impl StrategyParams {
+    /// Refuses values outside their range.
+    pub fn check(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.pruning_ratio) {
+            return Err(Error::invalid(format!("pruning_ratio is {}: expected at least 0 and less than 1", self.pruning_ratio)));
+        }
+        if !(0.0..=1.0).contains(&self.growth_ratio) {
+            return Err(Error::invalid(format!("growth_ratio is {}: expected 0 to 1", self.growth_ratio)));
+        }
+        if self.min_heads < 1 {
+            return Err(Error::invalid("min_heads is 0: expected at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// What a strategy sees when it prunes.
+#[derive(Debug, Clone, Copy)]
+pub struct PruneView<'a> {
+    /// The model before pruning.
+    pub model: &'a Model,
+    /// The strategy's own importances of the active heads.
+    pub importances: &'a HeadScores,
+    /// What the user's ratio comes to. Built-in strategies keep to it.
+    pub budget: Budget,
+}
+
+/// What a strategy sees when it grows.
+#[derive(Debug, Clone, Copy)]
+pub struct GrowView<'a> {
+    /// The model after pruning.
+    pub model: &'a Model,
+    /// Per layer: how many heads can be restored.
+    pub restorable: &'a [usize],
+    /// What each archived head's return promises; empty where nothing was measured.
+    pub gains: &'a Gains,
+    /// The importances of the heads that are left, as scored before pruning.
+    pub importances: &'a HeadScores,
+    /// How many heads may come back.
+    pub count: usize,
+    /// What comes back at once.
+    pub unit: Unit,
+    /// Random choices of this cycle.
+    pub seed: u64,
+    /// The cycle, from 1.
+    pub cycle: usize,
+    /// The held-out quality after pruning.
+    pub evaluation: &'a Evaluation,
+    /// The cycles before this one.
+    pub history: &'a [CycleRecord],
+}
+
+/// Decides which heads go and where heads come back. Decisions are pure: the pipeline carries them out.
+pub trait Strategy: Send {
+    /// The registered name.
+    fn name(&self) -> &str;
+    /// The common parameters.
+    fn params(&self) -> &StrategyParams;
+    /// Sequences that the strategy wants to score on; `None` if it reads weights only.
+    fn calibration_samples(&self) -> Option<usize> {
+        None
+    }
+    /// Where heads compete unless the user says otherwise.
+    fn scope(&self) -> Scope {
+        Scope::Layer
+    }
+    /// Parts in which a cycle prunes unless the user says otherwise.
+    fn steps_per_cycle(&self) -> usize {
+        1
+    }
+    /// The importance of every active head, in the strategy's own units.
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
+    /// The same such that higher means keep; what the archive remembers.
+    fn as_keep(&self, importances: &HeadScores) -> HeadScores;
+    /// The heads to prune, by layer and original index.
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection>;
+    /// How many heads come back in which layer.
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
+}
+
+/// Parameters of a single strategy, by name.
+pub type Options = BTreeMap<String, toml::Value>;
+
+/// An entry of the registry.
+#[derive(Debug)]
+pub struct StrategyInfo {
+    /// The name on the command line and in `get_strategy`.
+    pub name: &'static str,
+    /// One line for help texts.
+    pub summary: &'static str,
+    pub(super) build: fn(StrategyParams, Options) -> Result<Box<dyn Strategy>>,
+}
+
+/// Reads a strategy's own options; unknown names and wrong types are errors that say what there is.
+pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options) -> Result<T> {
+    let table: toml::Table = options.into_iter().collect();
+    T::deserialize(toml::Value::Table(table))
+        .map_err(|e| Error::invalid(format!("options of strategy {strategy:?}: {}", e.message())))
+}
+
+/// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
+pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
+    let size = budget::unit_size(&view.model.heads, view.unit);
+    let mut room = view.restorable.to_vec();
+    let mut counts = BTreeMap::new();
+    let mut left = view.count;
+    loop {
+        let before = left;
+        for &layer in order {
+            if size <= left && size <= room[layer] {
+                room[layer] -= size;
+                left -= size;
+                *counts.entry(layer).or_insert(0) += size;
+            }
+        }
+        if left == before {
+            return counts;
+        }
+    }
+}
+
+/// Counts that bring back the archived heads with the highest gains, wherever they are.
+pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    let mut left = view.count;
+    for (_, layer, unit) in grow::candidates(&view.model.heads, view.gains, view.unit) {
+        if unit.len() <= left {
+            left -= unit.len();
+            *counts.entry(layer).or_insert(0) += unit.len();
+        }
+    }
+    counts
+}
+
+/// Layers sorted by their mean importance, lowest or highest first; ties to the lower layer.
+pub(super) fn by_mean(importances: &HeadScores, lowest_first: bool) -> Vec<usize> {
+    let means = importances.layer_means();
+    let mut order: Vec<usize> = (0..means.len()).collect();
+    order.sort_by(|&a, &b| if lowest_first { means[a].total_cmp(&means[b]) } else { means[b].total_cmp(&means[a]) });
+    order
+}
+
+/// What was computed for one state of one model, so that it is never used for another.
+#[derive(Debug)]
+pub(super) struct Cache<T> {
+    entry: Option<(u64, String, T)>,
+}
+
+impl<T> Default for Cache<T> {
+    fn default() -> Self {
+        Self { entry: None }
+    }
+}
+
+impl<T: Clone> Cache<T> {
+    pub(super) fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<T>) -> Result<T> {
+        // Gates of a plain encoder are scored along random directions, which differ from cycle to cycle.
+        let seed = (context.model.spec.objective == Objective::Encoder).then_some(context.seed);
+        let data = context.data.map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples)).unwrap_or_default();
+        let state = context.model.state_id();
+        match &self.entry {
+            Some((cached, from, found)) if enabled && *cached == state && *from == data => Ok(found.clone()),
+            _ => {
+                let found = compute()?;
+                self.entry = Some((state, data, found.clone()));
+                Ok(found)
+            }
+        }
+    }
+}
+
+/// The heads that `budget` takes, lowest `keep` first.
+pub(super) fn within_budget(view: &PruneView<'_>, keep: &HeadScores) -> HeadSelection {
+    budget::choose(&view.model.heads, keep, view.budget)
+}

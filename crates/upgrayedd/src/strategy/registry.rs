@@ -1,0 +1,29 @@
+//! The strategies there are.
+
+use super::definition::{Options, Strategy, StrategyInfo, StrategyParams};
+use super::{entropy, magnitude, random, scored};
+use crate::Result;
+use crate::error::unknown_name;
+
+/// Every built-in strategy, in the order in which messages and documents name them.
+pub const ALL: [&StrategyInfo; 12] = [
+    &scored::AUTO,
+    &random::INFO,
+    &entropy::INFO,
+    &magnitude::INFO,
+    &scored::GRADIENT,
+    &scored::TAYLOR,
+    &scored::FISHER,
+    &scored::TASK,
+    &scored::WANDA,
+    &scored::SIMILARITY,
+    &scored::SURGEON,
+    &scored::LOSS_IMPACT,
+];
+
+/// The strategy called `name`, with checked parameters.
+pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+    let info = ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
+    params.check()?;
+    (info.build)(params, options)
+}
