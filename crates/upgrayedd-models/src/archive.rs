@@ -8,14 +8,14 @@ use upgrayedd_nn::Tensor;
 
 use crate::files::{DType, TensorFile, safetensors_file};
 use crate::heads::{HeadId, HeadMap, HeadSelection, LayerHeads};
-use crate::spec::split_layer;
+use crate::weights::Role;
 use crate::{Error, Result};
 
 /// The file that holds an archive, beside a run's result and in its checkpoints.
 pub const ARCHIVE_FILE: &str = "archive.safetensors";
 
-/// Slices of a head's or a key/value head's weights: canonical part (`attn.q.weight`, …) → slice.
-pub(crate) type Slices = BTreeMap<String, Tensor>;
+/// Slices of a unit's weights.
+pub(crate) type Slices = BTreeMap<Role, Tensor>;
 
 /// Why and when a head left.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,6 @@ pub struct Departure {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ArchivedHead {
     pub(crate) departure: Departure,
-    /// Canonical part (`attn.q.weight`, …) → slice.
     pub(crate) slices: Slices,
 }
 
@@ -40,10 +39,6 @@ pub struct Archive {
     /// Key/value heads whose last reader has gone: `(layer, group)` → slices.
     pub(crate) groups: BTreeMap<(usize, usize), Slices>,
 }
-
-/// Parts of a layer that belong to query heads, and to key/value heads.
-pub(crate) const QUERY_PARTS: [&str; 3] = ["attn.q.weight", "attn.q.bias", "attn.o.weight"];
-pub(crate) const KV_PARTS: [&str; 4] = ["attn.k.weight", "attn.k.bias", "attn.v.weight", "attn.v.bias"];
 
 impl Archive {
     /// Whether the head can be restored.
@@ -106,10 +101,10 @@ impl Archive {
                     let head = archive.heads.get_mut(&HeadId { layer, head });
                     let head =
                         head.ok_or_else(|| Error::bad_file(path, format!("holds {name}, but no record of when it left")))?;
-                    head.slices.insert(part.to_owned(), slice);
+                    head.slices.insert(part, slice);
                 }
                 (layer, _, group, part) => {
-                    archive.groups.entry((layer, group)).or_default().insert(part.to_owned(), slice);
+                    archive.groups.entry((layer, group)).or_default().insert(part, slice);
                 }
             }
         }
@@ -125,11 +120,13 @@ impl Archive {
     }
 }
 
-/// `layers.3.heads.5.attn.q.weight` → `(3, "heads", 5, "attn.q.weight")`.
-fn parse_name(name: &str) -> Option<(usize, &str, usize, &str)> {
-    let (layer, rest) = split_layer(name)?;
+/// `layers.3.heads.5.attn.q.weight` → `(3, "heads", 5, attn.q.weight)`.
+fn parse_name(name: &str) -> Option<(usize, &str, usize, Role)> {
+    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let (kind, rest) = rest.split_once('.')?;
-    let (index, part) = rest.split_once('.')?;
-    let known = (kind == "heads" && QUERY_PARTS.contains(&part)) || (kind == "groups" && KV_PARTS.contains(&part));
-    if known { Some((layer, kind, index.parse().ok()?, part)) } else { None }
+    let (index, role) = rest.split_once('.')?;
+    if !["heads", "groups"].contains(&kind) {
+        return None;
+    }
+    Some((layer.parse().ok()?, kind, index.parse().ok()?, role.parse().ok()?))
 }

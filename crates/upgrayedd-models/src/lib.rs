@@ -16,6 +16,7 @@ pub mod rng;
 pub mod spec;
 pub mod surgery;
 pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use model::Model;

@@ -1,7 +1,6 @@
 //! A transformer as data: what a family reads from config.json and the forward pass follows.
 
 use upgrayedd_nn::ops::Activation;
-use upgrayedd_nn::optim::Lanes;
 
 use crate::heads::HeadMap;
 use crate::{Error, Result};
@@ -149,51 +148,4 @@ impl ModelSpec {
     pub fn full_heads(&self) -> HeadMap {
         HeadMap::full(self.num_layers, self.num_heads, self.num_kv_heads)
     }
-
-    /// The shape of a canonical weight when the model has the given heads; matrices are `(out, in)`.
-    pub fn shape_of(&self, canonical: &str, heads: &HeadMap) -> Vec<usize> {
-        let (d, inner) = (self.hidden_size, self.intermediate_size);
-        let is_bias = canonical.ends_with(".bias");
-        let matrix = |out: usize, input: usize| if is_bias { vec![out] } else { vec![out, input] };
-        if let Some((layer, part)) = split_layer(canonical) {
-            let layer = &heads.layers()[layer];
-            let q = layer.active().len() * self.head_dim;
-            let kv = layer.kv_active().len() * self.head_dim;
-            return match part.rsplit_once('.').map_or(part, |(part, _)| part) {
-                "attn.q" => matrix(q, d),
-                "attn.k" | "attn.v" => matrix(kv, d),
-                "attn.o" => matrix(d, q),
-                "mlp.gate" | "mlp.up" => matrix(inner, d),
-                "mlp.down" => matrix(d, inner),
-                _ => vec![d],
-            };
-        }
-        match canonical {
-            "embed.tokens" => vec![self.vocab_size, d],
-            "embed.positions" => vec![self.max_positions, d],
-            "embed.types" => vec![self.type_vocab_size, d],
-            "pooler.weight" | "head.transform.weight" => vec![d, d],
-            "next_sentence.weight" | "next_sentence.bias" => matrix(2, d),
-            "head.weight" | "head.bias" => match self.objective {
-                Objective::Classifier { labels } => matrix(labels, d),
-                _ => matrix(self.vocab_size, d),
-            },
-            _ => vec![d],
-        }
-    }
-
-    /// How a canonical weight splits into heads; [`Lanes::Whole`] if it does not. A bias is one row.
-    pub fn lanes_of(&self, canonical: &str) -> Lanes {
-        match split_layer(canonical).map(|(_, part)| part) {
-            Some("attn.q.weight" | "attn.k.weight" | "attn.v.weight") => Lanes::Rows,
-            Some("attn.q.bias" | "attn.k.bias" | "attn.v.bias" | "attn.o.weight") => Lanes::Cols,
-            _ => Lanes::Whole,
-        }
-    }
-}
-
-/// `layers.3.attn.q.weight` → `(3, "attn.q.weight")`.
-pub(crate) fn split_layer(canonical: &str) -> Option<(usize, &str)> {
-    let (index, part) = canonical.strip_prefix("layers.")?.split_once('.')?;
-    Some((index.parse().ok()?, part))
 }

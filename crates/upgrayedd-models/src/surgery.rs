@@ -1,14 +1,14 @@
 //! Removes and restores heads in weights, archive and optimiser state together.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use upgrayedd_nn::optim::{AdamW, Lanes};
 use upgrayedd_nn::{ParamId, Tensor};
 
-use crate::archive::{Archive, ArchivedHead, Departure, KV_PARTS, QUERY_PARTS, Slices};
+use crate::archive::{Archive, ArchivedHead, Departure, Slices};
 use crate::heads::{HeadId, HeadScores, HeadSelection};
 use crate::model::Model;
+use crate::weights::{Kind, Part, Role, Site, Weight};
 use crate::{Error, Result, rng};
 
 /// Reads an archive and checks that it belongs to `model`.
@@ -26,41 +26,39 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
                 "the archive holds head {head} of layer {layer}, which the model still has or never had"
             )));
         };
-        check_slices(model, layer, &entry.slices, &QUERY_PARTS)?;
+        check_slices(model, layer, &entry.slices, Site::Head)?;
         let group = known.kv_group_of(head);
         if known.kv_active().binary_search(&group).is_err() {
             let slices = archive.groups.get(&(layer, group));
             let slices =
                 slices.ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
-            check_slices(model, layer, slices, &KV_PARTS)?;
+            check_slices(model, layer, slices, Site::KvGroup)?;
         }
     }
     Ok(())
 }
 
-fn check_slices(model: &Model, layer: usize, slices: &BTreeMap<String, Tensor>, parts: &[&str]) -> Result<()> {
-    for part in parts {
-        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
-        let weight = model.params.get(id);
-        let width = model.spec.head_dim;
-        let want = match (lanes, weight.shape()) {
+fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Result<()> {
+    let owned = model.owned(layer, site);
+    for id in &owned {
+        let (weight, tensor) = (model.weight(*id), model.params.get(*id));
+        let width = weight.owner().map_or(0, |(_, width)| width);
+        let want = match (weight.lanes(), tensor.shape()) {
             (Lanes::Rows, [_, cols]) => vec![width, *cols],
             (_, [rows, _]) => vec![*rows, width],
             _ => vec![width],
         };
-        if slices.get(*part).is_none_or(|s| s.shape() != want) {
+        if slices.get(&weight.role).is_none_or(|s| s.shape() != want) {
             return Err(Error::invalid(format!(
-                "the archive's {part} of a head in layer {layer} is missing or not shaped {want:?}"
+                "the archive's {} of a head in layer {layer} is missing or not shaped {want:?}",
+                weight.role
             )));
         }
     }
-    Ok(())
-}
-
-/// A part's parameter and how it splits into heads; `None` where the model has no such bias.
-fn part_of(model: &Model, layer: usize, part: &str) -> Option<(ParamId, Lanes)> {
-    let name = format!("layers.{layer}.{part}");
-    Some((model.params.find(&name)?, model.spec.lanes_of(&name)))
+    match slices.keys().find(|role| !owned.iter().any(|id| model.weight(*id).role == **role)) {
+        Some(role) => Err(Error::invalid(format!("the archive holds {role} of a head in layer {layer}, which has none"))),
+        None => Ok(()),
+    }
 }
 
 /// The features `indices` of a tensor along its head axis. A vector stays a vector.
@@ -145,40 +143,43 @@ pub fn remove(
         let (old, new) = (&before.layers()[layer], model.heads.layers()[layer].clone());
         for &head in heads {
             let Ok(position) = old.active().binary_search(&head) else { continue };
-            let slices = cut(model, layer, &QUERY_PARTS, position);
+            let slices = cut(model, layer, Site::Head, position);
             let score = scores.and_then(|s| s.layers.get(layer)?.get(position).copied());
             model.archive.heads.insert(HeadId { layer, head }, ArchivedHead { departure: Departure { cycle, score }, slices });
         }
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
         for (position, group) in old_groups.iter().enumerate().filter(|(_, g)| !new_groups.contains(g)) {
-            let slices = cut(model, layer, &KV_PARTS, position);
+            let slices = cut(model, layer, Site::KvGroup, position);
             model.archive.groups.insert((layer, *group), slices);
         }
-        shrink(model, optim.as_deref_mut(), layer, &QUERY_PARTS, old.active(), new.active());
-        shrink(model, optim.as_deref_mut(), layer, &KV_PARTS, &old_groups, &new_groups);
+        shrink(model, optim.as_deref_mut(), layer, Site::Head, old.active(), new.active());
+        shrink(model, optim.as_deref_mut(), layer, Site::KvGroup, &old_groups, &new_groups);
     }
     Ok(())
 }
 
-fn cut(model: &Model, layer: usize, parts: &[&str], position: usize) -> BTreeMap<String, Tensor> {
-    let features = model.features(&[position]);
-    let slice = |part: &&str| {
-        let (id, lanes) = part_of(model, layer, part)?;
-        Some(((*part).to_owned(), take(model.params.get(id), lanes, &features)))
+fn cut(model: &Model, layer: usize, site: Site, position: usize) -> Slices {
+    let slice = |id: ParamId| {
+        let weight = model.weight(id);
+        (weight.role, take(model.params.get(id), weight.lanes(), &features(weight, &[position])))
     };
-    parts.iter().filter_map(slice).collect()
+    model.owned(layer, site).into_iter().map(slice).collect()
 }
 
-fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, parts: &[&str], old: &[usize], new: &[usize]) {
+/// The rows or columns of a weight that belong to its owner's units at these positions.
+fn features(weight: &Weight, positions: &[usize]) -> Vec<usize> {
+    let width = weight.owner().map_or(0, |(_, width)| width);
+    positions.iter().flat_map(|p| p * width..(p + 1) * width).collect()
+}
+
+fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: Site, old: &[usize], new: &[usize]) {
     let positions: Vec<usize> = (0..old.len()).filter(|&i| new.contains(&old[i])).collect();
     if positions.len() == old.len() {
         return;
     }
-    let features = model.features(&positions);
-    for part in parts {
-        if let Some((id, lanes)) = part_of(model, layer, part) {
-            keep(model, optim.as_deref_mut(), id, lanes, &features);
-        }
+    for id in model.owned(layer, site) {
+        let (lanes, kept) = (model.weight(id).lanes(), features(model.weight(id), &positions));
+        keep(model, optim.as_deref_mut(), id, lanes, &kept);
     }
 }
 
@@ -209,19 +210,19 @@ pub fn split(
             Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
         };
         let heads = &model.heads.layers()[layer];
-        let (parts, position): (&[&str], _) = match newcomer {
-            Newcomer::Head { .. } => (&QUERY_PARTS, heads.active().binary_search(&head)),
-            Newcomer::Group { .. } => (&KV_PARTS, heads.kv_active().binary_search(&heads.kv_group_of(head))),
+        let (site, position) = match newcomer {
+            Newcomer::Head { .. } => (Site::Head, heads.active().binary_search(&head)),
+            Newcomer::Group { .. } => (Site::KvGroup, heads.kv_active().binary_search(&heads.kv_group_of(head))),
         };
         let Ok(position) = position else { return archived };
-        if let (Newcomer::Head { .. }, Some((id, _))) = (newcomer, part_of(model, layer, "attn.o.weight")) {
-            let width = model.spec.head_dim;
+        if let Newcomer::Head { .. } = newcomer {
+            let (id, width) = (model.output_projection_ids(layer).0, model.spec.head_dim);
             let weight = model.params.get_mut(id);
             let cols = weight.cols();
             let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
             rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
         }
-        cut(model, layer, parts, position)
+        cut(model, layer, site, position)
     })
 }
 
@@ -236,12 +237,12 @@ pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelec
 
 /// Random weights in the place of `archived`, but none for the output.
 fn without_output(archived: Slices, random: &mut impl rand::Rng) -> Slices {
-    let mut new = |(part, slice): (String, Tensor)| {
-        let values = match part.as_str() {
-            "attn.q.weight" | "attn.k.weight" | "attn.v.weight" => rng::normals(random, slice.len(), 0.02),
+    let mut new = |(role, slice): (Role, Tensor)| {
+        let values = match role {
+            Role { part: Part::Q | Part::K | Part::V, kind: Kind::Weight } => rng::normals(random, slice.len(), 0.02),
             _ => vec![0.0; slice.len()],
         };
-        (part, Tensor::from_vec(slice.shape(), values))
+        (role, Tensor::from_vec(slice.shape(), values))
     };
     archived.into_iter().map(&mut new).collect()
 }
@@ -300,8 +301,8 @@ fn bring(
             slices.push(weights(model, newcomer, archived.slices));
         }
         model.heads.insert(&HeadSelection::from([(layer, returning)]))?;
-        grow(model, optim.as_deref_mut(), layer, &QUERY_PARTS, (old.active(), new.active()), &slices, lr_scale);
-        grow(model, optim.as_deref_mut(), layer, &KV_PARTS, (&old_groups, &new_groups), &groups, lr_scale);
+        grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
+        grow(model, optim.as_deref_mut(), layer, Site::KvGroup, (&old_groups, &new_groups), &groups, lr_scale);
     }
     Ok(())
 }
@@ -311,9 +312,9 @@ fn grow(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
     layer: usize,
-    parts: &[&str],
+    site: Site,
     (old, new): (&[usize], &[usize]),
-    slices: &[BTreeMap<String, Tensor>],
+    slices: &[Slices],
     lr_scale: f32,
 ) {
     if slices.is_empty() {
@@ -329,10 +330,10 @@ fn grow(
             })
         })
         .collect();
-    let order = model.features(&positions);
-    for part in parts {
-        let Some((id, lanes)) = part_of(model, layer, part) else { continue };
-        let mut pieces = slices.iter().filter_map(|s| s.get(*part));
+    for id in model.owned(layer, site) {
+        let weight = model.weight(id);
+        let (lanes, order) = (weight.lanes(), features(weight, &positions));
+        let mut pieces = slices.iter().filter_map(|s| s.get(&weight.role));
         let Some(first) = pieces.next().cloned() else { continue };
         let slice = pieces.fold(first, |all, piece| concat(&all, piece, lanes));
         insert(model, optim.as_deref_mut(), id, lanes, &slice, &order, lr_scale);
@@ -342,8 +343,7 @@ fn grow(
 /// Multiplies a layer's remaining gates into its output projection, which then needs none.
 pub fn fold_gates(model: &mut Model, layer: usize) {
     let Some(gates) = model.gates[layer].take() else { return };
-    let Some((id, _)) = part_of(model, layer, "attn.o.weight") else { return };
-    let width = model.spec.head_dim;
+    let (id, width) = (model.output_projection_ids(layer).0, model.spec.head_dim);
     let weight = model.params.get_mut(id);
     let cols = weight.cols();
     for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {

@@ -227,7 +227,7 @@ fn read_weights(path: &Path, base: &Model, heads: &HeadMap) -> Result<ParamSet> 
     for id in base.params.ids() {
         let name = base.params.name(id);
         let tensor = weights.read(name)?;
-        if tensor.shape() != base.spec.shape_of(name, heads) {
+        if tensor.shape() != base.weight(id).shape(heads) {
             let shape = tensor.shape();
             return Err(Error::bad_file(
                 path,

@@ -54,7 +54,9 @@ pub use open::open;
 pub use pipeline::Pipeline;
 pub use record::Summary;
 pub use upgrayedd_models::{Error, Model, Result, Tokenizer};
-pub use upgrayedd_models::{archive, data, export, family, files, heads, keys, load, model, rng, spec, surgery, tokenizer};
+pub use upgrayedd_models::{
+    archive, data, export, family, files, heads, keys, load, model, rng, spec, surgery, tokenizer, weights,
+};
 pub use upgrayedd_nn as nn;
 
 use upgrayedd_models::{error, named_enum};

@@ -9,6 +9,7 @@ use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 use crate::data::BatchSource;
 use crate::model::{Batch, Distill, Hooks};
 use crate::named_enum;
+use crate::weights::Kind;
 use crate::{Error, Model, Result, surgery};
 
 named_enum! {
@@ -88,9 +89,8 @@ impl Update {
 pub fn new_optimizer(model: &Model, weight_decay: f64) -> AdamW {
     let config = AdamWConfig { weight_decay, ..AdamWConfig::default() };
     AdamW::new(config, &model.params, |id| {
-        let name = model.params.name(id);
-        let lanes = model.spec.lanes_of(name);
-        (lanes, !name.contains("norm") && !name.ends_with(".bias"))
+        let weight = model.weight(id);
+        (weight.lanes(), !weight.role.part.is_norm() && weight.role.kind == Kind::Weight)
     })
 }
 

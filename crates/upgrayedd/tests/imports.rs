@@ -1,5 +1,7 @@
 //! Imports go one way: the modules of a crate form no circles, folders none at all.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;

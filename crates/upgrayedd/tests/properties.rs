@@ -84,7 +84,7 @@ proptest! {
             prop_assert!((g - w).abs() < 1e-4, "{} against {}", g, w);
         }
         for (id, state) in model.params.ids().zip(&optim.states) {
-            let lanes = model.spec.lanes_of(model.params.name(id));
+            let lanes = model.weight(id).lanes();
             let fits = upgrayedd::nn::optim::ParamState::new(model.params.get(id), lanes, true);
             prop_assert_eq!(state.steps.len(), fits.steps.len());
         }

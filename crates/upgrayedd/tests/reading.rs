@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use upgrayedd::export::{Format, export, safetensors_file};
-use upgrayedd::family::keys;
+use upgrayedd::export::{Format, export};
+use upgrayedd::family;
+use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks};

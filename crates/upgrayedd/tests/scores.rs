@@ -9,7 +9,7 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
-use upgrayedd::score::{self, Score, ScoreContext};
+use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
 
 fn load(name: &str) -> Model {

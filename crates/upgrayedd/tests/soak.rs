@@ -59,7 +59,7 @@ fn check_books(result: &Path) -> Model {
     let model = upgrayedd::open(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
     for id in model.params.ids() {
         let name = model.params.name(id);
-        assert_eq!(model.params.get(id).shape(), model.spec.shape_of(name, &model.heads), "{name}");
+        assert_eq!(model.params.get(id).shape(), model.weight(id).shape(&model.heads), "{name}");
     }
     assert_eq!(model.archive.restorable(&model.heads).iter().sum::<usize>(), model.heads.num_pruned());
     model

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::Lanes;
 
-use crate::family::{Layout, Task};
+use crate::family::Task;
 use crate::files::{DType, safetensors_file, write_file};
 use crate::heads::{CONFIG_KEY, LayerHeads};
 use crate::model::Model;
-use crate::spec::{Objective, split_layer};
+use crate::spec::Objective;
+use crate::weights::{Layout, Weight};
 use crate::{Error, Result};
 
 const MODELING_FILE: &str = "modeling_upgrayedd";
@@ -87,16 +88,16 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
 /// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing.
 pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
     let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
-    for tensor in model.family.tensors(&model.spec) {
-        let Some(id) = model.params.find(&tensor.canonical) else { continue };
-        let weight = model.params.get(id);
-        let weight = if dense { expand(model, &tensor.canonical, weight) } else { weight.clone() };
+    for id in model.params.ids() {
+        let weight = model.weight(id);
+        let tensor = model.params.get(id);
+        let tensor = if dense { expand(model, weight, tensor) } else { tensor.clone() };
         // The base model of a plain encoder is saved without prefix, as transformers does.
         let name = match model.spec.objective {
-            Objective::Encoder => tensor.name.strip_prefix(model.family.base_prefix).unwrap_or(&tensor.name).to_owned(),
-            _ => tensor.name,
+            Objective::Encoder => weight.hf_name.strip_prefix(model.family.base_prefix).unwrap_or(&weight.hf_name).to_owned(),
+            _ => weight.hf_name.clone(),
         };
-        parts.entry(name).or_default().push((tensor.layout, weight));
+        parts.entry(name).or_default().push((weight.layout, tensor));
     }
     let mut all: Vec<(String, Tensor)> = parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect();
     // transformers takes a weight with two names for one only where the output projection is the embedding.
@@ -126,23 +127,21 @@ fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
 }
 
 /// A weight in the unpruned shape, zeros where heads are missing.
-fn expand(model: &Model, canonical: &str, weight: &Tensor) -> Tensor {
-    let lanes = model.spec.lanes_of(canonical);
-    let Some((layer, part)) = split_layer(canonical).filter(|_| lanes != Lanes::Whole) else { return weight.clone() };
-    let heads = &model.heads.layers()[layer];
-    let present =
-        if part.starts_with("attn.k") || part.starts_with("attn.v") { heads.kv_active() } else { heads.active().to_vec() };
-    let features = model.features(&present);
-    let shape = model.spec.shape_of(canonical, &model.spec.full_heads());
+fn expand(model: &Model, weight: &Weight, tensor: &Tensor) -> Tensor {
+    let (lanes, owner) = (weight.lanes(), weight.owner());
+    let Some((layer, (site, width))) = weight.layer.zip(owner) else { return tensor.clone() };
+    let present = site.active(&model.heads.layers()[layer]);
+    let features: Vec<usize> = present.iter().flat_map(|unit| unit * width..(unit + 1) * width).collect();
+    let shape = weight.shape(&model.spec.full_heads());
     let mut full = Tensor::zeros(&shape);
-    let (from_cols, to_cols) = (weight.cols(), full.cols());
+    let (from_cols, to_cols) = (tensor.cols(), full.cols());
     let out = full.data_mut();
     if lanes == Lanes::Rows {
-        for (row, &to) in weight.data().chunks_exact(from_cols).zip(&features) {
+        for (row, &to) in tensor.data().chunks_exact(from_cols).zip(&features) {
             out[to * to_cols..(to + 1) * to_cols].copy_from_slice(row);
         }
     } else {
-        for (row, out) in weight.data().chunks_exact(from_cols).zip(out.chunks_exact_mut(to_cols)) {
+        for (row, out) in tensor.data().chunks_exact(from_cols).zip(out.chunks_exact_mut(to_cols)) {
             for (&value, &to) in row.iter().zip(&features) {
                 out[to] = value;
             }

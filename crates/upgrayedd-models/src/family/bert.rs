@@ -1,13 +1,14 @@
 //! BERT: bidirectional, LayerNorm after each half-block, padding masks; masked-LM, classifier or plain encoder (Devlin et al. 2019).
 
 use super::config::Config;
-use super::definition::{Family, HfTensor, Task, plain};
+use super::definition::{Family, Task};
 use crate::Result;
 use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, TRAINING,
 };
 use crate::spec::{Block, ModelSpec, Norm, Objective, Positions};
+use crate::weights::{Kind, Part, Table, Weight};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "bert",
@@ -28,7 +29,7 @@ pub(super) static FAMILY: Family = Family {
     types_are_tokens: false,
     buffers: &["embeddings.position_ids", "embeddings.token_type_ids"],
     parse,
-    tensors,
+    weights,
     module: |layer| format!("bert.encoder.layer.{layer}.attention.self"),
 };
 
@@ -87,48 +88,41 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     })
 }
 
-fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {
-    let mut all = vec![
-        plain("embed.tokens", "bert.embeddings.word_embeddings.weight"),
-        plain("embed.positions", "bert.embeddings.position_embeddings.weight"),
-        plain("embed.types", "bert.embeddings.token_type_embeddings.weight"),
-        plain("embed.norm.weight", "bert.embeddings.LayerNorm.weight"),
-        plain("embed.norm.bias", "bert.embeddings.LayerNorm.bias"),
-    ];
-    let mut linear = |ours: String, theirs: String, optional: bool| {
-        for kind in ["weight", "bias"] {
-            all.push(HfTensor { optional, ..plain(format!("{ours}.{kind}"), format!("{theirs}.{kind}")) });
-        }
-    };
-    for i in 0..spec.num_layers {
-        let parts = [
-            ("attn.q", "attention.self.query"),
-            ("attn.k", "attention.self.key"),
-            ("attn.v", "attention.self.value"),
-            ("attn.o", "attention.output.dense"),
-            ("norm1", "attention.output.LayerNorm"),
-            ("mlp.up", "intermediate.dense"),
-            ("mlp.down", "output.dense"),
-            ("norm2", "output.LayerNorm"),
-        ];
-        for (ours, theirs) in parts {
-            linear(format!("layers.{i}.{ours}"), format!("bert.encoder.layer.{i}.{theirs}"), false);
-        }
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    table.add(Part::Tokens, "bert.embeddings.word_embeddings");
+    table.add(Part::Positions, "bert.embeddings.position_embeddings");
+    table.add(Part::Types, "bert.embeddings.token_type_embeddings");
+    table.add(Part::EmbedNorm, "bert.embeddings.LayerNorm");
+    for layer in 0..spec.num_layers {
+        let mut add = |part, module: &str| {
+            table.add_to(layer, part, &format!("bert.encoder.layer.{layer}.{module}"));
+        };
+        add(Part::Q, "attention.self.query");
+        add(Part::K, "attention.self.key");
+        add(Part::V, "attention.self.value");
+        add(Part::O, "attention.output.dense");
+        add(Part::Norm1, "attention.output.LayerNorm");
+        add(Part::Up, "intermediate.dense");
+        add(Part::Down, "output.dense");
+        add(Part::Norm2, "output.LayerNorm");
     }
-    let classifier = matches!(spec.objective, Objective::Classifier { .. });
-    linear("pooler".into(), "bert.pooler.dense".into(), !classifier);
-    if classifier {
-        linear("head".into(), "classifier".into(), false);
-    }
-    if spec.objective == Objective::MaskedLm {
-        // The head for next-sentence prediction of a BertForPreTraining comes along; nothing is learned with it.
-        linear("next_sentence".into(), "cls.seq_relationship".into(), true);
-        linear("head.transform".into(), "cls.predictions.transform.dense".into(), false);
-        linear("head.norm".into(), "cls.predictions.transform.LayerNorm".into(), false);
-        all.push(plain("head.bias", "cls.predictions.bias"));
-        if !spec.tied_head {
-            all.push(plain("head.weight", "cls.predictions.decoder.weight"));
+    match spec.objective {
+        Objective::Classifier { .. } => {
+            table.add(Part::Pooler, "bert.pooler.dense").add(Part::Head, "classifier");
+        }
+        Objective::MaskedLm => {
+            table.add_optional(Part::Pooler, "bert.pooler.dense");
+            // The head for next-sentence prediction of a BertForPreTraining comes along; nothing is learned with it.
+            table.add_optional(Part::NextSentence, "cls.seq_relationship");
+            table.add(Part::HeadTransform, "cls.predictions.transform.dense");
+            table.add(Part::HeadNorm, "cls.predictions.transform.LayerNorm");
+            table.add_one(Part::Head, Kind::Bias, "cls.predictions.bias");
+            table.add_one(Part::Head, Kind::Weight, "cls.predictions.decoder.weight");
+        }
+        _ => {
+            table.add_optional(Part::Pooler, "bert.pooler.dense");
         }
     }
-    all
+    table.finish()
 }

@@ -1,33 +1,10 @@
-//! A family as data, and how its weights lie in files.
+//! A family as data, with the table of its weights.
 
 use super::config::Config;
 use crate::Result;
 use crate::keys::Keys;
 use crate::spec::{ModelSpec, Objective};
-
-/// How a canonical weight lies in a Hugging Face tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Layout {
-    /// As it is.
-    Plain,
-    /// Transposed: GPT-2's `Conv1D` stores `(in, out)`.
-    Transposed,
-    /// The `part`-th of three equal column blocks of a transposed tensor (or of a bias): GPT-2's fused Q, K, V.
-    FusedThird(usize),
-}
-
-/// Where a canonical weight comes from and goes to.
-#[derive(Debug, Clone)]
-pub struct HfTensor {
-    /// The canonical name, as in `layers.3.attn.q.weight`.
-    pub canonical: String,
-    /// The Hugging Face name, with the base prefix.
-    pub name: String,
-    /// How it is stored there.
-    pub layout: Layout,
-    /// Whether a checkpoint may lack it.
-    pub optional: bool,
-}
+use crate::weights::Weight;
 
 /// A model family, as data.
 pub struct Family {
@@ -54,7 +31,7 @@ pub struct Family {
     /// How names of tensors end that are computed anew and not read.
     pub buffers: &'static [&'static str],
     pub(super) parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
-    pub(super) tensors: fn(&ModelSpec) -> Vec<HfTensor>,
+    pub(super) weights: fn(&ModelSpec) -> Vec<Weight>,
     pub(super) module: fn(usize) -> String,
 }
 
@@ -132,12 +109,7 @@ impl Family {
     }
 
     /// All weights of a model of this family.
-    pub fn tensors(&self, spec: &ModelSpec) -> Vec<HfTensor> {
-        (self.tensors)(spec)
+    pub fn weights(&self, spec: &ModelSpec) -> Vec<Weight> {
+        (self.weights)(spec)
     }
-}
-
-/// Shorthand for the tensor tables.
-pub(super) fn plain(canonical: impl Into<String>, name: impl Into<String>) -> HfTensor {
-    HfTensor { canonical: canonical.into(), name: name.into(), layout: Layout::Plain, optional: false }
 }

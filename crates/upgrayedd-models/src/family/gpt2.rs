@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, LayerNorm before each half-block, transposed and fused projections (Radford et al. 2019).
 
 use super::config::Config;
-use super::definition::{Family, HfTensor, Layout, Task, plain};
+use super::definition::{Family, Task};
 use crate::Result;
 use crate::keys::{
     ELSEWHERE,
@@ -9,6 +9,7 @@ use crate::keys::{
     Keys, SPEED, TRAINING,
 };
 use crate::spec::{Block, ModelSpec, Norm, Positions};
+use crate::weights::{Kind, Layout, Part, Table, Weight};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "gpt2",
@@ -28,7 +29,7 @@ pub(super) static FAMILY: Family = Family {
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
     parse,
-    tensors,
+    weights,
     module: |layer| format!("transformer.h.{layer}.attn"),
 };
 
@@ -91,32 +92,21 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     })
 }
 
-fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {
-    let mut all = vec![
-        plain("embed.tokens", "transformer.wte.weight"),
-        plain("embed.positions", "transformer.wpe.weight"),
-        plain("final_norm.weight", "transformer.ln_f.weight"),
-        plain("final_norm.bias", "transformer.ln_f.bias"),
-    ];
-    if !spec.tied_head {
-        all.push(plain("head.weight", "lm_head.weight"));
-    }
-    for i in 0..spec.num_layers {
-        let (ours, theirs) = (format!("layers.{i}"), format!("transformer.h.{i}"));
-        let mut add = |ours_part: &str, their_part: &str, weight: Layout, bias: Layout| {
-            for (kind, layout) in [("weight", weight), ("bias", bias)] {
-                let tensor = plain(format!("{ours}.{ours_part}.{kind}"), format!("{theirs}.{their_part}.{kind}"));
-                all.push(HfTensor { layout, ..tensor });
-            }
-        };
-        add("norm1", "ln_1", Layout::Plain, Layout::Plain);
-        for (third, name) in ["attn.q", "attn.k", "attn.v"].into_iter().enumerate() {
-            add(name, "attn.c_attn", Layout::FusedThird(third), Layout::FusedThird(third));
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    table.add(Part::Tokens, "transformer.wte").add(Part::Positions, "transformer.wpe");
+    table.add(Part::FinalNorm, "transformer.ln_f").add(Part::Head, "lm_head");
+    let transposed = |kind| if kind == Kind::Weight { Layout::Transposed } else { Layout::Plain };
+    for layer in 0..spec.num_layers {
+        let of = |module: &str| format!("transformer.h.{layer}.{module}");
+        table.add_to(layer, Part::Norm1, &of("ln_1"));
+        for (third, part) in [Part::Q, Part::K, Part::V].into_iter().enumerate() {
+            table.add_laid(layer, part, &of("attn.c_attn"), |_| Layout::FusedThird(third));
         }
-        add("attn.o", "attn.c_proj", Layout::Transposed, Layout::Plain);
-        add("norm2", "ln_2", Layout::Plain, Layout::Plain);
-        add("mlp.up", "mlp.c_fc", Layout::Transposed, Layout::Plain);
-        add("mlp.down", "mlp.c_proj", Layout::Transposed, Layout::Plain);
+        table.add_laid(layer, Part::O, &of("attn.c_proj"), transposed);
+        table.add_to(layer, Part::Norm2, &of("ln_2"));
+        table.add_laid(layer, Part::Up, &of("mlp.c_fc"), transposed);
+        table.add_laid(layer, Part::Down, &of("mlp.c_proj"), transposed);
     }
-    all
+    table.finish()
 }

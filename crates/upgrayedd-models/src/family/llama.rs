@@ -1,7 +1,7 @@
 //! Llama: RMSNorm before each half-block, RoPE, SwiGLU, grouped-query attention (Touvron et al. 2023).
 
 use super::config::Config;
-use super::definition::{Family, HfTensor, Task, plain};
+use super::definition::{Family, Task};
 use super::rope;
 use crate::Result;
 use crate::keys::{
@@ -9,6 +9,7 @@ use crate::keys::{
     Keys, SPEED, TRAINING,
 };
 use crate::spec::{Block, ModelSpec, Norm, Positions};
+use crate::weights::{Part, Table, Weight};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "llama",
@@ -23,7 +24,7 @@ pub(super) static FAMILY: Family = Family {
     types_are_tokens: false,
     buffers: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"],
     parse,
-    tensors,
+    weights,
     module: |layer| format!("model.layers.{layer}.self_attn"),
 };
 
@@ -83,27 +84,22 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     })
 }
 
-fn tensors(spec: &ModelSpec) -> Vec<HfTensor> {
-    let mut all = vec![plain("embed.tokens", "model.embed_tokens.weight"), plain("final_norm.weight", "model.norm.weight")];
-    if !spec.tied_head {
-        all.push(plain("head.weight", "lm_head.weight"));
-    }
-    for i in 0..spec.num_layers {
-        let (ours, theirs) = (format!("layers.{i}"), format!("model.layers.{i}"));
-        let mut linear = |ours_part: &str, their_part: &str, bias: bool| {
-            for kind in ["weight", "bias"].into_iter().take(1 + usize::from(bias)) {
-                all.push(plain(format!("{ours}.{ours_part}.{kind}"), format!("{theirs}.{their_part}.{kind}")));
-            }
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    table.add(Part::Tokens, "model.embed_tokens").add(Part::FinalNorm, "model.norm").add(Part::Head, "lm_head");
+    for layer in 0..spec.num_layers {
+        let mut add = |part, module: &str| {
+            table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
         };
-        linear("norm1", "input_layernorm", false);
-        linear("attn.q", "self_attn.q_proj", spec.qkv_bias);
-        linear("attn.k", "self_attn.k_proj", spec.qkv_bias);
-        linear("attn.v", "self_attn.v_proj", spec.qkv_bias);
-        linear("attn.o", "self_attn.o_proj", spec.out_bias);
-        linear("norm2", "post_attention_layernorm", false);
-        linear("mlp.gate", "mlp.gate_proj", spec.mlp_bias);
-        linear("mlp.up", "mlp.up_proj", spec.mlp_bias);
-        linear("mlp.down", "mlp.down_proj", spec.mlp_bias);
+        add(Part::Norm1, "input_layernorm");
+        add(Part::Q, "self_attn.q_proj");
+        add(Part::K, "self_attn.k_proj");
+        add(Part::V, "self_attn.v_proj");
+        add(Part::O, "self_attn.o_proj");
+        add(Part::Norm2, "post_attention_layernorm");
+        add(Part::Gate, "mlp.gate_proj");
+        add(Part::Up, "mlp.up_proj");
+        add(Part::Down, "mlp.down_proj");
     }
-    all
+    table.finish()
 }

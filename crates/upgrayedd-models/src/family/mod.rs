@@ -9,6 +9,6 @@ mod llama;
 mod registry;
 mod rope;
 
-pub use definition::{Family, HfTensor, Layout, Task};
+pub use definition::{Family, Task};
 pub use document::keys_document;
 pub use registry::{ALL, named, recognise};

@@ -9,11 +9,12 @@ use upgrayedd_nn::{ParamSet, Tensor};
 use super::folder::{TensorFolder, read_config};
 use super::names::Names;
 use super::source::Weights;
-use crate::family::{self, Family, HfTensor, Layout, Task};
+use crate::family::{self, Family, Task};
 use crate::files::DType;
 use crate::heads::{CONFIG_KEY, HeadMap};
 use crate::model::{Companions, Model};
 use crate::spec::{ModelSpec, Objective};
+use crate::weights::{Layout, Part, Weight};
 use crate::{Error, Result};
 
 /// What the user may say about a model that its files do not.
@@ -58,24 +59,24 @@ impl Model {
         }
         let (mut params, mut types) = (ParamSet::default(), Types::default());
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
-        for tensor in family.tensors(&spec) {
-            let instead = head.embedding.as_deref().filter(|_| tensor.canonical == EMBEDDING);
+        for weight in family.weights(&spec) {
+            let instead = head.embedding.as_deref().filter(|_| weight.role.part == Part::Tokens);
             let found = match instead {
-                None => names.find(&tensor.name, family)?,
+                None => names.find(&weight.hf_name, family)?,
                 found => found,
             };
             match found {
                 Some(name) => {
-                    let weight = read_canonical(weights, name, &tensor, &spec, &heads)?;
-                    types.count(weights.dtype(name)?, weight.len());
+                    let tensor = read_canonical(weights, name, &weight, &heads)?;
+                    types.count(weights.dtype(name)?, tensor.len());
                     read.insert(name.to_owned());
-                    params.add(tensor.canonical, weight);
+                    params.add(weight.name(), tensor);
                 }
-                None if tensor.optional => {}
+                None if weight.optional => {}
                 None => {
                     return Err(Error::invalid(format!(
                         "the weight {} is missing: weights and config.json do not belong together, or the file is not complete",
-                        tensor.name
+                        weight.hf_name
                     )));
                 }
             }
@@ -89,7 +90,6 @@ impl Model {
     }
 }
 
-const EMBEDDING: &str = "embed.tokens";
 const TIED: &str = "tie_word_embeddings";
 
 /// Where the output projection stands, by the names in the file.
@@ -106,9 +106,9 @@ struct Head {
 fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Result<Head> {
     let learns_tokens = matches!(spec.objective, Objective::CausalLm | Objective::MaskedLm);
     let Some(head) = family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
-    let table = family.tensors(spec);
-    let Some(embedding) = table.into_iter().find(|t| t.canonical == EMBEDDING) else { return Ok(Head::default()) };
-    match (spec.tied_head, names.find(head, family)?, names.find(&embedding.name, family)?) {
+    let table = family.weights(spec);
+    let Some(embedding) = table.into_iter().find(|w| w.role.part == Part::Tokens) else { return Ok(Head::default()) };
+    match (spec.tied_head, names.find(head, family)?, names.find(&embedding.hf_name, family)?) {
         (true, Some(head), Some(embedding)) => {
             let alike = weights.shape(head)? == weights.shape(embedding)?;
             spec.tied_head = alike && weights.read(head)?.data() == weights.read(embedding)?.data();
@@ -225,9 +225,9 @@ fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
 }
 
 /// Reads one weight in canonical layout, after its stored shape has been checked.
-fn read_canonical(weights: &dyn Weights, name: &str, tensor: &HfTensor, spec: &ModelSpec, heads: &HeadMap) -> Result<Tensor> {
-    let want = spec.shape_of(&tensor.canonical, heads);
-    let stored = stored_shape(&tensor.layout, &want);
+fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &HeadMap) -> Result<Tensor> {
+    let want = weight.shape(heads);
+    let stored = stored_shape(&weight.layout, &want);
     let found = weights.shape(name)?;
     if found != stored {
         return Err(Error::invalid(format!(
@@ -235,7 +235,7 @@ fn read_canonical(weights: &dyn Weights, name: &str, tensor: &HfTensor, spec: &M
         )));
     }
     let read = weights.read(name)?;
-    Ok(match tensor.layout {
+    Ok(match weight.layout {
         Layout::Plain => read,
         Layout::Transposed => read.transposed(),
         Layout::FusedThird(part) => {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Model;
 use crate::spec::Objective;
+use crate::weights::{Kind, Part};
 
 /// Size and arithmetic of a model with the heads it has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,14 +29,14 @@ impl Model {
             .params
             .ids()
             .filter(|&id| {
-                let name = self.params.name(id);
-                name.ends_with(".weight") && self.params.get(id).shape().len() == 2 && self.is_used(name)
+                let weight = self.weight(id);
+                weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight)
             })
             .map(|id| self.params.get(id).len())
             .sum();
         // A tied head multiplies by the embedding, which is not a matrix product on its own.
         let has_vocabulary = matches!(self.spec.objective, Objective::CausalLm | Objective::MaskedLm);
-        let tied = if self.params.find("head.weight").is_none() && has_vocabulary {
+        let tied = if self.find(None, Part::Head, Kind::Weight).is_none() && has_vocabulary {
             self.spec.vocab_size * self.spec.hidden_size
         } else {
             0

@@ -9,6 +9,7 @@ use upgrayedd_nn::{Tape, Tensor, Var};
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
 use crate::spec::{Block, Norm, Objective};
+use crate::weights::{Kind, Part};
 
 impl Model {
     pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
@@ -25,9 +26,9 @@ impl Model {
         }
     }
 
-    fn named(&self, name: &str) -> Option<LinearIds> {
-        let weight = self.params.find(&format!("{name}.weight"))?;
-        Some(LinearIds { weight, bias: self.params.find(&format!("{name}.bias")) })
+    fn outside(&self, part: Part) -> Option<LinearIds> {
+        let id = |kind| self.find(None, part, kind);
+        Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
@@ -96,7 +97,7 @@ impl Model {
     }
 
     pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
-        match self.named("final_norm") {
+        match self.outside(Part::FinalNorm) {
             Some(ids) => self.norm(tape, &x, ids),
             None => x,
         }
@@ -106,10 +107,8 @@ impl Model {
     pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
         let mut sum: Option<Var> = None;
         let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
-        for (name, ids) in
-            [("embed.tokens", batch.tokens.clone()), ("embed.positions", positions.clone()), ("embed.types", types())]
-        {
-            let Some(id) = self.params.find(name) else { continue };
+        for (part, ids) in [(Part::Tokens, batch.tokens.clone()), (Part::Positions, positions.clone()), (Part::Types, types())] {
+            let Some(id) = self.find(None, part, Kind::Weight) else { continue };
             let table = tape.param(id);
             let part = ops::embedding(tape, &table, &ids);
             sum = Some(match sum {
@@ -118,7 +117,7 @@ impl Model {
             });
         }
         let Some(sum) = sum else { unreachable!("every family has token embeddings") };
-        match self.named("embed.norm") {
+        match self.outside(Part::EmbedNorm) {
             Some(ids) => self.norm(tape, &sum, ids),
             None => sum,
         }
@@ -266,20 +265,20 @@ impl Model {
 
     /// What stands between hidden states and the output projection, and the projection itself.
     pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
-        if let Some(ids) = self.named("head.transform") {
+        if let Some(ids) = self.outside(Part::HeadTransform) {
             x = self.linear(tape, &x, ids);
             x = ops::activation(tape, self.spec.activation, &x);
         }
-        if let Some(ids) = self.named("head.norm") {
+        if let Some(ids) = self.outside(Part::HeadNorm) {
             x = self.norm(tape, &x, ids);
         }
-        if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.named("pooler")) {
+        if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.outside(Part::Pooler)) {
             x = self.linear(tape, &x, ids);
             x = ops::activation(tape, ops::Activation::Tanh, &x);
         }
-        let tied = self.params.find("head.weight").or_else(|| self.params.find("embed.tokens"));
+        let tied = [Part::Head, Part::Tokens].into_iter().find_map(|part| self.find(None, part, Kind::Weight));
         let Some(weight) = tied else { unreachable!("every family has token embeddings") };
-        (x, LinearIds { weight, bias: self.params.find("head.bias") })
+        (x, LinearIds { weight, bias: self.find(None, Part::Head, Kind::Bias) })
     }
 
     /// Logits of every position `(batch · len, V)`, or of every sequence `(batch, labels)` for a classifier.

@@ -1,5 +1,6 @@
 //! A model: spec, weights, heads, and what else belongs to it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,8 @@ use crate::files::{DType, read_optional_json};
 use crate::heads::HeadMap;
 use crate::spec::{ModelSpec, Objective, Positions};
 use crate::tokenizer::{Tokenizer, end_tokens};
-use crate::{Error, Result, keys};
+use crate::weights::{Kind, Part, Role, Site, Weight};
+use crate::{Error, Result, keys, rng};
 
 /// An affine map's parameters.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,9 @@ pub struct Model {
     pub config: Value,
     /// Weights under their canonical names, in the order of the family's table.
     pub params: ParamSet,
+    /// A row for each of `params`.
+    table: Vec<Weight>,
+    ids: BTreeMap<(Option<usize>, Role), ParamId>,
     /// Which heads there are.
     pub heads: HeadMap,
     /// Heads that were removed.
@@ -98,23 +103,25 @@ impl Model {
         heads: HeadMap,
         dtype: DType,
     ) -> Self {
-        let id = |name: &str| params.find(name);
-        let must = |name: &str| id(name).unwrap_or_else(|| unreachable!("weight {name} was checked on loading"));
-        let linear = |name: String| LinearIds { weight: must(&format!("{name}.weight")), bias: id(&format!("{name}.bias")) };
+        let table: Vec<Weight> = family.weights(&spec).into_iter().filter(|w| params.find(&w.name()).is_some()).collect();
+        let ids: BTreeMap<(Option<usize>, Role), ParamId> =
+            table.iter().zip(params.ids()).map(|(weight, id)| ((weight.layer, weight.role), id)).collect();
+        let find = |layer: usize, part: Part| {
+            let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
+            Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
+        };
+        let must = |layer, part| find(layer, part).unwrap_or_else(|| unreachable!("{part:?} was checked on loading"));
         let layers = (0..spec.num_layers)
-            .map(|i| {
-                let part = |name: &str| linear(format!("layers.{i}.{name}"));
-                LayerIds {
-                    norm1: part("norm1"),
-                    q: part("attn.q"),
-                    k: part("attn.k"),
-                    v: part("attn.v"),
-                    o: part("attn.o"),
-                    norm2: part("norm2"),
-                    gate: spec.gated_mlp.then(|| part("mlp.gate")),
-                    up: part("mlp.up"),
-                    down: part("mlp.down"),
-                }
+            .map(|i| LayerIds {
+                norm1: must(i, Part::Norm1),
+                q: must(i, Part::Q),
+                k: must(i, Part::K),
+                v: must(i, Part::V),
+                o: must(i, Part::O),
+                norm2: must(i, Part::Norm2),
+                gate: find(i, Part::Gate),
+                up: must(i, Part::Up),
+                down: must(i, Part::Down),
             })
             .collect();
         let rope = match &spec.positions {
@@ -128,6 +135,8 @@ impl Model {
             spec,
             config,
             params,
+            table,
+            ids,
             heads,
             archive,
             dtype,
@@ -146,18 +155,17 @@ impl Model {
     /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
     pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Self {
         let heads = spec.full_heads();
-        let mut rng = crate::rng::stream(seed, "initial weights");
+        let mut rng = rng::stream(seed, "initial weights");
         let mut params = ParamSet::default();
-        for tensor in family.tensors(&spec) {
-            let shape = spec.shape_of(&tensor.canonical, &heads);
+        for weight in family.weights(&spec) {
+            let shape = weight.shape(&heads);
             let count: usize = shape.iter().product();
-            let is_norm = tensor.canonical.contains("norm");
-            let data = match (is_norm, tensor.canonical.ends_with(".bias")) {
-                (true, false) => vec![1.0; count],
-                (_, true) => vec![0.0; count],
-                _ => crate::rng::normals(&mut rng, count, 0.02),
+            let data = match weight.role {
+                Role { kind: Kind::Bias, .. } => vec![0.0; count],
+                Role { part, .. } if part.is_norm() => vec![1.0; count],
+                _ => rng::normals(&mut rng, count, 0.02),
             };
-            params.add(tensor.canonical, Tensor::from_vec(&shape, data));
+            params.add(weight.name(), Tensor::from_vec(&shape, data));
         }
         Self::from_params(family, spec, config, params, heads, DType::F32)
     }
@@ -271,9 +279,25 @@ impl Model {
         self.params.ids().map(|id| self.params.get(id).len()).sum()
     }
 
+    /// The table's row of a parameter.
+    pub fn weight(&self, id: ParamId) -> &Weight {
+        &self.table[id.index()]
+    }
+
+    /// A parameter by what it is, of a layer or outside them.
+    pub fn find(&self, layer: Option<usize>, part: Part, kind: Kind) -> Option<ParamId> {
+        self.ids.get(&(layer, Role { part, kind })).copied()
+    }
+
+    /// The parameters of a layer whose rows or columns belong to units of a site.
+    pub fn owned(&self, layer: usize, site: Site) -> Vec<ParamId> {
+        let owned = |weight: &Weight| weight.layer == Some(layer) && weight.owner().is_some_and(|(of, _)| of == site);
+        self.params.ids().filter(|id| owned(self.weight(*id))).collect()
+    }
+
     /// A parameter that the objective reaches; a pooler without a classifier, say, is not.
-    pub fn is_used(&self, name: &str) -> bool {
-        let idle = name.starts_with("pooler.") || name.starts_with("next_sentence.");
+    pub fn is_used(&self, weight: &Weight) -> bool {
+        let idle = matches!(weight.role.part, Part::Pooler | Part::NextSentence);
         !idle || matches!(self.spec.objective, Objective::Classifier { .. })
     }
 
@@ -285,12 +309,6 @@ impl Model {
     /// Weight and, where there is one, bias.
     pub fn output_projection_ids(&self, layer: usize) -> (ParamId, Option<ParamId>) {
         (self.layers[layer].o.weight, self.layers[layer].o.bias)
-    }
-
-    /// The rows or columns of a layer's weights that belong to heads at these positions.
-    pub fn features(&self, positions: &[usize]) -> Vec<usize> {
-        let d = self.spec.head_dim;
-        positions.iter().flat_map(|p| p * d..(p + 1) * d).collect()
     }
 
     /// Positions of `queries` tokens from `first` on, sequence by sequence.

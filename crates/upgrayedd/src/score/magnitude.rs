@@ -4,6 +4,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::heads::HeadScores;
+use crate::weights::{Kind, Part};
 use crate::{Model, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -27,14 +28,14 @@ pub(crate) fn weights_per_head(model: &Model) -> usize {
 
 fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
     let d = model.spec.head_dim;
-    let weight = |part: &str| model.params.find(&format!("layers.{layer}.attn.{part}.weight")).map(|id| model.params.get(id));
-    let by_rows = |part: &str| -> Vec<f64> {
+    let weight = |part| model.find(Some(layer), part, Kind::Weight).map(|id| model.params.get(id));
+    let by_rows = |part| -> Vec<f64> {
         weight(part)
             .map_or_else(Vec::new, |w| w.data().chunks_exact(d * w.cols()).map(|head| sum_of_squares(head.iter())).collect())
     };
-    let (q, k, v) = (by_rows("q"), by_rows("k"), by_rows("v"));
+    let (q, k, v) = (by_rows(Part::Q), by_rows(Part::K), by_rows(Part::V));
     let mut o = vec![0.0; q.len()];
-    if let Some(w) = weight("o") {
+    if let Some(w) = weight(Part::O) {
         for row in w.data().chunks_exact(w.cols().max(1)) {
             o.iter_mut().zip(row.chunks_exact(d)).for_each(|(sum, head)| *sum += sum_of_squares(head.iter()));
         }

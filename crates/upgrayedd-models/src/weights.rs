@@ -1,0 +1,351 @@
+//! The table of a model's weights: what each is called here and in files, how it lies there, its shape from the units that are there, and
+//! whose rows or columns it has. A family lists its weights; loading, saving, surgery, archive, optimiser and prices read the table.
+
+use std::fmt;
+use std::str::FromStr;
+
+use upgrayedd_nn::optim::Lanes;
+
+use crate::error::unknown_name;
+use crate::heads::{HeadMap, LayerHeads};
+use crate::spec::{ModelSpec, Norm, Objective};
+use crate::{Error, Result};
+
+/// What a weight is for. Matrices are `(out, in)`, unfused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Token embeddings.
+    Tokens,
+    /// Learned positions.
+    Positions,
+    /// Token types (segments).
+    Types,
+    /// The norm after the embeddings.
+    EmbedNorm,
+    /// The norm of a layer's attention.
+    Norm1,
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Attention's output projection.
+    O,
+    /// The norm of a layer's MLP.
+    Norm2,
+    /// The MLP's gate.
+    Gate,
+    /// Into the MLP.
+    Up,
+    /// Out of the MLP.
+    Down,
+    /// The norm after the last layer.
+    FinalNorm,
+    /// A classifier's layer over the first token.
+    Pooler,
+    /// Next-sentence prediction, which nothing learns with.
+    NextSentence,
+    /// The layer before the output projection.
+    HeadTransform,
+    /// The norm after it.
+    HeadNorm,
+    /// The output projection.
+    Head,
+}
+
+impl Part {
+    const ALL: [(Self, &'static str); 19] = [
+        (Self::Tokens, "embed.tokens"),
+        (Self::Positions, "embed.positions"),
+        (Self::Types, "embed.types"),
+        (Self::EmbedNorm, "embed.norm"),
+        (Self::Norm1, "norm1"),
+        (Self::Q, "attn.q"),
+        (Self::K, "attn.k"),
+        (Self::V, "attn.v"),
+        (Self::O, "attn.o"),
+        (Self::Norm2, "norm2"),
+        (Self::Gate, "mlp.gate"),
+        (Self::Up, "mlp.up"),
+        (Self::Down, "mlp.down"),
+        (Self::FinalNorm, "final_norm"),
+        (Self::Pooler, "pooler"),
+        (Self::NextSentence, "next_sentence"),
+        (Self::HeadTransform, "head.transform"),
+        (Self::HeadNorm, "head.norm"),
+        (Self::Head, "head"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(part, _)| *part == self).map_or("", |(_, name)| name)
+    }
+
+    /// Whether it is looked up by row.
+    pub fn is_embedding(self) -> bool {
+        matches!(self, Self::Tokens | Self::Positions | Self::Types)
+    }
+
+    /// Whether it scales what a norm makes.
+    pub fn is_norm(self) -> bool {
+        matches!(self, Self::EmbedNorm | Self::Norm1 | Self::Norm2 | Self::FinalNorm | Self::HeadNorm)
+    }
+
+    /// Whether it multiplies a vector by a matrix.
+    pub fn is_matrix(self) -> bool {
+        !self.is_embedding() && !self.is_norm()
+    }
+}
+
+/// Which of a part's two parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// What is multiplied with.
+    Weight,
+    /// What is added.
+    Bias,
+}
+
+/// A part's parameter, wherever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Role {
+    /// What it is for.
+    pub part: Part,
+    /// Which of the two.
+    pub kind: Kind,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.part.name())?;
+        match self.kind {
+            Kind::Weight if self.part.is_embedding() => Ok(()),
+            Kind::Weight => f.write_str(".weight"),
+            Kind::Bias => f.write_str(".bias"),
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let (front, kind) = match name.rsplit_once('.') {
+            Some((front, "weight")) => (front, Kind::Weight),
+            Some((front, "bias")) => (front, Kind::Bias),
+            _ => (name, Kind::Weight),
+        };
+        let part = Part::ALL.iter().find(|(_, known)| *known == front).map(|(part, _)| *part);
+        let role = part.map(|part| Self { part, kind }).filter(|role| role.to_string() == name);
+        role.ok_or_else(|| unknown_name("weight", name, &Part::ALL.map(|(_, name)| name)))
+    }
+}
+
+/// What is removed from a model, and so what a weight's rows or columns may belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    /// Query heads.
+    Head,
+    /// Key/value heads.
+    KvGroup,
+}
+
+impl Site {
+    /// The units of a layer that are there, by original index.
+    pub fn active(self, layer: &LayerHeads) -> Vec<usize> {
+        match self {
+            Self::Head => layer.active().to_vec(),
+            Self::KvGroup => layer.kv_active(),
+        }
+    }
+}
+
+/// One axis of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// So many entries, whatever is there.
+    Fixed(usize),
+    /// So many entries for each unit of the layer.
+    PerUnit(Site, usize),
+}
+
+/// How a canonical weight lies in a Hugging Face tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// As it is.
+    Plain,
+    /// Transposed: GPT-2's `Conv1D` stores `(in, out)`.
+    Transposed,
+    /// The `part`-th of three equal column blocks of a transposed tensor (or of a bias): GPT-2's fused Q, K, V.
+    FusedThird(usize),
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight {
+    /// The layer that it belongs to, if it is one's.
+    pub layer: Option<usize>,
+    /// What it is.
+    pub role: Role,
+    /// `(out, in)`, or one axis.
+    pub axes: Vec<Axis>,
+    /// The Hugging Face name, with the base prefix.
+    pub hf_name: String,
+    /// How it is stored there.
+    pub layout: Layout,
+    /// Whether a checkpoint may lack it.
+    pub optional: bool,
+}
+
+impl Weight {
+    /// The canonical name, as in `layers.3.attn.q.weight`.
+    pub fn name(&self) -> String {
+        match self.layer {
+            Some(layer) => format!("layers.{layer}.{}", self.role),
+            None => self.role.to_string(),
+        }
+    }
+
+    /// Its shape in a model that has these heads.
+    pub fn shape(&self, heads: &HeadMap) -> Vec<usize> {
+        let size = |axis: &Axis| match (*axis, self.layer) {
+            (Axis::Fixed(size), _) => size,
+            (Axis::PerUnit(site, width), layer) => {
+                let layer = layer.and_then(|layer| heads.layers().get(layer));
+                layer.map_or(0, |layer| site.active(layer).len()) * width
+            }
+        };
+        self.axes.iter().map(size).collect()
+    }
+
+    /// Whose rows or columns it has, and how many each unit has.
+    pub fn owner(&self) -> Option<(Site, usize)> {
+        self.axes.iter().find_map(|axis| match axis {
+            Axis::PerUnit(site, width) => Some((*site, *width)),
+            Axis::Fixed(_) => None,
+        })
+    }
+
+    /// How it splits into its owner's lanes; a bias is one row.
+    pub fn lanes(&self) -> Lanes {
+        match &self.axes[..] {
+            [Axis::PerUnit(..), _] => Lanes::Rows,
+            [Axis::PerUnit(..)] | [_, Axis::PerUnit(..)] => Lanes::Cols,
+            _ => Lanes::Whole,
+        }
+    }
+}
+
+/// The axes of a part's parameter in a model of this shape; `None` where there is no such parameter.
+fn axes(spec: &ModelSpec, Role { part, kind }: Role) -> Option<Vec<Axis>> {
+    let d = Axis::Fixed(spec.hidden_size);
+    let inner = Axis::Fixed(spec.intermediate_size);
+    let heads = Axis::PerUnit(Site::Head, spec.head_dim);
+    let groups = Axis::PerUnit(Site::KvGroup, spec.head_dim);
+    let tokens = Axis::Fixed(spec.vocab_size);
+    let layer_norm = spec.norm == Norm::Layer;
+    let (has_weight, out, input, has_bias) = match part {
+        Part::Tokens => (true, tokens, Some(d), false),
+        Part::Positions => (true, Axis::Fixed(spec.max_positions), Some(d), false),
+        Part::Types => (true, Axis::Fixed(spec.type_vocab_size), Some(d), false),
+        Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => (true, d, None, layer_norm),
+        Part::Q => (true, heads, Some(d), spec.qkv_bias),
+        Part::K | Part::V => (true, groups, Some(d), spec.qkv_bias),
+        Part::O => (true, d, Some(heads), spec.out_bias),
+        Part::Gate => (spec.gated_mlp, inner, Some(d), spec.mlp_bias),
+        Part::Up => (true, inner, Some(d), spec.mlp_bias),
+        Part::Down => (true, d, Some(inner), spec.mlp_bias),
+        Part::Pooler | Part::HeadTransform => (true, d, Some(d), true),
+        Part::NextSentence => (true, Axis::Fixed(2), Some(d), true),
+        Part::Head => match spec.objective {
+            Objective::Classifier { labels } => (true, Axis::Fixed(labels), Some(d), true),
+            Objective::MaskedLm => (!spec.tied_head, tokens, Some(d), true),
+            Objective::CausalLm => (!spec.tied_head, tokens, Some(d), false),
+            Objective::Encoder => (false, tokens, Some(d), false),
+        },
+    };
+    match kind {
+        Kind::Weight if has_weight => Some(std::iter::once(out).chain(input).collect()),
+        Kind::Bias if has_bias => Some(vec![out]),
+        _ => None,
+    }
+}
+
+/// A table in the making. Parameters that a model of this shape does not have are left out.
+#[derive(Debug)]
+pub struct Table<'s> {
+    spec: &'s ModelSpec,
+    weights: Vec<Weight>,
+}
+
+impl<'s> Table<'s> {
+    /// An empty table for models of this shape.
+    pub fn new(spec: &'s ModelSpec) -> Self {
+        Self { spec, weights: Vec::new() }
+    }
+
+    /// A part outside the layers: its weight and its bias under `module`.
+    pub fn add(&mut self, part: Part, module: &str) -> &mut Self {
+        self.part(None, part, module, |_| Layout::Plain)
+    }
+
+    /// A part of a layer.
+    pub fn add_to(&mut self, layer: usize, part: Part, module: &str) -> &mut Self {
+        self.part(Some(layer), part, module, |_| Layout::Plain)
+    }
+
+    /// A part of a layer that lies in its file in ways of its own.
+    pub fn add_laid(&mut self, layer: usize, part: Part, module: &str, layout: impl Fn(Kind) -> Layout) -> &mut Self {
+        self.part(Some(layer), part, module, layout)
+    }
+
+    fn part(&mut self, layer: Option<usize>, part: Part, module: &str, layout: impl Fn(Kind) -> Layout) -> &mut Self {
+        for (kind, end) in [(Kind::Weight, "weight"), (Kind::Bias, "bias")] {
+            self.one(layer, Role { part, kind }, format!("{module}.{end}"), layout(kind), false);
+        }
+        self
+    }
+
+    /// A part outside the layers that a checkpoint may lack.
+    pub fn add_optional(&mut self, part: Part, module: &str) -> &mut Self {
+        for (kind, end) in [(Kind::Weight, "weight"), (Kind::Bias, "bias")] {
+            self.one(None, Role { part, kind }, format!("{module}.{end}"), Layout::Plain, true);
+        }
+        self
+    }
+
+    /// A single parameter outside the layers, under its full name.
+    pub fn add_one(&mut self, part: Part, kind: Kind, name: &str) -> &mut Self {
+        self.one(None, Role { part, kind }, name.to_owned(), Layout::Plain, false);
+        self
+    }
+
+    fn one(&mut self, layer: Option<usize>, role: Role, hf_name: String, layout: Layout, optional: bool) {
+        if let Some(axes) = axes(self.spec, role) {
+            self.weights.push(Weight { layer, role, axes, hf_name, layout, optional });
+        }
+    }
+
+    /// The table.
+    pub fn finish(&mut self) -> Vec<Weight> {
+        std::mem::take(&mut self.weights)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_role_has_a_name_of_its_own() {
+        for (part, _) in Part::ALL {
+            for kind in [Kind::Weight, Kind::Bias] {
+                let role = Role { part, kind };
+                assert_eq!(role.to_string().parse::<Role>().expect("its own name"), role);
+            }
+        }
+        for name in ["attn.q", "embed.tokens.weight", "attn.x.weight", ""] {
+            assert!(name.parse::<Role>().is_err(), "{name}");
+        }
+    }
+}
