@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use upgrayedd::export::{Format, export};
+use upgrayedd::export::{HF, export};
 use upgrayedd::files::DType;
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
@@ -51,7 +51,7 @@ fn surgery(c: &mut Criterion) {
 
     let dir = tempfile::tempdir().expect("a folder");
     let (saved, again) = (dir.path().join("saved"), dir.path().join("again"));
-    let write = |to: &Path| export(&pruned.0, Format::Hf, DType::F32, to).expect("written");
+    let write = |to: &Path| export(&pruned.0, &HF, DType::F32, to).expect("written");
     write(&saved);
     let mut group = c.benchmark_group("model of 124 million parameters");
     group.sample_size(10);

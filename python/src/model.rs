@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use upgrayedd::budget::{Budget, Unit};
 use upgrayedd::data::{DataOptions, Documents, delimiter};
 use upgrayedd::eval::{EvalOptions, evaluate};
-use upgrayedd::export::{self, Format};
+use upgrayedd::export;
+use upgrayedd::family::Task;
 use upgrayedd::files::DType;
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::{LoadOptions, Weights, is_model_folder, read_config};
@@ -136,7 +137,7 @@ impl Model {
     }
 
     fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
-        let format: Format = format.parse().map_err(to_py)?;
+        let format = export::named(format).map_err(to_py)?;
         let dtype = dtype.map_or(Ok(self.inner.dtype), str::parse).map_err(to_py)?;
         detached(py, || export::export(&self.inner, format, dtype, &folder))
     }
@@ -150,7 +151,9 @@ impl Model {
     fn info(&self, context: usize) -> String {
         let (model, cost) = (&self.inner, self.inner.cost(context));
         let spec = &model.spec;
+        let architecture = model.family.architecture_of(Task::of(spec.objective));
         json!({
+            "classes": architecture.map(|a| json!({ "stock": a.class, "pruned": a.pruned, "auto": a.auto })),
             "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
             "layers": spec.num_layers, "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
             "heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "vocab_size": spec.vocab_size,

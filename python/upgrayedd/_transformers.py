@@ -11,36 +11,6 @@ from upgrayedd import _native
 from upgrayedd.errors import InvalidValueError, UpgrayeddWarning
 from upgrayedd.model import Model
 
-PLAIN = {
-    ("llama", "causal-lm"): "LlamaForCausalLM",
-    ("gpt2", "causal-lm"): "GPT2LMHeadModel",
-    ("bert", "masked-lm"): "BertForMaskedLM",
-    ("bert", "classifier"): "BertForSequenceClassification",
-    ("bert", "regression"): "BertForSequenceClassification",
-    ("bert", "encoder"): "BertModel",
-}
-"""transformers' class for a model that has all its heads."""
-
-SUFFIXES = {
-    "causal-lm": "ForCausalLM",
-    "masked-lm": "ForMaskedLM",
-    "classifier": "ForSequenceClassification",
-    "regression": "ForSequenceClassification",
-    "encoder": "Model",
-}
-"""Our modeling files' classes for pruned models, after "Upgrayedd"."""
-
-
-AUTO = {
-    "causal-lm": "AutoModelForCausalLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "classifier": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "encoder": "AutoModel",
-}
-"""transformers' automatic class for an objective."""
-
-
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 """Classes of torch that hold a model in their `module`."""
 
@@ -103,16 +73,16 @@ def give(model: Model) -> Any:
     import transformers
 
     config, info = model.config, model._info()
-    family, objective = info["family"], info["objective"]
+    family, classes = info["family"], info["classes"]
+    if classes is None:
+        raise InvalidValueError(f"transformers has no class for a {family} model with objective {info['objective']}")
     if "upgrayedd" in config:
         module = importlib.import_module(f"upgrayedd.modeling.{family}")
-        cls = getattr(module, "Upgrayedd" + SUFFIXES[objective])
+        cls = getattr(module, classes["pruned"])
         # So that save_pretrained writes the code beside the weights, for trust_remote_code.
-        cls.register_for_auto_class(AUTO[objective])
-    elif (family, objective) in PLAIN:
-        cls = getattr(transformers, PLAIN[family, objective])
+        cls.register_for_auto_class(classes["auto"])
     else:
-        raise InvalidValueError(f"transformers has no class for a {family} model with objective {objective}")
+        cls = getattr(transformers, classes["stock"])
     values = {k: v for k, v in config.items() if k not in ("auto_map", "model_type")}
     settings = transformers.AutoConfig.for_model(family, **values)
     dtype = getattr(torch, info["dtype"])

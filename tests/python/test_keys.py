@@ -104,7 +104,7 @@ def test_every_setting_of_a_tokenizer_is_decided():
 
 
 def test_every_tokenizer_class_of_transformers_is_known():
-    source = (ROOT / "crates/upgrayedd/src/tokenizer/class.rs").read_text(encoding="utf-8")
+    source = (ROOT / "crates/upgrayedd-models/src/tokenizer/class.rs").read_text(encoding="utf-8")
     known = set(re.findall(r'"(\w+Tokenizer\w*)"', source))
     names = {name.removesuffix("Fast") for name in [*dir(transformers), *filter(None, TOKENIZER_MAPPING_NAMES.values())]}
     missing = set()

@@ -189,8 +189,7 @@ pub struct OptimizeArgs {
     /// packed: documents end to end; separate: each a padded sequence, .txt by lines [default: packed]
     #[arg(long, value_name = "MODE")]
     pub documents: Option<String>,
-    /// Family, for a config.json that does not tell: llama, gpt2 or bert
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = family_help())]
     pub family: Option<String>,
     /// Run folder, which must not exist [default: runs/MODEL-STRATEGY-N]
     #[arg(long, value_name = "RUN_DIR")]
@@ -211,8 +210,7 @@ pub struct ModelArgs {
     /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(long, value_name = "DIR|ID")]
     pub model: String,
-    /// Family, for a config.json that does not tell: llama, gpt2 or bert
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = family_help())]
     pub family: Option<String>,
     /// Where to compute: auto, cpu, cuda, cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
@@ -274,8 +272,7 @@ pub struct ScoreArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
-    /// surgeon, fisher, gradient, taylor, task, wanda, similarity, loss_impact, entropy, magnitude or random
-    #[arg(long, value_name = "NAME", required_unless_present = "all")]
+    #[arg(long, value_name = "NAME", required_unless_present = "all", help = score_help())]
     pub score: Option<String>,
     /// Every score, and the rank correlation of each with exact ablation (loss_impact)
     #[arg(long, conflicts_with = "score")]
@@ -330,8 +327,7 @@ pub struct InspectArgs {
     /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// Family, for a config.json that does not tell: llama, gpt2 or bert
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = family_help())]
     pub family: Option<String>,
     /// Visible keys that attention's arithmetic is counted for
     #[arg(long, value_name = "N", default_value_t = 256)]
@@ -374,8 +370,7 @@ pub struct ExportArgs {
     /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(long, value_name = "DIR|ID")]
     pub model: String,
-    /// hf: really smaller; hf-dense: zeros in the original shape, no speed-up
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = format_help())]
     pub format: String,
     /// Folder to write, which must not exist
     #[arg(long, value_name = "DIR")]
@@ -383,8 +378,7 @@ pub struct ExportArgs {
     /// float32, float16 or bfloat16 [default: that of the model]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
-    /// Family, for a config.json that does not tell: llama, gpt2 or bert
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = family_help())]
     pub family: Option<String>,
 }
 
@@ -400,4 +394,25 @@ pub struct ResumeArgs {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `a, b or c`.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [front @ .., last] if !front.is_empty() => format!("{} or {last}", front.join(", ")),
+        names => names.concat(),
+    }
+}
+
+fn family_help() -> String {
+    format!("Family, for a config.json that does not tell: {}", listed(&upgrayedd::family::names()))
+}
+
+fn format_help() -> String {
+    let formats = upgrayedd::export::all();
+    formats.iter().map(|format| format!("{}: {}", format.name, format.summary)).collect::<Vec<_>>().join("; ")
+}
+
+fn score_help() -> String {
+    listed(&upgrayedd::score::ALL.map(|score| score.name))
 }

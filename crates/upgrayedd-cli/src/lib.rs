@@ -15,7 +15,7 @@ use clap::Parser;
 use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
-use upgrayedd::export::{Format, export};
+use upgrayedd::export;
 use upgrayedd::heads::HeadScores;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
@@ -299,17 +299,13 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
 
 fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     set_threads(None)?;
-    let format: Format = args.format.parse()?;
+    let format = export::named(&args.format)?;
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::files::check_new(&args.out)?;
     let model = named(&args.model, args.family)?;
     let dtype = dtype.unwrap_or(model.dtype);
-    export(&model, format, dtype, &args.out)?;
-    let note = match format {
-        Format::HfDense => "in its original shape with zeros where heads were: it loads anywhere and is no faster",
-        Format::Hf if model.heads.num_pruned() > 0 => "really smaller: load it in transformers with trust_remote_code=True",
-        Format::Hf => "all heads are there: it loads anywhere",
-    };
-    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name(), dtype.name()));
+    export::export(&model, format, dtype, &args.out)?;
+    let note = (format.note)(&model);
+    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name, dtype.name()));
     Ok(())
 }

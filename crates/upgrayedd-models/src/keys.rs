@@ -26,11 +26,14 @@ pub type Keys = &'static [(&'static str, Fate)];
 
 const RECORD: &str = "says where the model comes from";
 const OUTPUT: &str = "what a call returns or keeps, not what it computes";
-pub(crate) const TRAINING: &str = "for training from nothing, or dropout, which is not applied";
-pub(crate) const ELSEWHERE: &str = "for other tasks than those that are supported";
+/// Why a key for training has no effect.
+pub const TRAINING: &str = "for training from nothing, or dropout, which is not applied";
+/// Why a key for other tasks has no effect.
+pub const ELSEWHERE: &str = "for other tasks than those that are supported";
 const FRAME: &str = "tokens are framed by the tokenizer";
 const CHAT: &str = "for chat templates and other programs, which get the file unchanged";
-pub(crate) const SPEED: &str = "the same result another way";
+/// Why a key for speed has no effect.
+pub const SPEED: &str = "the same result another way";
 
 /// Of transformers' `PreTrainedConfig`, in the version that the tests install, and of older versions that wrote more.
 pub const COMMON: Keys = &[

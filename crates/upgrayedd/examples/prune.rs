@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use upgrayedd::export::{Format, export};
+use upgrayedd::export::{HF, export};
 use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::surgery;
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = upgrayedd::open(model, &LoadOptions::default())?;
     let before = model.num_parameters();
     surgery::remove(&mut model, None, &selection, 0, None)?;
-    export(&model, Format::Hf, model.dtype, Path::new(out))?;
+    export(&model, &HF, model.dtype, Path::new(out))?;
     println!("{before} → {} parameters in {out}", model.num_parameters());
     Ok(())
 }

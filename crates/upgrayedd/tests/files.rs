@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
-use upgrayedd::export::{Format, export};
+use upgrayedd::export::{HF, export};
 use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
 use upgrayedd::heads::HeadSelection;
@@ -83,7 +83,7 @@ fn unknown_config_keys_and_companions_are_kept() {
     fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
     let mut model = load(&source);
     surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1])]), 1, None).unwrap();
-    export(&model, Format::Hf, DType::F32, &out).unwrap();
+    export(&model, &HF, DType::F32, &out).unwrap();
     let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(written["my_own_key"], config["my_own_key"]);
     assert_eq!(written["upgrayedd"]["heads"][0], serde_json::json!([0, 2, 3, 4, 5]));
@@ -98,7 +98,7 @@ fn heads_pruned_by_transformers_4_are_understood() {
     let mut model = load(&golden("gpt2"));
     surgery::remove(&mut model, None, &HeadSelection::from([(1, vec![0, 3])]), 1, None).unwrap();
     let out = dir.path().join("out");
-    export(&model, Format::Hf, DType::F32, &out).unwrap();
+    export(&model, &HF, DType::F32, &out).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     config.as_object_mut().unwrap().remove("upgrayedd");
     config["pruned_heads"] = serde_json::json!({ "1": [0, 3] });

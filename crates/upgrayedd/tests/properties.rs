@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use upgrayedd::export::{Format, export};
+use upgrayedd::export::{HF, HF_DENSE, export};
 use upgrayedd::files::DType;
 use upgrayedd::heads::{HeadId, HeadSelection};
 use upgrayedd::load::LoadOptions;
@@ -110,7 +110,7 @@ proptest! {
         surgery::remove(&mut model, None, &pruned, 3, None).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("model");
-        export(&model, Format::Hf, DType::F32, &out).unwrap();
+        export(&model, &HF, DType::F32, &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
         prop_assert_eq!(&again.heads, &model.heads);
         prop_assert!(weights(&again) == weights(&model));
@@ -119,7 +119,7 @@ proptest! {
         prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == model.archive);
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
-        export(&model, Format::HfDense, DType::F32, &dense).unwrap();
+        export(&model, &HF_DENSE, DType::F32, &dense).unwrap();
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
         prop_assert_eq!(dense.heads.num_pruned(), 0);
         let batch = batch(&model, 2, 7);
@@ -330,7 +330,7 @@ fn half_precision_files_are_read_and_written() {
     for dtype in [DType::F16, DType::BF16] {
         let dir = tempfile::tempdir().unwrap();
         let out: PathBuf = dir.path().join("half");
-        export(&model, Format::Hf, dtype, &out).unwrap();
+        export(&model, &HF, dtype, &out).unwrap();
         let half = Model::load(&out, &LoadOptions::default()).unwrap();
         assert_eq!(half.dtype, dtype);
         for (a, b) in weights(&model).iter().zip(weights(&half)) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use upgrayedd::export::{Format, export};
+use upgrayedd::export::{HF, export};
 use upgrayedd::family;
 use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
@@ -116,7 +116,7 @@ fn models_are_read_as_transformers_reads_them_or_refused() {
         }
         // What is written is what was read.
         let out = dir.path().join("out");
-        export(&model, Format::Hf, model.dtype, &out).unwrap();
+        export(&model, &HF, model.dtype, &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
         assert_eq!(loss(&again, &ids), got, "{name}: written and read again");
         for id in model.params.ids() {

@@ -1,1 +1,1 @@
-../../../crates/upgrayedd/src/export/modeling_bert.py
+../../../crates/upgrayedd-models/src/family/bert/modeling.py

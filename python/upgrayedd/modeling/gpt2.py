@@ -1,1 +1,1 @@
-../../../crates/upgrayedd/src/export/modeling_gpt2.py
+../../../crates/upgrayedd-models/src/family/gpt2/modeling.py

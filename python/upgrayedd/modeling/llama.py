@@ -1,1 +1,1 @@
-../../../crates/upgrayedd/src/export/modeling_llama.py
+../../../crates/upgrayedd-models/src/family/llama/modeling.py

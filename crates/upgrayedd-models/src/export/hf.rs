@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::Lanes;
 
+use super::format::Format;
 use crate::family::Task;
 use crate::files::{DType, safetensors_file, write_file};
 use crate::heads::{CONFIG_KEY, LayerHeads};
@@ -17,18 +18,35 @@ use crate::{Error, Result};
 
 const MODELING_FILE: &str = "modeling_upgrayedd";
 
-pub(super) fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
+/// Really smaller: layers with the heads that they have.
+pub static HF: Format = Format {
+    name: "hf",
+    summary: "really smaller",
+    note: |model| {
+        if model.heads.num_pruned() > 0 {
+            "really smaller: load it in transformers with trust_remote_code=True"
+        } else {
+            "all heads are there: it loads anywhere"
+        }
+    },
+    write: |model, dtype, dir| write(model, false, dtype, dir),
+};
+
+/// In the original shape, zeros where heads were: loads anywhere, **no speed-up**.
+pub static HF_DENSE: Format = Format {
+    name: "hf-dense",
+    summary: "zeros in the original shape, no speed-up",
+    note: |_| "in its original shape with zeros where heads were: it loads anywhere and is no faster",
+    write: |model, dtype, dir| write(model, true, dtype, dir),
+};
+
+fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
     let pruned = model.heads.num_pruned() > 0 && !dense;
     let config = config_json(model, pruned, dtype);
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
     if pruned {
-        let code = match model.family.model_type {
-            "llama" => include_str!("modeling_llama.py"),
-            "gpt2" => include_str!("modeling_gpt2.py"),
-            _ => include_str!("modeling_bert.py"),
-        };
-        write_file(&dir.join(format!("{MODELING_FILE}.py")), code.as_bytes())?;
+        write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.as_bytes())?;
     }
     write_tensors(tensors(model, dense), dtype, dir)
 }
@@ -64,23 +82,21 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     for key in if named.is_empty() { vec!["torch_dtype"] } else { named } {
         map.insert(key.to_owned(), json!(dtype.name()));
     }
-    let task = Task::of(model.spec.objective);
+    let architecture = model.family.architecture_of(Task::of(model.spec.objective));
     // A class of ours names the code of a pruned model; what it stands for is the stock one.
     let named = map.get("architectures").and_then(|a| a[0].as_str()).is_some_and(|a| !a.starts_with("Upgrayedd"));
-    if let Some(name) = model.family.architecture_of(task).filter(|_| !named) {
-        map.insert("architectures".to_owned(), json!([name]));
+    if let Some(architecture) = architecture.filter(|_| !named) {
+        map.insert("architectures".to_owned(), json!([architecture.class]));
     }
     if pruned {
         let active: Vec<&[usize]> = model.heads.layers().iter().map(LayerHeads::active).collect();
         map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": 1, "heads": active }));
-        let class = |name: &str| format!("{MODELING_FILE}.Upgrayedd{name}");
-        let auto = match task {
-            Task::CausalLm => "AutoModelForCausalLM",
-            Task::MaskedLm => "AutoModelForMaskedLM",
-            Task::Classifier => "AutoModelForSequenceClassification",
-            Task::Encoder => "AutoModel",
-        };
-        map.insert("auto_map".to_owned(), json!({ "AutoModel": class("Model"), auto: class(task.class()) }));
+        let class = |name: &str| format!("{MODELING_FILE}.{name}");
+        let mut auto_map = json!({ "AutoModel": class("UpgrayeddModel") });
+        if let Some(architecture) = architecture {
+            auto_map[architecture.auto] = class(architecture.pruned).into();
+        }
+        map.insert("auto_map".to_owned(), auto_map);
     }
     config
 }

@@ -1,9 +1,11 @@
-//! Writing models for other programs: one file a format, and what all of them share.
+//! Writing models for other programs: one file a format, a line in `registry.rs`, and what all of them share.
 
 mod companions;
 mod format;
 mod hf;
+mod registry;
 
 pub use companions::{COMPANIONS, MODULES, has_companions, module_folders, write_companions};
 pub use format::{Format, export, export_with};
-pub use hf::{tensors, with_own_config, write_weights};
+pub use hf::{HF, HF_DENSE, tensors, with_own_config, write_weights};
+pub use registry::{all, named, register};

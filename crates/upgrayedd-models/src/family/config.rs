@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use super::definition::Task;
 
 /// A config.json (or an object in it) with the names that a family's configuration class gives to the same key.
-pub(crate) struct Config<'a> {
+pub struct Config<'a> {
     value: &'a Value,
     /// Other names of a key: `(other, own)`. As in transformers, the other name wins where both are there.
     aliases: &'static [(&'static str, &'static str)],
@@ -21,7 +21,7 @@ impl<'a> Config<'a> {
     }
 
     /// What stands under a key, `null` included; `None` if the key is not there.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         let other = self.aliases.iter().filter(|(_, own)| *own == key).find_map(|(other, _)| self.value.get(other));
         other.or_else(|| self.value.get(key))
     }
@@ -31,7 +31,7 @@ impl<'a> Config<'a> {
     }
 
     /// A whole number of sane size; `default` stands in for a missing key.
-    pub(super) fn size(&self, key: &str, default: usize) -> Result<usize> {
+    pub fn size(&self, key: &str, default: usize) -> Result<usize> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => Self::to_size(key, value),
@@ -39,7 +39,7 @@ impl<'a> Config<'a> {
     }
 
     /// The same where `null` means that the key is not there.
-    pub(super) fn size_or_null(&self, key: &str) -> Result<Option<usize>> {
+    pub fn size_or_null(&self, key: &str) -> Result<Option<usize>> {
         self.get(key).filter(|v| !v.is_null()).map(|value| Self::to_size(key, value)).transpose()
     }
 
@@ -52,7 +52,7 @@ impl<'a> Config<'a> {
     }
 
     /// A positive number; `default` stands in for a missing key, and without one the key must be there.
-    pub(super) fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
+    pub fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
         match (self.get(key), default) {
             (None, Some(default)) => Ok(default),
             (value, _) => {
@@ -63,7 +63,8 @@ impl<'a> Config<'a> {
         }
     }
 
-    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    /// True or false; `default` stands in for a missing key.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
             Some(Value::Bool(value)) => Ok(*value),
@@ -72,7 +73,7 @@ impl<'a> Config<'a> {
     }
 
     /// A text; `None` if the key is missing or `null`.
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -81,7 +82,7 @@ impl<'a> Config<'a> {
     }
 
     /// An object; `None` if the key is missing, `null` or empty.
-    pub(super) fn object(&self, key: &str) -> Result<Option<&'a Value>> {
+    pub fn object(&self, key: &str) -> Result<Option<&'a Value>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value @ Value::Object(fields)) => Ok((!fields.is_empty()).then_some(value)),
@@ -90,7 +91,7 @@ impl<'a> Config<'a> {
     }
 
     /// A function by the name that transformers has for it.
-    pub(super) fn activation(&self, key: &str, default: &str) -> Result<upgrayedd_nn::ops::Activation> {
+    pub fn activation(&self, key: &str, default: &str) -> Result<upgrayedd_nn::ops::Activation> {
         use upgrayedd_nn::ops::Activation::{Gelu, GeluTanh, Relu, Silu};
         let named = match self.get(key) {
             None => default,
@@ -112,7 +113,7 @@ impl<'a> Config<'a> {
     }
 
     /// The number of layers; a list of their types has one for each.
-    pub(super) fn layers(&self, key: &str, default: usize) -> Result<usize> {
+    pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         let layers = self.size(key, default)?;
         match self.get("layer_types").and_then(Value::as_array) {
             Some(types) if types.len() != layers => Err(Error::invalid(format!(
@@ -123,7 +124,8 @@ impl<'a> Config<'a> {
         }
     }
 
-    pub(super) fn objective(&self, task: Task) -> Result<Objective> {
+    /// What a model with a head for this task learns.
+    pub fn objective(&self, task: Task) -> Result<Objective> {
         Ok(match task {
             Task::CausalLm => Objective::CausalLm,
             Task::MaskedLm => Objective::MaskedLm,

@@ -10,8 +10,10 @@ use crate::weights::Weight;
 pub struct Family {
     /// The value of `model_type`.
     pub model_type: &'static str,
-    /// Architectures that can be read, and what they learn.
-    pub architectures: &'static [(&'static str, Task)],
+    /// Classes of transformers' that can be read; the first of a task is the one that is written.
+    pub architectures: &'static [Architecture],
+    /// The modeling file that a pruned model of the family brings along, with a class for each of `architectures`.
+    pub modeling: &'static str,
     /// Prefix of the base model's tensors.
     pub base_prefix: &'static str,
     /// A base tensor (without prefix) that tells the family.
@@ -30,9 +32,48 @@ pub struct Family {
     pub types_are_tokens: bool,
     /// How names of tensors end that are computed anew and not read.
     pub buffers: &'static [&'static str],
-    pub(super) parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
-    pub(super) weights: fn(&ModelSpec) -> Vec<Weight>,
-    pub(super) module: fn(usize) -> String,
+    /// config.json → shape.
+    pub parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
+    /// All weights of a model of this shape, in the order in which it keeps them.
+    pub weights: fn(&ModelSpec) -> Vec<Weight>,
+    /// The module path of a layer's attention, the layer's name in files and in Python.
+    pub module: fn(usize) -> String,
+}
+
+/// A class of transformers'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Architecture {
+    /// Its name.
+    pub class: &'static str,
+    /// What its head is for.
+    pub task: Task,
+    /// The automatic class that makes it.
+    pub auto: &'static str,
+    /// The class of the family's modeling file that stands for it where heads are missing.
+    pub pruned: &'static str,
+}
+
+impl Architecture {
+    /// A causal language model.
+    pub const fn causal_lm(class: &'static str) -> Self {
+        Self { class, task: Task::CausalLm, auto: "AutoModelForCausalLM", pruned: "UpgrayeddForCausalLM" }
+    }
+
+    /// A masked language model.
+    pub const fn masked_lm(class: &'static str) -> Self {
+        Self { class, task: Task::MaskedLm, auto: "AutoModelForMaskedLM", pruned: "UpgrayeddForMaskedLM" }
+    }
+
+    /// A classifier of sequences, or a regression.
+    pub const fn classifier(class: &'static str) -> Self {
+        let (auto, pruned) = ("AutoModelForSequenceClassification", "UpgrayeddForSequenceClassification");
+        Self { class, task: Task::Classifier, auto, pruned }
+    }
+
+    /// A plain encoder.
+    pub const fn encoder(class: &'static str) -> Self {
+        Self { class, task: Task::Encoder, auto: "AutoModel", pruned: "UpgrayeddModel" }
+    }
 }
 
 /// What a checkpoint's head is for.
@@ -49,18 +90,8 @@ pub enum Task {
 }
 
 impl Task {
-    /// What the class of a pruned model's modeling file is called, after `Upgrayedd`.
-    pub(crate) fn class(self) -> &'static str {
-        match self {
-            Self::CausalLm => "ForCausalLM",
-            Self::MaskedLm => "ForMaskedLM",
-            Self::Classifier => "ForSequenceClassification",
-            Self::Encoder => "Model",
-        }
-    }
-
     /// The task of a model with this objective.
-    pub(crate) fn of(objective: Objective) -> Self {
+    pub fn of(objective: Objective) -> Self {
         match objective {
             Objective::CausalLm => Self::CausalLm,
             Objective::MaskedLm => Self::MaskedLm,
@@ -77,21 +108,14 @@ impl std::fmt::Debug for Family {
 }
 
 impl Family {
-    /// The module path of a layer's attention, the layer's name in files and in Python.
-    pub fn attention_module(&self, layer: usize) -> String {
-        (self.module)(layer)
-    }
-
     /// What an architecture learns, the classes of pruned models included.
-    pub(super) fn task_of(&self, architecture: &str) -> Option<Task> {
-        let own = architecture.strip_prefix("Upgrayedd");
-        let known = self.architectures.iter();
-        known.filter(|(name, task)| *name == architecture || own == Some(task.class())).map(|(_, task)| *task).next()
+    pub(super) fn task_of(&self, class: &str) -> Option<Task> {
+        self.architectures.iter().find(|a| a.class == class || a.pruned == class).map(|a| a.task)
     }
 
-    /// transformers' class for a task.
-    pub(crate) fn architecture_of(&self, task: Task) -> Option<&'static str> {
-        self.architectures.iter().find(|(_, t)| *t == task).map(|(name, _)| *name)
+    /// The class of transformers' for a task.
+    pub fn architecture_of(&self, task: Task) -> Option<&'static Architecture> {
+        self.architectures.iter().find(|a| a.task == task)
     }
 
     /// Whether a tensor's name is that of a weight inside a layer.
@@ -106,10 +130,5 @@ impl Family {
         self.buffers.iter().any(|end| {
             name.strip_suffix(end).is_some_and(|front| front.is_empty() || end.starts_with('.') || front.ends_with('.'))
         })
-    }
-
-    /// All weights of a model of this family.
-    pub fn weights(&self, spec: &ModelSpec) -> Vec<Weight> {
-        (self.weights)(spec)
     }
 }

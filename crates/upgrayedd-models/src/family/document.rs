@@ -1,6 +1,6 @@
 //! What becomes of each key, as a document.
 
-use super::registry::ALL;
+use super::registry::all;
 use crate::keys::{COMMON, Fate, GENERATION, GENERATION_IN_CONFIG, Keys, TOKENIZER};
 use Fate::{Idle, Noted, Only, Used};
 
@@ -21,7 +21,7 @@ pub fn keys_document() -> String {
             text.push_str(&format!("| `{key}` | {fate} |\n"));
         }
     };
-    for family in ALL {
+    for family in all() {
         section(&format!("config.json of a {} model", family.model_type), family.keys);
     }
     section("config.json of any model", COMMON);

@@ -1,4 +1,6 @@
-//! Model families: config.json → [`ModelSpec`](crate::spec::ModelSpec), Hugging Face tensor names ↔ canonical weights. One file a family.
+//! Model families: config.json → [`ModelSpec`](crate::spec::ModelSpec), Hugging Face tensor names ↔ canonical weights. One folder a family.
+//!
+//! `registry.rs` has the line of each; [`register`] adds one from outside.
 
 mod bert;
 mod config;
@@ -9,6 +11,7 @@ mod llama;
 mod registry;
 mod rope;
 
-pub use definition::{Family, Task};
+pub use config::Config;
+pub use definition::{Architecture, Family, Task};
 pub use document::keys_document;
-pub use registry::{ALL, named, recognise};
+pub use registry::{all, named, names, recognise, register};

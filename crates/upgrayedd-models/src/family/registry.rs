@@ -1,5 +1,7 @@
 //! The families there are, and which of them a checkpoint is of.
 
+use std::sync::{PoisonError, RwLock};
+
 use serde_json::Value;
 
 use super::config::Config;
@@ -10,13 +12,36 @@ use crate::keys;
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
-/// Every family, in the order in which messages name them.
-pub const ALL: [&Family; 3] = [&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY];
+/// The families of this program, in the order in which messages name them.
+const OWN: [&Family; 3] = [&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY];
+
+/// Those that a caller has brought.
+static MORE: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
+
+/// Every family.
+pub fn all() -> Vec<&'static Family> {
+    let more = MORE.read().unwrap_or_else(PoisonError::into_inner);
+    OWN.into_iter().chain(more.iter().copied()).collect()
+}
+
+/// Adds a family of the caller's own, for all that this process reads from now on. Refuses a name that is taken.
+pub fn register(family: &'static Family) -> Result<()> {
+    if all().iter().any(|known| known.model_type == family.model_type) {
+        return Err(Error::invalid(format!("there is a family {:?} already", family.model_type)));
+    }
+    MORE.write().unwrap_or_else(PoisonError::into_inner).push(family);
+    Ok(())
+}
+
+/// The names of all families, for messages.
+pub fn names() -> Vec<&'static str> {
+    all().iter().map(|family| family.model_type).collect()
+}
 
 /// The family called `name`.
 pub fn named(name: &str) -> Result<&'static Family> {
-    let names = ALL.map(|f| f.model_type);
-    ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| unknown_name("model family", name, &names))
+    let found = all().into_iter().find(|family| family.model_type == name);
+    found.ok_or_else(|| unknown_name("model family", name, &names()))
 }
 
 /// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
@@ -57,7 +82,7 @@ fn has(tensor_names: &[String], name: &str) -> bool {
 }
 
 fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
-    let supported = ALL.map(|f| f.model_type).join(", ");
+    let supported = names().join(", ");
     let said = match config.get("model_type") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.as_str()),
@@ -67,13 +92,13 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
         if let Some(wanted) = wanted.filter(|wanted| *wanted != name) {
             return Err(Error::invalid(format!("config.json says model_type {name:?}, so --family {wanted} cannot be right")));
         }
-        return ALL.into_iter().find(|f| f.model_type == name).ok_or_else(|| {
+        return all().into_iter().find(|f| f.model_type == name).ok_or_else(|| {
             Error::invalid(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
         });
     }
     let architecture = architecture(config)?;
-    let by_architecture = ALL.into_iter().find(|f| f.architectures.iter().any(|(a, _)| Some(*a) == architecture));
-    let told = by_architecture.or_else(|| ALL.into_iter().find(|f| has(tensor_names, f.marker)));
+    let by_architecture = all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
+    let told = by_architecture.or_else(|| all().into_iter().find(|f| has(tensor_names, f.marker)));
     match (wanted, told) {
         (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::invalid(format!(
             "the architecture or the tensors are those of a {} model, so --family {wanted} cannot be right",
@@ -92,14 +117,14 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
 fn task_of(family: &'static Family, config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<Task> {
     let from_tensors = || {
         let marked = family.task_markers.iter().find(|(name, _)| has(tensor_names, name));
-        marked.map_or(family.architectures[0].1, |(_, task)| *task)
+        marked.map_or(family.architectures[0].task, |(_, task)| *task)
     };
     let Some(name) = architecture(config)? else { return Ok(from_tensors()) };
     match family.task_of(name) {
         Some(task) => Ok(task),
         None if wanted.is_some() => Ok(from_tensors()),
         None => {
-            let known: Vec<&str> = family.architectures.iter().map(|(a, _)| *a).collect();
+            let known: Vec<&str> = family.architectures.iter().map(|a| a.class).collect();
             Err(Error::invalid(format!(
                 "config.json: architecture {name:?} is not supported: expected one of {}; if it computes what one of them does, \
                  --family {} reads it as what its tensors say",

@@ -59,7 +59,7 @@ impl Model {
         }
         let (mut params, mut types) = (ParamSet::default(), Types::default());
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
-        for weight in family.weights(&spec) {
+        for weight in (family.weights)(&spec) {
             let instead = head.embedding.as_deref().filter(|_| weight.role.part == Part::Tokens);
             let found = match instead {
                 None => names.find(&weight.hf_name, family)?,
@@ -106,7 +106,7 @@ struct Head {
 fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Result<Head> {
     let learns_tokens = matches!(spec.objective, Objective::CausalLm | Objective::MaskedLm);
     let Some(head) = family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
-    let table = family.weights(spec);
+    let table = (family.weights)(spec);
     let Some(embedding) = table.into_iter().find(|w| w.role.part == Part::Tokens) else { return Ok(Head::default()) };
     match (spec.tied_head, names.find(head, family)?, names.find(&embedding.hf_name, family)?) {
         (true, Some(head), Some(embedding)) => {
@@ -151,7 +151,7 @@ fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSe
             family.model_type
         )));
     }
-    let class = family.architecture_of(Task::of(spec.objective)).unwrap_or(family.model_type);
+    let class = family.architecture_of(Task::of(spec.objective)).map_or(family.model_type, |a| a.class);
     let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
     let more = if unread.len() > 4 { ", …" } else { "" };
     let what = if unread.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", unread.len()) };

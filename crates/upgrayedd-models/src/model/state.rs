@@ -103,7 +103,7 @@ impl Model {
         heads: HeadMap,
         dtype: DType,
     ) -> Self {
-        let table: Vec<Weight> = family.weights(&spec).into_iter().filter(|w| params.find(&w.name()).is_some()).collect();
+        let table: Vec<Weight> = (family.weights)(&spec).into_iter().filter(|w| params.find(&w.name()).is_some()).collect();
         let ids: BTreeMap<(Option<usize>, Role), ParamId> =
             table.iter().zip(params.ids()).map(|(weight, id)| ((weight.layer, weight.role), id)).collect();
         let find = |layer: usize, part: Part| {
@@ -157,7 +157,7 @@ impl Model {
         let heads = spec.full_heads();
         let mut rng = rng::stream(seed, "initial weights");
         let mut params = ParamSet::default();
-        for weight in family.weights(&spec) {
+        for weight in (family.weights)(&spec) {
             let shape = weight.shape(&heads);
             let count: usize = shape.iter().product();
             let data = match weight.role {
@@ -261,7 +261,7 @@ impl Model {
 
     /// The module path of a layer's attention: how files and Python name the layer.
     pub fn layer_name(&self, layer: usize) -> String {
-        self.family.attention_module(layer)
+        (self.family.module)(layer)
     }
 
     /// Changes whenever the weights or heads do: what was computed for another state no longer holds.

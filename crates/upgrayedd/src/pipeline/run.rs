@@ -10,7 +10,7 @@ use super::state::{Learning, Pipeline, Run};
 use crate::budget;
 use crate::eval::measure_speed;
 use crate::event::{Control, Event, Phase, Progress, named_heads, named_scores};
-use crate::export::{self, Format};
+use crate::export;
 use crate::files::DType;
 use crate::grow::{Gains, GrowthInit};
 use crate::heads::{HeadScores, HeadSelection, LayerHeads};
@@ -393,7 +393,7 @@ impl Run<'_> {
             model.origin.as_deref().or(config.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
         self.dir.finish(&model.archive, &summary, |out| {
-            export::export_with(model, Format::Hf, dtype, out, &[("README.md", &card)])
+            export::export_with(model, &export::HF, dtype, out, &[("README.md", &card)])
         })?;
         self.observer.on_event(&finished);
         Ok(summary)

@@ -1,8 +1,8 @@
 //! BERT: bidirectional, LayerNorm after each half-block, padding masks; masked-LM, classifier or plain encoder (Devlin et al. 2019).
 
-use super::config::Config;
-use super::definition::{Family, Task};
 use crate::Result;
+use crate::family::config::Config;
+use crate::family::definition::{Architecture, Family, Task};
 use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, TRAINING,
@@ -10,14 +10,15 @@ use crate::keys::{
 use crate::spec::{Block, ModelSpec, Norm, Objective, Positions};
 use crate::weights::{Kind, Part, Table, Weight};
 
-pub(super) static FAMILY: Family = Family {
+pub(in crate::family) static FAMILY: Family = Family {
     model_type: "bert",
     architectures: &[
-        ("BertModel", Task::Encoder),
-        ("BertForMaskedLM", Task::MaskedLm),
-        ("BertForPreTraining", Task::MaskedLm),
-        ("BertForSequenceClassification", Task::Classifier),
+        Architecture::encoder("BertModel"),
+        Architecture::masked_lm("BertForMaskedLM"),
+        Architecture::masked_lm("BertForPreTraining"),
+        Architecture::classifier("BertForSequenceClassification"),
     ],
+    modeling: include_str!("modeling.py"),
     base_prefix: "bert.",
     marker: "encoder.layer.0.attention.self.query.weight",
     task_markers: &[("cls.predictions.transform.dense.weight", Task::MaskedLm), ("classifier.weight", Task::Classifier)],

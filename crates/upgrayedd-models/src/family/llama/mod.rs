@@ -1,9 +1,9 @@
 //! Llama: RMSNorm before each half-block, RoPE, SwiGLU, grouped-query attention (Touvron et al. 2023).
 
-use super::config::Config;
-use super::definition::{Family, Task};
-use super::rope;
 use crate::Result;
+use crate::family::config::Config;
+use crate::family::definition::{Architecture, Family, Task};
+use crate::family::rope;
 use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, SPEED, TRAINING,
@@ -11,9 +11,10 @@ use crate::keys::{
 use crate::spec::{Block, ModelSpec, Norm, Positions};
 use crate::weights::{Part, Table, Weight};
 
-pub(super) static FAMILY: Family = Family {
+pub(in crate::family) static FAMILY: Family = Family {
     model_type: "llama",
-    architectures: &[("LlamaForCausalLM", Task::CausalLm)],
+    architectures: &[Architecture::causal_lm("LlamaForCausalLM")],
+    modeling: include_str!("modeling.py"),
     base_prefix: "model.",
     marker: "layers.0.self_attn.q_proj.weight",
     task_markers: &[],

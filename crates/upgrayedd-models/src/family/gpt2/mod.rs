@@ -1,8 +1,8 @@
 //! GPT-2: learned positions, LayerNorm before each half-block, transposed and fused projections (Radford et al. 2019).
 
-use super::config::Config;
-use super::definition::{Family, Task};
 use crate::Result;
+use crate::family::config::Config;
+use crate::family::definition::{Architecture, Family, Task};
 use crate::keys::{
     ELSEWHERE,
     Fate::{Idle, Only, Used},
@@ -11,9 +11,10 @@ use crate::keys::{
 use crate::spec::{Block, ModelSpec, Norm, Positions};
 use crate::weights::{Kind, Layout, Part, Table, Weight};
 
-pub(super) static FAMILY: Family = Family {
+pub(in crate::family) static FAMILY: Family = Family {
     model_type: "gpt2",
-    architectures: &[("GPT2LMHeadModel", Task::CausalLm)],
+    architectures: &[Architecture::causal_lm("GPT2LMHeadModel")],
+    modeling: include_str!("modeling.py"),
     base_prefix: "transformer.",
     marker: "h.0.attn.c_attn.weight",
     task_markers: &[],

@@ -1,0 +1,81 @@
+//! A family of the caller's own: a decoder with learned positions and a gated MLP, its attention's inputs under names of its own.
+
+use upgrayedd_models::Result;
+use upgrayedd_models::family::{Architecture, Config, Family, Task};
+use upgrayedd_models::keys::Fate::Used;
+use upgrayedd_models::spec::{Block, ModelSpec, Norm, Positions};
+use upgrayedd_models::weights::{Part, Table, Weight};
+
+pub static FAMILY: Family = Family {
+    model_type: "toy",
+    architectures: &[Architecture::causal_lm("ToyForCausalLM")],
+    modeling: "# transformers has no toys\n",
+    base_prefix: "toy.",
+    marker: "blocks.0.query.weight",
+    task_markers: &[],
+    config_aliases: &[("hidden_size", "width")],
+    keys: &[
+        ("tokens", Used),
+        ("width", Used),
+        ("hidden_size", Used),
+        ("depth", Used),
+        ("heads", Used),
+        ("tie_word_embeddings", Used),
+    ],
+    output_head: Some("predict.weight"),
+    other_names: &[],
+    types_are_tokens: false,
+    buffers: &[],
+    parse,
+    weights,
+    module: |layer| format!("toy.blocks.{layer}"),
+};
+
+fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
+    let (hidden_size, num_heads) = (config.size("width", 16)?, config.size("heads", 4)?);
+    Ok(ModelSpec {
+        vocab_size: config.size("tokens", 20)?,
+        hidden_size,
+        intermediate_size: 2 * hidden_size,
+        num_layers: config.layers("depth", 2)?,
+        num_heads,
+        num_kv_heads: num_heads,
+        head_dim: hidden_size / num_heads,
+        max_positions: 32,
+        type_vocab_size: 0,
+        block: Block::PreNorm,
+        norm: Norm::Rms,
+        norm_eps: 1e-6,
+        positions: Positions::Learned,
+        activation: config.activation("act", "silu")?,
+        gated_mlp: true,
+        qkv_bias: true,
+        out_bias: false,
+        mlp_bias: false,
+        causal: true,
+        tied_head: config.flag("tie_word_embeddings", true)?,
+        objective: config.objective(task)?,
+    })
+}
+
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    table.add(Part::Tokens, "toy.words").add(Part::Positions, "toy.places").add(Part::FinalNorm, "toy.last");
+    table.add(Part::Head, "predict");
+    for layer in 0..spec.num_layers {
+        for (part, module) in [
+            (Part::Norm1, "before"),
+            (Part::Q, "query"),
+            (Part::K, "key"),
+            (Part::V, "value"),
+            (Part::O, "out"),
+            (Part::Norm2, "between"),
+            (Part::Gate, "gate"),
+            (Part::Up, "up"),
+            (Part::Down, "down"),
+        ] {
+            table.add_to(layer, part, &format!("toy.blocks.{layer}.{module}"));
+        }
+    }
+    table.finish()
+}

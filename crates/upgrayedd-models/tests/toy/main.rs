@@ -1,0 +1,53 @@
+//! A family and a format are a file and a line each, outside this crate too.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod family;
+mod format;
+
+use std::fs;
+use std::sync::Arc;
+
+use serde_json::json;
+use upgrayedd_models::export::{self, HF};
+use upgrayedd_models::files::DType;
+use upgrayedd_models::heads::HeadSelection;
+use upgrayedd_models::load::LoadOptions;
+use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::{Model, surgery};
+
+#[test]
+fn a_family_and_a_format_are_a_file_and_a_line() {
+    upgrayedd_models::family::register(&family::FAMILY).unwrap();
+    export::register(&format::FORMAT).unwrap();
+    assert!(upgrayedd_models::family::register(&family::FAMILY).is_err() && export::register(&format::FORMAT).is_err());
+
+    let config = json!({ "model_type": "toy", "tokens": 24, "width": 16, "depth": 3, "heads": 4 });
+    let (found, spec, notes) = upgrayedd_models::family::recognise(&config, &[], None).unwrap();
+    assert!(notes.is_empty() && found.model_type == "toy", "{notes:?}");
+    let mut model = Model::initialised(found, spec, config, 3);
+    let batch = Batch { tokens: Arc::new((0..10).collect()), batch: 2, len: 5, ..Batch::default() };
+    let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
+    let whole = logits(&model);
+
+    let gone = HeadSelection::from([(0, vec![1]), (2, vec![0, 3])]);
+    surgery::remove(&mut model, None, &gone, 0, None).unwrap();
+    let pruned = logits(&model);
+    assert!(pruned.data() != whole.data());
+    let dir = tempfile::tempdir().unwrap();
+    export::export(&model, &HF, DType::F32, &dir.path().join("hf")).unwrap();
+    let again = Model::load(&dir.path().join("hf"), &LoadOptions::default()).unwrap();
+    assert_eq!(again.heads, model.heads);
+    assert_eq!(logits(&again).data(), pruned.data());
+    assert_eq!(fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(), family::FAMILY.modeling);
+
+    export::export(&model, export::named("shapes").unwrap(), DType::F32, &dir.path().join("shapes")).unwrap();
+    let shapes = fs::read_to_string(dir.path().join("shapes/shapes.txt")).unwrap();
+    assert!(
+        shapes.contains("toy.blocks.2.query.bias [8]\n") && shapes.contains("toy.blocks.0.out.weight [16, 12]\n"),
+        "{shapes}"
+    );
+
+    surgery::restore(&mut model, None, &gone, 1.0).unwrap();
+    assert_eq!(logits(&model).data(), whole.data());
+}
