@@ -147,9 +147,11 @@ impl Model {
         export::with_own_config(self.inner.clone()).config.to_string()
     }
 
-    /// Everything that can be said in a line, as JSON.
-    fn info(&self, context: usize) -> String {
-        let (model, cost) = (&self.inner, self.inner.cost(context));
+    /// Everything that can be said in a line, as JSON; with what it costs at so many visible keys, if that is asked for.
+    #[pyo3(signature = (context))]
+    fn info(&self, context: Option<usize>) -> String {
+        let model = &self.inner;
+        let cost = context.map(|context| model.cost(context));
         let spec = &model.spec;
         let architecture = model.family.architecture_of(Task::of(spec.objective));
         json!({

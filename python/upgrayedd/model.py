@@ -168,7 +168,7 @@ class Model:
         config: dict[str, Any] = json.loads(self._core.config())
         return config
 
-    def _info(self, context: int = 256) -> dict[str, Any]:
+    def _info(self, context: int | None = None) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(self._core.info(context))
         return info
 
@@ -461,16 +461,17 @@ class Model:
         if not isinstance(heads, Mapping):
             raise InvalidValueError(f"{who}: {type(heads).__name__} given: expected layer name → list of head indices")
         result: dict[int, list[int]] = {}
+        total = self.num_heads
         for name, indices in heads.items():
             layer = self._layer(name, who)
             try:
                 result[layer] = [int(i.__index__()) for i in indices]
             except (TypeError, AttributeError) as error:
                 raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of head indices") from error
-            wrong = [i for i in result[layer] if not 0 <= i < self.num_heads]
+            wrong = [i for i in result[layer] if not 0 <= i < total]
             if wrong:
                 raise InvalidValueError(
-                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {self.num_heads - 1}"
+                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {total - 1}"
                 )
         return result
 

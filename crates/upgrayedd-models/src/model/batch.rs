@@ -97,6 +97,8 @@ pub struct Hooks<'a> {
     pub inputs: Option<&'a mut Vec<Tensor>>,
     /// Called with each layer's attention output after the gates, `(batch · len, heads · head_dim)`.
     pub context: Option<&'a mut Look<'a>>,
+    /// For plain encoders: [`Model::wanted_rows`] of the batch, for whoever measures it more than once.
+    pub wanted: Option<&'a Tensor>,
     /// Continue from here.
     pub cache: Option<&'a mut KvCache>,
 }

@@ -36,7 +36,10 @@ impl Model {
         };
         if self.spec.objective == Objective::Encoder {
             let rows = self.predicted_rows(tape, hidden, batch, true).0;
-            return ops::relative_distance(tape, &rows, &self.reference_rows(batch), weight);
+            return match hooks.wanted {
+                Some(wanted) => ops::relative_distance(tape, &rows, wanted, weight),
+                None => ops::relative_distance(tape, &rows, &self.reference_rows(batch), weight),
+            };
         }
         if self.spec.objective.is_regression() {
             let numbers = self.numbers(tape, hidden, batch);
@@ -47,6 +50,11 @@ impl Model {
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
         ops::cross_entropy(tape, &rows, head, &targets, weight)
+    }
+
+    /// What a plain encoder is measured against on this batch; `None` for models with an objective of their own.
+    pub fn wanted_rows(&self, batch: &Batch) -> Option<Tensor> {
+        (self.spec.objective == Objective::Encoder).then(|| self.reference_rows(batch))
     }
 
     /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no gates but its own.

@@ -38,7 +38,10 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &HeadSelection) -> Resul
         let batch = data.batch(indices, Pass::Fixed);
         let mut inputs = Vec::with_capacity(model.spec.num_layers);
         let mut tape = Tape::inference(model.device, &model.params);
-        let whole = model.loss_from(&mut tape, None, &batch, 1.0, &mut Hooks { inputs: Some(&mut inputs), ..Hooks::default() });
+        // The reference sees the batch once, not once for each head.
+        let wanted = model.wanted_rows(&batch);
+        let hooks = &mut Hooks { inputs: Some(&mut inputs), wanted: wanted.as_ref(), ..Hooks::default() };
+        let whole = model.loss_from(&mut tape, None, &batch, 1.0, hooks);
         targets += whole.count;
         for ((layer, sums), heads) in sums.iter_mut().zip(selection.values()) {
             for (sum, &head) in sums.iter_mut().zip(heads) {
@@ -46,7 +49,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &HeadSelection) -> Resul
                 let mut tape = Tape::inference(model.device, &model.params);
                 let gates: Vec<_> = gates.into_iter().map(|g| tape.constant(g)).collect();
                 let start = (*layer, tape.constant(inputs[*layer].clone()));
-                let hooks = &mut Hooks { gates: Some(&gates), ..Hooks::default() };
+                let hooks = &mut Hooks { gates: Some(&gates), wanted: wanted.as_ref(), ..Hooks::default() };
                 *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks).sum - whole.sum;
             }
         }

@@ -64,9 +64,11 @@ impl Magnitude {
                 dead.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             }
             let entry = chosen.entry(layer).or_default();
-            let step = if view.budget.unit == Unit::KvGroup { heads.total() / heads.kv_total() } else { 1 };
             let fresh: Vec<usize> = dead.into_iter().map(|(_, h)| h).filter(|h| !entry.contains(h)).collect();
-            for unit in fresh.chunks(step) {
+            // A group may have lost heads before: it goes with those that it has.
+            let together =
+                |a: &usize, b: &usize| view.budget.unit == Unit::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b);
+            for unit in fresh.chunk_by(together) {
                 if heads.active().len() - entry.len() >= view.budget.min_heads + unit.len() {
                     entry.extend(unit);
                 }
@@ -103,5 +105,36 @@ impl Strategy for Magnitude {
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         Ok(spread(view, &by_mean(view.importances, false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::{Budget, Scope};
+    use crate::builtin;
+
+    #[test]
+    fn dead_groups_that_have_lost_heads_are_not_cut_in_two() {
+        let mut model = builtin::model().expect("it is there");
+        // Four groups of two heads; one of them has lost a head.
+        let active = vec![vec![0, 1, 2, 3, 4, 5, 6, 7]; 4];
+        model.heads = crate::heads::HeadMap::from_active(8, 4, active).expect("heads");
+        model.heads.remove(&HeadSelection::from([(0, vec![2])]), 1).expect("it is there");
+        let norms = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+        let budget = Budget { heads: 0, scope: Scope::Layer, unit: Unit::KvGroup, min_heads: 2 };
+        let view = PruneView { model: &model, importances: &norms, budget };
+        let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
+        let strategy = Magnitude { params: StrategyParams::default(), options, cache: Cache::default() };
+        let mut chosen = HeadSelection::new();
+        strategy.add_dead(&view, &mut chosen);
+        for (layer, gone) in &chosen {
+            let layer = &model.heads.layers()[*layer];
+            for head in gone {
+                let group = layer.active().iter().filter(|h| layer.kv_group_of(**h) == layer.kv_group_of(*head));
+                assert!(group.clone().all(|h| gone.contains(h)), "{gone:?} cuts the group of {head} in two");
+            }
+        }
+        assert_eq!(chosen[&0], [0, 1, 3, 4, 5]);
     }
 }
