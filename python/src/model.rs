@@ -299,7 +299,7 @@ impl Model {
             let data = dataset.as_ref().map(|d| (d, &range));
             let model = &self.inner;
             let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false };
-            Ok(score.compute(&context)?.layers)
+            Ok(score.shown(&score.compute(&context)?).layers)
         })
     }
 

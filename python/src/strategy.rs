@@ -42,9 +42,9 @@ pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
 pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadSelection> {
     let decide = || {
         let (params, options) = parse(params)?;
-        let importances = HeadScores { layers: importances };
-        importances.check(&model.inner.heads)?;
         let mut strategy = get_strategy(name, params.clone(), options)?;
+        let importances = strategy.shown(&HeadScores { layers: importances });
+        importances.check(&model.inner.heads)?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
             let most = budget::prunable(&model.inner.heads, Unit::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
@@ -75,7 +75,8 @@ pub fn select_to_grow(
             let count = budget::growth(params.growth_ratio, can_return, &model.inner.heads, Unit::Head);
             (count, Unit::Head, params.seed.unwrap_or(42))
         });
-        let importances = HeadScores { layers: layer_means.into_iter().map(|mean| vec![mean]).collect() };
+        let means = layer_means.into_iter().map(|mean| vec![mean]).collect();
+        let importances = strategy.shown(&HeadScores { layers: means });
         let evaluation = Evaluation {
             loss: 0.0,
             perplexity: None,
@@ -172,17 +173,17 @@ impl Strategy for PyStrategy {
             let batches = batches(adapter.py(), context)?;
             adapter.call_method1("importances", (model, batches, context.seed))?.extract()
         })?;
-        Ok(HeadScores { layers })
+        Ok(self.shown(&HeadScores { layers }))
     }
 
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &HeadScores) -> HeadScores {
         if self.higher_keeps { importances.clone() } else { importances.negated() }
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
         let allowed = Allowed { prune: Some(view.budget), grow: None };
         let model = Model { inner: view.model.clone(), allowed };
-        self.ask(|adapter| adapter.call_method1("prune", (model, view.importances.layers.clone()))?.extract())
+        self.ask(|adapter| adapter.call_method1("prune", (model, self.shown(view.importances).layers))?.extract())
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
@@ -196,7 +197,7 @@ impl Strategy for PyStrategy {
             "gains": gains,
             "cycle": view.cycle,
             "evaluation": view.evaluation,
-            "layer_means": view.importances.layer_means(),
+            "layer_means": self.shown(view.importances).layer_means(),
             "allowed": view.count,
             "history": view.history,
         });

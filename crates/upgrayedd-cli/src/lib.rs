@@ -158,11 +158,11 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         scores.layers.iter().zip(heads).enumerate().map(layer).collect()
     };
     let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
-    let scores = score.compute(&context)?;
+    let scores = score.shown(&score.compute(&context)?);
     if args.json {
         let layers = layers(&scores);
         return print_json(
-            &json!({ "score": score.name, "higher_keeps": score.higher_keeps, "layers": layers, "data_hash": data.map(|data| data.hash) }),
+            &json!({ "score": score.name, "higher_keeps": !score.shown_negated, "layers": layers, "data_hash": data.map(|data| data.hash) }),
         );
     }
     report::print(&report::scores(score, &model, &scores));
@@ -182,18 +182,15 @@ fn score_all(
     let scores: Vec<_> =
         ALL.into_iter().filter(|s| s.name != truth.name && (s.name != "task" || score::applies(s, context))).collect();
     let computed = compute_all(&scores, context)?;
-    let rows: Vec<_> = scores
-        .iter()
-        .zip(&computed)
-        .map(|(score, values)| (score.name, score.as_keep(values).rank_correlation(&impacts)))
-        .collect();
+    let rows: Vec<_> =
+        scores.iter().zip(&computed).map(|(score, values)| (score.name, values.rank_correlation(&impacts))).collect();
     if !as_json {
         report::print(&report::correlations(&rows));
         return Ok(());
     }
     let mut all = serde_json::Map::new();
     for ((score, values), (_, correlation)) in scores.iter().zip(&computed).zip(&rows) {
-        let entry = json!({ "higher_keeps": score.higher_keeps, "rank_correlation": correlation, "layers": layers(values) });
+        let entry = json!({ "higher_keeps": !score.shown_negated, "rank_correlation": correlation, "layers": layers(&score.shown(values)) });
         all.insert(score.name.to_owned(), entry);
     }
     all.insert(truth.name.to_owned(), json!({ "higher_keeps": true, "rank_correlation": 1.0, "layers": layers(&impacts) }));

@@ -152,7 +152,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
 
 /// A row of scores per layer.
 pub fn scores(score: &Score, model: &Model, scores: &HeadScores) -> String {
-    let direction = if score.higher_keeps { "higher = keep" } else { "higher = prune" };
+    let direction = if score.shown_negated { "higher = prune" } else { "higher = keep" };
     let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
     // Four digits of the largest score: those of a loss's gradients are small.
     let largest = scores.layers.iter().flatten().map(|v| v.abs()).filter(|v| v.is_finite()).fold(0.0, f64::max);

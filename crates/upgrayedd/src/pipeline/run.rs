@@ -176,16 +176,15 @@ impl Run<'_> {
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
             let Some(Chosen { scores, share, selection, settled }) = self.pipeline.prune_step(step)? else { continue };
             self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-            let importances = named_scores(&self.pipeline.model, &scores);
+            let importances = named_scores(&self.pipeline.model, &self.pipeline.strategy.shown(&scores));
             let strategy = self.pipeline.strategy.name().to_owned();
             self.emit(Event::Scored { cycle, strategy, importances })?;
             if let Some((impacts, exchanged)) = settled {
                 self.emit(Event::Settled { cycle, impacts, exchanged })?;
             }
-            let Pipeline { model, optim, strategy, .. } = &mut self.pipeline;
+            let Pipeline { model, optim, .. } = &mut self.pipeline;
             let heads = named_heads(model, &selection);
-            let keep = strategy.as_keep(&scores);
-            surgery::remove(model, Some(optim), &selection, cycle, Some(&keep))?;
+            surgery::remove(model, Some(optim), &selection, cycle, Some(&scores))?;
             left = remaining(model, &scores, &selection);
             let active = model.heads.num_active();
             self.emit(Event::Pruned { cycle, budget: share, heads, active })?;
@@ -309,14 +308,13 @@ impl Run<'_> {
         };
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&model.heads, &gains, &counts, config.unit)?;
-        let keep = strategy.as_keep(left);
         let rate = config.growth_lr_multiplier as f32;
         // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
         let restores = config.growth_init == GrowthInit::Restore;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
         let has = |layer: usize, head: usize| parent.heads.layers()[layer].is_active(head);
         let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), HeadSelection::new()) };
-        grow::bring_back(model, Some(optim), &first, config.growth_init, (&keep, seed), rate)?;
+        grow::bring_back(model, Some(optim), &first, config.growth_init, (left, seed), rate)?;
         let active = model.heads.num_active() + later.values().map(Vec::len).sum::<usize>();
         let heads = named_heads(model, &selection);
         self.emit(Event::Grown { cycle, heads, active })?;

@@ -46,8 +46,7 @@ impl Pipeline {
         if count == 0 || selection.values().all(Vec::is_empty) {
             return Ok((selection, None));
         }
-        let keep = self.strategy.as_keep(scores);
-        let borders = borders(&model.heads, &keep, &selection, count, config.scope.unwrap_or_default());
+        let borders = borders(&model.heads, scores, &selection, count, config.scope.unwrap_or_default());
         let mut asked = HeadSelection::new();
         borders.iter().flatten().for_each(|b| asked.entry(b.layer).or_default().push(b.head));
         asked.values_mut().for_each(|heads| heads.sort_unstable());
@@ -78,11 +77,10 @@ impl Run<'_> {
             let (mut gains, scores) = (self.pipeline.gains(cycle)?, self.pipeline.score(cycle)?);
             // The refit would cancel heads that the parent does not have.
             gains.retain(|id, _| parent.heads.layers()[id.layer].is_active(id.head));
-            let keep = self.pipeline.strategy.as_keep(&scores);
             loop {
                 let Run { pipeline, .. } = self;
                 let (scope, least) = (pipeline.config.scope.unwrap_or_default(), pipeline.config.min_heads);
-                let (back, gone) = trades(&pipeline.model.heads, &keep, &gains, count, (scope, least));
+                let (back, gone) = trades(&pipeline.model.heads, &scores, &gains, count, (scope, least));
                 if back.is_empty() {
                     return Ok(scores);
                 }
@@ -90,7 +88,7 @@ impl Run<'_> {
                 let named = [&back, &gone].map(|heads| named_heads(&self.pipeline.model, heads));
                 let Pipeline { model, optim, .. } = &mut self.pipeline;
                 surgery::restore(model, Some(optim), &back, 1.0)?;
-                surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.heads, &keep, &back)))?;
+                surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.heads, &scores, &back)))?;
                 self.pipeline.refit(parent, 0)?;
                 let loss_after = self.calibration_loss(&self.pipeline.model)?;
                 let accepted = loss_after < loss;

@@ -12,8 +12,8 @@ pub struct Score {
     pub name: &'static str,
     /// What the number is, with its source.
     pub summary: &'static str,
-    /// Whether heads with high values are the ones to keep.
-    pub higher_keeps: bool,
+    /// Whether users see the number with the other sign: an entropy is one, though heads with little of it are kept.
+    pub shown_negated: bool,
     pub(super) needs: Needs,
     pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<HeadScores>,
 }
@@ -24,15 +24,15 @@ impl Score {
         self.needs != Needs::Nothing
     }
 
-    /// The score of every active head, in its own units. A value that is not finite is an error.
+    /// The score of every active head: the higher, the rather it is kept. A value that is not finite is an error.
     pub fn compute(&self, context: &ScoreContext<'_>) -> Result<HeadScores> {
         let mut scores = compute_all(&[self], context)?;
         Ok(scores.swap_remove(0))
     }
 
-    /// The same numbers such that higher means keep.
-    pub fn as_keep(&self, scores: &HeadScores) -> HeadScores {
-        if self.higher_keeps { scores.clone() } else { scores.negated() }
+    /// The numbers as users see them.
+    pub fn shown(&self, scores: &HeadScores) -> HeadScores {
+        if self.shown_negated { scores.negated() } else { scores.clone() }
     }
 }
 

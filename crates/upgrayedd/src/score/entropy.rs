@@ -6,7 +6,7 @@ use super::statistics::Needs;
 pub(super) static SCORE: Score = Score {
     name: "entropy",
     summary: "mean attention entropy divided by the log of the visible keys, in [0, 1]; padding never counts",
-    higher_keeps: false,
+    shown_negated: true,
     needs: Needs::Entropy,
-    compute: |_, statistics| Ok(statistics.entropy.clone()),
+    compute: |_, statistics| Ok(statistics.entropy.negated()),
 };

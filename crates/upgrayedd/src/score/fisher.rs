@@ -6,7 +6,7 @@ use super::statistics::Needs;
 pub(super) static SCORE: Score = Score {
     name: "fisher",
     summary: "mean over sequences of (∂loss/∂gate)², the gates' diagonal Fisher information (Kwon et al. 2022)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Gates,
     compute: |_, statistics| Ok(statistics.squared.clone()),
 };

@@ -6,7 +6,7 @@ use super::statistics::Needs;
 pub(super) static SCORE: Score = Score {
     name: "gradient",
     summary: "mean over sequences of |∂loss/∂gate|, the gate being a factor on the head's output (Michel et al. 2019)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Gates,
     compute: |_, statistics| Ok(statistics.absolute.clone()),
 };

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) static SCORE: Score = Score {
     name: "loss_impact",
     summary: "loss without the head − loss, in nats per target, measured head by head with the layers below cached",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Ablation,
     compute: |context, _: &Statistics| every(context),
 };

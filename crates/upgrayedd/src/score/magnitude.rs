@@ -10,7 +10,7 @@ use crate::{Model, Result};
 pub(super) static SCORE: Score = Score {
     name: "magnitude",
     summary: "L2 norm over the head's Q, K, V and O weights (shared K and V count for each reader)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Nothing,
     compute,
 };

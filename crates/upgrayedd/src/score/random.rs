@@ -9,7 +9,7 @@ use crate::heads::HeadScores;
 use crate::{Result, rng};
 
 pub(super) static SCORE: Score =
-    Score { name: "random", summary: "uniform in [0, 1): a baseline", higher_keeps: true, needs: Needs::Nothing, compute };
+    Score { name: "random", summary: "uniform in [0, 1): a baseline", shown_negated: false, needs: Needs::Nothing, compute };
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<HeadScores> {
     let mut random = rng::stream(context.seed, "random score");

@@ -10,7 +10,7 @@ use crate::heads::HeadScores;
 pub(super) static SCORE: Score = Score {
     name: "similarity",
     summary: "1 − mean cosine with the most similar head of its layer, of what both add to the residual stream; of a pair the weaker has it",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Cosines,
     compute,
 };

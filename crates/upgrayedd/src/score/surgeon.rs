@@ -21,7 +21,7 @@ pub(super) static SCORE: Score = Score {
     name: "surgeon",
     summary: "estimated rise of the loss, in nats per position, if the head goes after all with lower scores and the rest is \
               refitted: optimal brain surgeon with Kronecker-factored curvature (van der Ouderaa et al. 2024)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Curvature,
     compute,
 };

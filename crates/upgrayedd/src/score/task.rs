@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) static SCORE: Score = Score {
     name: "task",
     summary: "mean over labelled examples of (∂ task loss/∂gate)²: fisher, refused where the data has no labels of a task",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Gates,
     compute,
 };

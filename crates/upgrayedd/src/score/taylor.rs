@@ -9,7 +9,7 @@ use crate::heads::HeadScores;
 pub(super) static SCORE: Score = Score {
     name: "taylor",
     summary: "mean over sequences of |gate · ∂loss/∂gate|, divided by its L2 norm over the layer (Molchanov et al. 2017)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Gates,
     compute,
 };

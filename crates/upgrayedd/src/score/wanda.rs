@@ -9,7 +9,7 @@ use crate::heads::HeadScores;
 pub(super) static SCORE: Score = Score {
     name: "wanda",
     summary: "mean of |weight| · root mean square of its input, over the head's output projection (Sun et al. 2024)",
-    higher_keeps: true,
+    shown_negated: false,
     needs: Needs::Norms,
     compute,
 };

@@ -53,7 +53,7 @@ impl StrategyParams {
 pub struct PruneView<'a> {
     /// The model before pruning.
     pub model: &'a Model,
-    /// The strategy's own importances of the active heads.
+    /// The strategy's importances of the active heads, higher = keep.
     pub importances: &'a HeadScores,
     /// What the user's ratio comes to. Built-in strategies keep to it.
     pub budget: Budget,
@@ -102,10 +102,12 @@ pub trait Strategy: Send {
     fn steps_per_cycle(&self) -> usize {
         1
     }
-    /// The importance of every active head, in the strategy's own units.
+    /// The importance of every active head: the higher, the rather it is kept. The archive remembers it.
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
-    /// The same such that higher means keep; what the archive remembers.
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores;
+    /// Importances as users see them, or back: an entropy has the other sign.
+    fn shown(&self, importances: &HeadScores) -> HeadScores {
+        importances.clone()
+    }
     /// The heads to prune, by layer and original index.
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection>;
     /// How many heads come back in which layer.
@@ -166,11 +168,11 @@ pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     counts
 }
 
-/// Layers sorted by their mean importance, lowest or highest first; ties to the lower layer.
-pub(super) fn by_mean(importances: &HeadScores, lowest_first: bool) -> Vec<usize> {
+/// Layers sorted by their mean importance, highest first; ties to the lower layer.
+pub(super) fn by_mean(importances: &HeadScores) -> Vec<usize> {
     let means = importances.layer_means();
     let mut order: Vec<usize> = (0..means.len()).collect();
-    order.sort_by(|&a, &b| if lowest_first { means[a].total_cmp(&means[b]) } else { means[b].total_cmp(&means[a]) });
+    order.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
     order
 }
 

@@ -59,15 +59,15 @@ impl Strategy for Entropy {
         self.cache.get_or(self.options.use_cached_entropy, &context, || score::named("entropy")?.compute(&context))
     }
 
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &HeadScores) -> HeadScores {
         importances.negated()
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
-        Ok(within_budget(view, &view.importances.negated()))
+        Ok(within_budget(view, view.importances))
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view, &by_mean(view.importances, true)))
+        Ok(spread(view, &by_mean(view.importances)))
     }
 }

@@ -93,10 +93,6 @@ impl Strategy for Magnitude {
         self.cache.get_or(self.options.use_cached_magnitudes, &context, || score::named("magnitude")?.compute(&context))
     }
 
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
-        importances.clone()
-    }
-
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
         let mut chosen = within_budget(view, view.importances);
         self.add_dead(view, &mut chosen);
@@ -104,7 +100,7 @@ impl Strategy for Magnitude {
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view, &by_mean(view.importances, false)))
+        Ok(spread(view, &by_mean(view.importances)))
     }
 }
 

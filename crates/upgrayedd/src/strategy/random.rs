@@ -40,10 +40,6 @@ impl Strategy for Random {
         score::named("random")?.compute(context)
     }
 
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
-        importances.clone()
-    }
-
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
         Ok(within_budget(view, view.importances))
     }

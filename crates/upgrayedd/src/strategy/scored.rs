@@ -110,12 +110,12 @@ impl Strategy for Scored {
         Ok(scores)
     }
 
-    fn as_keep(&self, importances: &HeadScores) -> HeadScores {
-        self.score.as_keep(importances)
+    fn shown(&self, importances: &HeadScores) -> HeadScores {
+        self.score.shown(importances)
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
-        let mut chosen = within_budget(view, &self.as_keep(view.importances));
+        let mut chosen = within_budget(view, view.importances);
         if view.budget.unit == Unit::Head {
             for (&layer, heads) in &mut chosen {
                 let active = view.model.heads.layers()[layer].active();
@@ -130,7 +130,7 @@ impl Strategy for Scored {
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         if view.gains.is_empty() {
-            return Ok(spread(view, &by_mean(&self.as_keep(view.importances), false)));
+            return Ok(spread(view, &by_mean(view.importances)));
         }
         Ok(by_gain(view))
     }
