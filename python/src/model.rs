@@ -157,15 +157,15 @@ impl Model {
         json!({
             "classes": architecture.map(|a| json!({ "stock": a.class, "pruned": a.pruned, "auto": a.auto })),
             "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
-            "layers": spec.num_layers, "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
-            "heads": spec.num_heads, "kv_heads": spec.num_kv_heads, "vocab_size": spec.vocab_size,
+            "layers": spec.num_layers(), "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
+            "heads": spec.num_heads(), "kv_heads": spec.num_kv_heads(), "vocab_size": spec.vocab_size,
             "max_positions": spec.max_positions, "cost": cost,
         })
         .to_string()
     }
 
     fn layer_names(&self) -> Vec<String> {
-        (0..self.inner.spec.num_layers).map(|l| self.inner.layer_name(l)).collect()
+        (0..self.inner.spec.num_layers()).map(|l| self.inner.layer_name(l)).collect()
     }
 
     fn active_heads(&self) -> Vec<Vec<usize>> {
@@ -181,10 +181,10 @@ impl Model {
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
         let heads = &self.inner.heads.layers()[0];
-        if layer >= self.inner.spec.num_layers || head >= heads.total() {
+        if layer >= self.inner.spec.num_layers() || head >= heads.total() {
             return Err(to_py(Error::invalid(format!(
                 "layer {layer}, head {head}: the model has {} layers of {} heads",
-                self.inner.spec.num_layers,
+                self.inner.spec.num_layers(),
                 heads.total()
             ))));
         }

@@ -132,11 +132,11 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
          parameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
         model.family.model_type,
         model.spec.objective.name(),
-        model.spec.num_layers,
+        model.spec.num_layers(),
         model.heads.num_active(),
         model.heads.total(),
         model.spec.head_dim,
-        model.spec.num_layers * model.spec.num_kv_heads,
+        model.spec.layers.iter().map(|layer| layer.num_kv_heads).sum::<usize>(),
         grouped(cost.parameters as u64),
         grouped(cost.bytes as u64),
         model.dtype.name(),
@@ -146,7 +146,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
     if cost.kv_cache_bytes_per_token > 0 {
         let _ = writeln!(out, "KV cache        {} bytes per token", grouped(cost.kv_cache_bytes_per_token as u64));
     }
-    let _ = write!(out, "\n{}", head_map(&heads, model.spec.num_heads).trim_end());
+    let _ = write!(out, "\n{}", head_map(&heads, model.spec.num_heads()).trim_end());
     out
 }
 

@@ -72,10 +72,6 @@ impl LayerHeads {
         let groups = self.kv_active();
         self.active.iter().filter_map(|&h| groups.binary_search(&self.kv_group_of(h)).ok()).collect()
     }
-
-    fn set(&mut self, active: Vec<usize>) {
-        self.active = active;
-    }
 }
 
 /// The heads of all layers.
@@ -85,25 +81,33 @@ pub struct HeadMap {
 }
 
 impl HeadMap {
-    /// A model with all its heads. `heads` must be a multiple of `kv_heads`.
-    pub fn full(layers: usize, heads: usize, kv_heads: usize) -> Self {
-        let layer = LayerHeads { total: heads, kv_total: kv_heads, active: (0..heads).collect() };
-        Self { layers: vec![layer; layers] }
+    /// All heads there, of layers with so many query heads and key/value heads, of which the former are a multiple.
+    pub fn new(layers: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        let layer = |(total, kv_total)| LayerHeads { total, kv_total, active: (0..total).collect() };
+        Self { layers: layers.into_iter().map(layer).collect() }
     }
 
-    /// A model with just the given heads, one list a layer.
-    pub fn from_active(heads: usize, kv_heads: usize, active: Vec<Vec<usize>>) -> Result<Self> {
-        let mut map = Self::full(active.len(), heads, kv_heads);
-        for (layer, active) in active.into_iter().enumerate() {
+    /// The same for layers that are alike.
+    pub fn full(layers: usize, heads: usize, kv_heads: usize) -> Self {
+        Self::new(std::iter::repeat_n((heads, kv_heads), layers))
+    }
+
+    /// With just the given heads, one list a layer.
+    pub fn with_active(mut self, active: Vec<Vec<usize>>) -> Result<Self> {
+        if active.len() != self.layers.len() {
+            return Err(Error::invalid(format!("heads of {} layers are listed, of {}", active.len(), self.layers.len())));
+        }
+        for (index, (layer, active)) in self.layers.iter_mut().zip(active).enumerate() {
             let ascending = active.windows(2).all(|w| w[0] < w[1]);
-            if active.is_empty() || !ascending || active.iter().any(|&h| h >= heads) {
+            if active.is_empty() || !ascending || active.iter().any(|&h| h >= layer.total) {
                 return Err(Error::invalid(format!(
-                    "layer {layer} lists the heads {active:?}: expected ascending indices below {heads}, at least one"
+                    "layer {index} lists the heads {active:?}: expected ascending indices below {}, at least one",
+                    layer.total
                 )));
             }
-            map.layers[layer].set(active);
+            layer.active = active;
         }
-        Ok(map)
+        Ok(self)
     }
 
     /// Layer by layer.

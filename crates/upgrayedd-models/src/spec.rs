@@ -23,16 +23,21 @@ pub enum Norm {
     Rms,
 }
 
-/// How positions enter.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Positions {
-    /// A learned table added to the embeddings.
-    Learned,
-    /// Rotation of queries and keys.
-    Rope {
-        /// `head_dim / 2` inverse frequencies.
-        inv_freq: Vec<f32>,
-    },
+/// What may differ between layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads.
+    pub num_kv_heads: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// How many keys a query sees, itself included; all if absent.
+    pub window: Option<usize>,
+    /// Which of the model's rotations turns queries and keys; none if positions enter otherwise.
+    pub rope: Option<usize>,
+    /// Where the norms stand around attention and MLP.
+    pub block: Block,
 }
 
 /// What the model learns.
@@ -76,28 +81,20 @@ pub struct ModelSpec {
     pub vocab_size: usize,
     /// Width of the residual stream, d.
     pub hidden_size: usize,
-    /// Width inside the MLP.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_layers: usize,
-    /// Query heads per layer.
-    pub num_heads: usize,
-    /// Key/value heads per layer.
-    pub num_kv_heads: usize,
+    /// Layer by layer.
+    pub layers: Vec<LayerSpec>,
+    /// Rotations by position, `head_dim / 2` inverse frequencies each.
+    pub ropes: Vec<Vec<f32>>,
     /// Columns per head.
     pub head_dim: usize,
     /// Longest sequence.
     pub max_positions: usize,
     /// Rows of the token-type table; 0 without one.
     pub type_vocab_size: usize,
-    /// Where norms stand.
-    pub block: Block,
     /// Kind of norm.
     pub norm: Norm,
     /// Added to the variance.
     pub norm_eps: f32,
-    /// How positions enter.
-    pub positions: Positions,
     /// The MLP's non-linearity.
     pub activation: Activation,
     /// Whether the MLP is gated (SwiGLU).
@@ -117,24 +114,38 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// Layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Query heads of the widest layer.
+    pub fn num_heads(&self) -> usize {
+        self.layers.iter().map(|layer| layer.num_heads).max().unwrap_or(0)
+    }
+
+    /// Key/value heads of the layer that has most.
+    pub fn num_kv_heads(&self) -> usize {
+        self.layers.iter().map(|layer| layer.num_kv_heads).max().unwrap_or(0)
+    }
+
     /// Refuses combinations that no model has.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(format!("config.json: {message}")));
-        if self.num_heads > 4096 || self.num_layers > 4096 {
-            return refuse(format!("{} layers of {} heads: at most 4096 each are supported", self.num_layers, self.num_heads));
-        }
-        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            return refuse(format!(
-                "{} attention heads are not a multiple of {} key/value heads",
-                self.num_heads, self.num_kv_heads
-            ));
-        }
-        let derived = matches!(self.positions, Positions::Learned);
-        if derived && self.num_heads * self.head_dim != self.hidden_size {
-            return refuse(format!("hidden size {} is not a multiple of {} heads", self.hidden_size, self.num_heads));
-        }
-        if !derived && !self.head_dim.is_multiple_of(2) {
-            return refuse(format!("head_dim is {}: rotary positions need an even number", self.head_dim));
+        for layer in &self.layers {
+            let LayerSpec { num_heads, num_kv_heads, rope, .. } = *layer;
+            if num_heads > 4096 {
+                return refuse(format!("{num_heads} attention heads: at most 4096 are supported"));
+            }
+            if !num_heads.is_multiple_of(num_kv_heads) {
+                return refuse(format!("{num_heads} attention heads are not a multiple of {num_kv_heads} key/value heads"));
+            }
+            if rope.is_none() && num_heads * self.head_dim != self.hidden_size {
+                return refuse(format!("hidden size {} is not a multiple of {num_heads} heads", self.hidden_size));
+            }
+            if rope.is_some() && !self.head_dim.is_multiple_of(2) {
+                return refuse(format!("head_dim is {}: rotary positions need an even number", self.head_dim));
+            }
         }
         Ok(())
     }
@@ -146,6 +157,6 @@ impl ModelSpec {
 
     /// All heads present.
     pub fn full_heads(&self) -> HeadMap {
-        HeadMap::full(self.num_layers, self.num_heads, self.num_kv_heads)
+        HeadMap::new(self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads)))
     }
 }

@@ -237,9 +237,9 @@ impl Weight {
 }
 
 /// The axes of a part's parameter in a model of this shape; `None` where there is no such parameter.
-fn axes(spec: &ModelSpec, Role { part, kind }: Role) -> Option<Vec<Axis>> {
+fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Option<Vec<Axis>> {
     let d = Axis::Fixed(spec.hidden_size);
-    let inner = Axis::Fixed(spec.intermediate_size);
+    let inner = Axis::Fixed(layer.map_or(0, |layer| spec.layers[layer].intermediate_size));
     let heads = Axis::PerUnit(Site::Head, spec.head_dim);
     let groups = Axis::PerUnit(Site::KvGroup, spec.head_dim);
     let tokens = Axis::Fixed(spec.vocab_size);
@@ -321,7 +321,7 @@ impl<'s> Table<'s> {
     }
 
     fn one(&mut self, layer: Option<usize>, role: Role, hf_name: String, layout: Layout, optional: bool) {
-        if let Some(axes) = axes(self.spec, role) {
+        if let Some(axes) = axes(self.spec, layer, role) {
             self.weights.push(Weight { layer, role, axes, hf_name, layout, optional });
         }
     }

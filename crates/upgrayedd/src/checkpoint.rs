@@ -204,11 +204,8 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     if file.format_version != FORMAT {
         return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
     }
-    let heads = HeadMap::from_active(base.spec.num_heads, base.spec.num_kv_heads, std::mem::take(&mut file.heads))
-        .map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
-    if heads.layers().len() != base.spec.num_layers {
-        return Err(Error::bad_file(&state_path, format!("has {} layers of {}", heads.layers().len(), base.spec.num_layers)));
-    }
+    let heads = base.spec.full_heads().with_active(std::mem::take(&mut file.heads));
+    let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
     let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype);
     model.companions = base.companions.clone();

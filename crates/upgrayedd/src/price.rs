@@ -124,7 +124,7 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let mut full = model.clone();
     surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
     // A layer that has most of its heads.
-    let Some(layer) = (0..full.spec.num_layers).max_by_key(|&l| full.heads.layers()[l].active().len()) else {
+    let Some(layer) = (0..full.spec.num_layers()).max_by_key(|&l| full.heads.layers()[l].active().len()) else {
         return Err(Error::invalid("the model has no layers to time"));
     };
     let active = spread_over_groups(&full.heads.layers()[layer]);
@@ -195,12 +195,12 @@ mod tests {
     fn timings_cover_every_number_of_heads_and_never_fall() {
         let (model, less) = pruned(&[(1, vec![0, 2, 4])]);
         let timings = time_layers(&model, 2, 32).expect("it runs");
-        assert_eq!(timings.attention.len(), model.spec.num_heads + 1);
+        assert_eq!(timings.attention.len(), model.spec.num_heads() + 1);
         assert!(timings.attention.is_sorted() && timings.attention[1] > 0.0);
         let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
         assert!(prices.total(&less.heads) <= prices.total(&model.heads));
         // What has gone may come back.
-        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention.len(), model.spec.num_heads + 1);
+        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention.len(), model.spec.num_heads() + 1);
     }
 
     #[test]

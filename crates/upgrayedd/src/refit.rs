@@ -40,15 +40,15 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
     if batches.len() < 2 {
         return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
-    let shape = |m: &Model| (m.family.model_type, m.spec.num_layers, m.spec.hidden_size, m.spec.vocab_size);
+    let shape = |m: &Model| (m.family.model_type, m.spec.num_layers(), m.spec.hidden_size, m.spec.vocab_size);
     if shape(model) != shape(parent) {
         return Err(Error::invalid(
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }
     let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect();
-    let mut report = Vec::with_capacity(model.spec.num_layers);
-    for layer in 0..model.spec.num_layers {
+    let mut report = Vec::with_capacity(model.spec.num_layers());
+    for layer in 0..model.spec.num_layers() {
         let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Vec<_>>();
         report.push(solve(model, parent, layer, &pairs, &contexts));
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
@@ -63,7 +63,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
 
 /// Takes back what repairs have changed, where all heads of `parent` are there again.
 pub(crate) fn undo(model: &mut Model, parent: &Model) {
-    for layer in 0..model.spec.num_layers {
+    for layer in 0..model.spec.num_layers() {
         let (id, bias) = model.output_projection_ids(layer);
         for id in [Some(id), bias].into_iter().flatten() {
             *model.params.get_mut(id) = parent.params.get(id).clone();

@@ -188,7 +188,7 @@ pub fn learn(
 
 /// Makes the gates part of the weights.
 pub(crate) fn fold_all_gates(model: &mut Model) {
-    (0..model.spec.num_layers).for_each(|layer| surgery::fold_gates(model, layer));
+    (0..model.spec.num_layers()).for_each(|layer| surgery::fold_gates(model, layer));
     model.touch();
 }
 

@@ -32,8 +32,10 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     };
     let (scores, products) = profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
     // The model, its reference, and for each head the layers from its own on.
-    let partial: f64 = (0..model.spec.num_layers)
-        .map(|layer| scores.layers[layer].len() as f64 * (model.spec.num_layers - layer) as f64 / model.spec.num_layers as f64)
+    let partial: f64 = (0..model.spec.num_layers())
+        .map(|layer| {
+            scores.layers[layer].len() as f64 * (model.spec.num_layers() - layer) as f64 / model.spec.num_layers() as f64
+        })
         .sum();
     let passes = products.flops / forward.flops;
     // A head that is left out has no part in its layer's output projection.

@@ -40,7 +40,7 @@ fn selection(model: &Model, choice: u64) -> HeadSelection {
         let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
         chosen.into_iter().take(count - 1).collect()
     };
-    (0..model.spec.num_layers).map(|layer| (layer, heads(layer))).collect()
+    (0..model.spec.num_layers()).map(|layer| (layer, heads(layer))).collect()
 }
 
 fn weights(model: &Model) -> Vec<Tensor> {
@@ -60,7 +60,7 @@ fn masked_logits(model: &Model, pruned: &HeadSelection, batch: &Batch) -> Tensor
             model.heads.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
         tape.constant(Tensor::from_vec(&[values.len()], values))
     };
-    let gates: Vec<_> = (0..model.spec.num_layers).map(gate).collect();
+    let gates: Vec<_> = (0..model.spec.num_layers()).map(gate).collect();
     model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
 }
 

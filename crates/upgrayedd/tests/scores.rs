@@ -98,7 +98,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     const DRAWS: u64 = 300;
     let model = load("bert_encoder");
     let (data, range) = (data(&model), 0..5);
-    let mut drawn = vec![vec![0.0; model.spec.num_heads]; model.spec.num_layers];
+    let mut drawn = vec![vec![0.0; model.spec.num_heads()]; model.spec.num_layers()];
     for seed in 0..DRAWS {
         let context = ScoreContext {
             model: &model,
@@ -173,7 +173,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
 
 /// What each layer's output projection reads, with the padding left out: `contexts[layer][position]`.
 fn contexts(model: &Model, data: &Dataset) -> Vec<Vec<Vec<f32>>> {
-    let mut contexts = vec![Vec::new(); model.spec.num_layers];
+    let mut contexts = vec![Vec::new(); model.spec.num_layers()];
     for sequence in 0..data.len() {
         let batch = data.batch(&[sequence], Pass::Fixed);
         let mut look = |layer: usize, x: &Tensor| contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));

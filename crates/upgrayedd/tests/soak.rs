@@ -74,10 +74,10 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
     assert!(model.heads.num_pruned() > 0);
-    let lost: HeadSelection = (0..model.spec.num_layers)
+    let lost: HeadSelection = (0..model.spec.num_layers())
         .map(|layer| {
             let active = model.heads.layers()[layer].active();
-            (layer, (0..model.spec.num_heads).filter(|h| !active.contains(h)).collect())
+            (layer, (0..model.spec.num_heads()).filter(|h| !active.contains(h)).collect())
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();

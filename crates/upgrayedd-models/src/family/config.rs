@@ -8,6 +8,9 @@ use crate::{Error, Result};
 
 use super::definition::Task;
 
+/// More layers than any model has.
+const MOST_LAYERS: usize = 4096;
+
 /// A config.json (or an object in it) with the names that a family's configuration class gives to the same key.
 pub struct Config<'a> {
     value: &'a Value,
@@ -115,6 +118,9 @@ impl<'a> Config<'a> {
     /// The number of layers; a list of their types has one for each.
     pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         let layers = self.size(key, default)?;
+        if layers > MOST_LAYERS {
+            return Err(Error::invalid(format!("config.json: {key} is {layers}: at most {MOST_LAYERS} are supported")));
+        }
         match self.get("layer_types").and_then(Value::as_array) {
             Some(types) if types.len() != layers => Err(Error::invalid(format!(
                 "config.json: layer_types has {} layers, but {key} is {layers}: expected as many",

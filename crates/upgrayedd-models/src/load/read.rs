@@ -204,14 +204,7 @@ fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
     }
     let active: Vec<Vec<usize>> = serde_json::from_value(ours["heads"].clone())
         .map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))?;
-    if active.len() != spec.num_layers {
-        return Err(Error::invalid(format!(
-            "config.json: {CONFIG_KEY}.heads lists {} layers of {}",
-            active.len(),
-            spec.num_layers
-        )));
-    }
-    HeadMap::from_active(spec.num_heads, spec.num_kv_heads, active)
+    spec.full_heads().with_active(active).map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))
 }
 
 /// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.

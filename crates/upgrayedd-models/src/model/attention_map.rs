@@ -11,7 +11,7 @@ impl Model {
     ///
     /// Memory is the product of these, for every layer: meant for a few short batches.
     pub fn attention_maps(&self, batch: &Batch) -> Vec<Tensor> {
-        let mut captured = Vec::with_capacity(self.spec.num_layers);
+        let mut captured = Vec::with_capacity(self.spec.num_layers());
         let mut tape = Tape::inference(self.device, &self.params);
         self.hidden(&mut tape, batch, &mut Hooks { queries_keys: Some(&mut captured), ..Hooks::default() });
         captured.iter().enumerate().map(|(layer, (q, k))| self.attention_map(layer, q, k, batch)).collect()

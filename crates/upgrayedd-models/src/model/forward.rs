@@ -158,13 +158,13 @@ impl Model {
         hooks: &mut Hooks<'_>,
     ) -> Var {
         let ids = &self.layers[index];
-        let x = match self.spec.block {
+        let x = match self.spec.layers[index].block {
             Block::PreNorm => self.norm(tape, x, ids.norm1),
             Block::PostNorm => x.clone(),
         };
         let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
         drop(x);
-        if let Some(table) = &self.rope {
+        if let Some(table) = self.spec.layers[index].rope.map(|rope| &self.ropes[rope]) {
             q = ops::rope(tape, &q, table, positions);
             k = ops::rope(tape, &k, table, positions);
         }
@@ -186,7 +186,7 @@ impl Model {
             kv_heads: heads.kv_active().len(),
             scale: self.spec.attention_scale(),
             causal: self.spec.causal,
-            window: None,
+            window: self.spec.layers[index].window,
             key_mask: batch.mask.clone(),
         });
         let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
@@ -228,7 +228,7 @@ impl Model {
     /// The residual stream after attention.
     pub fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var, gates: Option<&Var>) -> Var {
         let x = self.add_attention(tape, index, &x, context, gates);
-        match self.spec.block {
+        match self.spec.layers[index].block {
             Block::PreNorm => x,
             Block::PostNorm => self.norm(tape, &x, self.layers[index].norm1),
         }
@@ -237,7 +237,7 @@ impl Model {
     /// What the MLP's down projection reads, `(batch · len, intermediate)`.
     pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Var {
         let ids = &self.layers[index];
-        let x = match self.spec.block {
+        let x = match self.spec.layers[index].block {
             Block::PreNorm => self.norm(tape, x, ids.norm2),
             Block::PostNorm => x.clone(),
         };
@@ -257,7 +257,7 @@ impl Model {
         let m = self.linear(tape, &hidden, ids.down);
         drop(hidden);
         let x = ops::add(tape, &x, &m);
-        match self.spec.block {
+        match self.spec.layers[index].block {
             Block::PreNorm => x,
             Block::PostNorm => self.norm(tape, &x, ids.norm2),
         }

@@ -13,7 +13,7 @@ use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::{DType, read_optional_json};
 use crate::heads::HeadMap;
-use crate::spec::{ModelSpec, Objective, Positions};
+use crate::spec::{ModelSpec, Objective};
 use crate::tokenizer::{Tokenizer, end_tokens};
 use crate::weights::{Kind, Part, Role, Site, Weight};
 use crate::{Error, Result, keys, rng};
@@ -84,7 +84,7 @@ pub struct Model {
     /// Per layer: a factor for each active head's output while regrown heads warm up.
     pub gates: Vec<Option<Tensor>>,
     pub(super) layers: Vec<LayerIds>,
-    pub(super) rope: Option<RopeTable>,
+    pub(super) ropes: Vec<RopeTable>,
     state_id: u64,
 }
 
@@ -111,7 +111,7 @@ impl Model {
             Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
         };
         let must = |layer, part| find(layer, part).unwrap_or_else(|| unreachable!("{part:?} was checked on loading"));
-        let layers = (0..spec.num_layers)
+        let layers = (0..spec.num_layers())
             .map(|i| LayerIds {
                 norm1: must(i, Part::Norm1),
                 q: must(i, Part::Q),
@@ -124,11 +124,8 @@ impl Model {
                 down: must(i, Part::Down),
             })
             .collect();
-        let rope = match &spec.positions {
-            Positions::Rope { inv_freq } => Some(RopeTable::new(spec.max_positions, inv_freq)),
-            Positions::Learned => None,
-        };
-        let gates = vec![None; spec.num_layers];
+        let ropes = spec.ropes.iter().map(|inv_freq| RopeTable::new(spec.max_positions, inv_freq)).collect();
+        let gates = vec![None; spec.num_layers()];
         let archive = Archive::default();
         Self {
             family,
@@ -147,7 +144,7 @@ impl Model {
             reference: None,
             gates,
             layers,
-            rope,
+            ropes,
             state_id: next_state_id(),
         }
     }

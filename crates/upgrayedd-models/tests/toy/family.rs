@@ -1,9 +1,10 @@
-//! A family of the caller's own: a decoder with learned positions and a gated MLP, its attention's inputs under names of its own.
+//! A family of the caller's own: a decoder with a gated MLP, whose first layer has half the heads and a window,
+//! and whose others have wider MLPs.
 
 use upgrayedd_models::Result;
 use upgrayedd_models::family::{Architecture, Config, Family, Task};
 use upgrayedd_models::keys::Fate::Used;
-use upgrayedd_models::spec::{Block, ModelSpec, Norm, Positions};
+use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
 pub static FAMILY: Family = Family {
@@ -33,20 +34,26 @@ pub static FAMILY: Family = Family {
 
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let (hidden_size, num_heads) = (config.size("width", 16)?, config.size("heads", 4)?);
+    let layer = LayerSpec {
+        num_heads,
+        num_kv_heads: num_heads,
+        intermediate_size: 3 * hidden_size,
+        window: None,
+        rope: Some(0),
+        block: Block::PreNorm,
+    };
+    let mut layers = vec![layer; config.layers("depth", 2)?];
+    layers[0] = LayerSpec { num_heads: num_heads / 2, num_kv_heads: 1, intermediate_size: hidden_size, window: Some(2), ..layer };
     Ok(ModelSpec {
         vocab_size: config.size("tokens", 20)?,
         hidden_size,
-        intermediate_size: 2 * hidden_size,
-        num_layers: config.layers("depth", 2)?,
-        num_heads,
-        num_kv_heads: num_heads,
+        layers,
+        ropes: vec![vec![1.0, 0.1]],
         head_dim: hidden_size / num_heads,
         max_positions: 32,
         type_vocab_size: 0,
-        block: Block::PreNorm,
         norm: Norm::Rms,
         norm_eps: 1e-6,
-        positions: Positions::Learned,
         activation: config.activation("act", "silu")?,
         gated_mlp: true,
         qkv_bias: true,
@@ -60,9 +67,9 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
 
 fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
-    table.add(Part::Tokens, "toy.words").add(Part::Positions, "toy.places").add(Part::FinalNorm, "toy.last");
+    table.add(Part::Tokens, "toy.words").add(Part::FinalNorm, "toy.last");
     table.add(Part::Head, "predict");
-    for layer in 0..spec.num_layers {
+    for layer in 0..spec.num_layers() {
         for (part, module) in [
             (Part::Norm1, "before"),
             (Part::Q, "query"),

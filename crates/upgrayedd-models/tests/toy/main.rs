@@ -14,6 +14,7 @@ use upgrayedd_models::files::DType;
 use upgrayedd_models::heads::HeadSelection;
 use upgrayedd_models::load::LoadOptions;
 use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::weights::{Kind, Part};
 use upgrayedd_models::{Model, surgery};
 
 #[test]
@@ -29,6 +30,10 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let batch = Batch { tokens: Arc::new((0..10).collect()), batch: 2, len: 5, ..Batch::default() };
     let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
     let whole = logits(&model);
+    // The layers are not alike.
+    assert_eq!(model.heads.counts(), [2, 4, 4]);
+    let mlp = |layer| model.params.get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
+    assert_eq!((mlp(0), mlp(1)), (vec![16, 16], vec![48, 16]));
 
     let gone = HeadSelection::from([(0, vec![1]), (2, vec![0, 3])]);
     surgery::remove(&mut model, None, &gone, 0, None).unwrap();
@@ -43,10 +48,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
 
     export::export(&model, export::named("shapes").unwrap(), DType::F32, &dir.path().join("shapes")).unwrap();
     let shapes = fs::read_to_string(dir.path().join("shapes/shapes.txt")).unwrap();
-    assert!(
-        shapes.contains("toy.blocks.2.query.bias [8]\n") && shapes.contains("toy.blocks.0.out.weight [16, 12]\n"),
-        "{shapes}"
-    );
+    assert!(shapes.contains("toy.blocks.2.query.bias [8]\n") && shapes.contains("toy.blocks.0.out.weight [16, 4]\n"), "{shapes}");
 
     surgery::restore(&mut model, None, &gone, 1.0).unwrap();
     assert_eq!(logits(&model).data(), whole.data());

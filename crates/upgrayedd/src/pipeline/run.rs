@@ -378,7 +378,7 @@ impl Run<'_> {
         let summary = Summary {
             before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
-            heads_per_layer: model.spec.num_heads,
+            heads_per_layer: model.spec.num_heads(),
             cycles: self.state.history.clone(),
             tokens_learned: self.state.tokens,
             run: self.dir.path().to_owned(),

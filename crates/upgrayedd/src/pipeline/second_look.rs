@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn trades_take_what_gains_for_what_is_weakest() {
-        let heads = HeadMap::from_active(3, 3, vec![vec![0, 1], vec![2]]).expect("heads");
+        let heads = HeadMap::full(2, 3, 3).with_active(vec![vec![0, 1], vec![2]]).expect("heads");
         let keep = scores(&[&[0.3, 0.1], &[0.05]]);
         let gains = [(0, 2, 0.5), (1, 0, 0.7), (1, 1, -0.2)].map(|(layer, head, gain)| (HeadId { layer, head }, gain));
         let gains = gains.into_iter().collect();

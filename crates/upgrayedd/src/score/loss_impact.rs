@@ -36,7 +36,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &HeadSelection) -> Resul
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
         let batch = data.batch(indices, Pass::Fixed);
-        let mut inputs = Vec::with_capacity(model.spec.num_layers);
+        let mut inputs = Vec::with_capacity(model.spec.num_layers());
         let mut tape = Tape::inference(model.device, &model.params);
         // The reference sees the batch once, not once for each head.
         let wanted = model.wanted_rows(&batch);

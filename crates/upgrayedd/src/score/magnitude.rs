@@ -17,7 +17,7 @@ pub(super) static SCORE: Score = Score {
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<HeadScores> {
     let model = context.model;
-    let layers = (0..model.spec.num_layers).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
+    let layers = (0..model.spec.num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
     Ok(HeadScores { layers: layers.collect() })
 }
 

@@ -114,8 +114,7 @@ mod tests {
     fn dead_groups_that_have_lost_heads_are_not_cut_in_two() {
         let mut model = builtin::model().expect("it is there");
         // Four groups of two heads; one of them has lost a head.
-        let active = vec![vec![0, 1, 2, 3, 4, 5, 6, 7]; 4];
-        model.heads = crate::heads::HeadMap::from_active(8, 4, active).expect("heads");
+        model.heads = crate::heads::HeadMap::full(4, 8, 4);
         model.heads.remove(&HeadSelection::from([(0, vec![2])]), 1).expect("it is there");
         let norms = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
         let budget = Budget { heads: 0, scope: Scope::Layer, unit: Unit::KvGroup, min_heads: 2 };

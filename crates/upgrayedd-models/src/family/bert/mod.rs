@@ -7,10 +7,10 @@ use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, TRAINING,
 };
-use crate::spec::{Block, ModelSpec, Norm, Objective, Positions};
+use crate::spec::{Block, LayerSpec, ModelSpec, Norm, Objective};
 use crate::weights::{Kind, Part, Table, Weight};
 
-pub(in crate::family) static FAMILY: Family = Family {
+pub(crate) static FAMILY: Family = Family {
     model_type: "bert",
     architectures: &[
         Architecture::encoder("BertModel"),
@@ -64,20 +64,24 @@ const KEYS: Keys = &[
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let hidden_size = config.size("hidden_size", 768)?;
     let num_heads = config.size("num_attention_heads", 12)?;
+    let layer = LayerSpec {
+        num_heads,
+        num_kv_heads: num_heads,
+        intermediate_size: config.size("intermediate_size", 3072)?,
+        window: None,
+        rope: None,
+        block: Block::PostNorm,
+    };
     Ok(ModelSpec {
         vocab_size: config.size("vocab_size", 30_522)?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size", 3072)?,
-        num_layers: config.layers("num_hidden_layers", 12)?,
-        num_heads,
-        num_kv_heads: num_heads,
+        layers: vec![layer; config.layers("num_hidden_layers", 12)?],
+        ropes: Vec::new(),
         head_dim: (hidden_size / num_heads).max(1),
         max_positions: config.size("max_position_embeddings", 512)?,
         type_vocab_size: config.size("type_vocab_size", 2)?,
-        block: Block::PostNorm,
         norm: Norm::Layer,
         norm_eps: config.number("layer_norm_eps", Some(1e-12))? as f32,
-        positions: Positions::Learned,
         activation: config.activation("hidden_act", "gelu")?,
         gated_mlp: false,
         qkv_bias: true,
@@ -95,7 +99,7 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
     table.add(Part::Positions, "bert.embeddings.position_embeddings");
     table.add(Part::Types, "bert.embeddings.token_type_embeddings");
     table.add(Part::EmbedNorm, "bert.embeddings.LayerNorm");
-    for layer in 0..spec.num_layers {
+    for layer in 0..spec.num_layers() {
         let mut add = |part, module: &str| {
             table.add_to(layer, part, &format!("bert.encoder.layer.{layer}.{module}"));
         };

@@ -8,10 +8,10 @@ use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, SPEED, TRAINING,
 };
-use crate::spec::{Block, ModelSpec, Norm, Positions};
+use crate::spec::{Block, LayerSpec, ModelSpec, Norm};
 use crate::weights::{Kind, Layout, Part, Table, Weight};
 
-pub(in crate::family) static FAMILY: Family = Family {
+pub(crate) static FAMILY: Family = Family {
     model_type: "gpt2",
     architectures: &[Architecture::causal_lm("GPT2LMHeadModel")],
     modeling: include_str!("modeling.py"),
@@ -68,20 +68,24 @@ const KEYS: Keys = &[
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let hidden_size = config.size("n_embd", 768)?;
     let num_heads = config.size("n_head", 12)?;
+    let layer = LayerSpec {
+        num_heads,
+        num_kv_heads: num_heads,
+        intermediate_size: config.size_or_null("n_inner")?.unwrap_or(4 * hidden_size),
+        window: None,
+        rope: None,
+        block: Block::PreNorm,
+    };
     Ok(ModelSpec {
         vocab_size: config.size("vocab_size", 50_257)?,
         hidden_size,
-        intermediate_size: config.size_or_null("n_inner")?.unwrap_or(4 * hidden_size),
-        num_layers: config.layers("n_layer", 12)?,
-        num_heads,
-        num_kv_heads: num_heads,
+        layers: vec![layer; config.layers("n_layer", 12)?],
+        ropes: Vec::new(),
         head_dim: (hidden_size / num_heads).max(1),
         max_positions: config.size("n_positions", 1024)?,
         type_vocab_size: 0,
-        block: Block::PreNorm,
         norm: Norm::Layer,
         norm_eps: config.number("layer_norm_epsilon", Some(1e-5))? as f32,
-        positions: Positions::Learned,
         activation: config.activation("activation_function", "gelu_new")?,
         gated_mlp: false,
         qkv_bias: true,
@@ -98,7 +102,7 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
     table.add(Part::Tokens, "transformer.wte").add(Part::Positions, "transformer.wpe");
     table.add(Part::FinalNorm, "transformer.ln_f").add(Part::Head, "lm_head");
     let transposed = |kind| if kind == Kind::Weight { Layout::Transposed } else { Layout::Plain };
-    for layer in 0..spec.num_layers {
+    for layer in 0..spec.num_layers() {
         let of = |module: &str| format!("transformer.h.{layer}.{module}");
         table.add_to(layer, Part::Norm1, &of("ln_1"));
         for (third, part) in [Part::Q, Part::K, Part::V].into_iter().enumerate() {

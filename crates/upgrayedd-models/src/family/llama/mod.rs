@@ -8,10 +8,10 @@ use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, SPEED, TRAINING,
 };
-use crate::spec::{Block, ModelSpec, Norm, Positions};
+use crate::spec::{Block, LayerSpec, ModelSpec, Norm};
 use crate::weights::{Part, Table, Weight};
 
-pub(in crate::family) static FAMILY: Family = Family {
+pub(crate) static FAMILY: Family = Family {
     model_type: "llama",
     architectures: &[Architecture::causal_lm("LlamaForCausalLM")],
     modeling: include_str!("modeling.py"),
@@ -60,20 +60,24 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let head_dim = config.size_or_null("head_dim")?.unwrap_or((hidden_size / num_heads).max(1));
     let attention_bias = config.flag("attention_bias", false)?;
     let max_positions = config.size("max_position_embeddings", 2048)?;
+    let layer = LayerSpec {
+        num_heads,
+        num_kv_heads: config.size_or_null("num_key_value_heads")?.unwrap_or(num_heads),
+        intermediate_size: config.size("intermediate_size", 11_008)?,
+        window: None,
+        rope: Some(0),
+        block: Block::PreNorm,
+    };
     Ok(ModelSpec {
         vocab_size: config.size("vocab_size", 32_000)?,
         hidden_size,
-        intermediate_size: config.size("intermediate_size", 11_008)?,
-        num_layers: config.layers("num_hidden_layers", 32)?,
-        num_heads,
-        num_kv_heads: config.size_or_null("num_key_value_heads")?.unwrap_or(num_heads),
+        layers: vec![layer; config.layers("num_hidden_layers", 32)?],
+        ropes: vec![rope::inv_freq(config, head_dim, max_positions)?],
         head_dim,
         max_positions,
         type_vocab_size: 0,
-        block: Block::PreNorm,
         norm: Norm::Rms,
         norm_eps: config.number("rms_norm_eps", Some(1e-6))? as f32,
-        positions: Positions::Rope { inv_freq: rope::inv_freq(config, head_dim, max_positions)? },
         activation: config.activation("hidden_act", "silu")?,
         gated_mlp: true,
         qkv_bias: attention_bias,
@@ -88,7 +92,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
 fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
     table.add(Part::Tokens, "model.embed_tokens").add(Part::FinalNorm, "model.norm").add(Part::Head, "lm_head");
-    for layer in 0..spec.num_layers {
+    for layer in 0..spec.num_layers() {
         let mut add = |part, module: &str| {
             table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
         };
