@@ -8,7 +8,7 @@ use upgrayedd_nn::{ParamId, Tensor};
 use crate::archive::{Archive, ArchivedHead, Departure, Slices};
 use crate::heads::{HeadId, HeadScores, HeadSelection};
 use crate::model::Model;
-use crate::weights::{Kind, Part, Role, Site, Weight};
+use crate::weights::{Kind, Part, Role, Site, Weight, Writer};
 use crate::{Error, Result, rng};
 
 /// Reads an archive and checks that it belongs to `model`.
@@ -216,7 +216,7 @@ pub fn split(
         };
         let Ok(position) = position else { return archived };
         if let Newcomer::Head { .. } = newcomer {
-            let (id, width) = (model.output_projection_ids(layer).0, model.spec.head_dim);
+            let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
             let weight = model.params.get_mut(id);
             let cols = weight.cols();
             let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
@@ -343,7 +343,7 @@ fn grow(
 /// Multiplies a layer's remaining gates into its output projection, which then needs none.
 pub fn fold_gates(model: &mut Model, layer: usize) {
     let Some(gates) = model.gates[layer].take() else { return };
-    let (id, width) = (model.output_projection_ids(layer).0, model.spec.head_dim);
+    let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
     let weight = model.params.get_mut(id);
     let cols = weight.cols();
     for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {

@@ -160,6 +160,25 @@ impl Site {
     }
 }
 
+/// The projection through which units reach the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Writer {
+    /// `attn.o`, which heads write through.
+    Attention,
+    /// `mlp.down`.
+    Mlp,
+}
+
+impl Writer {
+    /// Its part in the table.
+    pub fn part(self) -> Part {
+        match self {
+            Self::Attention => Part::O,
+            Self::Mlp => Part::Down,
+        }
+    }
+}
+
 /// One axis of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Axis {

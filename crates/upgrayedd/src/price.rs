@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use upgrayedd_nn::{Tape, Tensor};
+use upgrayedd_nn::{Tape, Tensor, ops};
 
 use crate::eval::median;
 use crate::heads::{HeadMap, HeadSelection, LayerHeads};
 use crate::model::{Batch, Hooks, Model};
 use crate::named_enum;
 use crate::spec::ModelSpec;
+use crate::weights::Writer;
 use crate::{Error, Result, surgery};
 
 named_enum! {
@@ -136,7 +137,8 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
             let mut tape = Tape::inference(less.device, &less.params);
             let x = tape.constant(x.clone());
             let context = less.attention_context(&mut tape, layer, &x, None, &batch, &positions, &mut Hooks::default());
-            less.add_attention(&mut tape, layer, &x, context, None);
+            let written = less.project(&mut tape, layer, Writer::Attention, context, None);
+            ops::add(&mut tape, &x, &written);
         });
         // Noise must not make a head's removal look like a loss.
         attention.push(seconds.max(attention[count - 1]));

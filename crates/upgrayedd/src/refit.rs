@@ -8,13 +8,17 @@
 
 use std::sync::Arc;
 
-use upgrayedd_nn::{Tape, Tensor, Var, trim_buffers};
+use upgrayedd_nn::{Tape, Tensor, Var, ops, trim_buffers};
 
 use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
 use crate::model::{Batch, Hooks, Model};
 use crate::record::LayerRefit;
+use crate::weights::Writer;
 use crate::{Error, Result};
+
+/// What is repaired: heads write through it.
+const WRITER: Writer = Writer::Attention;
 
 /// Every fifth batch only judges.
 const JUDGES: usize = 5;
@@ -64,7 +68,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
 /// Takes back what repairs have changed, where all heads of `parent` are there again.
 pub(crate) fn undo(model: &mut Model, parent: &Model) {
     for layer in 0..model.spec.num_layers() {
-        let (id, bias) = model.output_projection_ids(layer);
+        let (id, bias) = model.writer(layer, WRITER);
         for id in [Some(id), bias].into_iter().flatten() {
             *model.params.get_mut(id) = parent.params.get(id).clone();
         }
@@ -96,7 +100,7 @@ impl Pair {
 
 /// Changes the output projection of a layer, if that helps.
 fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contexts: &[(Tensor, Tensor)]) -> LayerRefit {
-    let (id, bias) = model.output_projection_ids(layer);
+    let (id, bias) = model.writer(layer, WRITER);
     let (outputs, features) = (model.params.get(id).rows(), model.params.get(id).cols());
     let inputs = features + usize::from(bias.is_some());
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
@@ -134,18 +138,21 @@ fn with_ones(x: &Tensor) -> Tensor {
     wider
 }
 
-/// The stream with attention added.
+/// The stream with what the writer makes of its inputs added, before any norm.
 fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Tensor {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
-    model.add_attention(&mut tape, layer, &x, context, None).tensor().clone()
+    let written = model.project(&mut tape, layer, WRITER, context, None);
+    ops::add(&mut tape, &x, &written).tensor().clone()
 }
 
 /// The stream after the whole layer.
 fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Tensor {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    let x = model.after_attention(&mut tape, layer, x, context, None);
+    let written = model.project(&mut tape, layer, Writer::Attention, context, None);
+    let x = model.join(&mut tape, layer, Writer::Attention, &x, written);
     let hidden = model.mlp_hidden(&mut tape, layer, &x);
-    model.after_mlp(&mut tape, layer, x, hidden).tensor().clone()
+    let written = model.project(&mut tape, layer, Writer::Mlp, hidden, None);
+    model.join(&mut tape, layer, Writer::Mlp, &x, written).tensor().clone()
 }

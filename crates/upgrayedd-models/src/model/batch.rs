@@ -89,9 +89,9 @@ pub struct Hooks<'a> {
     pub gates: Option<&'a [Var]>,
     /// Filled with each layer's attention entropy.
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
-    /// Filled with each layer's queries and keys, positions included: `(batch · len, heads · head_dim)` each.
-    pub queries_keys: Option<&'a mut Vec<(Tensor, Tensor)>>,
-    /// Per layer: added to attention's output, `(batch · len, d)`.
+    /// Filled with each layer's attention probabilities, `(batch, heads, queries, keys)`.
+    pub maps: Option<&'a mut Vec<Tensor>>,
+    /// Per layer: added to what attention's writer makes, `(batch · len, d)`.
     pub offsets: Option<&'a [Var]>,
     /// Filled with each layer's input, `(batch · len, d)`.
     pub inputs: Option<&'a mut Vec<Tensor>>,

@@ -9,7 +9,7 @@ use upgrayedd_nn::{Tape, Tensor, Var};
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
 use crate::spec::{Block, Norm, Objective};
-use crate::weights::{Kind, Part};
+use crate::weights::{Kind, Part, Writer};
 
 impl Model {
     pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
@@ -140,9 +140,11 @@ impl Model {
             Some(offset) => ops::add(tape, &x, offset),
             None => x,
         };
-        let x = self.after_attention(tape, index, x, context, gates);
+        let written = self.project(tape, index, Writer::Attention, context, gates);
+        let x = self.join(tape, index, Writer::Attention, &x, written);
         let hidden = self.mlp_hidden(tape, index, &x);
-        self.after_mlp(tape, index, x, hidden)
+        let written = self.project(tape, index, Writer::Mlp, hidden, None);
+        self.join(tape, index, Writer::Mlp, &x, written)
     }
 
     /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the layer's own.
@@ -168,9 +170,6 @@ impl Model {
             q = ops::rope(tape, &q, table, positions);
             k = ops::rope(tape, &k, table, positions);
         }
-        if let Some(captured) = hooks.queries_keys.as_deref_mut() {
-            captured.push((q.tensor().clone(), k.tensor().clone()));
-        }
         let mut keys = batch.len;
         if let Some(cache) = hooks.cache.as_deref_mut() {
             keys += cache.len;
@@ -189,6 +188,9 @@ impl Model {
             window: self.spec.layers[index].window,
             key_mask: batch.mask.clone(),
         });
+        if let Some(maps) = hooks.maps.as_deref_mut() {
+            maps.push(self.attention_map(tape, &q, &k, &shape));
+        }
         let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
         let gates = gates.or(own.as_ref());
         let context = match &mut hooks.entropy {
@@ -205,16 +207,30 @@ impl Model {
         context
     }
 
-    /// The residual stream with attention's output added, before the norm that a post-norm block has there.
+    /// What a writer makes of its inputs `(batch · len, in)`, to be joined with the residual stream.
     ///
     /// Heads whose gate is shut have no part in the sums, so that a dormant head changes no bit.
-    pub fn add_attention(&self, tape: &mut Tape<'_>, index: usize, x: &Var, context: Var, gates: Option<&Var>) -> Var {
-        let LinearIds { weight, bias } = self.layers[index].o;
+    pub fn project(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, inputs: Var, gates: Option<&Var>) -> Var {
+        let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
-        let open = gates.map(Var::tensor).or(self.gates[index].as_ref()).and_then(|gates| self.open_features(gates));
-        let a = ops::linear_over(tape, &context, &weight, bias.as_ref(), open.as_deref());
-        drop(context);
-        ops::add(tape, x, &a)
+        let gates = match writer {
+            Writer::Attention => gates.map(Var::tensor).or(self.gates[index].as_ref()),
+            Writer::Mlp => None,
+        };
+        let open = gates.and_then(|gates| self.open_features(gates));
+        ops::linear_over(tape, &inputs, &weight, bias.as_ref(), open.as_deref())
+    }
+
+    /// The residual stream after what a writer has made.
+    pub fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Var {
+        let ids = &self.layers[index];
+        let x = ops::add(tape, x, &written);
+        drop(written);
+        match (self.spec.layers[index].block, writer) {
+            (Block::PreNorm, _) => x,
+            (Block::PostNorm, Writer::Attention) => self.norm(tape, &x, ids.norm1),
+            (Block::PostNorm, Writer::Mlp) => self.norm(tape, &x, ids.norm2),
+        }
     }
 
     /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None` if there are none of those.
@@ -223,15 +239,6 @@ impl Model {
         let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
         let open: Vec<_> = (0..heads).filter(is_open).map(|head| head * width..(head + 1) * width).collect();
         (open.len() < heads).then_some(open)
-    }
-
-    /// The residual stream after attention.
-    pub fn after_attention(&self, tape: &mut Tape<'_>, index: usize, x: Var, context: Var, gates: Option<&Var>) -> Var {
-        let x = self.add_attention(tape, index, &x, context, gates);
-        match self.spec.layers[index].block {
-            Block::PreNorm => x,
-            Block::PostNorm => self.norm(tape, &x, self.layers[index].norm1),
-        }
     }
 
     /// What the MLP's down projection reads, `(batch · len, intermediate)`.
@@ -248,18 +255,6 @@ impl Model {
                 ops::gated_activation(tape, self.spec.activation, &gate, &up)
             }
             None => ops::activation(tape, self.spec.activation, &up),
-        }
-    }
-
-    /// The residual stream after the MLP.
-    pub fn after_mlp(&self, tape: &mut Tape<'_>, index: usize, x: Var, hidden: Var) -> Var {
-        let ids = &self.layers[index];
-        let m = self.linear(tape, &hidden, ids.down);
-        drop(hidden);
-        let x = ops::add(tape, &x, &m);
-        match self.spec.layers[index].block {
-            Block::PreNorm => x,
-            Block::PostNorm => self.norm(tape, &x, ids.norm2),
         }
     }
 
@@ -289,7 +284,7 @@ impl Model {
             let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
             hidden = ops::select_rows(&mut tape, &hidden, &first);
         }
-        self.project(&mut tape, hidden)
+        self.predict(&mut tape, hidden)
     }
 
     /// Logits of the batch's last position only, `(batch, V)`.
@@ -298,10 +293,10 @@ impl Model {
         let hidden = self.hidden(&mut tape, batch, hooks);
         let last = Arc::new((1..=batch.batch).map(|b| (b * batch.len - 1) as u32).collect());
         let hidden = ops::select_rows(&mut tape, &hidden, &last);
-        self.project(&mut tape, hidden)
+        self.predict(&mut tape, hidden)
     }
 
-    fn project(&self, tape: &mut Tape<'_>, hidden: Var) -> Tensor {
+    fn predict(&self, tape: &mut Tape<'_>, hidden: Var) -> Tensor {
         let (x, ids) = self.before_logits(tape, hidden);
         self.linear(tape, &x, ids).tensor().clone()
     }

@@ -15,7 +15,7 @@ use crate::files::{DType, read_optional_json};
 use crate::heads::HeadMap;
 use crate::spec::{ModelSpec, Objective};
 use crate::tokenizer::{Tokenizer, end_tokens};
-use crate::weights::{Kind, Part, Role, Site, Weight};
+use crate::weights::{Kind, Part, Role, Site, Weight, Writer};
 use crate::{Error, Result, keys, rng};
 
 /// An affine map's parameters.
@@ -298,14 +298,22 @@ impl Model {
         !idle || matches!(self.spec.objective, Objective::Classifier { .. })
     }
 
-    /// A layer's output projection of attention, `(d, heads · head_dim)`.
-    pub fn output_projection(&self, layer: usize) -> &Tensor {
-        self.params.get(self.layers[layer].o.weight)
+    /// A writer's weight `(d, in)` and, where there is one, its bias.
+    pub fn writer(&self, layer: usize, writer: Writer) -> (ParamId, Option<ParamId>) {
+        let LinearIds { weight, bias } = self.writer_ids(layer, writer);
+        (weight, bias)
     }
 
-    /// Weight and, where there is one, bias.
-    pub fn output_projection_ids(&self, layer: usize) -> (ParamId, Option<ParamId>) {
-        (self.layers[layer].o.weight, self.layers[layer].o.bias)
+    pub(super) fn writer_ids(&self, layer: usize, writer: Writer) -> LinearIds {
+        match writer {
+            Writer::Attention => self.layers[layer].o,
+            Writer::Mlp => self.layers[layer].down,
+        }
+    }
+
+    /// A writer's weight, `(d, in)`.
+    pub fn writer_weight(&self, layer: usize, writer: Writer) -> &Tensor {
+        self.params.get(self.writer(layer, writer).0)
     }
 
     /// Positions of `queries` tokens from `first` on, sequence by sequence.

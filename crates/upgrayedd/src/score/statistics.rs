@@ -14,6 +14,7 @@ use crate::heads::HeadScores;
 use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
 use crate::spec::Objective;
+use crate::weights::Writer;
 use crate::{Error, Result, rng};
 
 /// What a score reads; a pass computes what any of its scores wants.
@@ -251,7 +252,7 @@ impl<'m> Outputs<'m> {
             });
         }
         if let Some(cosines) = &mut self.cosines {
-            let weight = self.model.output_projection(layer);
+            let weight = self.model.writer_weight(layer, Writer::Attention);
             let all: Vec<usize> = (0..weight.rows()).collect();
             let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
             for rows in self.compared.chunks(ROWS) {

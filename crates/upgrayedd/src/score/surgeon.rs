@@ -15,6 +15,7 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::heads::HeadScores;
 use crate::linalg::multiply;
+use crate::weights::Writer;
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -39,7 +40,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadSc
         let first = scores.len();
         // P = Wᵀ B W, in the engine's precision and on all its threads.
         let weighted = |(i, (inputs, outputs)): (usize, &'_ (Tensor, Tensor))| {
-            let by_feature = model.output_projection(first + i).transposed();
+            let by_feature = model.writer_weight(first + i, Writer::Attention).transposed();
             let weighted = multiply(model.device, &by_feature, outputs);
             (inputs.clone(), multiply(model.device, &weighted, &by_feature))
         };

@@ -5,6 +5,7 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::Result;
 use crate::heads::HeadScores;
+use crate::weights::Writer;
 
 pub(super) static SCORE: Score = Score {
     name: "wanda",
@@ -17,7 +18,7 @@ pub(super) static SCORE: Score = Score {
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
     let d = context.model.spec.head_dim;
     let layer = |(layer, norms): (usize, &Vec<f64>)| {
-        let weight = context.model.output_projection(layer);
+        let weight = context.model.writer_weight(layer, Writer::Attention);
         let mut columns = vec![0.0; weight.cols()];
         for row in weight.data().chunks_exact(weight.cols().max(1)) {
             columns.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(w.abs()));
