@@ -257,8 +257,8 @@ fn archive_seeds() -> Vec<Vec<u8>> {
     let path = dir.join("archive.safetensors");
     let mut model = Model::load(&golden("llama_gqa"), &LoadOptions::default()).unwrap();
     let head = model.heads.layers()[0].active()[1];
-    upgrayedd::surgery::remove(&mut model, None, &[(0, vec![head])].into(), 1, None).unwrap();
-    model.archive.save(&path).unwrap();
+    upgrayedd::surgery::remove(&mut model, None, &upgrayedd::units::heads_by_layer([(0, vec![head])].into()), 1, None).unwrap();
+    model.archive.save(&path, &model.layer_names()).unwrap();
     let bytes = fs::read(&path).unwrap();
     fs::remove_dir_all(dir).unwrap();
     vec![bytes]
@@ -274,6 +274,6 @@ fn run(bytes: &[u8]) {
 fn run_seeds() -> Vec<Vec<u8>> {
     let config = toml::to_string(&upgrayedd::OptimizeConfig::default()).unwrap();
     let split = "train = { start = 20, end = 90 }\ncalibration = { start = 0, end = 20 }\nheld_out = { start = 90, end = 100 }\n";
-    let head = "format_version = 1\nprogram_version = \"0.1.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n";
+    let head = "format_version = 2\nprogram_version = \"0.1.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n";
     vec![format!("{head}[split]\n{split}[config]\n{config}").into()]
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use upgrayedd::export::{HF, export};
 use upgrayedd::files::DType;
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
+use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{family, surgery, train};
 
 fn model() -> Model {
@@ -22,7 +22,7 @@ fn surgery(c: &mut Criterion) {
     let dense = model();
     let optim = train::new_optimizer(&dense, 0.01);
     // Every third head of every layer: 48 of 144.
-    let third: HeadSelection = (0..12).map(|layer| (layer, vec![0, 3, 6, 9])).collect();
+    let third: Selection = (0..12).map(|layer| (LayerSite::heads(layer), vec![0, 3, 6, 9])).collect();
     let mut pruned = (dense.clone(), optim.clone());
     surgery::remove(&mut pruned.0, Some(&mut pruned.1), &third, 1, None).expect("heads");
     let mut group = c.benchmark_group("surgery on 48 of 144 heads");

@@ -17,6 +17,7 @@ use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::train::{self, Update};
+use upgrayedd::units::LayerSite;
 use upgrayedd::{family, surgery};
 
 /// Times the engine on random weights.
@@ -98,7 +99,7 @@ fn main() -> Result<()> {
     let mut model = Model::initialised(family, spec, config, 1);
     if let Some(keep) = args.heads {
         let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
-        let pruned = pruned.enumerate().collect();
+        let pruned = pruned.enumerate().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect();
         surgery::remove(&mut model, None, &pruned, 1, None)?;
         model.archive = Archive::default();
     }

@@ -9,19 +9,19 @@ use numpy::{PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
-use upgrayedd::budget::{Budget, Unit};
+use upgrayedd::budget::Budget;
 use upgrayedd::data::{DataOptions, Documents, delimiter};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
 use upgrayedd::family::Task;
 use upgrayedd::files::DType;
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::{LoadOptions, Weights, is_model_folder, read_config};
 use upgrayedd::model::{Batch, Companions, GenerateOptions, Hooks};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
+use upgrayedd::units::{Site, heads_by_layer};
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
@@ -33,7 +33,7 @@ use crate::observer::PyObserver;
 pub struct Allowed {
     pub prune: Option<Budget>,
     /// Heads that may come back, in which units, and the seed of random choices.
-    pub grow: Option<(usize, Unit, u64)>,
+    pub grow: Option<(usize, Site, u64)>,
 }
 
 /// A transformer with the heads it still has.
@@ -175,7 +175,7 @@ impl Model {
     /// Pruned heads that are in the archive, by layer.
     fn restorable_heads(&self) -> Vec<Vec<usize>> {
         let layers = self.inner.heads.layers().iter().enumerate();
-        let archived = |layer: usize, head: usize| self.inner.archive.contains(upgrayedd::heads::HeadId { layer, head });
+        let archived = |layer: usize, head: usize| self.inner.archive.contains(upgrayedd::units::Unit::head(layer, head));
         layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
     }
 
@@ -204,12 +204,12 @@ impl Model {
         Ok(dict)
     }
 
-    fn prune(&mut self, heads: HeadSelection) -> PyResult<()> {
-        surgery::remove(&mut self.inner, None, &heads, 0, None).map_err(to_py)
+    fn prune(&mut self, heads: BTreeMap<usize, Vec<usize>>) -> PyResult<()> {
+        surgery::remove(&mut self.inner, None, &heads_by_layer(heads), 0, None).map_err(to_py)
     }
 
-    fn restore(&mut self, heads: HeadSelection) -> PyResult<()> {
-        surgery::restore(&mut self.inner, None, &heads, 1.0).map_err(to_py)
+    fn restore(&mut self, heads: BTreeMap<usize, Vec<usize>>) -> PyResult<()> {
+        surgery::restore(&mut self.inner, None, &heads_by_layer(heads), 1.0).map_err(to_py)
     }
 
     /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.
@@ -322,7 +322,7 @@ impl Model {
             let context = ScoreContext { model, data, batch_size, samples, seed: 0, gradient_checkpointing: false };
             let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
             for (id, gain) in upgrayedd::grow::gains(&context)? {
-                gains.entry(id.layer).or_default().insert(id.head, gain);
+                gains.entry(id.layer).or_default().insert(id.index, gain);
             }
             Ok(gains)
         })

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::json;
-use upgrayedd::budget::{self, Budget, Schedule, Scope, Unit};
+use upgrayedd::budget::{self, Budget, Schedule, Scope};
 use upgrayedd::data::Pass;
-use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::record::Evaluation;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::spec::Objective;
 use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, StrategyParams, get_strategy};
+use upgrayedd::units::{Scores, Selection, Site, Unit, heads_by_layer};
 use upgrayedd::{Error, Result};
 
 use crate::errors::{from_py, to_py};
@@ -37,21 +37,25 @@ pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
     .map_err(to_py)
 }
 
+/// Heads as Python has them: by layer.
+type HeadsByLayer = BTreeMap<usize, Vec<usize>>;
+
 /// What the built-in strategy `name` prunes: layer → heads.
 #[pyfunction]
-pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadSelection> {
+pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadsByLayer> {
     let decide = || {
         let (params, options) = parse(params)?;
         let mut strategy = get_strategy(name, params.clone(), options)?;
-        let importances = strategy.shown(&HeadScores { layers: importances });
+        let importances = strategy.shown(&Scores { layers: importances });
         importances.check(&model.inner.heads)?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
-            let most = budget::prunable(&model.inner.heads, Unit::Head, params.min_heads);
+            let most = budget::prunable(&model.inner.heads, Site::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
-            let plan = budget::plan(Schedule::PerCycle, &model.inner.heads, Unit::Head, ratios, (1, 1), most);
-            Budget { heads: plan.prune, scope: strategy.scope(), unit: Unit::Head, min_heads: params.min_heads }
+            let plan = budget::plan(Schedule::PerCycle, &model.inner.heads, Site::Head, ratios, (1, 1), most);
+            Budget { heads: plan.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
         });
-        strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })
+        let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
+        Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())
     };
     decide().map_err(to_py)
 }
@@ -71,12 +75,12 @@ pub fn select_to_grow(
         let (params, options) = parse(params)?;
         let mut strategy = get_strategy(name, params.clone(), options)?;
         let can_return = restorable.iter().sum();
-        let (count, unit, seed) = model.allowed.grow.unwrap_or_else(|| {
-            let count = budget::growth(params.growth_ratio, can_return, &model.inner.heads, Unit::Head);
-            (count, Unit::Head, params.seed.unwrap_or(42))
+        let (count, units, seed) = model.allowed.grow.unwrap_or_else(|| {
+            let count = budget::growth(params.growth_ratio, can_return, &model.inner.heads, Site::Head);
+            (count, Site::Head, params.seed.unwrap_or(42))
         });
         let means = layer_means.into_iter().map(|mean| vec![mean]).collect();
-        let importances = strategy.shown(&HeadScores { layers: means });
+        let importances = strategy.shown(&Scores { layers: means });
         let evaluation = Evaluation {
             loss: 0.0,
             perplexity: None,
@@ -89,7 +93,7 @@ pub fn select_to_grow(
             data_hash: String::new(),
         };
         let each =
-            |(layer, heads): (usize, BTreeMap<usize, f64>)| heads.into_iter().map(move |(head, g)| (HeadId { layer, head }, g));
+            |(layer, heads): (usize, BTreeMap<usize, f64>)| heads.into_iter().map(move |(head, g)| (Unit::head(layer, head), g));
         let gains = gains.into_iter().flat_map(each).collect();
         strategy.select_heads_to_grow(&GrowView {
             model: &model.inner,
@@ -97,7 +101,7 @@ pub fn select_to_grow(
             restorable: &restorable,
             importances: &importances,
             count,
-            unit,
+            units,
             seed,
             cycle: 0,
             evaluation: &evaluation,
@@ -167,31 +171,33 @@ impl Strategy for PyStrategy {
         self.steps
     }
 
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let model = Model::of(context.model.clone());
         let layers = self.ask(|adapter| {
             let batches = batches(adapter.py(), context)?;
             adapter.call_method1("importances", (model, batches, context.seed))?.extract()
         })?;
-        Ok(self.shown(&HeadScores { layers }))
+        Ok(self.shown(&Scores { layers }))
     }
 
-    fn shown(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &Scores) -> Scores {
         if self.higher_keeps { importances.clone() } else { importances.negated() }
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let allowed = Allowed { prune: Some(view.budget), grow: None };
         let model = Model { inner: view.model.clone(), allowed };
-        self.ask(|adapter| adapter.call_method1("prune", (model, self.shown(view.importances).layers))?.extract())
+        let chosen: HeadsByLayer =
+            self.ask(|adapter| adapter.call_method1("prune", (model, self.shown(view.importances).layers))?.extract())?;
+        Ok(heads_by_layer(chosen))
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        let allowed = Allowed { prune: None, grow: Some((view.count, view.unit, view.seed)) };
+        let allowed = Allowed { prune: None, grow: Some((view.count, view.units, view.seed)) };
         let model = Model { inner: view.model.clone(), allowed };
         let mut gains: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
         for (id, &gain) in view.gains {
-            gains.entry(view.model.layer_name(id.layer)).or_default().insert(id.head, gain);
+            gains.entry(view.model.layer_name(id.layer)).or_default().insert(id.index, gain);
         }
         let metrics = json!({
             "gains": gains,

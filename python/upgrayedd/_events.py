@@ -70,7 +70,7 @@ class Dispatcher:
         elif kind == "evaluated":
             log.info("cycle %d, %s: held-out loss %.4f", event["cycle"], event["phase"], event["loss"])
         elif kind in ("pruned", "grown"):
-            count = sum(map(len, event["heads"].values()))
+            count = sum(map(len, event["units"].get("heads", {}).values()))
             log.info("cycle %d: %s %d heads, %d active", event["cycle"], kind, count, event["active"])
         elif kind == "rolled_back":
             change = event["loss_change"]

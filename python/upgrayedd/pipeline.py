@@ -141,11 +141,11 @@ class History(Sequence[Cycle]):
         cycle = self._cycles[-1]
         if kind in ("pruned", "grown"):
             heads = getattr(cycle, kind)
-            for layer, indices in event["heads"].items():
+            for layer, indices in event["units"].get("heads", {}).items():
                 heads[layer] = heads.get(layer, []) + indices
             cycle.active = event["active"]
         elif kind == "swapped" and event["accepted"]:
-            cycle._trade(event["grown"], event["pruned"])
+            cycle._trade(event["grown"].get("heads", {}), event["pruned"].get("heads", {}))
         elif kind == "evaluated" and event["phase"] == "pruned":
             cycle.loss_pruned = event["loss"]
         elif kind == "evaluated" and event["phase"] == "learned":
@@ -173,7 +173,7 @@ class UpgrayeddPipeline:
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
             `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`,
-            `unit`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
+            `units`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
             `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`, `text_field`,
             `text_pair_field`, `label_field`, `delimiter`, `columns`.
 

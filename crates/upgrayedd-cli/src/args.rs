@@ -78,9 +78,8 @@ pub struct OptimizeArgs {
     /// Where heads compete: layer or global [default: what suits the strategy, mostly layer]
     #[arg(long, value_name = "SCOPE")]
     pub scope: Option<String>,
-    /// What goes at once: head or kv_group [default: head]
-    #[arg(long, value_name = "UNIT")]
-    pub unit: Option<String>,
+    #[arg(long, value_name = "UNITS", help = units_help())]
+    pub units: Option<String>,
     /// per-cycle: the ratio in every cycle; target: the ratio of the original heads at the end [default: per-cycle]
     #[arg(long, value_name = "SCHEDULE")]
     pub schedule: Option<String>,
@@ -415,4 +414,8 @@ fn format_help() -> String {
 
 fn score_help() -> String {
     listed(&upgrayedd::score::ALL.map(|score| score.name))
+}
+
+fn units_help() -> String {
+    format!("What goes at once: {} [default: heads]", listed(&upgrayedd::units::Site::PRUNABLE.map(upgrayedd::units::Site::name)))
 }

@@ -16,11 +16,11 @@ use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
-use upgrayedd::heads::HeadScores;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::{Interrupted, watch};
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
+use upgrayedd::units::Scores;
 use upgrayedd::{Error, Model};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
@@ -152,7 +152,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         seed: args.data.seed,
         gradient_checkpointing: args.gradient_checkpointing,
     };
-    let layers = |scores: &HeadScores| -> serde_json::Map<String, serde_json::Value> {
+    let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
         let heads = model.heads.layers().iter().map(|l| l.active());
         let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
         scores.layers.iter().zip(heads).enumerate().map(layer).collect()
@@ -173,7 +173,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
 fn score_all(
     context: &ScoreContext<'_>,
     ablation_samples: usize,
-    layers: impl Fn(&HeadScores) -> serde_json::Map<String, serde_json::Value>,
+    layers: impl Fn(&Scores) -> serde_json::Map<String, serde_json::Value>,
     as_json: bool,
 ) -> anyhow::Result<()> {
     let truth = score::named("loss_impact")?;

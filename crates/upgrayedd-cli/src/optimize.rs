@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
-use upgrayedd::event::named_heads;
+use upgrayedd::event::named_units;
 use upgrayedd::run_dir::{GivenParts, RunRecord};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
@@ -62,7 +62,7 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
 fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     crate::note(pipeline.notices());
     let heads = pipeline.preview()?;
-    let heads = named_heads(pipeline.model(), &heads);
+    let units = named_units(pipeline.model(), &heads);
     let mut console = Console::new(false);
     let forecast = pipeline.forecast(&mut console);
     console.finish();
@@ -71,7 +71,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     if json {
         let steps = pipeline.steps_per_cycle();
         return print_json(&json!({
-            "prune": heads, "split": split, "steps_per_cycle": steps, "budget": budget, "loss": before, "forecast": forecast
+            "prune": units, "split": split, "steps_per_cycle": steps, "budget": budget, "loss": before, "forecast": forecast
         }));
     }
     let mut text = format!(
@@ -82,8 +82,10 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
         split.held_out.len(),
         pipeline.steps_per_cycle()
     );
-    for (layer, heads) in &heads {
-        text.push_str(&format!("  {layer}: {heads}\n"));
+    for (site, layers) in &units {
+        for (layer, units) in layers.as_object().into_iter().flatten() {
+            text.push_str(&format!("  {layer}: {site} {units}\n"));
+        }
     }
     text.push_str(&report::forecast(budget, before, &forecast));
     report::print(&text);
@@ -128,7 +130,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         threads,
         learning_rate
     );
-    take_named!(budget, unit, schedule, lr_schedule, documents, growth_init);
+    take_named!(budget, units, schedule, lr_schedule, documents, growth_init);
     if let Some(scope) = &args.scope {
         config.scope = Some(scope.parse()?);
     }

@@ -92,7 +92,8 @@ fn loss_note(loss: Option<f64>) -> String {
 
 fn describe(event: &Event) -> Option<String> {
     let count = |heads: &serde_json::Map<String, serde_json::Value>| {
-        heads.values().filter_map(|h| h.as_array().map(Vec::len)).sum::<usize>()
+        let layers = heads.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
+        layers.filter_map(|heads| heads.as_array().map(Vec::len)).sum::<usize>()
     };
     Some(match event {
         Event::RunStarted { family, parameters, heads, sequences: [train, calibration, held_out], steps_per_cycle, .. } => {
@@ -116,10 +117,11 @@ fn describe(event: &Event) -> Option<String> {
                 Phase::Result => format!("result as stored: {quality}"),
             }
         }
-        Event::Pruned { cycle, heads, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(heads)),
-        Event::Grown { cycle, heads, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(heads)),
+        Event::Pruned { cycle, units, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(units)),
+        Event::Grown { cycle, units, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(units)),
         Event::Settled { cycle, impacts, exchanged } => {
-            let heads: usize = impacts.values().filter_map(|h| h.as_object().map(serde_json::Map::len)).sum();
+            let layers = impacts.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
+            let heads: usize = layers.filter_map(|heads| heads.as_object().map(serde_json::Map::len)).sum();
             format!("cycle {cycle}: exact ablation of {heads} heads near the cut exchanged {exchanged}")
         }
         Event::Swapped { cycle, grown, loss_before, loss_after, accepted, .. } => {

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use upgrayedd::heads::HeadScores;
 use upgrayedd::model::Cost;
 use upgrayedd::pipeline::Forecast;
 use upgrayedd::record::Evaluation;
 use upgrayedd::record::Snapshot;
 use upgrayedd::score::Score;
+use upgrayedd::units::Scores;
 use upgrayedd::{Model, Summary};
 
 /// Prints to stdout; a reader that went away is not an error.
@@ -151,7 +151,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
 }
 
 /// A row of scores per layer.
-pub fn scores(score: &Score, model: &Model, scores: &HeadScores) -> String {
+pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
     let direction = if score.shown_negated { "higher = prune" } else { "higher = keep" };
     let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
     // Four digits of the largest score: those of a loss's gradients are small.

@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tensor;
 
 use crate::files::{DType, TensorFile, safetensors_file};
-use crate::heads::{HeadId, HeadMap, HeadSelection, LayerHeads};
+use crate::units::{LayerUnits, Selection, Site, Unit, UnitMap};
 use crate::weights::Role;
 use crate::{Error, Result};
 
 /// The file that holds an archive, beside a run's result and in its checkpoints.
 pub const ARCHIVE_FILE: &str = "archive.safetensors";
+
+/// Version of the file's layout.
+const FORMAT: &str = "2";
 
 /// Slices of a unit's weights.
 pub(crate) type Slices = BTreeMap<Role, Tensor>;
@@ -26,107 +29,123 @@ pub struct Departure {
     pub score: Option<f64>,
 }
 
+/// A departure in the file: of which unit, its layer by module path.
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    layer: String,
+    site: Site,
+    index: usize,
+    #[serde(flatten)]
+    departure: Departure,
+}
+
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ArchivedHead {
-    pub(crate) departure: Departure,
+pub(crate) struct Archived {
+    /// Absent for what left with the last of its heads.
+    pub(crate) departure: Option<Departure>,
     pub(crate) slices: Slices,
 }
 
-/// Removed heads, bit for bit as they were.
+/// Removed units, bit for bit as they were: heads, and key/value heads whose last reader has gone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Archive {
-    pub(crate) heads: BTreeMap<HeadId, ArchivedHead>,
-    /// Key/value heads whose last reader has gone: `(layer, group)` → slices.
-    pub(crate) groups: BTreeMap<(usize, usize), Slices>,
+    pub(crate) units: BTreeMap<Unit, Archived>,
 }
 
 impl Archive {
-    /// Whether the head can be restored.
-    pub fn contains(&self, head: HeadId) -> bool {
-        self.heads.contains_key(&head)
+    /// Whether the unit can be restored.
+    pub fn contains(&self, unit: Unit) -> bool {
+        self.units.contains_key(&unit)
     }
 
     /// Every head that can be restored.
-    pub fn heads(&self) -> impl Iterator<Item = HeadId> + '_ {
-        self.heads.keys().copied()
+    pub fn heads(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.units.keys().copied().filter(|unit| unit.site == Site::Head)
     }
 
-    /// The same, by layer.
-    pub fn selection(&self) -> HeadSelection {
-        let mut selection = HeadSelection::new();
-        self.heads().for_each(|id| selection.entry(id.layer).or_default().push(id.head));
+    /// The same as a selection.
+    pub fn selection(&self) -> Selection {
+        let mut selection = Selection::new();
+        self.heads().for_each(|unit| selection.entry(unit.place()).or_default().push(unit.index));
         selection
     }
 
-    /// When the head left and its score then.
-    pub fn departure(&self, head: HeadId) -> Option<Departure> {
-        self.heads.get(&head).map(|h| h.departure)
+    /// When the unit left and its score then.
+    pub fn departure(&self, unit: Unit) -> Option<Departure> {
+        self.units.get(&unit)?.departure
     }
 
-    /// Writes the archive as one safetensors file.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = Vec::new();
-        for (id, head) in &self.heads {
-            for (part, slice) in &head.slices {
-                tensors.push((format!("layers.{}.heads.{}.{part}", id.layer, id.head), slice.clone()));
+    /// Writes the archive as one safetensors file, `layers` being the module paths of the model's layers.
+    pub fn save(&self, path: &Path, layers: &[String]) -> Result<()> {
+        let (mut tensors, mut departures) = (Vec::new(), Vec::new());
+        for (unit, archived) in &self.units {
+            let Unit { layer, site, index } = *unit;
+            for (role, slice) in &archived.slices {
+                tensors.push((format!("{}.{}.{index}.{role}", layers[layer], site.name()), slice.clone()));
             }
+            departures.extend(archived.departure.map(|departure| Recorded {
+                layer: layers[layer].clone(),
+                site,
+                index,
+                departure,
+            }));
         }
-        for ((layer, group), slices) in &self.groups {
-            for (part, slice) in slices {
-                tensors.push((format!("layers.{layer}.groups.{group}.{part}"), slice.clone()));
-            }
-        }
-        let departures: Vec<(HeadId, Departure)> = self.heads.iter().map(|(id, h)| (*id, h.departure)).collect();
         let departures = serde_json::to_string(&departures).map_err(|e| Error::bad_file(path, e.to_string()))?;
-        safetensors_file::write(path, tensors, DType::F32, [("departures".to_owned(), departures)].into())
+        let metadata = [("format_version", FORMAT.to_owned()), ("departures", departures)];
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        safetensors_file::write(path, tensors, DType::F32, metadata)
     }
 
-    /// Reads an archive written by [`Archive::save`].
-    pub fn load(path: &Path) -> Result<Self> {
+    /// Reads an archive written by [`Archive::save`] for a model with these layers.
+    pub fn load(path: &Path, layers: &[String]) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();
-        let departures: Vec<(HeadId, Departure)> = metadata
+        let version = metadata.get("format_version").map(String::as_str);
+        if version != Some(FORMAT) {
+            return Err(Error::bad_file(
+                path,
+                format!("is an archive of format {}: this program reads {FORMAT}", version.unwrap_or("1 or none at all")),
+            ));
+        }
+        let departures: Vec<Recorded> = metadata
             .get("departures")
             .and_then(|d| serde_json::from_str(d).ok())
-            .ok_or_else(|| Error::bad_file(path, "is not an archive of heads"))?;
+            .ok_or_else(|| Error::bad_file(path, "is not an archive of units"))?;
         let mut archive = Self::default();
-        for (id, departure) in departures {
-            archive.heads.insert(id, ArchivedHead { departure, slices: BTreeMap::new() });
+        for Recorded { layer, site, index, departure } in departures {
+            let layer = layers.iter().position(|name| *name == layer);
+            let layer = layer.ok_or_else(|| Error::bad_file(path, "tells of a layer that the model does not have"))?;
+            let archived = Archived { departure: Some(departure), slices: Slices::new() };
+            archive.units.insert(Unit { layer, site, index }, archived);
         }
         for name in file.names() {
-            let parsed = parse_name(&name).ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
+            let (unit, role) =
+                parse_name(&name, layers).ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
             let slice = file.read(&name)?;
-            match parsed {
-                (layer, "heads", head, part) => {
-                    let head = archive.heads.get_mut(&HeadId { layer, head });
-                    let head =
-                        head.ok_or_else(|| Error::bad_file(path, format!("holds {name}, but no record of when it left")))?;
-                    head.slices.insert(part, slice);
-                }
-                (layer, _, group, part) => {
-                    archive.groups.entry((layer, group)).or_default().insert(part, slice);
-                }
+            if unit.site == Site::Head && !archive.contains(unit) {
+                return Err(Error::bad_file(path, format!("holds {name}, but no record of when it left")));
             }
+            let archived = archive.units.entry(unit).or_insert_with(|| Archived { departure: None, slices: Slices::new() });
+            archived.slices.insert(role, slice);
         }
         Ok(archive)
     }
 
     /// Per layer: how many of its pruned heads can be restored. A model may have lost heads before it came to this program.
-    pub fn restorable(&self, heads: &HeadMap) -> Vec<usize> {
-        let count = |(layer, known): (usize, &LayerHeads)| {
-            known.pruned().into_iter().filter(|&head| self.contains(HeadId { layer, head })).count()
+    pub fn restorable(&self, units: &UnitMap) -> Vec<usize> {
+        let count = |(layer, known): (usize, &LayerUnits)| {
+            known.pruned().into_iter().filter(|&head| self.contains(Unit::head(layer, head))).count()
         };
-        heads.layers().iter().enumerate().map(count).collect()
+        units.layers().iter().enumerate().map(count).collect()
     }
 }
 
-/// `layers.3.heads.5.attn.q.weight` → `(3, "heads", 5, attn.q.weight)`.
-fn parse_name(name: &str) -> Option<(usize, &str, usize, Role)> {
-    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
-    let (kind, rest) = rest.split_once('.')?;
+/// `model.layers.3.self_attn.heads.5.attn.q.weight` → head 5 of layer 3, attn.q.weight.
+fn parse_name(name: &str, layers: &[String]) -> Option<(Unit, Role)> {
+    let rest = |path: &String| name.strip_prefix(path.as_str())?.strip_prefix('.');
+    let (layer, rest) = layers.iter().enumerate().find_map(|(layer, path)| Some((layer, rest(path)?)))?;
+    let (site, rest) = rest.split_once('.')?;
     let (index, role) = rest.split_once('.')?;
-    if !["heads", "groups"].contains(&kind) {
-        return None;
-    }
-    Some((layer.parse().ok()?, kind, index.parse().ok()?, role.parse().ok()?))
+    let site = [Site::Head, Site::KvGroup].into_iter().find(|known| known.name() == site)?;
+    Some((Unit { layer, site, index: index.parse().ok()? }, role.parse().ok()?))
 }

@@ -8,7 +8,6 @@ pub mod export;
 pub mod family;
 pub mod files;
 pub mod foreign;
-pub mod heads;
 pub mod keys;
 pub mod load;
 pub mod model;
@@ -16,6 +15,7 @@ pub mod rng;
 pub mod spec;
 pub mod surgery;
 pub mod tokenizer;
+pub mod units;
 pub mod weights;
 
 pub use error::{Error, Result};

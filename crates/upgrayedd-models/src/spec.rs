@@ -2,7 +2,7 @@
 
 use upgrayedd_nn::ops::Activation;
 
-use crate::heads::HeadMap;
+use crate::units::UnitMap;
 use crate::{Error, Result};
 
 /// Where the norms stand.
@@ -156,7 +156,7 @@ impl ModelSpec {
     }
 
     /// All heads present.
-    pub fn full_heads(&self) -> HeadMap {
-        HeadMap::new(self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads)))
+    pub fn full_heads(&self) -> UnitMap {
+        UnitMap::new(self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads, layer.intermediate_size)))
     }
 }

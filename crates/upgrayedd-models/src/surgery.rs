@@ -5,34 +5,34 @@ use std::path::Path;
 use upgrayedd_nn::optim::{AdamW, Lanes};
 use upgrayedd_nn::{ParamId, Tensor};
 
-use crate::archive::{Archive, ArchivedHead, Departure, Slices};
-use crate::heads::{HeadId, HeadScores, HeadSelection};
+use crate::archive::{Archive, Archived, Departure, Slices};
 use crate::model::Model;
-use crate::weights::{Kind, Part, Role, Site, Weight, Writer};
+use crate::units::{LayerSite, Scores, Selection, Site, Unit};
+use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
 
 /// Reads an archive and checks that it belongs to `model`.
 pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
-    let archive = Archive::load(path)?;
+    let archive = Archive::load(path, &model.layer_names())?;
     check(&archive, model).map_err(|e| Error::bad_file(path, e.to_string()))?;
     Ok(archive)
 }
 
 fn check(archive: &Archive, model: &Model) -> Result<()> {
-    for (&HeadId { layer, head }, entry) in &archive.heads {
-        let known = model.heads.layers().get(layer).filter(|l| head < l.total() && !l.is_active(head));
+    for (&Unit { layer, site, index }, entry) in &archive.units {
+        check_slices(model, layer, &entry.slices, site)?;
+        if site != Site::Head {
+            continue;
+        }
+        let known = model.heads.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));
         let Some(known) = known else {
             return Err(Error::invalid(format!(
-                "the archive holds head {head} of layer {layer}, which the model still has or never had"
+                "the archive holds head {index} of layer {layer}, which the model still has or never had"
             )));
         };
-        check_slices(model, layer, &entry.slices, Site::Head)?;
-        let group = known.kv_group_of(head);
-        if known.kv_active().binary_search(&group).is_err() {
-            let slices = archive.groups.get(&(layer, group));
-            let slices =
-                slices.ok_or_else(|| Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")))?;
-            check_slices(model, layer, slices, Site::KvGroup)?;
+        let group = known.kv_group_of(index);
+        if known.kv_active().binary_search(&group).is_err() && !archive.contains(Unit::kv_group(layer, group)) {
+            return Err(Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")));
         }
     }
     Ok(())
@@ -131,26 +131,27 @@ fn insert(
 pub fn remove(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
-    selection: &HeadSelection,
+    selection: &Selection,
     cycle: usize,
-    scores: Option<&HeadScores>,
+    scores: Option<&Scores>,
 ) -> Result<()> {
     let before = model.heads.clone();
     model.heads.remove(selection, 1)?;
     model.touch();
-    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+    for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
         fold_gates(model, layer);
         let (old, new) = (&before.layers()[layer], model.heads.layers()[layer].clone());
         for &head in heads {
             let Ok(position) = old.active().binary_search(&head) else { continue };
             let slices = cut(model, layer, Site::Head, position);
             let score = scores.and_then(|s| s.layers.get(layer)?.get(position).copied());
-            model.archive.heads.insert(HeadId { layer, head }, ArchivedHead { departure: Departure { cycle, score }, slices });
+            let departure = Some(Departure { cycle, score });
+            model.archive.units.insert(Unit::head(layer, head), Archived { departure, slices });
         }
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
         for (position, group) in old_groups.iter().enumerate().filter(|(_, g)| !new_groups.contains(g)) {
             let slices = cut(model, layer, Site::KvGroup, position);
-            model.archive.groups.insert((layer, *group), slices);
+            model.archive.units.insert(Unit::kv_group(layer, *group), Archived { departure: None, slices });
         }
         shrink(model, optim.as_deref_mut(), layer, Site::Head, old.active(), new.active());
         shrink(model, optim.as_deref_mut(), layer, Site::KvGroup, &old_groups, &new_groups);
@@ -186,7 +187,7 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: 
 /// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
 ///
 /// Nothing changes if the selection is refused.
-pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32) -> Result<()> {
+pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32) -> Result<()> {
     bring(model, optim, selection, lr_scale, |_, _, archived| archived)
 }
 
@@ -198,7 +199,7 @@ pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSel
 pub fn split(
     model: &mut Model,
     optim: Option<&mut AdamW>,
-    selection: &HeadSelection,
+    selection: &Selection,
     (lr_scale, seed): (f32, u64),
     source: impl Fn(usize, usize) -> usize,
 ) -> Result<()> {
@@ -230,7 +231,7 @@ pub fn split(
 /// output, so that the model computes what it did and gradients flow. A key/value head that heads in the archive read too is as it was.
 ///
 /// Nothing changes if the selection is refused.
-pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &HeadSelection, lr_scale: f32, seed: u64) -> Result<()> {
+pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32, seed: u64) -> Result<()> {
     let mut random = rng::stream(seed, "fresh heads");
     bring(model, optim, selection, lr_scale, |_, _, archived| without_output(archived, &mut random))
 }
@@ -261,13 +262,13 @@ enum Newcomer {
 fn bring(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
-    selection: &HeadSelection,
+    selection: &Selection,
     lr_scale: f32,
     mut weights: impl FnMut(&mut Model, Newcomer, Slices) -> Slices,
 ) -> Result<()> {
-    for (&layer, heads) in selection {
-        if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(HeadId { layer, head })) {
-            let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.head).collect();
+    for (&LayerSite { layer, .. }, heads) in selection {
+        if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
+            let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
             return Err(Error::invalid(format!(
                 "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
             )));
@@ -276,7 +277,7 @@ fn bring(
     let mut after = model.heads.clone();
     after.insert(selection)?;
     model.touch();
-    for (&layer, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
+    for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
         fold_gates(model, layer);
         let (old, new) = (model.heads.layers()[layer].clone(), after.layers()[layer].clone());
         let mut returning = heads.clone();
@@ -284,9 +285,11 @@ fn bring(
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
         let (mut groups, mut apart) = (Vec::new(), Vec::new());
         for &group in new_groups.iter().filter(|g| !old_groups.contains(g)) {
-            let Some(archived) = model.archive.groups.remove(&(layer, group)) else { continue };
+            let Some(Archived { slices: archived, .. }) = model.archive.units.remove(&Unit::kv_group(layer, group)) else {
+                continue;
+            };
             let reads = |&head: &usize| new.kv_group_of(head) == group;
-            if model.archive.heads().any(|id| id.layer == layer && reads(&id.head) && !returning.contains(&id.head)) {
+            if model.archive.heads().any(|id| id.layer == layer && reads(&id.index) && !returning.contains(&id.index)) {
                 apart.push(group);
                 groups.push(archived);
                 continue;
@@ -296,11 +299,11 @@ fn bring(
         }
         let mut slices = Vec::new();
         for &head in &returning {
-            let Some(archived) = model.archive.heads.remove(&HeadId { layer, head }) else { continue };
+            let Some(archived) = model.archive.units.remove(&Unit::head(layer, head)) else { continue };
             let newcomer = Newcomer::Head { layer, head, apart: apart.contains(&new.kv_group_of(head)) };
             slices.push(weights(model, newcomer, archived.slices));
         }
-        model.heads.insert(&HeadSelection::from([(layer, returning)]))?;
+        model.heads.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
         grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
         grow(model, optim.as_deref_mut(), layer, Site::KvGroup, (&old_groups, &new_groups), &groups, lr_scale);
     }

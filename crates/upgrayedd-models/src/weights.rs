@@ -7,8 +7,8 @@ use std::str::FromStr;
 use upgrayedd_nn::optim::Lanes;
 
 use crate::error::unknown_name;
-use crate::heads::{HeadMap, LayerHeads};
 use crate::spec::{ModelSpec, Norm, Objective};
+use crate::units::{Site, UnitMap};
 use crate::{Error, Result};
 
 /// What a weight is for. Matrices are `(out, in)`, unfused.
@@ -141,25 +141,6 @@ impl FromStr for Role {
     }
 }
 
-/// What is removed from a model, and so what a weight's rows or columns may belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Site {
-    /// Query heads.
-    Head,
-    /// Key/value heads.
-    KvGroup,
-}
-
-impl Site {
-    /// The units of a layer that are there, by original index.
-    pub fn active(self, layer: &LayerHeads) -> Vec<usize> {
-        match self {
-            Self::Head => layer.active().to_vec(),
-            Self::KvGroup => layer.kv_active(),
-        }
-    }
-}
-
 /// The projection through which units reach the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Writer {
@@ -226,12 +207,12 @@ impl Weight {
     }
 
     /// Its shape in a model that has these heads.
-    pub fn shape(&self, heads: &HeadMap) -> Vec<usize> {
+    pub fn shape(&self, heads: &UnitMap) -> Vec<usize> {
         let size = |axis: &Axis| match (*axis, self.layer) {
             (Axis::Fixed(size), _) => size,
             (Axis::PerUnit(site, width), layer) => {
                 let layer = layer.and_then(|layer| heads.layers().get(layer));
-                layer.map_or(0, |layer| site.active(layer).len()) * width
+                layer.map_or(0, |layer| layer.units(site).len()) * width
             }
         };
         self.axes.iter().map(size).collect()

@@ -1,7 +1,7 @@
 //! Ratios → exact counts, and counts → heads. "Ask for 30 %, get 30 %."
 
-use crate::heads::{HeadMap, HeadScores, HeadSelection, LayerHeads};
 use crate::named_enum;
+use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, UnitMap};
 
 named_enum! {
     /// Where heads compete.
@@ -11,17 +11,6 @@ named_enum! {
         Layer = "layer",
         /// Everywhere.
         Global = "global",
-    }
-}
-
-named_enum! {
-    /// What is pruned at once.
-    Unit, "unit" {
-        /// Query heads, freely.
-        #[default]
-        Head = "head",
-        /// A key/value head with every query head that reads it.
-        KvGroup = "kv_group",
     }
 }
 
@@ -44,7 +33,7 @@ pub struct Budget {
     /// Where they compete.
     pub scope: Scope,
     /// What goes at once.
-    pub unit: Unit,
+    pub units: Site,
     /// Query heads that every layer keeps.
     pub min_heads: usize,
 }
@@ -55,13 +44,12 @@ pub fn portion(ratio: f64, n: usize) -> usize {
 }
 
 /// Query heads that could go at most.
-pub fn prunable(heads: &HeadMap, unit: Unit, min_heads: usize) -> usize {
-    let layer = |l: &LayerHeads| {
+pub fn prunable(heads: &UnitMap, site: Site, min_heads: usize) -> usize {
+    let layer = |l: &LayerUnits| {
         let spare = l.active().len().saturating_sub(min_heads);
-        match unit {
-            Unit::Head => spare,
-            Unit::KvGroup => {
-                let mut sizes: Vec<usize> = units(l, unit).iter().map(Vec::len).collect();
+        match site {
+            Site::KvGroup => {
+                let mut sizes: Vec<usize> = units(l, site).iter().map(Vec::len).collect();
                 sizes.sort_unstable();
                 let mut taken = 0;
                 sizes
@@ -72,6 +60,7 @@ pub fn prunable(heads: &HeadMap, unit: Unit, min_heads: usize) -> usize {
                     })
                     .sum()
             }
+            _ => spare,
         }
     };
     heads.layers().iter().map(layer).sum()
@@ -91,8 +80,8 @@ pub struct CyclePlan {
 /// How many heads go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
 pub fn plan(
     schedule: Schedule,
-    heads: &HeadMap,
-    unit: Unit,
+    heads: &UnitMap,
+    site: Site,
     ratios: (f64, f64),
     (cycle, cycles): (usize, usize),
     most: usize,
@@ -102,7 +91,7 @@ pub fn plan(
         return CyclePlan { prune: portion(pruning, heads.num_active()), goal: None, growth_fits: true };
     }
     // In whole units throughout, so that groups add up too.
-    let size = unit_size(heads, unit);
+    let size = unit_size(heads, site);
     let (target, gone) = (portion(pruning, heads.total()) / size, heads.num_pruned() / size);
     // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
     let cycles_left = cycles + 1 - cycle;
@@ -114,28 +103,28 @@ pub fn plan(
 }
 
 /// ⌊growth · pruned⌋, in whole units.
-pub fn growth(ratio: f64, pruned: usize, heads: &HeadMap, unit: Unit) -> usize {
-    let size = unit_size(heads, unit);
+pub fn growth(ratio: f64, pruned: usize, heads: &UnitMap, site: Site) -> usize {
+    let size = unit_size(heads, site);
     portion(ratio, pruned) / size * size
 }
 
 /// Query heads that go or return at once.
-pub(crate) fn unit_size(heads: &HeadMap, unit: Unit) -> usize {
-    match (unit, heads.layers().first()) {
-        (Unit::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
+pub(crate) fn unit_size(heads: &UnitMap, site: Site) -> usize {
+    match (site, heads.layers().first()) {
+        (Site::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
         _ => 1,
     }
 }
 
 /// What can be pruned at once in a layer: positions among its active heads.
-fn units(layer: &LayerHeads, unit: Unit) -> Vec<Vec<usize>> {
+fn units(layer: &LayerUnits, site: Site) -> Vec<Vec<usize>> {
     let positions = 0..layer.active().len();
-    match unit {
-        Unit::Head => positions.map(|p| vec![p]).collect(),
-        Unit::KvGroup => {
+    match site {
+        Site::KvGroup => {
             let of = layer.kv_positions();
             (0..layer.kv_active().len()).map(|g| positions.clone().filter(|&p| of[p] == g).collect()).collect()
         }
+        _ => positions.map(|p| vec![p]).collect(),
     }
 }
 
@@ -166,16 +155,16 @@ impl Queue {
 /// The least important heads within the budget: exactly `budget.heads`, unless `min_heads` or whole groups forbid.
 ///
 /// `keep` is higher for heads to keep. Ties go to the lower layer and index.
-pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelection {
+pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
     let mut queues: Vec<Queue> =
         heads.layers().iter().zip(&keep.layers).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
-    let mut chosen = HeadSelection::new();
+    let mut chosen = Selection::new();
     let mut left = budget.heads;
     let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, left: &mut usize| {
         let heads = queues[layer].take(unit);
         *left -= heads.len();
         let count = heads.len();
-        chosen.entry(layer).or_default().extend(heads);
+        chosen.entry(LayerSite::heads(layer)).or_default().extend(heads);
         count
     };
     if budget.scope == Scope::Layer {
@@ -203,8 +192,8 @@ pub fn choose(heads: &HeadMap, keep: &HeadScores, budget: Budget) -> HeadSelecti
     chosen
 }
 
-fn queue(layer: &LayerHeads, scores: &[f64], active: usize, budget: Budget) -> Queue {
-    let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, budget.unit)
+fn queue(layer: &LayerUnits, scores: &[f64], active: usize, budget: Budget) -> Queue {
+    let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, budget.units)
         .into_iter()
         .map(|positions| {
             let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
@@ -223,20 +212,20 @@ mod tests {
 
     use super::*;
 
-    fn pruned_map(layers: usize, group: usize, kv: usize, gone: &[usize]) -> HeadMap {
-        let mut map = HeadMap::full(layers, group * kv, kv);
+    fn pruned_map(layers: usize, group: usize, kv: usize, gone: &[usize]) -> UnitMap {
+        let mut map = UnitMap::full(layers, group * kv, kv);
         for (layer, &n) in gone.iter().enumerate().take(layers) {
             let heads = (0..n.min(group * kv - 1)).collect();
-            map.remove(&HeadSelection::from([(layer, heads)]), 1).expect("leaves one");
+            map.remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1).expect("leaves one");
         }
         map
     }
 
-    fn scores(map: &HeadMap, seed: u64) -> HeadScores {
+    fn scores(map: &UnitMap, seed: u64) -> Scores {
         use rand::RngExt;
         let mut rng = crate::rng::stream(seed, "test");
         // Few distinct values, so that ties occur.
-        HeadScores {
+        Scores {
             layers: map
                 .layers()
                 .iter()
@@ -256,10 +245,10 @@ mod tests {
             prop_assert_eq!(want, map.num_active() * percent as usize / 100);
             let scope = if global { Scope::Global } else { Scope::Layer };
             let keep = scores(&map, seed);
-            let budget = Budget { heads: want, scope, unit: Unit::Head, min_heads };
+            let budget = Budget { heads: want, scope, units: Site::Head, min_heads };
             let chosen = choose(&map, &keep, budget);
             let count: usize = chosen.values().map(Vec::len).sum();
-            prop_assert_eq!(count, want.min(prunable(&map, Unit::Head, min_heads)));
+            prop_assert_eq!(count, want.min(prunable(&map, Site::Head, min_heads)));
             let mut after = map.clone();
             after.remove(&chosen, 1).expect("valid selection");
             for (before, after) in map.layers().iter().zip(after.layers()) {
@@ -271,7 +260,7 @@ mod tests {
                 let blocked = map.layers().iter().zip(&shares).any(|(l, s)| l.active().len() <= s + 1);
                 if !blocked {
                     for (layer, share) in shares.iter().enumerate() {
-                        let n = chosen.get(&layer).map_or(0, Vec::len);
+                        let n = chosen.get(&LayerSite::heads(layer)).map_or(0, Vec::len);
                         prop_assert!(n == *share || n == share + 1);
                     }
                 }
@@ -282,14 +271,14 @@ mod tests {
         fn whole_groups_are_as_many_as_fit(
             layers in 1usize..6, group in 1usize..5, kv in 2usize..6, percent in 0u32..100, min_heads in 1usize..5, global: bool, seed: u64,
         ) {
-            let map = HeadMap::full(layers, group * kv, kv);
+            let map = UnitMap::full(layers, group * kv, kv);
             let want = portion(f64::from(percent) / 100.0, map.num_active());
             let scope = if global { Scope::Global } else { Scope::Layer };
-            let chosen = choose(&map, &scores(&map, seed), Budget { heads: want, scope, unit: Unit::KvGroup, min_heads });
+            let chosen = choose(&map, &scores(&map, seed), Budget { heads: want, scope, units: Site::KvGroup, min_heads });
             let count: usize = chosen.values().map(Vec::len).sum();
-            let most = prunable(&map, Unit::KvGroup, min_heads);
+            let most = prunable(&map, Site::KvGroup, min_heads);
             prop_assert_eq!(count, (want / group * group).min(most));
-            for (&layer, heads) in &chosen {
+            for (&LayerSite { layer, .. }, heads) in &chosen {
                 let of = |h: &usize| map.layers()[layer].kv_group_of(*h);
                 for head in heads {
                     prop_assert_eq!(heads.iter().filter(|h| of(h) == of(head)).count(), group);
@@ -301,9 +290,9 @@ mod tests {
         fn target_schedules_end_on_target(
             layers in 1usize..6, group in 1usize..4, kv in 1usize..6, percent in 0u32..90, growth_percent in 0u32..=100, cycles in 1usize..6, groups: bool,
         ) {
-            let unit = if groups { Unit::KvGroup } else { Unit::Head };
+            let unit = if groups { Site::KvGroup } else { Site::Head };
             let (ratio, growth_ratio) = (f64::from(percent) / 100.0, f64::from(growth_percent) / 100.0);
-            let full = HeadMap::full(layers, group * kv, kv);
+            let full = UnitMap::full(layers, group * kv, kv);
             let size = if groups { group } else { 1 };
             let goal = portion(ratio, full.total()) / size * size;
             let mut map = full.clone();
@@ -315,15 +304,15 @@ mod tests {
                 let plan = plan(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles), most);
                 prop_assert!(plan.prune <= most);
                 let keep = scores(&map, 1);
-                let chosen = choose(&map, &keep, Budget { heads: plan.prune, scope: Scope::Global, unit, min_heads: 1 });
+                let chosen = choose(&map, &keep, Budget { heads: plan.prune, scope: Scope::Global, units: unit, min_heads: 1 });
                 map.remove(&chosen, 1).expect("valid");
                 let mut grow = (map.num_pruned() - plan.goal.expect("a target has one")) / size;
                 while grow > 0 {
                     let pruned = map.pruned();
-                    let (&layer, heads) = pruned.iter().next().expect("something is pruned");
+                    let (&LayerSite { layer, .. }, heads) = pruned.iter().next().expect("something is pruned");
                     let group_of = |h: usize| map.layers()[layer].kv_group_of(h);
                     let back = if groups { heads.iter().copied().filter(|&h| group_of(h) == group_of(heads[0])).collect() } else { vec![heads[0]] };
-                    map.insert(&HeadSelection::from([(layer, back)])).expect("pruned");
+                    map.insert(&Selection::from([(LayerSite::heads(layer), back)])).expect("pruned");
                     grow -= 1;
                 }
             }
@@ -333,8 +322,8 @@ mod tests {
 
     #[test]
     fn growth_that_needs_more_than_may_go_does_not_fit() {
-        let heads = HeadMap::full(5, 8, 4);
-        let plan = |growth| plan(Schedule::Target, &heads, Unit::Head, (0.5, growth), (1, 1), 35);
+        let heads = UnitMap::full(5, 8, 4);
+        let plan = |growth| plan(Schedule::Target, &heads, Site::Head, (0.5, growth), (1, 1), 35);
         assert_eq!(plan(0.4), CyclePlan { prune: 32, goal: Some(20), growth_fits: true });
         assert_eq!(plan(0.5), CyclePlan { prune: 20, goal: Some(20), growth_fits: false });
     }
@@ -349,25 +338,39 @@ mod tests {
 
     #[test]
     fn a_group_that_is_too_large_does_not_hide_a_smaller_one() {
-        let mut map = HeadMap::full(1, 6, 3);
-        map.remove(&HeadSelection::from([(0, vec![5])]), 1).expect("leaves five");
-        let keep = HeadScores { layers: vec![vec![1.0, 1.0, 2.0, 2.0, 3.0]] };
-        let budget = Budget { heads: 1, scope: Scope::Layer, unit: Unit::KvGroup, min_heads: 1 };
+        let mut map = UnitMap::full(1, 6, 3);
+        map.remove(&Selection::from([(LayerSite::heads(0), vec![5])]), 1).expect("leaves five");
+        let keep = Scores { layers: vec![vec![1.0, 1.0, 2.0, 2.0, 3.0]] };
+        let budget = Budget { heads: 1, scope: Scope::Layer, units: Site::KvGroup, min_heads: 1 };
         for scope in [Scope::Layer, Scope::Global] {
-            assert_eq!(choose(&map, &keep, Budget { scope, ..budget }), HeadSelection::from([(0, vec![4])]));
+            assert_eq!(choose(&map, &keep, Budget { scope, ..budget }), Selection::from([(LayerSite::heads(0), vec![4])]));
         }
     }
 
     #[test]
     fn remainders_go_to_the_layers_with_the_lowest_candidates() {
-        let map = HeadMap::full(3, 4, 4);
-        let keep = HeadScores { layers: vec![vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]] };
+        let map = UnitMap::full(3, 4, 4);
+        let keep = Scores { layers: vec![vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]] };
         // Five of twelve: one each, then the two lowest next candidates.
-        let budget = Budget { heads: 5, scope: Scope::Layer, unit: Unit::Head, min_heads: 1 };
+        let budget = Budget { heads: 5, scope: Scope::Layer, units: Site::Head, min_heads: 1 };
         let chosen = choose(&map, &keep, budget);
-        assert_eq!(chosen, HeadSelection::from([(0, vec![0, 1]), (1, vec![0, 1]), (2, vec![0])]));
+        assert_eq!(
+            chosen,
+            Selection::from([
+                (LayerSite::heads(0), vec![0, 1]),
+                (LayerSite::heads(1), vec![0, 1]),
+                (LayerSite::heads(2), vec![0])
+            ])
+        );
         let global = choose(&map, &keep, Budget { scope: Scope::Global, ..budget });
         // Layer 1 keeps its last head, so the fifth comes from layer 0.
-        assert_eq!(global, HeadSelection::from([(0, vec![0]), (1, vec![0, 1, 2]), (2, vec![0])]));
+        assert_eq!(
+            global,
+            Selection::from([
+                (LayerSite::heads(0), vec![0]),
+                (LayerSite::heads(1), vec![0, 1, 2]),
+                (LayerSite::heads(2), vec![0])
+            ])
+        );
     }
 }

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::{ParamSet, Tensor};
 
 use crate::archive::ARCHIVE_FILE;
 use crate::files::{DType, PARTIAL, TensorFile, safetensors_file, write_file, write_folder};
-use crate::heads::{HeadMap, LayerHeads};
 use crate::model::Model;
+use crate::units::UnitMap;
 use crate::{Error, Result, surgery};
 
 const STATE_FILE: &str = "state.json";
@@ -23,7 +24,7 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The cycle's best weights so far, where a run measures while it learns.
 const BEST_FILE: &str = "best.safetensors";
 const SUMS_FILE: &str = "BLAKE3SUMS";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What a checkpoint holds.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ struct LaneState {
 #[derive(Debug, Serialize, Deserialize)]
 struct StateFile<S> {
     format_version: u32,
-    heads: Vec<Vec<usize>>,
+    units: Value,
     lanes: Vec<LaneState>,
     events_bytes: u64,
     state: S,
@@ -107,7 +108,7 @@ pub fn save<S: Serialize>(
         if let Some(best) = best {
             write_weights(&dir.join(BEST_FILE), best)?;
         }
-        model.archive.save(&dir.join(ARCHIVE_FILE))?;
+        model.archive.save(&dir.join(ARCHIVE_FILE), &model.layer_names())?;
         let named = |id| model.params.name(id).to_owned();
         let moments = model.params.ids().flat_map(|id| {
             let state = &optim.states[id.index()];
@@ -119,8 +120,8 @@ pub fn save<S: Serialize>(
             let state = &optim.states[id.index()];
             LaneState { name: named(id), steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
         });
-        let heads = model.heads.layers().iter().map(|l: &LayerHeads| l.active().to_vec()).collect();
-        let file = StateFile { format_version: FORMAT, heads, lanes: lanes.collect(), events_bytes, state };
+        let units = model.heads.record(&model.layer_names());
+        let file = StateFile { format_version: FORMAT, units, lanes: lanes.collect(), events_bytes, state };
         let json = serde_json::to_vec(&file).map_err(|e| Error::invalid(e.to_string()))?;
         write_file(&dir.join(STATE_FILE), &json)?;
         let mut sums = String::new();
@@ -199,12 +200,12 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     verify(dir)?;
     let state_path = dir.join(STATE_FILE);
     let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
-    let mut file: StateFile<S> =
+    let file: StateFile<S> =
         serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
     if file.format_version != FORMAT {
         return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
     }
-    let heads = base.spec.full_heads().with_active(std::mem::take(&mut file.heads));
+    let heads = base.spec.full_heads().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
     let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype);
@@ -218,7 +219,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     Ok((model, file))
 }
 
-fn read_weights(path: &Path, base: &Model, heads: &HeadMap) -> Result<ParamSet> {
+fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> {
     let weights = TensorFile::open(path)?;
     let mut params = ParamSet::default();
     for id in base.params.ids() {

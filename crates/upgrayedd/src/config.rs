@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::{Schedule, Scope, Unit};
+use crate::budget::{Schedule, Scope};
 use crate::data::{DataOptions, Documents, read_delimiter};
 use crate::files::DType;
 use crate::grow::GrowthInit;
@@ -13,6 +13,7 @@ use crate::price::{Currency, Timings, time_layers};
 use crate::spec::Objective;
 use crate::strategy::{Options, Strategy, StrategyParams, get_strategy};
 use crate::train::{LrSchedule, TrainOptions};
+use crate::units::Site;
 use crate::{Error, Model, Result};
 
 /// Cycles at most; of a run that ends when its caller says so.
@@ -62,7 +63,7 @@ pub struct OptimizeConfig {
     /// Where heads compete; what suits the strategy if absent.
     pub scope: Option<Scope>,
     /// What is pruned at once.
-    pub unit: Unit,
+    pub units: Site,
     /// How the ratio spreads over the cycles.
     pub schedule: Schedule,
     /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent.
@@ -158,7 +159,7 @@ impl Default for OptimizeConfig {
             growth_ratio: strategy.growth_ratio,
             min_heads: strategy.min_heads,
             scope: None,
-            unit: Unit::Head,
+            units: Site::Head,
             schedule: Schedule::PerCycle,
             steps_per_cycle: None,
             exact_border: 0,
@@ -241,8 +242,8 @@ impl OptimizeConfig {
             )));
         }
         for (name, value) in [("exact_border", self.exact_border), ("swaps", self.swaps)] {
-            if value > 0 && (self.budget != Currency::Heads || self.unit != Unit::Head) {
-                return Err(Error::invalid(format!("{name} looks at single heads: it needs unit head and a budget in heads")));
+            if value > 0 && (self.budget != Currency::Heads || self.units != Site::Head) {
+                return Err(Error::invalid(format!("{name} looks at single heads: it needs units heads and a budget in heads")));
             }
         }
         for (name, value) in [("gate_warmup", self.gate_warmup), ("distill", self.distill.unwrap_or(0.0))] {

@@ -9,10 +9,10 @@ use upgrayedd_nn::ops::IGNORE;
 
 use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
-use crate::heads::rank_correlation;
 use crate::model::{Batch, Hooks, KvCache};
 use crate::record::{Evaluation, Speed};
 use crate::spec::Objective;
+use crate::units::rank_correlation;
 use crate::{Error, Model, Result};
 
 /// How to measure.

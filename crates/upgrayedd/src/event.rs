@@ -3,9 +3,9 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::heads::{HeadScores, HeadSelection};
 use crate::model::Model;
 use crate::record::{Evaluation, LayerRefit};
+use crate::units::{Scores, Selection, Site};
 
 /// When a measurement was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -60,7 +60,7 @@ pub enum Event {
         cycle: usize,
         /// Whose importances.
         strategy: String,
-        /// Layer name → importances of the active heads, in the strategy's units.
+        /// Kind of unit → layer name → importances of those that are there, as the strategy has them.
         importances: Map<String, Value>,
     },
     /// Heads were removed.
@@ -69,8 +69,8 @@ pub enum Event {
         cycle: usize,
         /// How many the budget asked for.
         budget: usize,
-        /// Layer name → original indices.
-        heads: Map<String, Value>,
+        /// Kind of unit → layer name → original indices.
+        units: Map<String, Value>,
         /// Query heads left.
         active: usize,
     },
@@ -78,7 +78,7 @@ pub enum Event {
     Settled {
         /// Cycle, from 1.
         cycle: usize,
-        /// Layer name → head → what the loss on the calibration sequences rises by without it.
+        /// Kind of unit → layer name → index → what the loss on the calibration sequences rises by without it.
         impacts: Map<String, Value>,
         /// Heads that go though their scores alone had let them stay.
         exchanged: usize,
@@ -87,9 +87,9 @@ pub enum Event {
     Swapped {
         /// Cycle, from 1.
         cycle: usize,
-        /// Layer name → original indices of the heads that came back.
+        /// Kind of unit → layer name → original indices of what came back.
         grown: Map<String, Value>,
-        /// Layer name → original indices of the heads that went for them.
+        /// Kind of unit → layer name → original indices of what went for it.
         pruned: Map<String, Value>,
         /// Loss on the calibration sequences before.
         loss_before: f64,
@@ -109,8 +109,8 @@ pub enum Event {
     Grown {
         /// Cycle, from 1.
         cycle: usize,
-        /// Layer name → original indices.
-        heads: Map<String, Value>,
+        /// Kind of unit → layer name → original indices.
+        units: Map<String, Value>,
         /// Query heads there are now.
         active: usize,
     },
@@ -217,12 +217,18 @@ pub struct Silent;
 
 impl Observer for Silent {}
 
-/// Heads by layer name.
-pub fn named_heads(model: &Model, heads: &HeadSelection) -> Map<String, Value> {
-    heads.iter().filter(|(_, h)| !h.is_empty()).map(|(&layer, h)| (model.layer_name(layer), Value::from(h.clone()))).collect()
+/// Units by kind and layer name.
+pub fn named_units(model: &Model, selection: &Selection) -> Map<String, Value> {
+    let mut named = Map::new();
+    for (place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
+        let of_site = named.entry(place.site.name()).or_insert_with(|| Value::Object(Map::new()));
+        of_site[model.layer_name(place.layer)] = units.clone().into();
+    }
+    named
 }
 
-/// Scores by layer name.
-pub(crate) fn named_scores(model: &Model, scores: &HeadScores) -> Map<String, Value> {
-    scores.layers.iter().enumerate().map(|(layer, s)| (model.layer_name(layer), Value::from(s.clone()))).collect()
+/// Scores of heads by kind and layer name.
+pub(crate) fn named_scores(model: &Model, scores: &Scores) -> Map<String, Value> {
+    let layers = scores.layers.iter().enumerate().map(|(layer, s)| (model.layer_name(layer), Value::from(s.clone())));
+    [(Site::Head.name().to_owned(), Value::Object(layers.collect()))].into_iter().collect()
 }

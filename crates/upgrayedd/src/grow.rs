@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::AdamW;
 
-use crate::budget::Unit;
-use crate::heads::{HeadId, HeadMap, HeadScores, HeadSelection, LayerHeads};
 use crate::named_enum;
 use crate::score::{ScoreContext, gate_gradients};
 use crate::spec::Objective;
 use crate::surgery;
+use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, Unit, UnitMap};
 use crate::{Error, Model, Result};
 
 named_enum! {
@@ -31,9 +30,9 @@ named_enum! {
 pub fn bring_back(
     model: &mut Model,
     optim: Option<&mut AdamW>,
-    selection: &HeadSelection,
+    selection: &Selection,
     init: GrowthInit,
-    (keep, seed): (&HeadScores, u64),
+    (keep, seed): (&Scores, u64),
     lr_scale: f32,
 ) -> Result<()> {
     match init {
@@ -49,7 +48,7 @@ pub fn bring_back(
 }
 
 /// The active head with the highest score among those that read the same key/value head, or of the whole layer if none does.
-fn strongest(layer: &LayerHeads, keep: &[f64], head: usize) -> usize {
+fn strongest(layer: &LayerUnits, keep: &[f64], head: usize) -> usize {
     let group = layer.kv_group_of(head);
     let scored = || layer.active().iter().copied().zip(keep.iter().copied());
     let best =
@@ -58,14 +57,14 @@ fn strongest(layer: &LayerHeads, keep: &[f64], head: usize) -> usize {
 }
 
 /// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so, the higher.
-pub type Gains = BTreeMap<HeadId, f64>;
+pub type Gains = BTreeMap<Unit, f64>;
 
 /// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
 pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
     let selection = model.archive.selection();
     surgery::restore(&mut dormant, None, &selection, 1.0)?;
-    for &layer in selection.keys() {
+    for &LayerSite { layer, .. } in selection.keys() {
         let gate = |&head: &usize| if model.heads.layers()[layer].is_active(head) { 1.0 } else { 0.0 };
         let gates: Vec<f32> = dormant.heads.layers()[layer].active().iter().map(gate).collect();
         dormant.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
@@ -92,7 +91,7 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
         for (position, &head) in heads.active().iter().enumerate() {
             if !context.model.heads.layers()[layer].is_active(head) {
                 let (g, f) = (gradient.layers[layer][position], square.layers[layer][position]);
-                gains.insert(HeadId { layer, head }, if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
+                gains.insert(Unit::head(layer, head), if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }
         }
     }
@@ -100,14 +99,14 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
 }
 
 /// What can come back at once, the highest gain per head first: gain per head, layer, heads.
-pub(crate) fn candidates(heads: &HeadMap, gains: &Gains, unit: Unit) -> Vec<(f64, usize, Vec<usize>)> {
+pub(crate) fn candidates(heads: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64, usize, Vec<usize>)> {
     let mut units: BTreeMap<(usize, usize), Vec<(usize, f64)>> = BTreeMap::new();
     for (id, &gain) in gains {
-        let of = match unit {
-            Unit::Head => id.head,
-            Unit::KvGroup => heads.layers()[id.layer].kv_group_of(id.head),
+        let of = match site {
+            Site::KvGroup => heads.layers()[id.layer].kv_group_of(id.index),
+            _ => id.index,
         };
-        units.entry((id.layer, of)).or_default().push((id.head, gain));
+        units.entry((id.layer, of)).or_default().push((id.index, gain));
     }
     let each = |((layer, _), members): ((usize, usize), Vec<(usize, f64)>)| {
         let gain = members.iter().map(|m| m.1).sum::<f64>() / members.len() as f64;
@@ -121,9 +120,9 @@ pub(crate) fn candidates(heads: &HeadMap, gains: &Gains, unit: Unit) -> Vec<(f64
 /// The heads that return: in each layer those with the highest gain, whole groups if the unit asks.
 ///
 /// Refuses counts for layers that do not exist or that have fewer heads to restore.
-pub fn choose(heads: &HeadMap, gains: &Gains, counts: &BTreeMap<usize, usize>, unit: Unit) -> Result<HeadSelection> {
-    let mut chosen = HeadSelection::new();
-    let candidates = candidates(heads, gains, unit);
+pub fn choose(heads: &UnitMap, gains: &Gains, counts: &BTreeMap<usize, usize>, site: Site) -> Result<Selection> {
+    let mut chosen = Selection::new();
+    let candidates = candidates(heads, gains, site);
     for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
         if layer >= heads.layers().len() {
             return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", heads.layers().len())));
@@ -139,7 +138,7 @@ pub fn choose(heads: &HeadMap, gains: &Gains, counts: &BTreeMap<usize, usize>, u
             }
         }
         picked.sort_unstable();
-        chosen.insert(layer, picked);
+        chosen.insert(LayerSite::heads(layer), picked);
     }
     Ok(chosen)
 }

@@ -16,11 +16,12 @@
 //! Or by hand:
 //!
 //! ```
-//! use upgrayedd::heads::HeadSelection;
+//! use upgrayedd::units::{LayerSite, Selection};
 //! use upgrayedd::{builtin, surgery};
 //!
 //! let mut model = builtin::model()?;
-//! let (weights, heads) = (model.num_parameters(), HeadSelection::from([(0, vec![1, 3]), (2, vec![0])]));
+//! let weights = model.num_parameters();
+//! let heads = Selection::from([(LayerSite::heads(0), vec![1, 3]), (LayerSite::heads(2), vec![0])]);
 //! surgery::remove(&mut model, None, &heads, 0, None)?;
 //! assert!(model.num_parameters() < weights);
 //! assert_eq!(model.heads.layers()[0].active(), [0, 2, 4, 5, 6, 7]);
@@ -55,7 +56,7 @@ pub use pipeline::Pipeline;
 pub use record::Summary;
 pub use upgrayedd_models::{Error, Model, Result, Tokenizer};
 pub use upgrayedd_models::{
-    archive, data, export, family, files, heads, keys, load, model, rng, spec, surgery, tokenizer, weights,
+    archive, data, export, family, files, keys, load, model, rng, spec, surgery, tokenizer, units, weights,
 };
 pub use upgrayedd_nn as nn;
 

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::{Tape, Tensor, ops};
 
 use crate::eval::median;
-use crate::heads::{HeadMap, HeadSelection, LayerHeads};
 use crate::model::{Batch, Hooks, Model};
 use crate::named_enum;
 use crate::spec::ModelSpec;
+use crate::units::{LayerSite, LayerUnits, Selection, UnitMap};
 use crate::weights::Writer;
 use crate::{Error, Result, surgery};
 
@@ -73,8 +73,8 @@ impl Prices {
     }
 
     /// What the model would cost with `heads`, of which no layer has more than the model could have again.
-    pub fn total(&self, heads: &HeadMap) -> f64 {
-        let price = |l: &LayerHeads| match &self.layer {
+    pub fn total(&self, heads: &UnitMap) -> f64 {
+        let price = |l: &LayerUnits| match &self.layer {
             LayerPrice::Linear { query, kv } => query * l.active().len() as f64 + kv * l.kv_active().len() as f64,
             LayerPrice::Table(table) => table[l.active().len().min(table.len() - 1)],
         };
@@ -132,7 +132,7 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let mut attention = vec![0.0];
     for count in 1..=active.len() {
         let mut less = full.clone();
-        surgery::remove(&mut less, None, &HeadSelection::from([(layer, active[count..].to_vec())]), 0, None)?;
+        surgery::remove(&mut less, None, &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]), 0, None)?;
         let seconds = timed(|| {
             let mut tape = Tape::inference(less.device, &less.params);
             let x = tape.constant(x.clone());
@@ -149,7 +149,7 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
 }
 
 /// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
-fn spread_over_groups(layer: &LayerHeads) -> Vec<usize> {
+fn spread_over_groups(layer: &LayerUnits) -> Vec<usize> {
     let mut order: Vec<(usize, usize)> = Vec::new();
     for &head in layer.active() {
         let before = order.iter().filter(|(_, h)| layer.kv_group_of(*h) == layer.kv_group_of(head)).count();
@@ -175,11 +175,12 @@ fn timed(work: impl Fn()) -> f64 {
 mod tests {
     use super::*;
     use crate::builtin;
+    use crate::units::heads_by_layer;
 
     fn pruned(selection: &[(usize, Vec<usize>)]) -> (Model, Model) {
         let model = builtin::model().expect("it is there");
         let mut less = model.clone();
-        surgery::remove(&mut less, None, &selection.iter().cloned().collect(), 0, None).expect("heads are there");
+        surgery::remove(&mut less, None, &heads_by_layer(selection.iter().cloned().collect()), 0, None).expect("heads are there");
         (model, less)
     }
 
@@ -221,7 +222,7 @@ mod tests {
 
     #[test]
     fn one_head_of_each_group_comes_first() {
-        let layer = HeadMap::full(1, 6, 2).layers()[0].clone();
+        let layer = UnitMap::full(1, 6, 2).layers()[0].clone();
         assert_eq!(spread_over_groups(&layer), [0, 3, 1, 4, 2, 5]);
     }
 }

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::optim::AdamW;
 
-use crate::archive::{ARCHIVE_FILE, Archive};
+use crate::archive::ARCHIVE_FILE;
 use crate::checkpoint::{self, Saved};
 use crate::config::OptimizeConfig;
 use crate::data::{SetAside, Split};
@@ -34,6 +34,9 @@ const RUN_FILE: &str = "run.toml";
 const EVENTS_FILE: &str = "events.jsonl";
 const LOCK_FILE: &str = ".lock";
 const SET_ASIDE_FILE: &str = "set_aside.json";
+
+/// Version of a run folder's layout.
+pub const RUN_FORMAT: u32 = 2;
 
 /// `run.toml`: everything that decides the result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,7 +100,7 @@ impl RunDir {
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
             if keep_weights {
                 write_weights(model, &dir.join("base"))?;
-                model.archive.save(&dir.join("base").join(ARCHIVE_FILE))?;
+                model.archive.save(&dir.join("base").join(ARCHIVE_FILE), &model.layer_names())?;
             }
             if let Some(set_aside) = set_aside {
                 let json = serde_json::to_vec(set_aside).map_err(|e| Error::invalid(e.to_string()))?;
@@ -233,13 +236,13 @@ impl RunDir {
     }
 
     /// Writes the result: `model/`, the archive and `summary.json`.
-    pub fn finish(&self, archive: &Archive, summary: &impl Serialize, export: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn finish(&self, model: &Model, summary: &impl Serialize, export: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let result = self.result();
         if result.exists() {
             std::fs::remove_dir_all(&result).map_err(Error::io(&result, "replace"))?;
         }
         self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
-        archive.save(&self.path.join(ARCHIVE_FILE))?;
+        model.archive.save(&self.path.join(ARCHIVE_FILE), &model.layer_names())?;
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::invalid(e.to_string()))?;
         let path = self.path.join("summary.json");
         let beside = self.path.join(format!("{PARTIAL}summary.json"));
@@ -289,5 +292,12 @@ pub fn read_run(run: &Path) -> Result<RunRecord> {
     check_run(run)?;
     let path = run.join(RUN_FILE);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-    toml::from_str(&text).map_err(|e| Error::bad_file(&path, format!("is not a run of this program: {}", e.message())))
+    let not_ours = |e: toml::de::Error| Error::bad_file(&path, format!("is not a run of this program: {}", e.message()));
+    let table: toml::Table = toml::from_str(&text).map_err(not_ours)?;
+    match table.get("format_version").and_then(toml::Value::as_integer) {
+        Some(version) if version != i64::from(RUN_FORMAT) => {
+            Err(Error::bad_file(&path, format!("has format {version}: this program reads {RUN_FORMAT}")))
+        }
+        _ => toml::from_str(&text).map_err(not_ours),
+    }
 }

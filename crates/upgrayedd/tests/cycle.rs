@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use upgrayedd::OptimizeConfig;
-use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_heads};
+use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_units};
 use upgrayedd::grow::GrowthInit;
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::price::{Currency, Timings};
 use upgrayedd::train::LrSchedule;
+use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{builtin, surgery};
 
 /// Remembers losses and notices.
@@ -26,17 +26,17 @@ impl Observer for Seen {
         match event {
             Event::Evaluated { phase, evaluation, .. } => self.losses.push((*phase, evaluation.loss)),
             Event::Notice { message, .. } => self.notices.push(message.clone()),
-            Event::Pruned { heads, .. } => self.pruned.extend(pairs(heads)),
+            Event::Pruned { units, .. } => self.pruned.extend(pairs(units)),
             _ => {}
         }
     }
 }
 
-fn pairs(heads: &serde_json::Map<String, serde_json::Value>) -> Vec<(String, u64)> {
+fn pairs(units: &serde_json::Map<String, serde_json::Value>) -> Vec<(String, u64)> {
     let of = |(layer, heads): (&String, &serde_json::Value)| {
         heads.as_array().unwrap().iter().map(|h| (layer.clone(), h.as_u64().unwrap())).collect::<Vec<_>>()
     };
-    heads.iter().flat_map(of).collect()
+    units["heads"].as_object().unwrap().iter().flat_map(of).collect()
 }
 
 impl Seen {
@@ -105,7 +105,14 @@ fn a_refit_does_not_cancel_heads_that_return() {
     // What had gone before comes back as without a refit, and half-shut first, while the model learns.
     let folder = tempfile::tempdir().unwrap();
     let mut model = builtin::model().unwrap();
-    surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1, 2]), (2, vec![5])]), 1, None).unwrap();
+    surgery::remove(
+        &mut model,
+        None,
+        &Selection::from([(LayerSite::heads(0), vec![1, 2]), (LayerSite::heads(2), vec![5])]),
+        1,
+        None,
+    )
+    .unwrap();
     let text = folder.path().join("text.txt");
     std::fs::write(
         &text,
@@ -183,7 +190,7 @@ fn a_dry_run_names_the_heads_that_the_run_prunes() {
     let before = pipeline.model().heads.clone();
     let heads = pipeline.preview().unwrap();
     assert!(pipeline.model().heads == before);
-    let named: BTreeSet<_> = pairs(&named_heads(pipeline.model(), &heads)).into_iter().collect();
+    let named: BTreeSet<_> = pairs(&named_units(pipeline.model(), &heads)).into_iter().collect();
     assert_eq!(named, run(config.clone()).pruned);
     let at_once = Pipeline::new(OptimizeConfig { steps_per_cycle: Some(1), ..config }).unwrap().preview().unwrap();
     assert_ne!(heads, at_once, "the steps make no difference here: the test shows nothing");

@@ -8,11 +8,11 @@ use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
 use upgrayedd::export::{HF, export};
 use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
 use upgrayedd::nn::Tensor;
 use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{Tokenizer, builtin, surgery};
 
 fn golden(name: &str) -> PathBuf {
@@ -82,11 +82,11 @@ fn unknown_config_keys_and_companions_are_kept() {
     fs::write(source.join("generation_config.json"), "{\"temperature\": 0.7}").unwrap();
     fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
     let mut model = load(&source);
-    surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1])]), 1, None).unwrap();
+    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
     export(&model, &HF, DType::F32, &out).unwrap();
     let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(written["my_own_key"], config["my_own_key"]);
-    assert_eq!(written["upgrayedd"]["heads"][0], serde_json::json!([0, 2, 3, 4, 5]));
+    assert_eq!(written["upgrayedd"]["units"]["heads"]["model.layers.0.self_attn"], serde_json::json!([0, 2, 3, 4, 5]));
     for name in ["generation_config.json", "tokenizer_config.json"] {
         assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(source.join(name)).unwrap());
     }
@@ -96,7 +96,7 @@ fn unknown_config_keys_and_companions_are_kept() {
 fn heads_pruned_by_transformers_4_are_understood() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = load(&golden("gpt2"));
-    surgery::remove(&mut model, None, &HeadSelection::from([(1, vec![0, 3])]), 1, None).unwrap();
+    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0, 3])]), 1, None).unwrap();
     let out = dir.path().join("out");
     export(&model, &HF, DType::F32, &out).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();

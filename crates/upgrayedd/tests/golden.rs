@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use upgrayedd::files::TensorFile;
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
@@ -14,6 +13,7 @@ use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
 use upgrayedd::train::{self, Update};
+use upgrayedd::units::{Selection, heads_by_layer};
 
 struct Case {
     name: String,
@@ -21,7 +21,7 @@ struct Case {
     model: Model,
     batch: Batch,
     golden: TensorFile,
-    pruned: HeadSelection,
+    pruned: Selection,
 }
 
 fn cases() -> Vec<Case> {
@@ -36,7 +36,7 @@ fn cases() -> Vec<Case> {
 fn load(dir: PathBuf) -> Case {
     let name = dir.file_name().unwrap().to_string_lossy().into_owned();
     let golden = TensorFile::open(&dir.join("golden.safetensors")).unwrap();
-    let pruned: HeadSelection = serde_json::from_str(&golden.metadata()["pruned"]).unwrap();
+    let pruned = heads_by_layer(serde_json::from_str(&golden.metadata()["pruned"]).unwrap());
     let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
     surgery::remove(&mut model, None, &pruned, 1, None).unwrap();
     let ids = golden.read("input_ids").unwrap();

@@ -4,21 +4,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use upgrayedd::budget::Unit;
 use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::family;
 use upgrayedd::grow::{self, Gains, GrowthInit};
-use upgrayedd::heads::{HeadId, HeadScores, HeadSelection};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks, Model};
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
+use upgrayedd::units::{LayerSite, Scores, Selection, Site, Unit, heads_by_layer};
 
 fn pruned(name: &str, selection: &[(usize, Vec<usize>)]) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
     let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
-    surgery::remove(&mut model, None, &selection.iter().cloned().collect(), 1, None).unwrap();
+    surgery::remove(&mut model, None, &heads_by_layer(selection.iter().cloned().collect()), 1, None).unwrap();
     model
 }
 
@@ -49,7 +48,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
             gradient_checkpointing: false,
         };
         let gains = grow::gains(&context).unwrap();
-        let archived: Vec<HeadId> = model.archive.heads().collect();
+        let archived: Vec<Unit> = model.archive.heads().collect();
         assert_eq!(gains.keys().copied().collect::<Vec<_>>(), archived);
         for id in archived {
             let (mut gradient, mut square, mut total) = (0.0, 0.0, 0.0);
@@ -57,7 +56,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                 let batch = data.batch(&[sequence], Pass::Fixed);
                 let loss = |value: f32| {
                     let mut at = dormant.clone();
-                    let position = at.heads.layers()[id.layer].active().binary_search(&id.head).unwrap();
+                    let position = at.heads.layers()[id.layer].active().binary_search(&id.index).unwrap();
                     let mut gates = at.gates[id.layer].clone().unwrap();
                     gates.data_mut()[position] = value;
                     at.gates[id.layer] = Some(gates);
@@ -92,7 +91,7 @@ fn dormant_heads_change_no_bit_of_wide_models() {
         let (family, spec, _) = family::recognise(&config, &[], None).unwrap();
         let mut model = Model::initialised(family, spec, config, 1);
         // A whole group of heads, and single ones.
-        let selection = HeadSelection::from([(0, vec![0, 1, 2, 7]), (1, vec![0, 1, 2, 3, 4, 5])]);
+        let selection = Selection::from([(LayerSite::heads(0), vec![0, 1, 2, 7]), (LayerSite::heads(1), vec![0, 1, 2, 3, 4, 5])]);
         surgery::remove(&mut model, None, &selection, 1, None).unwrap();
         let dormant = grow::with_dormant(&model).unwrap();
         // Few and many positions: there are several kernels.
@@ -109,16 +108,16 @@ fn dormant_heads_change_no_bit_of_wide_models() {
 fn the_best_heads_of_each_layer_return_whole_groups_where_asked() {
     let model = pruned("llama_gqa", &[(0, vec![0, 1, 2]), (1, vec![0, 1, 3])]);
     let gain = |head: usize| [0.1, 0.3, 0.2, -0.4][head];
-    let gains: Gains = model.archive.heads().map(|id| (id, gain(id.head))).collect();
+    let gains: Gains = model.archive.heads().map(|id| (id, gain(id.index))).collect();
     let choose = |counts: &[(usize, usize)], unit| {
         grow::choose(&model.heads, &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
     };
-    let want = |selection: &[(usize, Vec<usize>)]| selection.iter().cloned().collect::<HeadSelection>();
-    assert_eq!(choose(&[(0, 2), (1, 1)], Unit::Head).unwrap(), want(&[(0, vec![1, 2]), (1, vec![1])]));
+    let want = |selection: &[(usize, Vec<usize>)]| heads_by_layer(selection.iter().cloned().collect());
+    assert_eq!(choose(&[(0, 2), (1, 1)], Site::Head).unwrap(), want(&[(0, vec![1, 2]), (1, vec![1])]));
     // Heads 0 to 2 read one key/value head, 3 to 5 another.
-    assert_eq!(choose(&[(0, 3)], Unit::KvGroup).unwrap(), want(&[(0, vec![0, 1, 2])]));
-    assert!(choose(&[(1, 4)], Unit::Head).unwrap_err().to_string().contains("3 to restore"));
-    assert!(choose(&[(9, 1)], Unit::Head).unwrap_err().to_string().contains("layer 9"));
+    assert_eq!(choose(&[(0, 3)], Site::KvGroup).unwrap(), want(&[(0, vec![0, 1, 2])]));
+    assert!(choose(&[(1, 4)], Site::Head).unwrap_err().to_string().contains("3 to restore"));
+    assert!(choose(&[(9, 1)], Site::Head).unwrap_err().to_string().contains("layer 9"));
 }
 
 #[test]
@@ -154,9 +153,9 @@ fn split_and_fresh_heads_leave_the_model_as_it_was() {
             let model = pruned(name, &selection);
             let data = data(&model);
             let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-            let keep = HeadScores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+            let keep = Scores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
             let mut grown = model.clone();
-            let selection = selection.iter().cloned().collect();
+            let selection = heads_by_layer(selection.iter().cloned().collect());
             grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
             assert!(grown.heads.num_pruned() == 0 && grown.archive.heads().count() == 0);
             let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
@@ -179,17 +178,17 @@ fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
         let data = data(&model);
         let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
         let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
-        let keep = HeadScores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+        let keep = Scores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
         // One reader of a key/value head that had gone; the other two stay in the archive.
         let mut grown = model.clone();
-        let selection = HeadSelection::from([(0, vec![1])]);
+        let selection = Selection::from([(LayerSite::heads(0), vec![1])]);
         grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
         for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
             assert!((a - b).abs() < 1e-5, "{init:?}: {a} {b}");
         }
         let mut whole = model.clone();
-        surgery::restore(&mut whole, None, &HeadSelection::from([(0, vec![0, 1, 2])]), 1.0).unwrap();
-        surgery::restore(&mut grown, None, &HeadSelection::from([(0, vec![0, 2])]), 1.0).unwrap();
+        surgery::restore(&mut whole, None, &Selection::from([(LayerSite::heads(0), vec![0, 1, 2])]), 1.0).unwrap();
+        surgery::restore(&mut grown, None, &Selection::from([(LayerSite::heads(0), vec![0, 2])]), 1.0).unwrap();
         for part in ["k", "v"] {
             let id = model.params.find(&format!("layers.0.attn.{part}.weight")).unwrap();
             assert_eq!(grown.params.get(id), whole.params.get(id), "{init:?}: {part}");

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use upgrayedd::export::{HF, HF_DENSE, export};
 use upgrayedd::files::DType;
-use upgrayedd::heads::{HeadId, HeadSelection};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
@@ -16,6 +15,7 @@ use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
 use upgrayedd::train::{self, Update};
+use upgrayedd::units::{LayerSite, Selection, Unit};
 
 const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
 
@@ -34,13 +34,13 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
 }
 
 /// Some heads of each layer, never all, from the bits of `choice`.
-fn selection(model: &Model, choice: u64) -> HeadSelection {
+fn selection(model: &Model, choice: u64) -> Selection {
     let heads = |layer: usize| {
         let count = model.heads.layers()[layer].active().len();
         let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
         chosen.into_iter().take(count - 1).collect()
     };
-    (0..model.spec.num_layers()).map(|layer| (layer, heads(layer))).collect()
+    (0..model.spec.num_layers()).map(|layer| (LayerSite::heads(layer), heads(layer))).collect()
 }
 
 fn weights(model: &Model) -> Vec<Tensor> {
@@ -52,10 +52,10 @@ fn all_slots(model: &Model) -> Vec<Vec<usize>> {
 }
 
 /// Logits of the dense model with gates that silence the chosen heads.
-fn masked_logits(model: &Model, pruned: &HeadSelection, batch: &Batch) -> Tensor {
+fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
     let tape = Tape::inference(model.device, &model.params);
     let gate = |layer: usize| {
-        let gone = pruned.get(&layer).cloned().unwrap_or_default();
+        let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
         let values: Vec<f32> =
             model.heads.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
         tape.constant(Tensor::from_vec(&[values.len()], values))
@@ -89,7 +89,7 @@ proptest! {
             prop_assert_eq!(state.steps.len(), fits.steps.len());
         }
         // Back in two portions, in another order than they left.
-        let mut halves = [HeadSelection::new(), HeadSelection::new()];
+        let mut halves = [Selection::new(), Selection::new()];
         for (&layer, heads) in &pruned {
             for (i, &head) in heads.iter().enumerate().rev() {
                 halves[i % 2].entry(layer).or_default().push(head);
@@ -115,7 +115,7 @@ proptest! {
         prop_assert_eq!(&again.heads, &model.heads);
         prop_assert!(weights(&again) == weights(&model));
         let file = dir.path().join("archive.safetensors");
-        model.archive.save(&file).unwrap();
+        model.archive.save(&file, &model.layer_names()).unwrap();
         prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == model.archive);
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
@@ -193,7 +193,7 @@ fn gradient_checkpointing_changes_no_bit() {
 fn every_trainable_weight_gets_a_gradient() {
     for name in MODELS {
         let mut model = load(name);
-        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![1])]), 1, None).unwrap();
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
         // Every token and every position once, so that embeddings are reached as well.
         let len = model.spec.max_positions;
         let batch = batch(&model, 3, len);
@@ -248,9 +248,22 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
     for name in MODELS {
         let mut model = load(name);
         let batch = batch(&model, 2, 8);
-        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![0, 1]), (1, vec![2])]), 1, None).unwrap();
+        surgery::remove(
+            &mut model,
+            None,
+            &Selection::from([(LayerSite::heads(0), vec![0, 1]), (LayerSite::heads(1), vec![2])]),
+            1,
+            None,
+        )
+        .unwrap();
         let before = model.logits(&batch, &mut Hooks::default());
-        surgery::restore(&mut model, None, &HeadSelection::from([(0, vec![1]), (1, vec![2])]), 5.0).unwrap();
+        surgery::restore(
+            &mut model,
+            None,
+            &Selection::from([(LayerSite::heads(0), vec![1]), (LayerSite::heads(1), vec![2])]),
+            5.0,
+        )
+        .unwrap();
         for (layer, back) in [(0, 1), (1, 2)] {
             let gates: Vec<f32> =
                 model.heads.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
@@ -267,11 +280,11 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
 #[test]
 fn the_archive_remembers_when_and_why() {
     let mut model = load("gpt2");
-    let scores = upgrayedd::heads::HeadScores { layers: vec![vec![4.0, 3.0, 2.0, 1.0]; 2] };
-    surgery::remove(&mut model, None, &HeadSelection::from([(1, vec![2])]), 7, Some(&scores)).unwrap();
-    let departure = model.archive.departure(HeadId { layer: 1, head: 2 }).unwrap();
+    let scores = upgrayedd::units::Scores { layers: vec![vec![4.0, 3.0, 2.0, 1.0]; 2] };
+    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 7, Some(&scores)).unwrap();
+    let departure = model.archive.departure(Unit::head(1, 2)).unwrap();
     assert_eq!((departure.cycle, departure.score), (7, Some(2.0)));
-    let error = surgery::restore(&mut model, None, &HeadSelection::from([(1, vec![0])]), 1.0).unwrap_err();
+    let error = surgery::restore(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 1.0).unwrap_err();
     assert!(error.to_string().contains("not in the archive"), "{error}");
     assert_eq!(all_slots(&model)[1], [0, 1, 3]);
 }
@@ -301,7 +314,14 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
 fn generation_with_the_cache_equals_generation_without() {
     for name in ["llama_mha", "llama_gqa", "llama3_rope", "gpt2"] {
         let mut model = load(name);
-        surgery::remove(&mut model, None, &HeadSelection::from([(0, vec![0]), (1, vec![1, 2])]), 1, None).unwrap();
+        surgery::remove(
+            &mut model,
+            None,
+            &Selection::from([(LayerSite::heads(0), vec![0]), (LayerSite::heads(1), vec![1, 2])]),
+            1,
+            None,
+        )
+        .unwrap();
         let options = GenerateOptions { max_new_tokens: 12, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: vec![] };
         let prompt = [3u32, 17, 8];
         let fast = model.generate(&prompt, &options, |_| true).unwrap().tokens;

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use upgrayedd::data::{Dataset, Pass, Row};
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::refit::{batches, refit};
+use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{builtin, surgery};
 
 fn golden(name: &str) -> Model {
@@ -55,7 +55,7 @@ fn what_a_twin_can_say_is_not_lost() {
     duplicate(&mut parent, 1, 0, 2);
     let data = data(&parent, 60);
     let mut pruned = parent.clone();
-    surgery::remove(&mut pruned, None, &HeadSelection::from([(1, vec![2])]), 0, None).unwrap();
+    surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
     let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4)).unwrap();
     let repaired = logits(&pruned, &data);
@@ -75,7 +75,7 @@ fn what_was_always_the_same_goes_into_the_bias() {
     }
     let data = data(&parent, 60);
     let mut pruned = parent.clone();
-    surgery::remove(&mut pruned, None, &HeadSelection::from([(1, vec![0])]), 0, None).unwrap();
+    surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
     let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4)).unwrap();
     assert!(report[1].repaired > 0.999_99, "{report:?}");
@@ -90,7 +90,7 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         let data = data(&parent, 24);
         let head = parent.heads.layers()[layer].active()[0];
         let mut pruned = parent.clone();
-        surgery::remove(&mut pruned, None, &HeadSelection::from([(layer, vec![head])]), 0, None).unwrap();
+        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(layer), vec![head])]), 0, None).unwrap();
         let before = pruned.clone();
         let report = refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3)).unwrap();
         assert!(
@@ -122,7 +122,7 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
     let error = |model: &Model| -> f32 { stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum() };
     for head in 0..parent.spec.num_heads() {
         let mut pruned = parent.clone();
-        surgery::remove(&mut pruned, None, &HeadSelection::from([(2, vec![head])]), 0, None).unwrap();
+        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None).unwrap();
         let before = error(&pruned);
         // Hardly more positions than features: what fits these best is far off elsewhere.
         refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
@@ -148,7 +148,7 @@ fn threads_do_not_change_a_bit() {
         let pool = pool_of(threads);
         pool.install(|| {
             let mut pruned = parent.clone();
-            surgery::remove(&mut pruned, None, &HeadSelection::from([(0, vec![1])]), 0, None).unwrap();
+            surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None).unwrap();
             refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
             logits(&pruned, &data)
         })

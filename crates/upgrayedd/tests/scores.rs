@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use upgrayedd::data::{Dataset, Pass, Row, Targets};
-use upgrayedd::heads::HeadScores;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
+use upgrayedd::units::Scores;
 
 fn load(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -54,7 +54,7 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
     (loss.sum / loss.count as f64, loss.count as f64)
 }
 
-fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> HeadScores {
+fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> Scores {
     let range = 0..data.len();
     let context =
         ScoreContext { model, data: Some((data, &range)), batch_size, samples: 100, seed: 0, gradient_checkpointing: false };

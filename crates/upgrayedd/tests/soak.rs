@@ -7,10 +7,10 @@ use std::sync::Mutex;
 
 use peak_alloc::PeakAlloc;
 use upgrayedd::event::{Event, Observer};
-use upgrayedd::heads::HeadSelection;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
 use upgrayedd::pipeline::Pipeline;
+use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{OptimizeConfig, surgery};
 
 /// Counts what is allocated, to the byte: the resident set also holds what the allocator keeps for later.
@@ -74,10 +74,10 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
     assert!(model.heads.num_pruned() > 0);
-    let lost: HeadSelection = (0..model.spec.num_layers())
+    let lost: Selection = (0..model.spec.num_layers())
         .map(|layer| {
             let active = model.heads.layers()[layer].active();
-            (layer, (0..model.spec.num_heads()).filter(|h| !active.contains(h)).collect())
+            (LayerSite::heads(layer), (0..model.spec.num_heads()).filter(|h| !active.contains(h)).collect())
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();

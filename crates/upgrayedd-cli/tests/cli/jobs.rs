@@ -40,7 +40,7 @@ fn every_strategy_scope_unit_and_schedule_runs() {
         vec!["--strategy", "magnitude"],
         vec!["--strategy", "entropy", "--strategy-option", "attention_samples=8"],
         vec!["--strategy", "random", "--scope", "global"],
-        vec!["--strategy", "random", "--unit", "kv_group"],
+        vec!["--strategy", "random", "--units", "kv-groups"],
         vec!["--strategy", "auto"],
         vec!["--strategy", "fisher", "--steps-per-cycle", "3", "--no-refit"],
         vec!["--strategy", "similarity", "--growth-init", "split"],

@@ -42,5 +42,5 @@ fn second_looks_keep_the_budget_and_what_lowers_the_calibration_loss() {
         let count = |heads: &Value| heads.as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum::<usize>();
         assert_eq!(count(&swap["grown"]), count(&swap["pruned"]));
     }
-    b.refused(2, &["exact_border", "unit head"], &optimize("no", &["--exact-border", "2", "--unit", "kv_group"]));
+    b.refused(2, &["exact_border", "units heads"], &optimize("no", &["--exact-border", "2", "--units", "kv-groups"]));
 }

@@ -52,7 +52,7 @@ fn parameters_out_of_range() {
         ("--strategy", "entrpy", ["random, entropy, magnitude", "did you mean \"entropy\"?"]),
         ("--strategy-option", "weight_treshold=1", ["weight_treshold", "weight_threshold"]),
         ("--scope", "everywhere", ["scope", "layer, global"]),
-        ("--unit", "kv-group", ["kv_group", "did you mean"]),
+        ("--units", "kv-group", ["kv-groups", "did you mean"]),
         ("--schedule", "target2", ["schedule", "target"]),
         ("--device", "cuda", ["cuda", "cpu"]),
         ("--device", "tpu", ["tpu", "auto, cpu, cuda"]),

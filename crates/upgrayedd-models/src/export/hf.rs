@@ -10,9 +10,9 @@ use upgrayedd_nn::optim::Lanes;
 use super::format::Format;
 use crate::family::Task;
 use crate::files::{DType, safetensors_file, write_file};
-use crate::heads::{CONFIG_KEY, LayerHeads};
 use crate::model::Model;
 use crate::spec::Objective;
+use crate::units::{CONFIG_KEY, FORMAT};
 use crate::weights::{Layout, Weight};
 use crate::{Error, Result};
 
@@ -89,8 +89,7 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
         map.insert("architectures".to_owned(), json!([architecture.class]));
     }
     if pruned {
-        let active: Vec<&[usize]> = model.heads.layers().iter().map(LayerHeads::active).collect();
-        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": 1, "heads": active }));
+        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": FORMAT, "units": model.heads.record(&model.layer_names()) }));
         let class = |name: &str| format!("{MODELING_FILE}.{name}");
         let mut auto_map = json!({ "AutoModel": class("UpgrayeddModel") });
         if let Some(architecture) = architecture {
@@ -146,7 +145,7 @@ fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
 fn expand(model: &Model, weight: &Weight, tensor: &Tensor) -> Tensor {
     let (lanes, owner) = (weight.lanes(), weight.owner());
     let Some((layer, (site, width))) = weight.layer.zip(owner) else { return tensor.clone() };
-    let present = site.active(&model.heads.layers()[layer]);
+    let present = model.heads.layers()[layer].units(site);
     let features: Vec<usize> = present.iter().flat_map(|unit| unit * width..(unit + 1) * width).collect();
     let shape = weight.shape(&model.spec.full_heads());
     let mut full = Tensor::zeros(&shape);

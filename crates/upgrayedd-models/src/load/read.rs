@@ -11,9 +11,9 @@ use super::names::Names;
 use super::source::Weights;
 use crate::family::{self, Family, Task};
 use crate::files::DType;
-use crate::heads::{CONFIG_KEY, HeadMap};
 use crate::model::{Companions, Model};
 use crate::spec::{ModelSpec, Objective};
+use crate::units::{CONFIG_KEY, FORMAT, UnitMap, heads_by_layer};
 use crate::weights::{Layout, Part, Weight};
 use crate::{Error, Result};
 
@@ -47,7 +47,7 @@ impl Model {
         let (family, mut spec, mut notices) = family::recognise(&config, &names.all(), options.family.as_deref())?;
         let names = names.without_prefix(family)?;
         notices.extend_from_slice(&names.notes);
-        let heads = heads_from_config(&config, &spec)?;
+        let heads = units_from_config(&config, family, &spec)?;
         let said = spec.tied_head;
         check_second_names(family, &spec, &names)?;
         let head = settle_head(family, &mut spec, &names, weights)?;
@@ -188,37 +188,36 @@ impl Types {
     }
 }
 
-fn heads_from_config(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Result<UnitMap> {
     let Some(ours) = config.get(CONFIG_KEY) else {
         return match &config["pruned_heads"] {
             Value::Null => Ok(spec.full_heads()),
             _ => pruned_by_transformers(config, spec),
         };
     };
-    let version = ours["format_version"].as_u64();
-    if version != Some(1) {
+    let version = &ours["format_version"];
+    if version.as_u64() != Some(FORMAT) {
         return Err(Error::invalid(format!(
-            "config.json: {CONFIG_KEY}.format_version is {}: this program reads version 1",
-            ours["format_version"]
+            "config.json: {CONFIG_KEY}.format_version is {version}: this program reads version {FORMAT}"
         )));
     }
-    let active: Vec<Vec<usize>> = serde_json::from_value(ours["heads"].clone())
-        .map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))?;
-    spec.full_heads().with_active(active).map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.heads: {e}")))
+    let layers: Vec<String> = (0..spec.num_layers()).map(family.module).collect();
+    let units = spec.full_heads().with_record(&ours["units"], &layers);
+    units.map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.units: {e}")))
 }
 
 /// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
-fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<HeadMap> {
+fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
     let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
         Error::invalid(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
     })?;
     let mut heads = spec.full_heads();
-    heads.remove(&pruned, 1)?;
+    heads.remove(&heads_by_layer(pruned), 1)?;
     Ok(heads)
 }
 
 /// Reads one weight in canonical layout, after its stored shape has been checked.
-fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &HeadMap) -> Result<Tensor> {
+fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &UnitMap) -> Result<Tensor> {
     let want = weight.shape(heads);
     let stored = stored_shape(&weight.layout, &want);
     let found = weights.shape(name)?;

@@ -50,7 +50,7 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` positions.
     pub fn new(model: &Model, capacity: usize) -> Self {
-        let layer = |l: &crate::heads::LayerHeads| {
+        let layer = |l: &crate::units::LayerUnits| {
             let shape = [capacity, l.kv_active().len() * model.spec.head_dim];
             (Tensor::zeros(&shape), Tensor::zeros(&shape))
         };

@@ -12,10 +12,11 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::{DType, read_optional_json};
-use crate::heads::HeadMap;
 use crate::spec::{ModelSpec, Objective};
 use crate::tokenizer::{Tokenizer, end_tokens};
-use crate::weights::{Kind, Part, Role, Site, Weight, Writer};
+use crate::units::Site;
+use crate::units::UnitMap;
+use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, keys, rng};
 
 /// An affine map's parameters.
@@ -66,7 +67,7 @@ pub struct Model {
     table: Vec<Weight>,
     ids: BTreeMap<(Option<usize>, Role), ParamId>,
     /// Which heads there are.
-    pub heads: HeadMap,
+    pub heads: UnitMap,
     /// Heads that were removed.
     pub archive: Archive,
     /// Element type of the files it came from.
@@ -100,7 +101,7 @@ impl Model {
         spec: ModelSpec,
         config: Value,
         params: ParamSet,
-        heads: HeadMap,
+        heads: UnitMap,
         dtype: DType,
     ) -> Self {
         let table: Vec<Weight> = (family.weights)(&spec).into_iter().filter(|w| params.find(&w.name()).is_some()).collect();
@@ -259,6 +260,11 @@ impl Model {
     /// The module path of a layer's attention: how files and Python name the layer.
     pub fn layer_name(&self, layer: usize) -> String {
         (self.family.module)(layer)
+    }
+
+    /// All layers by these paths.
+    pub fn layer_names(&self) -> Vec<String> {
+        (0..self.spec.num_layers()).map(|layer| self.layer_name(layer)).collect()
     }
 
     /// Changes whenever the weights or heads do: what was computed for another state no longer holds.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use serde_json::json;
 use upgrayedd_models::export::{self, HF};
 use upgrayedd_models::files::DType;
-use upgrayedd_models::heads::HeadSelection;
 use upgrayedd_models::load::LoadOptions;
 use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::units::{LayerSite, Selection};
 use upgrayedd_models::weights::{Kind, Part};
 use upgrayedd_models::{Model, surgery};
 
@@ -35,7 +35,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let mlp = |layer| model.params.get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
     assert_eq!((mlp(0), mlp(1)), (vec![16, 16], vec![48, 16]));
 
-    let gone = HeadSelection::from([(0, vec![1]), (2, vec![0, 3])]);
+    let gone = Selection::from([(LayerSite::heads(0), vec![1]), (LayerSite::heads(2), vec![0, 3])]);
     surgery::remove(&mut model, None, &gone, 0, None).unwrap();
     let pruned = logits(&model);
     assert!(pruned.data() != whole.data());

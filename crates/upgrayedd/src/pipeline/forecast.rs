@@ -36,7 +36,7 @@ impl Pipeline {
 
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
-        let most = budget::prunable(&parent.heads, self.config.unit, self.config.min_heads);
+        let most = budget::prunable(&parent.heads, self.config.units, self.config.min_heads);
         let mut rows = Vec::new();
         for ratio in FORECAST {
             if self.config.budget == Currency::Heads && budget::portion(ratio, parent.heads.num_active()) > most {

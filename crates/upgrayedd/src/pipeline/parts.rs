@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use crate::budget::{self, Budget, Scope};
 use crate::config::OptimizeConfig;
 use crate::data::{Dataset, Part, RunData};
-use crate::heads::HeadScores;
 use crate::load::LoadOptions;
 use crate::model::Model;
 use crate::open::open;
 use crate::price::{Currency, Prices};
 use crate::score::ScoreContext;
 use crate::tokenizer::Tokenizer;
+use crate::units::Scores;
 use crate::{Error, Result, builtin};
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
@@ -56,7 +56,7 @@ pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> 
     }
     if config.schedule == budget::Schedule::Target {
         let goal = budget::portion(config.pruning_ratio, model.heads.total());
-        let most = model.heads.num_pruned() + budget::prunable(&model.heads, config.unit, config.min_heads);
+        let most = model.heads.num_pruned() + budget::prunable(&model.heads, config.units, config.min_heads);
         if goal > most {
             return Err(Error::invalid(format!(
                 "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
@@ -80,9 +80,9 @@ pub(super) fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<
         return Ok(());
     }
     let prices = prices(config, model)?;
-    let all = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
-    let most = budget::prunable(&model.heads, config.unit, config.min_heads);
-    let budget = Budget { heads: most, scope: Scope::Global, unit: config.unit, min_heads: config.min_heads };
+    let all = Scores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let most = budget::prunable(&model.heads, config.units, config.min_heads);
+    let budget = Budget { heads: most, scope: Scope::Global, units: config.units, min_heads: config.min_heads };
     let mut least = model.heads.clone();
     least.remove(&budget::choose(&model.heads, &all, budget), 1)?;
     let possible = 1.0 - prices.total(&least) / prices.total(&model.heads);

@@ -9,11 +9,10 @@ use super::select::{Chosen, PruneStep};
 use super::state::{Learning, Pipeline, Run};
 use crate::budget;
 use crate::eval::measure_speed;
-use crate::event::{Control, Event, Phase, Progress, named_heads, named_scores};
+use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
 use crate::export;
 use crate::files::DType;
 use crate::grow::{Gains, GrowthInit};
-use crate::heads::{HeadScores, HeadSelection, LayerHeads};
 use crate::model::Model;
 use crate::open::base_of;
 use crate::price::Currency;
@@ -21,6 +20,7 @@ use crate::record::{CycleRecord, Evaluation, Snapshot, Summary};
 use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
+use crate::units::{LayerSite, LayerUnits, Scores, Selection};
 use crate::{Error, Result, checkpoint, grow, refit, surgery};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
@@ -42,7 +42,7 @@ impl Run<'_> {
         let evaluation = self.state.baseline.clone();
         self.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
-            schema: 1,
+            schema: 2,
             family: model.family.model_type,
             parameters: model.num_parameters(),
             heads: model.heads.num_active(),
@@ -141,7 +141,7 @@ impl Run<'_> {
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning, &parent)?;
-        let count = |heads: &HeadSelection| heads.values().map(Vec::len).sum();
+        let count = |heads: &Selection| heads.values().map(Vec::len).sum();
         self.state.learning = Some(Learning {
             growing,
             pruned: count(&pruned),
@@ -164,12 +164,12 @@ impl Run<'_> {
     }
 
     /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
-    fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(HeadSelection, HeadScores)> {
+    fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
         let of = self.pipeline.config.steps_per_cycle.unwrap_or(1);
         let task = self.task(cycle, "score");
         let (swaps, all) = (self.pipeline.config.swaps > 0, self.pipeline.config.refit_samples);
-        let (mut pruned, mut count) = (HeadSelection::new(), 0);
-        let mut left = HeadScores::default();
+        let (mut pruned, mut count) = (Selection::new(), 0);
+        let mut left = Scores::default();
         let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
         for number in 1..=of {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
@@ -183,14 +183,14 @@ impl Run<'_> {
                 self.emit(Event::Settled { cycle, impacts, exchanged })?;
             }
             let Pipeline { model, optim, .. } = &mut self.pipeline;
-            let heads = named_heads(model, &selection);
+            let units = named_units(model, &selection);
             surgery::remove(model, Some(optim), &selection, cycle, Some(&scores))?;
             left = remaining(model, &scores, &selection);
             let active = model.heads.num_active();
-            self.emit(Event::Pruned { cycle, budget: share, heads, active })?;
-            for (layer, heads) in selection {
-                count += heads.len();
-                pruned.entry(layer).or_insert_with(Vec::new).extend(heads);
+            self.emit(Event::Pruned { cycle, budget: share, units, active })?;
+            for (place, units) in selection {
+                count += units.len();
+                pruned.entry(place).or_insert_with(Vec::new).extend(units);
             }
             // What comes before another step need not be perfect.
             self.refit(cycle, parent, if number < of || swaps { 0 } else { all })?;
@@ -221,9 +221,9 @@ impl Run<'_> {
                 Some(format!("{} heads pruned beyond the ratio: the strategy holds them for dead", count - budget))
             }
             (count, budget) if count < budget => Some(format!(
-                "{count} of {budget} heads pruned: min_heads {} and unit {} allow no more",
+                "{count} of {budget} heads pruned: min_heads {} and units {} allow no more",
                 config.min_heads,
-                config.unit.name()
+                config.units.name()
             )),
             _ => None,
         }
@@ -276,18 +276,18 @@ impl Run<'_> {
     fn grow(
         &mut self,
         cycle: usize,
-        left: &HeadScores,
+        left: &Scores,
         goal: Option<usize>,
         evaluation: &Evaluation,
         parent: &Model,
-    ) -> Result<(HeadSelection, Vec<Vec<bool>>)> {
+    ) -> Result<(Selection, Vec<Vec<bool>>)> {
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, config, .. } = &self.pipeline;
         let restorable = model.archive.restorable(&model.heads);
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
             Some(goal) => model.heads.num_pruned().saturating_sub(goal).min(can_return),
-            None => budget::growth(config.growth_ratio, can_return, &model.heads, config.unit),
+            None => budget::growth(config.growth_ratio, can_return, &model.heads, config.units),
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
         let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
@@ -300,24 +300,24 @@ impl Run<'_> {
             restorable: &restorable,
             importances: left,
             count,
-            unit: config.unit,
+            units: config.units,
             seed,
             cycle,
             evaluation,
             history: &self.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&model.heads, &gains, &counts, config.unit)?;
+        let selection = grow::choose(&model.heads, &gains, &counts, config.units)?;
         let rate = config.growth_lr_multiplier as f32;
         // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
         let restores = config.growth_init == GrowthInit::Restore;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
         let has = |layer: usize, head: usize| parent.heads.layers()[layer].is_active(head);
-        let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), HeadSelection::new()) };
+        let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), Selection::new()) };
         grow::bring_back(model, Some(optim), &first, config.growth_init, (left, seed), rate)?;
         let active = model.heads.num_active() + later.values().map(Vec::len).sum::<usize>();
-        let heads = named_heads(model, &selection);
-        self.emit(Event::Grown { cycle, heads, active })?;
+        let units = named_units(model, &selection);
+        self.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.config.refit && !first.is_empty();
         let fitted = if refits && restores && self.pipeline.model.heads == parent.heads {
             refit::undo(&mut self.pipeline.model, parent);
@@ -329,8 +329,12 @@ impl Run<'_> {
         surgery::restore(model, Some(optim), &later, rate)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
-        let marks = |(layer, heads): (usize, &LayerHeads)| {
-            heads.active().iter().map(|h| restores && fading.get(&layer).is_some_and(|s| s.contains(h))).collect()
+        let marks = |(layer, heads): (usize, &LayerUnits)| {
+            heads
+                .active()
+                .iter()
+                .map(|h| restores && fading.get(&LayerSite::heads(layer)).is_some_and(|s| s.contains(h)))
+                .collect()
         };
         let growing = model.heads.layers().iter().enumerate().map(marks).collect();
         Ok((selection, growing))
@@ -390,34 +394,32 @@ impl Run<'_> {
         let named =
             model.origin.as_deref().or(config.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
-        self.dir.finish(&model.archive, &summary, |out| {
-            export::export_with(model, &export::HF, dtype, out, &[("README.md", &card)])
-        })?;
+        self.dir.finish(model, &summary, |out| export::export_with(model, &export::HF, dtype, out, &[("README.md", &card)]))?;
         self.observer.on_event(&finished);
         Ok(summary)
     }
 }
 
 /// The heads for which `first` holds, and the others.
-fn partition(selection: &HeadSelection, first: impl Fn(usize, usize) -> bool) -> (HeadSelection, HeadSelection) {
+fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Selection, Selection) {
     let some = |wanted: bool| {
-        let layer = |(&layer, heads): (&usize, &Vec<usize>)| {
-            (layer, heads.iter().copied().filter(|&head| first(layer, head) == wanted).collect::<Vec<_>>())
+        let place = |(&place, units): (&LayerSite, &Vec<usize>)| {
+            (place, units.iter().copied().filter(|&unit| first(place.layer, unit) == wanted).collect::<Vec<_>>())
         };
-        selection.iter().map(layer).filter(|(_, heads)| !heads.is_empty()).collect()
+        selection.iter().map(place).filter(|(_, units)| !units.is_empty()).collect()
     };
     (some(true), some(false))
 }
 
 /// The scores of the heads that pruning has left.
-fn remaining(model: &Model, scores: &HeadScores, pruned: &HeadSelection) -> HeadScores {
+fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
     let layers = scores.layers.iter().enumerate().map(|(layer, scores)| {
-        let gone = pruned.get(&layer).map(Vec::as_slice).unwrap_or_default();
+        let gone = pruned.get(&LayerSite::heads(layer)).map(Vec::as_slice).unwrap_or_default();
         let mut before: Vec<usize> = model.heads.layers()[layer].active().iter().chain(gone).copied().collect();
         before.sort_unstable();
         before.iter().zip(scores).filter(|(h, _)| !gone.contains(h)).map(|(_, s)| *s).collect()
     });
-    HeadScores { layers: layers.collect() }
+    Scores { layers: layers.collect() }
 }
 
 fn round_weights(model: &mut Model, dtype: DType) {

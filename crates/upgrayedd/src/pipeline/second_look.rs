@@ -11,12 +11,12 @@ use crate::Result;
 use crate::budget::Scope;
 use crate::data::Part;
 use crate::eval::{EvalOptions, evaluate};
-use crate::event::{Event, Progress, Silent, named_heads};
+use crate::event::{Event, Progress, Silent, named_units};
 use crate::grow;
-use crate::heads::{HeadMap, HeadScores, HeadSelection};
 use crate::model::Model;
 use crate::score::{ScoreContext, ablate};
 use crate::surgery;
+use crate::units::{LayerSite, Scores, Selection, Site, UnitMap};
 
 /// Calibration sequences that exact ablation reads at most.
 const ABLATED: usize = 32;
@@ -35,40 +35,37 @@ pub(super) type Settled = (Map<String, Value>, usize);
 impl Pipeline {
     /// Of the `exact_border` chosen heads with the highest scores and as many others with the lowest, those go without which the
     /// loss is lowest, each left out alone.
-    pub(super) fn settle(
-        &self,
-        cycle: usize,
-        scores: &HeadScores,
-        selection: HeadSelection,
-    ) -> Result<(HeadSelection, Option<Settled>)> {
+    pub(super) fn settle(&self, cycle: usize, scores: &Scores, selection: Selection) -> Result<(Selection, Option<Settled>)> {
         let Self { model, config, .. } = self;
         let count = config.exact_border;
         if count == 0 || selection.values().all(Vec::is_empty) {
             return Ok((selection, None));
         }
         let borders = borders(&model.heads, scores, &selection, count, config.scope.unwrap_or_default());
-        let mut asked = HeadSelection::new();
-        borders.iter().flatten().for_each(|b| asked.entry(b.layer).or_default().push(b.head));
+        let mut asked = Selection::new();
+        borders.iter().flatten().for_each(|b| asked.entry(LayerSite::heads(b.layer)).or_default().push(b.head));
         asked.values_mut().for_each(|heads| heads.sort_unstable());
         let context = score_context(model, &self.data, config, self.cycle_seed(cycle));
         let found = ablate(&ScoreContext { samples: context.samples.min(ABLATED), ..context }, &asked)?;
         let mut impacts = BTreeMap::new();
         for (layer, found) in &found {
-            impacts.extend(asked[layer].iter().zip(found).map(|(&head, &impact)| ((*layer, head), impact)));
+            impacts.extend(asked[&LayerSite::heads(*layer)].iter().zip(found).map(|(&head, &impact)| ((*layer, head), impact)));
         }
         let (settled, exchanged) = by_impact(&model.heads, selection, borders, &impacts, config.min_heads);
         let named = |(layer, found): &(usize, Vec<f64>)| {
-            let heads: Map<String, Value> = asked[layer].iter().zip(found).map(|(h, &v)| (h.to_string(), v.into())).collect();
+            let heads: Map<String, Value> =
+                asked[&LayerSite::heads(*layer)].iter().zip(found).map(|(h, &v)| (h.to_string(), v.into())).collect();
             (model.layer_name(*layer), heads.into())
         };
-        Ok((settled, Some((found.iter().map(named).collect(), exchanged))))
+        let impacts = [(Site::Head.name().to_owned(), found.iter().map(named).collect::<Map<String, Value>>().into())];
+        Ok((settled, Some((impacts.into_iter().collect(), exchanged))))
     }
 }
 
 impl Run<'_> {
     /// Trades up to `swaps` of the weakest heads for as many of those with the highest gains that the cycle has pruned, as long as that
     /// lowers the loss; half as many when it does not. Returns the scores of the heads that are there then.
-    pub(super) fn swap(&mut self, cycle: usize, parent: &Model) -> Result<HeadScores> {
+    pub(super) fn swap(&mut self, cycle: usize, parent: &Model) -> Result<Scores> {
         let mut count = self.pipeline.config.swaps;
         let mut loss = self.calibration_loss(&self.pipeline.model)?;
         loop {
@@ -76,7 +73,7 @@ impl Run<'_> {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let (mut gains, scores) = (self.pipeline.gains(cycle)?, self.pipeline.score(cycle)?);
             // The refit would cancel heads that the parent does not have.
-            gains.retain(|id, _| parent.heads.layers()[id.layer].is_active(id.head));
+            gains.retain(|id, _| parent.heads.layers()[id.layer].is_active(id.index));
             loop {
                 let Run { pipeline, .. } = self;
                 let (scope, least) = (pipeline.config.scope.unwrap_or_default(), pipeline.config.min_heads);
@@ -85,7 +82,7 @@ impl Run<'_> {
                     return Ok(scores);
                 }
                 let before = (self.pipeline.model.clone(), self.pipeline.optim.clone());
-                let named = [&back, &gone].map(|heads| named_heads(&self.pipeline.model, heads));
+                let named = [&back, &gone].map(|heads| named_units(&self.pipeline.model, heads));
                 let Pipeline { model, optim, .. } = &mut self.pipeline;
                 surgery::restore(model, Some(optim), &back, 1.0)?;
                 surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.heads, &scores, &back)))?;
@@ -120,10 +117,10 @@ fn groups(layers: usize, scope: Scope) -> Vec<std::ops::Range<usize>> {
 }
 
 /// Where heads compete: the `count` chosen ones that were closest to staying, and the `count` others closest to going.
-fn borders(heads: &HeadMap, keep: &HeadScores, selection: &HeadSelection, count: usize, scope: Scope) -> Vec<Vec<Border>> {
+fn borders(heads: &UnitMap, keep: &Scores, selection: &Selection, count: usize, scope: Scope) -> Vec<Vec<Border>> {
     let near = |layers: std::ops::Range<usize>| {
         let all = layers.flat_map(|layer| {
-            let chosen = |head: &usize| selection.get(&layer).is_some_and(|s| s.contains(head));
+            let chosen = |head: &usize| selection.get(&LayerSite::heads(layer)).is_some_and(|s| s.contains(head));
             let border = move |(&head, &keep): (&usize, &f64)| Border { layer, head, keep, chosen: chosen(&head) };
             heads.layers()[layer].active().iter().zip(&keep.layers[layer]).map(border).collect::<Vec<_>>()
         });
@@ -137,22 +134,22 @@ fn borders(heads: &HeadMap, keep: &HeadScores, selection: &HeadSelection, count:
 
 /// The selection with its border chosen anew, lowest impact first, and how many heads of it are other ones.
 fn by_impact(
-    heads: &HeadMap,
-    mut selection: HeadSelection,
+    heads: &UnitMap,
+    mut selection: Selection,
     borders: Vec<Vec<Border>>,
     impacts: &BTreeMap<(usize, usize), f64>,
     min_heads: usize,
-) -> (HeadSelection, usize) {
+) -> (Selection, usize) {
     let mut exchanged = 0;
     for mut border in borders {
         let mut wanted = border.iter().filter(|b| b.chosen).count();
         for b in border.iter().filter(|b| b.chosen) {
-            selection.entry(b.layer).or_default().retain(|h| *h != b.head);
+            selection.entry(LayerSite::heads(b.layer)).or_default().retain(|h| *h != b.head);
         }
         let impact = |b: &Border| impacts[&(b.layer, b.head)];
         border.sort_by(|a, b| impact(a).total_cmp(&impact(b)).then(a.keep.total_cmp(&b.keep)));
         for b in border {
-            let gone = selection.entry(b.layer).or_default();
+            let gone = selection.entry(LayerSite::heads(b.layer)).or_default();
             if wanted > 0 && heads.layers()[b.layer].active().len() > min_heads + gone.len() {
                 gone.push(b.head);
                 wanted -= 1;
@@ -168,13 +165,13 @@ fn by_impact(
 /// Up to `count` archived heads that promise a gain and as many of the weakest to go for them, in the same layers if heads compete
 /// there; `least` heads of each layer stay.
 fn trades(
-    heads: &HeadMap,
-    keep: &HeadScores,
+    heads: &UnitMap,
+    keep: &Scores,
     gains: &grow::Gains,
     count: usize,
     (scope, least): (Scope, usize),
-) -> (HeadSelection, HeadSelection) {
-    let (mut back, mut gone) = (HeadSelection::new(), HeadSelection::new());
+) -> (Selection, Selection) {
+    let (mut back, mut gone) = (Selection::new(), Selection::new());
     for layers in groups(heads.layers().len(), scope) {
         let mut dormant: Vec<_> = gains.iter().filter(|(id, gain)| layers.contains(&id.layer) && **gain > 0.0).collect();
         dormant.sort_by(|a, b| b.1.total_cmp(a.1).then(a.0.cmp(b.0)));
@@ -189,8 +186,8 @@ fn trades(
         }
         live.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
         for ((id, _), (_, layer, head)) in dormant.into_iter().zip(live).take(count) {
-            back.entry(id.layer).or_default().push(id.head);
-            gone.entry(layer).or_default().push(head);
+            back.entry(id.place()).or_default().push(id.index);
+            gone.entry(LayerSite::heads(layer)).or_default().push(head);
         }
     }
     for heads in back.values_mut().chain(gone.values_mut()) {
@@ -200,9 +197,9 @@ fn trades(
 }
 
 /// `keep` with a place for the heads that came back: they are not among those that go.
-fn with_restored(heads: &HeadMap, keep: &HeadScores, back: &HeadSelection) -> HeadScores {
+fn with_restored(heads: &UnitMap, keep: &Scores, back: &Selection) -> Scores {
     let mut wider = keep.clone();
-    for (&layer, restored) in back {
+    for (&LayerSite { layer, .. }, restored) in back {
         let mut scored: Vec<(usize, f64)> =
             heads.layers()[layer].active().iter().copied().zip(keep.layers[layer].iter().copied()).collect();
         scored.extend(restored.iter().map(|&head| (head, 0.0)));
@@ -215,38 +212,44 @@ fn with_restored(heads: &HeadMap, keep: &HeadScores, back: &HeadSelection) -> He
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heads::HeadId;
+    use crate::units::Unit;
 
-    fn scores(layers: &[&[f64]]) -> HeadScores {
-        HeadScores { layers: layers.iter().map(|l| l.to_vec()).collect() }
+    fn scores(layers: &[&[f64]]) -> Scores {
+        Scores { layers: layers.iter().map(|l| l.to_vec()).collect() }
     }
 
     #[test]
     fn the_border_goes_by_impact_and_layers_keep_their_least() {
-        let heads = HeadMap::full(2, 3, 3);
+        let heads = UnitMap::full(2, 3, 3);
         let keep = scores(&[&[0.1, 0.2, 0.3], &[0.25, 0.5, 0.6]]);
-        let selection = HeadSelection::from([(0, vec![0, 1]), (1, vec![0])]);
+        let selection = Selection::from([(LayerSite::heads(0), vec![0, 1]), (LayerSite::heads(1), vec![0])]);
         let borders = borders(&heads, &keep, &selection, 2, Scope::Global);
         let near: Vec<_> = borders[0].iter().map(|b| (b.layer, b.head, b.chosen)).collect();
         assert_eq!(near, [(1, 0, true), (0, 1, true), (0, 2, false), (1, 1, false)]);
         // Head 2 of layer 0 costs least, but one head must stay there, and head 0 is gone already.
         let impacts = BTreeMap::from([((1, 0), 0.9), ((0, 1), 0.2), ((0, 2), 0.1), ((1, 1), 0.3)]);
         let (settled, exchanged) = by_impact(&heads, selection, borders, &impacts, 1);
-        assert_eq!(settled, HeadSelection::from([(0, vec![0, 2]), (1, vec![1])]));
+        assert_eq!(settled, Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]));
         assert_eq!(exchanged, 2);
     }
 
     #[test]
     fn trades_take_what_gains_for_what_is_weakest() {
-        let heads = HeadMap::full(2, 3, 3).with_active(vec![vec![0, 1], vec![2]]).expect("heads");
+        let heads = UnitMap::full(2, 3, 3).with_active(vec![vec![0, 1], vec![2]]).expect("heads");
         let keep = scores(&[&[0.3, 0.1], &[0.05]]);
-        let gains = [(0, 2, 0.5), (1, 0, 0.7), (1, 1, -0.2)].map(|(layer, head, gain)| (HeadId { layer, head }, gain));
+        let gains = [(0, 2, 0.5), (1, 0, 0.7), (1, 1, -0.2)].map(|(layer, head, gain)| (Unit::head(layer, head), gain));
         let gains = gains.into_iter().collect();
         let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Global, 1));
         // The last head of layer 1 does not go however weak it is, and what would not gain does not return.
-        assert_eq!((back, gone), (HeadSelection::from([(1, vec![0])]), HeadSelection::from([(0, vec![1])])));
+        assert_eq!(
+            (back, gone),
+            (Selection::from([(LayerSite::heads(1), vec![0])]), Selection::from([(LayerSite::heads(0), vec![1])]))
+        );
         let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Layer, 1));
-        assert_eq!((back, gone), (HeadSelection::from([(0, vec![2])]), HeadSelection::from([(0, vec![1])])));
+        assert_eq!(
+            (back, gone),
+            (Selection::from([(LayerSite::heads(0), vec![2])]), Selection::from([(LayerSite::heads(0), vec![1])]))
+        );
         let (back, gone) = trades(&heads, &keep, &gains, 4, (Scope::Global, 2));
         assert!(back.is_empty() && gone.is_empty(), "{back:?} {gone:?}");
     }

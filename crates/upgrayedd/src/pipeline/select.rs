@@ -6,10 +6,10 @@ use super::parts::prices;
 use super::second_look::Settled;
 use super::state::Pipeline;
 use crate::budget::{self, Budget};
-use crate::heads::{HeadScores, HeadSelection};
 use crate::model::Model;
 use crate::price::Currency;
 use crate::strategy::PruneView;
+use crate::units::{Scores, Selection};
 use crate::{Result, surgery};
 
 /// A step of a cycle that prunes in steps.
@@ -28,32 +28,32 @@ pub(super) struct PruneStep<'a> {
 
 /// What goes in a step.
 pub(super) struct Chosen {
-    pub(super) scores: HeadScores,
+    pub(super) scores: Scores,
     /// How many heads the budget asked for.
     pub(super) share: usize,
-    pub(super) selection: HeadSelection,
+    pub(super) selection: Selection,
     /// What exact ablation has found out and changed.
     pub(super) settled: Option<Settled>,
 }
 
 impl Pipeline {
     /// The heads that the first cycle would prune, without changing anything; of the run's second looks, swaps are left out.
-    pub fn preview(&mut self) -> Result<HeadSelection> {
+    pub fn preview(&mut self) -> Result<Selection> {
         let parent = self.model.clone();
         let result = self.preview_from(&parent);
         self.model = parent;
         result
     }
 
-    fn preview_from(&mut self, parent: &Model) -> Result<HeadSelection> {
+    fn preview_from(&mut self, parent: &Model) -> Result<Selection> {
         let (budget, of) = (self.plan(1).prune, self.config.steps_per_cycle.unwrap_or(1));
-        let mut gone = HeadSelection::new();
+        let mut gone = Selection::new();
         for number in 1..=of {
             let before = gone.values().map(Vec::len).sum();
             let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })? else { continue };
             surgery::remove(&mut self.model, None, &chosen.selection, 1, None)?;
-            for (layer, heads) in chosen.selection {
-                gone.entry(layer).or_default().extend(heads);
+            for (place, heads) in chosen.selection {
+                gone.entry(place).or_default().extend(heads);
             }
             if number < of {
                 self.refit(parent, 0)?;
@@ -64,10 +64,10 @@ impl Pipeline {
     }
 
     /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
-    pub(super) fn select_by_cost(&mut self, scores: &HeadScores, start: &Model, share: f64) -> Result<HeadSelection> {
+    pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
         let prices = prices(&self.config, start)?;
         let goal = prices.total(&start.heads) * (1.0 - share);
-        let most = budget::prunable(&self.model.heads, self.config.unit, self.config.min_heads);
+        let most = budget::prunable(&self.model.heads, self.config.units, self.config.min_heads);
         let (mut low, mut high) = (0, most);
         while low < high {
             let middle = usize::midpoint(low, high);
@@ -85,11 +85,11 @@ impl Pipeline {
         let gone = 1.0 - prices.total(&self.model.heads) / prices.total(&start.heads);
         let name = self.config.budget.name();
         let message = format!(
-            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and unit {} allow no more",
+            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
             100.0 * gone,
             100.0 * share,
             self.config.min_heads,
-            self.config.unit.name()
+            self.config.units.name()
         );
         Ok((gone < share * (1.0 - 1e-9)).then_some(message))
     }
@@ -116,10 +116,10 @@ impl Pipeline {
     }
 
     /// What the strategy takes of a budget of `heads`.
-    pub(super) fn select(&mut self, scores: &HeadScores, heads: usize) -> Result<HeadSelection> {
+    pub(super) fn select(&mut self, scores: &Scores, heads: usize) -> Result<Selection> {
         let config = &self.config;
         let scope = config.scope.unwrap_or_default();
-        let budget = Budget { heads, scope, unit: config.unit, min_heads: config.min_heads };
+        let budget = Budget { heads, scope, units: config.units, min_heads: config.min_heads };
         let view = PruneView { model: &self.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
         self.model.heads.clone().remove(&selection, config.min_heads)?;

@@ -14,14 +14,14 @@ use crate::eval::{EvalOptions, evaluate};
 use crate::event::Observer;
 use crate::files::check_new;
 use crate::grow::{self, Gains};
-use crate::heads::HeadScores;
 use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
 use crate::record::{Evaluation, LayerRefit, Summary};
-use crate::run_dir::{GivenParts, RunDir, RunRecord, read_run};
+use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
 use crate::train::{self, TrainOptions};
+use crate::units::Scores;
 use crate::{Error, Result, export, refit};
 
 impl Pipeline {
@@ -149,7 +149,7 @@ impl Pipeline {
         check_new(out)?;
         let baseline = self.measure("baseline", observer)?;
         let record = RunRecord {
-            format_version: 1,
+            format_version: RUN_FORMAT,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             model_hash: self.model_hash.clone(),
             data_hash: self.data.hash.clone(),
@@ -200,7 +200,7 @@ impl Pipeline {
         self.strategy_seed().wrapping_add((cycle as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    pub(super) fn score(&mut self, cycle: usize) -> Result<HeadScores> {
+    pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let seed = self.cycle_seed(cycle);
         let scores = self.strategy.importances(&score_context(&self.model, &self.data, &self.config, seed))?;
         scores.check(&self.model.heads)?;
@@ -231,8 +231,8 @@ impl Pipeline {
     pub(super) fn plan(&self, cycle: usize) -> budget::CyclePlan {
         let config = &self.config;
         let ratios = (config.pruning_ratio, config.growth_ratio);
-        let most = budget::prunable(&self.model.heads, config.unit, config.min_heads);
-        budget::plan(config.schedule, &self.model.heads, config.unit, ratios, (cycle, config.num_cycles), most)
+        let most = budget::prunable(&self.model.heads, config.units, config.min_heads);
+        budget::plan(config.schedule, &self.model.heads, config.units, ratios, (cycle, config.num_cycles), most)
     }
 
     pub(super) fn eval_options(&self) -> EvalOptions {

@@ -3,7 +3,7 @@
 use super::context::ScoreContext;
 use super::statistics::{self, Needs, Statistics};
 use crate::Result;
-use crate::heads::HeadScores;
+use crate::units::Scores;
 
 /// An importance score.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Score {
     /// Whether users see the number with the other sign: an entropy is one, though heads with little of it are kept.
     pub shown_negated: bool,
     pub(super) needs: Needs,
-    pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<HeadScores>,
+    pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<Scores>,
 }
 
 impl Score {
@@ -25,19 +25,19 @@ impl Score {
     }
 
     /// The score of every active head: the higher, the rather it is kept. A value that is not finite is an error.
-    pub fn compute(&self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    pub fn compute(&self, context: &ScoreContext<'_>) -> Result<Scores> {
         let mut scores = compute_all(&[self], context)?;
         Ok(scores.swap_remove(0))
     }
 
     /// The numbers as users see them.
-    pub fn shown(&self, scores: &HeadScores) -> HeadScores {
+    pub fn shown(&self, scores: &Scores) -> Scores {
         if self.shown_negated { scores.negated() } else { scores.clone() }
     }
 }
 
 /// Several scores from one pass over the calibration data (`loss_impact` makes passes of its own).
-pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<HeadScores>> {
+pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<Scores>> {
     let needs: Vec<Needs> = scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
     let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
     let compute = |score: &&Score| {

@@ -6,8 +6,8 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
-use crate::heads::{HeadScores, HeadSelection};
 use crate::model::{Hooks, Model};
+use crate::units::{LayerSite, Scores, Selection};
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -18,9 +18,16 @@ pub(super) static SCORE: Score = Score {
     compute: |context, _: &Statistics| every(context),
 };
 
-fn every(context: &ScoreContext<'_>) -> Result<HeadScores> {
-    let all = context.model.heads.layers().iter().enumerate().map(|(l, heads)| (l, heads.active().to_vec())).collect();
-    let mut scores = HeadScores { layers: context.model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+fn every(context: &ScoreContext<'_>) -> Result<Scores> {
+    let all = context
+        .model
+        .heads
+        .layers()
+        .iter()
+        .enumerate()
+        .map(|(l, heads)| (LayerSite::heads(l), heads.active().to_vec()))
+        .collect();
+    let mut scores = Scores { layers: context.model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
     for (layer, impacts) in of(context, &all)? {
         scores.layers[layer] = impacts;
     }
@@ -28,10 +35,10 @@ fn every(context: &ScoreContext<'_>) -> Result<HeadScores> {
 }
 
 /// The impact of each head of `selection`, in its order.
-pub(crate) fn of(context: &ScoreContext<'_>, selection: &HeadSelection) -> Result<Vec<(usize, Vec<f64>)>> {
+pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Vec<(usize, Vec<f64>)>> {
     let (data, range) = context.calibration()?;
     let model = context.model;
-    let mut sums: Vec<(usize, Vec<f64>)> = selection.iter().map(|(&layer, heads)| (layer, vec![0.0; heads.len()])).collect();
+    let mut sums: Vec<(usize, Vec<f64>)> = selection.iter().map(|(place, heads)| (place.layer, vec![0.0; heads.len()])).collect();
     let mut targets = 0;
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {

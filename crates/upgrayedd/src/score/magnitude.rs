@@ -3,7 +3,7 @@
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use crate::heads::HeadScores;
+use crate::units::Scores;
 use crate::weights::{Kind, Part};
 use crate::{Model, Result};
 
@@ -15,10 +15,10 @@ pub(super) static SCORE: Score = Score {
     compute,
 };
 
-fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let model = context.model;
     let layers = (0..model.spec.num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
-    Ok(HeadScores { layers: layers.collect() })
+    Ok(Scores { layers: layers.collect() })
 }
 
 /// Number of weights that a head's norm sums over.

@@ -6,7 +6,7 @@ use super::statistics::{self, Needs};
 use super::{entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda};
 use crate::Result;
 use crate::error::unknown_name;
-use crate::heads::{HeadScores, HeadSelection};
+use crate::units::{Scores, Selection};
 
 /// Every score, in the order in which messages and documents name them.
 pub const ALL: [&Score; 11] = [
@@ -34,7 +34,7 @@ pub fn applies(score: &Score, context: &ScoreContext<'_>) -> bool {
 }
 
 /// `fisher` or `task`, and per layer the `H × H` block of the Fisher information whose diagonal it is.
-pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(HeadScores, Vec<Vec<f64>>)> {
+pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(Scores, Vec<Vec<f64>>)> {
     let statistics = statistics::gather(context, &[score.needs])?;
     let scores = (score.compute)(context, &statistics)?;
     scores.check(&context.model.heads)?;
@@ -42,12 +42,12 @@ pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result
 }
 
 /// What the loss rises by without each head of `selection` alone, layer by layer in its order, in nats per target.
-pub(crate) fn ablate(context: &ScoreContext<'_>, selection: &HeadSelection) -> Result<Vec<(usize, Vec<f64>)>> {
+pub(crate) fn ablate(context: &ScoreContext<'_>, selection: &Selection) -> Result<Vec<(usize, Vec<f64>)>> {
     loss_impact::of(context, selection)
 }
 
 /// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
-pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(HeadScores, HeadScores)> {
+pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(Scores, Scores)> {
     let statistics = statistics::gather(context, &[Needs::Slopes])?;
     Ok((statistics.signed, statistics.squared))
 }

@@ -5,7 +5,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::Result;
-use crate::heads::HeadScores;
+use crate::units::Scores;
 
 pub(super) static SCORE: Score = Score {
     name: "similarity",
@@ -15,9 +15,9 @@ pub(super) static SCORE: Score = Score {
     compute,
 };
 
-fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let layers = statistics.cosines.iter().zip(&statistics.powers).map(|(cosines, powers)| in_order(cosines, powers));
-    Ok(HeadScores { layers: layers.collect() })
+    Ok(Scores { layers: layers.collect() })
 }
 
 /// Takes the weaker of the most similar pair out until one head is left; a head's score is how similar its pair was then.

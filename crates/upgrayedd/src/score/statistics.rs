@@ -10,10 +10,10 @@ use upgrayedd_nn::{Device, Gradients, Tape, Tensor, ops};
 
 use super::context::ScoreContext;
 use crate::data::Pass;
-use crate::heads::HeadScores;
 use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
 use crate::spec::Objective;
+use crate::units::Scores;
 use crate::weights::Writer;
 use crate::{Error, Result, rng};
 
@@ -42,15 +42,15 @@ pub(super) enum Needs {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Statistics {
     /// Mean of G over the sequences, each weighted by its targets; G is the gradient of a sequence's mean loss.
-    pub(super) signed: HeadScores,
+    pub(super) signed: Scores,
     /// Mean of |G|.
-    pub(super) absolute: HeadScores,
+    pub(super) absolute: Scores,
     /// Mean of G².
-    pub(super) squared: HeadScores,
+    pub(super) squared: Scores,
     /// Per layer, `H × H`: mean of Gᵢ Gⱼ, the layer's block of the empirical Fisher information.
     pub(super) blocks: Vec<Vec<f64>>,
     /// Mean attention entropy over queries, each divided by the log of its visible keys.
-    pub(super) entropy: HeadScores,
+    pub(super) entropy: Scores,
     /// Per layer and feature of the output projection's input: root of its mean square.
     pub(super) norms: Vec<Vec<f64>>,
     /// Per layer, `H × H`: mean cosine of what two heads add to the residual stream, over up to 64 positions a sequence.
@@ -70,7 +70,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let mut model = context.model.clone();
     model.params.set_trainable(false);
     let heads = model.heads.counts();
-    let per_head = || HeadScores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
+    let per_head = || Scores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
     let mut sums = Statistics {
         signed: per_head(),
         absolute: per_head(),

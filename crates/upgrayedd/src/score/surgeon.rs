@@ -13,8 +13,8 @@ use upgrayedd_nn::Tensor;
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use crate::heads::HeadScores;
 use crate::linalg::multiply;
+use crate::units::Scores;
 use crate::weights::Writer;
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ pub(super) static SCORE: Score = Score {
 /// Added to G's diagonal, as a share of its mean.
 const RIDGE: f64 = 1e-3;
 
-fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let model = context.model;
     let d = model.spec.head_dim;
     let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
@@ -55,7 +55,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadSc
         })?;
         layers.push(scores.into_iter().map(|s| s * scale).collect());
     }
-    Ok(HeadScores { layers })
+    Ok(Scores { layers })
 }
 
 fn square(t: &Tensor) -> DMatrix<f64> {

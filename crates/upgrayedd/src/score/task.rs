@@ -6,8 +6,8 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
-use crate::heads::HeadScores;
 use crate::spec::Objective;
+use crate::units::Scores;
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -18,7 +18,7 @@ pub(super) static SCORE: Score = Score {
     compute,
 };
 
-fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     if !has_task(context)? {
         return Err(Error::invalid(
             "score task needs labels: a classifier with labelled data, or sequences whose prompts are masked with -100; for plain text use fisher",

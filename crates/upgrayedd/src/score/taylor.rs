@@ -4,7 +4,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::Result;
-use crate::heads::HeadScores;
+use crate::units::Scores;
 
 pub(super) static SCORE: Score = Score {
     name: "taylor",
@@ -14,7 +14,7 @@ pub(super) static SCORE: Score = Score {
     compute,
 };
 
-fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let mut scores = statistics.absolute.clone();
     for layer in &mut scores.layers {
         let norm = layer.iter().map(|s| s * s).sum::<f64>().sqrt();

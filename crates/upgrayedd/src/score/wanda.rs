@@ -4,7 +4,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::Result;
-use crate::heads::HeadScores;
+use crate::units::Scores;
 use crate::weights::Writer;
 
 pub(super) static SCORE: Score = Score {
@@ -15,7 +15,7 @@ pub(super) static SCORE: Score = Score {
     compute,
 };
 
-fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadScores> {
+fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let d = context.model.spec.head_dim;
     let layer = |(layer, norms): (usize, &Vec<f64>)| {
         let weight = context.model.writer_weight(layer, Writer::Attention);
@@ -29,5 +29,5 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<HeadSc
         };
         columns.chunks_exact(d).zip(norms.chunks_exact(d)).map(head).collect()
     };
-    Ok(HeadScores { layers: statistics.norms.iter().enumerate().map(layer).collect() })
+    Ok(Scores { layers: statistics.norms.iter().enumerate().map(layer).collect() })
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::budget::{self, Budget, Scope, Unit};
+use crate::budget::{self, Budget, Scope};
 use crate::grow::{self, Gains};
-use crate::heads::{HeadScores, HeadSelection};
 use crate::record::{CycleRecord, Evaluation};
 use crate::score::ScoreContext;
 use crate::spec::Objective;
+use crate::units::{Scores, Selection, Site};
 use crate::{Error, Model, Result};
 
 /// What every strategy takes.
@@ -54,7 +54,7 @@ pub struct PruneView<'a> {
     /// The model before pruning.
     pub model: &'a Model,
     /// The strategy's importances of the active heads, higher = keep.
-    pub importances: &'a HeadScores,
+    pub importances: &'a Scores,
     /// What the user's ratio comes to. Built-in strategies keep to it.
     pub budget: Budget,
 }
@@ -69,11 +69,11 @@ pub struct GrowView<'a> {
     /// What each archived head's return promises; empty where nothing was measured.
     pub gains: &'a Gains,
     /// The importances of the heads that are left, as scored before pruning.
-    pub importances: &'a HeadScores,
+    pub importances: &'a Scores,
     /// How many heads may come back.
     pub count: usize,
     /// What comes back at once.
-    pub unit: Unit,
+    pub units: Site,
     /// Random choices of this cycle.
     pub seed: u64,
     /// The cycle, from 1.
@@ -103,13 +103,13 @@ pub trait Strategy: Send {
         1
     }
     /// The importance of every active head: the higher, the rather it is kept. The archive remembers it.
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores>;
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores>;
     /// Importances as users see them, or back: an entropy has the other sign.
-    fn shown(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &Scores) -> Scores {
         importances.clone()
     }
     /// The heads to prune, by layer and original index.
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection>;
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection>;
     /// How many heads come back in which layer.
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
 }
@@ -136,7 +136,7 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
 pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
-    let size = budget::unit_size(&view.model.heads, view.unit);
+    let size = budget::unit_size(&view.model.heads, view.units);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
     let mut left = view.count;
@@ -159,7 +159,7 @@ pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, us
 pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut left = view.count;
-    for (_, layer, unit) in grow::candidates(&view.model.heads, view.gains, view.unit) {
+    for (_, layer, unit) in grow::candidates(&view.model.heads, view.gains, view.units) {
         if unit.len() <= left {
             left -= unit.len();
             *counts.entry(layer).or_insert(0) += unit.len();
@@ -169,7 +169,7 @@ pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
 }
 
 /// Layers sorted by their mean importance, highest first; ties to the lower layer.
-pub(super) fn by_mean(importances: &HeadScores) -> Vec<usize> {
+pub(super) fn by_mean(importances: &Scores) -> Vec<usize> {
     let means = importances.layer_means();
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
@@ -206,6 +206,6 @@ impl<T: Clone> Cache<T> {
 }
 
 /// The heads that `budget` takes, lowest `keep` first.
-pub(super) fn within_budget(view: &PruneView<'_>, keep: &HeadScores) -> HeadSelection {
+pub(super) fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
     budget::choose(&view.model.heads, keep, view.budget)
 }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
 };
-use crate::heads::{HeadScores, HeadSelection};
 use crate::score::{self, ScoreContext};
+use crate::units::{Scores, Selection};
 use crate::{Error, Result};
 
 pub(super) static INFO: StrategyInfo =
@@ -30,7 +30,7 @@ impl Default for EntropyOptions {
 struct Entropy {
     params: StrategyParams,
     options: EntropyOptions,
-    cache: Cache<HeadScores>,
+    cache: Cache<Scores>,
 }
 
 fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
@@ -54,16 +54,16 @@ impl Strategy for Entropy {
         Some(self.options.attention_samples)
     }
 
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { samples: self.options.attention_samples, ..*context };
         self.cache.get_or(self.options.use_cached_entropy, &context, || score::named("entropy")?.compute(&context))
     }
 
-    fn shown(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &Scores) -> Scores {
         importances.negated()
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         Ok(within_budget(view, view.importances))
     }
 

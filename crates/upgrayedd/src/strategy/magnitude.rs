@@ -7,10 +7,9 @@ use serde::Deserialize;
 use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
 };
-use crate::budget::Unit;
-use crate::heads::{HeadScores, HeadSelection};
 use crate::score::weights_per_head;
 use crate::score::{self, ScoreContext};
+use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
 pub(super) static INFO: StrategyInfo = StrategyInfo {
@@ -35,7 +34,7 @@ impl Default for MagnitudeOptions {
 struct Magnitude {
     params: StrategyParams,
     options: MagnitudeOptions,
-    cache: Cache<HeadScores>,
+    cache: Cache<Scores>,
 }
 
 fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
@@ -48,13 +47,13 @@ fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> 
 
 impl Magnitude {
     /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if every head of one is dead.
-    fn add_dead(&self, view: &PruneView<'_>, chosen: &mut HeadSelection) {
+    fn add_dead(&self, view: &PruneView<'_>, chosen: &mut Selection) {
         let dead_below = self.options.weight_threshold * (weights_per_head(view.model) as f64).sqrt();
         for (layer, (heads, norms)) in view.model.heads.layers().iter().zip(&view.importances.layers).enumerate() {
             let is_dead = |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
             let mut dead: Vec<(f64, usize)> =
                 heads.active().iter().zip(norms).filter(|(h, _)| is_dead(**h)).map(|(h, n)| (*n, *h)).collect();
-            if view.budget.unit == Unit::KvGroup {
+            if view.budget.units == Site::KvGroup {
                 let group_dead = |h: usize| {
                     heads.active().iter().filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h)).all(|o| is_dead(*o))
                 };
@@ -63,11 +62,11 @@ impl Magnitude {
             } else {
                 dead.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             }
-            let entry = chosen.entry(layer).or_default();
+            let entry = chosen.entry(LayerSite::heads(layer)).or_default();
             let fresh: Vec<usize> = dead.into_iter().map(|(_, h)| h).filter(|h| !entry.contains(h)).collect();
             // A group may have lost heads before: it goes with those that it has.
             let together =
-                |a: &usize, b: &usize| view.budget.unit == Unit::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b);
+                |a: &usize, b: &usize| view.budget.units == Site::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b);
             for unit in fresh.chunk_by(together) {
                 if heads.active().len() - entry.len() >= view.budget.min_heads + unit.len() {
                     entry.extend(unit);
@@ -88,12 +87,12 @@ impl Strategy for Magnitude {
         &self.params
     }
 
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { data: None, ..*context };
         self.cache.get_or(self.options.use_cached_magnitudes, &context, || score::named("magnitude")?.compute(&context))
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
         self.add_dead(view, &mut chosen);
         Ok(chosen)
@@ -114,22 +113,22 @@ mod tests {
     fn dead_groups_that_have_lost_heads_are_not_cut_in_two() {
         let mut model = builtin::model().expect("it is there");
         // Four groups of two heads; one of them has lost a head.
-        model.heads = crate::heads::HeadMap::full(4, 8, 4);
-        model.heads.remove(&HeadSelection::from([(0, vec![2])]), 1).expect("it is there");
-        let norms = HeadScores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
-        let budget = Budget { heads: 0, scope: Scope::Layer, unit: Unit::KvGroup, min_heads: 2 };
+        model.heads = crate::units::UnitMap::full(4, 8, 4);
+        model.heads.remove(&Selection::from([(LayerSite::heads(0), vec![2])]), 1).expect("it is there");
+        let norms = Scores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+        let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
         let view = PruneView { model: &model, importances: &norms, budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
         let strategy = Magnitude { params: StrategyParams::default(), options, cache: Cache::default() };
-        let mut chosen = HeadSelection::new();
+        let mut chosen = Selection::new();
         strategy.add_dead(&view, &mut chosen);
-        for (layer, gone) in &chosen {
-            let layer = &model.heads.layers()[*layer];
+        for (place, gone) in &chosen {
+            let layer = &model.heads.layers()[place.layer];
             for head in gone {
                 let group = layer.active().iter().filter(|h| layer.kv_group_of(**h) == layer.kv_group_of(*head));
                 assert!(group.clone().all(|h| gone.contains(h)), "{gone:?} cuts the group of {head} in two");
             }
         }
-        assert_eq!(chosen[&0], [0, 1, 3, 4, 5]);
+        assert_eq!(chosen[&LayerSite::heads(0)], [0, 1, 3, 4, 5]);
     }
 }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
 use crate::budget::unit_size;
-use crate::heads::{HeadScores, HeadSelection};
 use crate::score::{self, ScoreContext};
+use crate::units::{Scores, Selection};
 use crate::{Result, rng};
 
 pub(super) static INFO: StrategyInfo =
@@ -36,18 +36,18 @@ impl Strategy for Random {
         &self.params
     }
 
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         score::named("random")?.compute(context)
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         Ok(within_budget(view, view.importances))
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
         let mut random = rng::stream(view.seed, "random growth");
-        let size = unit_size(&view.model.heads, view.unit);
+        let size = unit_size(&view.model.heads, view.units);
         let mut missing: Vec<usize> = view.restorable.iter().enumerate().flat_map(|(l, n)| vec![l; n / size]).collect();
         let mut counts = BTreeMap::new();
         for _ in 0..(view.count / size).min(missing.len()) {

@@ -9,9 +9,9 @@ use super::definition::{
     Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_gain, by_mean, parse_options, spread,
     within_budget,
 };
-use crate::budget::{Scope, Unit};
-use crate::heads::{HeadScores, HeadSelection};
+use crate::budget::Scope;
 use crate::score::{self, Score, ScoreContext, fisher_blocks};
+use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
 macro_rules! scored {
@@ -73,7 +73,7 @@ struct Scored {
     settings: Settings,
     params: StrategyParams,
     samples: usize,
-    cache: Cache<(HeadScores, Vec<Vec<f64>>)>,
+    cache: Cache<(Scores, Vec<Vec<f64>>)>,
     /// Of the Fisher information, for the state that was scored last.
     blocks: Vec<Vec<f64>>,
 }
@@ -99,7 +99,7 @@ impl Strategy for Scored {
         Some(self.samples)
     }
 
-    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<HeadScores> {
+    fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { samples: self.samples, ..*context };
         let compute = || match self.score.name {
             "fisher" | "task" => fisher_blocks(self.score, &context),
@@ -110,14 +110,14 @@ impl Strategy for Scored {
         Ok(scores)
     }
 
-    fn shown(&self, importances: &HeadScores) -> HeadScores {
+    fn shown(&self, importances: &Scores) -> Scores {
         self.score.shown(importances)
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<HeadSelection> {
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
-        if view.budget.unit == Unit::Head {
-            for (&layer, heads) in &mut chosen {
+        if view.budget.units == Site::Head {
+            for (&LayerSite { layer, .. }, heads) in &mut chosen {
                 let active = view.model.heads.layers()[layer].active();
                 match self.blocks.get(layer).filter(|b| b.len() == active.len().pow(2)) {
                     Some(block) => swap_within(heads, active, block),

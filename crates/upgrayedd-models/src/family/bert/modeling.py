@@ -1,7 +1,7 @@
 """Loads a BERT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the heads that layer i still has, by their original
-indices. Use it through `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, as in
+`{"bert.encoder.layer.0.attention.self": [0, 2]}`, by their original indices. Use it through `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from torch import nn
@@ -10,7 +10,8 @@ from transformers.models.bert.modeling_bert import BertForMaskedLM, BertForSeque
 
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
-    for layer, heads in zip(model.encoder.layer, config.upgrayedd["heads"], strict=True):
+    for index, layer in enumerate(model.encoder.layer):
+        heads = config.upgrayedd["units"]["heads"][f"bert.encoder.layer.{index}.attention.self"]
         attention = layer.attention.self
         width = len(heads) * attention.attention_head_size
         attention.num_attention_heads = len(heads)

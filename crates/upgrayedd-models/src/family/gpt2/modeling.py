@@ -1,7 +1,7 @@
 """Loads a GPT-2 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the heads that layer i still has, by their original
-indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, as in
+`{"transformer.h.0.attn": [0, 2]}`, by their original indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
-    for block, heads in zip(model.h, config.upgrayedd["heads"], strict=True):
+    for index, block in enumerate(model.h):
+        heads = config.upgrayedd["units"]["heads"][f"transformer.h.{index}.attn"]
         attention = block.attn
         width = len(heads) * attention.head_dim
         attention.num_heads = len(heads)

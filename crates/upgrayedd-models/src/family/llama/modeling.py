@@ -1,7 +1,7 @@
 """Loads a Llama whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["heads"][i]` lists the query heads that layer i still has, by their original
-indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, as in
+`{"model.layers.0.self_attn": [0, 2]}`, by their original indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from torch import nn
@@ -25,7 +25,8 @@ class SharedHeads(nn.Linear):
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
     group_size = config.num_attention_heads // config.num_key_value_heads
-    for layer, heads in zip(model.layers, config.upgrayedd["heads"], strict=True):
+    for index, layer in enumerate(model.layers):
+        heads = config.upgrayedd["units"]["heads"][f"model.layers.{index}.self_attn"]
         attention = layer.self_attn
         groups = sorted({head // group_size for head in heads})
         readers = [groups.index(head // group_size) for head in heads]

@@ -1,35 +1,133 @@
-//! Which heads a model still has. Head indices are the original ones for the whole life of a model.
+//! What can be removed from a model, and what of it is there. Indices are the original ones for the whole life of a model.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
+use crate::error::unknown_name;
 use crate::{Error, Result};
 
-/// The key in config.json under which an optimised model keeps its heads.
+/// The key in config.json under which an optimised model keeps its units.
 pub const CONFIG_KEY: &str = "upgrayedd";
+/// Version of what stands there.
+pub const FORMAT: u64 = 2;
 
-/// A query head, by its original index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct HeadId {
-    /// Layer, from 0.
-    pub layer: usize,
-    /// Index in the unpruned layer, from 0.
-    pub head: usize,
+/// A kind of unit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Site {
+    /// A query head.
+    #[default]
+    #[serde(rename = "heads")]
+    Head,
+    /// A key/value head with the query heads that read it.
+    #[serde(rename = "kv-groups")]
+    KvGroup,
+    /// A column of the MLP's hidden layer.
+    #[serde(rename = "channels")]
+    Channel,
+    /// A layer's whole attention.
+    #[serde(rename = "attention")]
+    Attention,
+    /// A layer's whole MLP.
+    #[serde(rename = "mlp")]
+    Mlp,
+    /// A layer.
+    #[serde(rename = "layers")]
+    Layer,
 }
 
-/// Heads by layer: the form in which strategies answer.
-pub type HeadSelection = BTreeMap<usize, Vec<usize>>;
+impl Site {
+    /// Every kind with its name in files and options, finest first.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Head, "heads"),
+        (Self::KvGroup, "kv-groups"),
+        (Self::Channel, "channels"),
+        (Self::Attention, "attention"),
+        (Self::Mlp, "mlp"),
+        (Self::Layer, "layers"),
+    ];
 
-/// The heads of one layer.
+    /// The kinds that can be pruned.
+    pub const PRUNABLE: [Self; 2] = [Self::Head, Self::KvGroup];
+
+    /// The name in files and options.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(site, _)| *site == self).map_or("", |(_, name)| name)
+    }
+}
+
+impl std::str::FromStr for Site {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let found = Self::PRUNABLE.into_iter().find(|site| site.name() == name);
+        found.ok_or_else(|| unknown_name("units", name, &Self::PRUNABLE.map(Self::name)))
+    }
+}
+
+/// Units of one kind in one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerSite {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Kind.
+    pub site: Site,
+}
+
+impl LayerSite {
+    /// A layer's query heads.
+    pub const fn heads(layer: usize) -> Self {
+        Self { layer, site: Site::Head }
+    }
+}
+
+/// A unit, by its original index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Unit {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Kind.
+    pub site: Site,
+    /// Index in the unpruned layer, from 0.
+    pub index: usize,
+}
+
+impl Unit {
+    /// A query head.
+    pub const fn head(layer: usize, index: usize) -> Self {
+        Self { layer, site: Site::Head, index }
+    }
+
+    /// A key/value head.
+    pub const fn kv_group(layer: usize, index: usize) -> Self {
+        Self { layer, site: Site::KvGroup, index }
+    }
+
+    /// Where it is.
+    pub const fn place(self) -> LayerSite {
+        LayerSite { layer: self.layer, site: self.site }
+    }
+}
+
+/// Units by where they are.
+pub type Selection = BTreeMap<LayerSite, Vec<usize>>;
+
+/// Heads by layer, as a selection.
+pub fn heads_by_layer(heads: BTreeMap<usize, Vec<usize>>) -> Selection {
+    heads.into_iter().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect()
+}
+
+/// The units of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerHeads {
+pub struct LayerUnits {
     total: usize,
     kv_total: usize,
+    channels: usize,
     active: Vec<usize>,
 }
 
-impl LayerHeads {
+impl LayerUnits {
     /// Query heads of the unpruned layer.
     pub fn total(&self) -> usize {
         self.total
@@ -67,6 +165,16 @@ impl LayerHeads {
         groups
     }
 
+    /// The units of a kind that are there, ascending original indices. Only heads leave, and key/value heads with them.
+    pub fn units(&self, site: Site) -> Vec<usize> {
+        match site {
+            Site::Head => self.active.clone(),
+            Site::KvGroup => self.kv_active(),
+            Site::Channel => (0..self.channels).collect(),
+            Site::Attention | Site::Mlp | Site::Layer => vec![0],
+        }
+    }
+
     /// For each active query head the position of its key/value head among the active ones.
     pub fn kv_positions(&self) -> Vec<usize> {
         let groups = self.kv_active();
@@ -74,22 +182,22 @@ impl LayerHeads {
     }
 }
 
-/// The heads of all layers.
+/// The units of all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadMap {
-    layers: Vec<LayerHeads>,
+pub struct UnitMap {
+    layers: Vec<LayerUnits>,
 }
 
-impl HeadMap {
-    /// All heads there, of layers with so many query heads and key/value heads, of which the former are a multiple.
-    pub fn new(layers: impl IntoIterator<Item = (usize, usize)>) -> Self {
-        let layer = |(total, kv_total)| LayerHeads { total, kv_total, active: (0..total).collect() };
+impl UnitMap {
+    /// All units there, of layers with so many query heads, key/value heads (of which the former are a multiple) and channels.
+    pub fn new(layers: impl IntoIterator<Item = (usize, usize, usize)>) -> Self {
+        let layer = |(total, kv_total, channels)| LayerUnits { total, kv_total, channels, active: (0..total).collect() };
         Self { layers: layers.into_iter().map(layer).collect() }
     }
 
-    /// The same for layers that are alike.
+    /// The same for layers that are alike and have no channels.
     pub fn full(layers: usize, heads: usize, kv_heads: usize) -> Self {
-        Self::new(std::iter::repeat_n((heads, kv_heads), layers))
+        Self::new(std::iter::repeat_n((heads, kv_heads, 0), layers))
     }
 
     /// With just the given heads, one list a layer.
@@ -110,14 +218,42 @@ impl HeadMap {
         Ok(self)
     }
 
+    /// What is there, for files: kind → module path of the layer → original indices. `layers` are the paths of all.
+    pub fn record(&self, layers: &[String]) -> Value {
+        let active = |(path, layer): (&String, &LayerUnits)| (path.clone(), layer.active.clone().into());
+        let heads: Map<String, Value> = layers.iter().zip(&self.layers).map(active).collect();
+        json!({ Site::Head.name(): heads })
+    }
+
+    /// With just what a record names.
+    pub fn with_record(self, record: &Value, layers: &[String]) -> Result<Self> {
+        let kinds = record.as_object().ok_or_else(|| Error::invalid("expected an object of units by kind"))?;
+        if let Some(kind) = kinds.keys().find(|kind| *kind != Site::Head.name()) {
+            return Err(Error::invalid(format!("{kind}: this program removes heads only")));
+        }
+        let heads = record[Site::Head.name()].as_object();
+        let heads = heads.ok_or_else(|| Error::invalid("heads: expected lists of indices by module path"))?;
+        if let Some(path) = heads.keys().find(|path| !layers.contains(path)) {
+            return Err(Error::invalid(format!(
+                "heads: {path} is no layer: expected {}, …",
+                layers.first().map_or("", String::as_str)
+            )));
+        }
+        let active = |path: &String| {
+            let listed = heads.get(path).ok_or_else(|| Error::invalid(format!("heads: {path} is missing")))?;
+            Vec::deserialize(listed).map_err(|e| Error::invalid(format!("heads: {path}: {e}")))
+        };
+        self.with_active(layers.iter().map(active).collect::<Result<_>>()?)
+    }
+
     /// Layer by layer.
-    pub fn layers(&self) -> &[LayerHeads] {
+    pub fn layers(&self) -> &[LayerUnits] {
         &self.layers
     }
 
     /// Query heads of the unpruned model.
     pub fn total(&self) -> usize {
-        self.layers.iter().map(LayerHeads::total).sum()
+        self.layers.iter().map(LayerUnits::total).sum()
     }
 
     /// Query heads still there.
@@ -136,15 +272,15 @@ impl HeadMap {
     }
 
     /// Every removed head.
-    pub fn pruned(&self) -> HeadSelection {
-        let pruned = self.layers.iter().map(LayerHeads::pruned).enumerate();
-        pruned.filter(|(_, heads)| !heads.is_empty()).collect()
+    pub fn pruned(&self) -> Selection {
+        let pruned = self.layers.iter().map(LayerUnits::pruned).enumerate();
+        pruned.filter(|(_, heads)| !heads.is_empty()).map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect()
     }
 
     /// Takes heads out. Refuses what is not there, named twice, or would leave a layer with fewer than `min_heads`.
-    pub fn remove(&mut self, selection: &HeadSelection, min_heads: usize) -> Result<()> {
+    pub fn remove(&mut self, selection: &Selection, min_heads: usize) -> Result<()> {
         self.check(selection, true)?;
-        for (&layer, heads) in selection {
+        for (&LayerSite { layer, .. }, heads) in selection {
             let left = self.layers[layer].active.len() - heads.len();
             if left < min_heads.max(1) && !heads.is_empty() {
                 return Err(Error::invalid(format!(
@@ -154,16 +290,16 @@ impl HeadMap {
                 )));
             }
         }
-        for (&layer, heads) in selection {
+        for (&LayerSite { layer, .. }, heads) in selection {
             self.layers[layer].active.retain(|h| !heads.contains(h));
         }
         Ok(())
     }
 
     /// Puts heads back. Refuses what is still there.
-    pub fn insert(&mut self, selection: &HeadSelection) -> Result<()> {
+    pub fn insert(&mut self, selection: &Selection) -> Result<()> {
         self.check(selection, false)?;
-        for (&layer, heads) in selection {
+        for (&LayerSite { layer, .. }, heads) in selection {
             let active = &mut self.layers[layer].active;
             active.extend(heads);
             active.sort_unstable();
@@ -171,8 +307,11 @@ impl HeadMap {
         Ok(())
     }
 
-    fn check(&self, selection: &HeadSelection, expect_active: bool) -> Result<()> {
-        for (&layer, heads) in selection {
+    fn check(&self, selection: &Selection, expect_active: bool) -> Result<()> {
+        for (&LayerSite { layer, site }, heads) in selection {
+            if site != Site::Head {
+                return Err(Error::invalid(format!("{} of layer {layer} cannot be removed: expected heads", site.name())));
+            }
             let Some(known) = self.layers.get(layer) else {
                 return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", self.layers.len())));
             };
@@ -195,16 +334,16 @@ impl HeadMap {
     }
 }
 
-/// A number per active head, layer by layer in the order of [`LayerHeads::active`].
+/// A number per active head, layer by layer in the order of [`LayerUnits::active`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct HeadScores {
+pub struct Scores {
     /// `scores[layer][position]`.
     pub layers: Vec<Vec<f64>>,
 }
 
-impl HeadScores {
+impl Scores {
     /// Refuses scores that do not fit the model or are not finite.
-    pub fn check(&self, heads: &HeadMap) -> Result<()> {
+    pub fn check(&self, heads: &UnitMap) -> Result<()> {
         for (layer, (scores, known)) in self.layers.iter().zip(heads.layers()).enumerate() {
             if scores.len() != known.active().len() {
                 return Err(Error::invalid(format!(
@@ -254,7 +393,7 @@ impl HeadScores {
     }
 }
 
-/// Spearman's rank correlation, as [`HeadScores::rank_correlation`] has it.
+/// Spearman's rank correlation, as [`Scores::rank_correlation`] has it.
 pub fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     let ranks = |values: &[f64]| {
         let mut order: Vec<usize> = (0..values.len()).collect();
@@ -279,8 +418,8 @@ mod tests {
 
     #[test]
     fn key_value_heads_leave_with_their_last_reader() {
-        let mut map = HeadMap::full(1, 6, 3);
-        map.remove(&HeadSelection::from([(0, vec![0, 2, 3])]), 1).expect("heads are there");
+        let mut map = UnitMap::full(1, 6, 3);
+        map.remove(&Selection::from([(LayerSite::heads(0), vec![0, 2, 3])]), 1).expect("heads are there");
         let layer = &map.layers()[0];
         assert_eq!(layer.active(), [1, 4, 5]);
         assert_eq!(layer.kv_active(), [0, 2]);
@@ -289,7 +428,7 @@ mod tests {
 
     #[test]
     fn rank_correlations_are_spearmans() {
-        let scores = |layers: &[&[f64]]| HeadScores { layers: layers.iter().map(|l| l.to_vec()).collect() };
+        let scores = |layers: &[&[f64]]| Scores { layers: layers.iter().map(|l| l.to_vec()).collect() };
         let a = scores(&[&[1.0, 2.0], &[3.0, 4.0]]);
         assert_eq!(a.rank_correlation(&scores(&[&[10.0, 20.0], &[30.0, 1e9]])), Some(1.0));
         assert_eq!(a.rank_correlation(&a.negated()), Some(-1.0));
@@ -301,17 +440,17 @@ mod tests {
 
     #[test]
     fn impossible_selections_are_refused_and_change_nothing() {
-        let mut map = HeadMap::full(2, 4, 4);
+        let mut map = UnitMap::full(2, 4, 4);
         for (layer, heads, word) in [
             (2, vec![0], "layer 2"),
             (0, vec![4], "does not exist"),
             (0, vec![1, 1], "twice"),
             (1, vec![0, 1, 2, 3], "at least 1"),
         ] {
-            let error = map.remove(&HeadSelection::from([(layer, heads)]), 1).expect_err("impossible").to_string();
+            let error = map.remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1).expect_err("impossible").to_string();
             assert!(error.contains(word), "{error}");
         }
-        assert_eq!(map, HeadMap::full(2, 4, 4));
-        assert!(map.insert(&HeadSelection::from([(0, vec![0])])).is_err());
+        assert_eq!(map, UnitMap::full(2, 4, 4));
+        assert!(map.insert(&Selection::from([(LayerSite::heads(0), vec![0])])).is_err());
     }
 }
