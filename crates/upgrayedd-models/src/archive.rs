@@ -15,7 +15,9 @@ use crate::{Error, Result};
 pub const ARCHIVE_FILE: &str = "archive.safetensors";
 
 /// Version of the file's layout.
-const FORMAT: &str = "2";
+const FORMAT: u32 = 2;
+/// The key of the file's metadata; one, for several have no order.
+const RECORD: &str = "archive";
 
 /// Slices of a unit's weights.
 pub(crate) type Slices = BTreeMap<Role, Tensor>;
@@ -27,6 +29,13 @@ pub struct Departure {
     pub cycle: usize,
     /// Its importance then (higher = keep), if it was scored.
     pub score: Option<f64>,
+}
+
+/// What the file's metadata hold.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    format_version: u32,
+    departures: Vec<Recorded>,
 }
 
 /// A departure in the file: of which unit, its layer by module path.
@@ -90,27 +99,24 @@ impl Archive {
                 departure,
             }));
         }
-        let departures = serde_json::to_string(&departures).map_err(|e| Error::bad_file(path, e.to_string()))?;
-        let metadata = [("format_version", FORMAT.to_owned()), ("departures", departures)];
-        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        safetensors_file::write(path, tensors, DType::F32, metadata)
+        let record = Record { format_version: FORMAT, departures };
+        let record = serde_json::to_string(&record).map_err(|e| Error::bad_file(path, e.to_string()))?;
+        safetensors_file::write(path, tensors, DType::F32, [(RECORD.to_owned(), record)].into())
     }
 
     /// Reads an archive written by [`Archive::save`] for a model with these layers.
     pub fn load(path: &Path, layers: &[String]) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();
-        let version = metadata.get("format_version").map(String::as_str);
-        if version != Some(FORMAT) {
-            return Err(Error::bad_file(
-                path,
-                format!("is an archive of format {}: this program reads {FORMAT}", version.unwrap_or("1 or none at all")),
-            ));
+        if metadata.contains_key("departures") {
+            return Err(Error::bad_file(path, format!("is an archive of format 1: this program reads {FORMAT}")));
         }
-        let departures: Vec<Recorded> = metadata
-            .get("departures")
-            .and_then(|d| serde_json::from_str(d).ok())
-            .ok_or_else(|| Error::bad_file(path, "is not an archive of units"))?;
+        let record = metadata.get(RECORD).and_then(|record| serde_json::from_str(record).ok());
+        let Record { format_version, departures } =
+            record.ok_or_else(|| Error::bad_file(path, "is not an archive of what was pruned"))?;
+        if format_version != FORMAT {
+            return Err(Error::bad_file(path, format!("is an archive of format {format_version}: this program reads {FORMAT}")));
+        }
         let mut archive = Self::default();
         for Recorded { layer, site, index, departure } in departures {
             let layer = layers.iter().position(|name| *name == layer);

@@ -36,7 +36,7 @@ fn pairs(units: &serde_json::Map<String, serde_json::Value>) -> Vec<(String, u64
     let of = |(layer, heads): (&String, &serde_json::Value)| {
         heads.as_array().unwrap().iter().map(|h| (layer.clone(), h.as_u64().unwrap())).collect::<Vec<_>>()
     };
-    units["heads"].as_object().unwrap().iter().flat_map(of).collect()
+    units.get("heads").and_then(|layers| layers.as_object()).into_iter().flatten().flat_map(of).collect()
 }
 
 impl Seen {
