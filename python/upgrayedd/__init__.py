@@ -13,8 +13,9 @@ from upgrayedd._data import TextFiles
 from upgrayedd._native import __version__, set_num_threads
 from upgrayedd.callbacks import Callback, Control
 from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError, UpgrayeddWarning
-from upgrayedd.model import Evaluation, Model, Tokenizer
+from upgrayedd.model import Evaluation, Model
 from upgrayedd.pipeline import Cycle, History, UpgrayeddPipeline
+from upgrayedd.tokenizer import Tokenizer
 
 __all__ = [
     "Callback",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from upgrayedd.model import Tokenizer
+    from upgrayedd.tokenizer import Tokenizer
 
 Array: TypeAlias = "NDArray[np.int64]"
 Row: TypeAlias = "tuple[Array, Array | None, Array | NDArray[np.float64] | None, Array | None]"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from upgrayedd.errors import InvalidValueError
-from upgrayedd.model import Model, Tokenizer
-from upgrayedd.strategies import STRATEGIES
+from upgrayedd.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,19 +30,18 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(tokenizer._core.to_config(), encoding="utf-8")
 
 
-def attach(model: Model, tokenizer: Any) -> None:
-    """Puts a tokenizer's files beside a model."""
-    model._files = tempfile.TemporaryDirectory(prefix="upgrayedd-")
-    folder = Path(model._files.name)
+def files(tokenizer: Any) -> tempfile.TemporaryDirectory[str]:
+    """A folder with the files of a tokenizer, read once: one that cannot be used is better found before the work."""
+    made = tempfile.TemporaryDirectory(prefix="upgrayedd-")
+    folder = Path(made.name)
     if isinstance(tokenizer, Tokenizer):
         write(tokenizer, folder)
     elif isinstance(tokenizer, (str, os.PathLike)):
         source = Path(tokenizer)
-        files = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
-        found = [p for p in files if p.is_file()]
+        possible = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
+        found = [p for p in possible if p.is_file()]
         if not found:
-            hint = " (a strategy is given as strategy=)" if str(tokenizer) in STRATEGIES else ""
-            raise InvalidValueError(f"tokenizer {str(tokenizer)!r} is no folder with a tokenizer, and no file of one{hint}")
+            raise InvalidValueError(f"tokenizer {str(tokenizer)!r} is no folder with a tokenizer, and no file of one")
         for path in found:
             (folder / path.name).write_bytes(path.read_bytes())
         # Which class reads it depends on the model that it lies beside, and it will lie beside another one.
@@ -72,8 +70,5 @@ def attach(model: Model, tokenizer: Any) -> None:
             f"tokenizer is a {type(tokenizer).__name__}: expected a folder, an upgrayedd.Tokenizer, a tokenizers.Tokenizer "
             "or a transformers tokenizer"
         )
-    # Read it once now: a tokenizer that cannot be used is better found before the work.
     Tokenizer.from_pretrained(folder)
-    model._core.set_companions(str(folder))
-    # What its name stands for has another tokenizer: the run keeps both.
-    model._origin = None
+    return made

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from upgrayedd import _native
 from upgrayedd.errors import InvalidValueError, UpgrayeddWarning
-from upgrayedd.model import Model
 
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 """Classes of torch that hold a model in their `module`."""
@@ -31,11 +31,10 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-def take(model: Any, tokenizer: Any) -> Model:
-    """Our model of a transformers model: one copy of each weight."""
+def take(model: Any) -> _native.Model:
+    """The core's model of a transformers model: one copy of each weight."""
     import torch
 
-    model = unwrapped(model)
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config.pop("auto_map", None)
@@ -56,23 +55,14 @@ def take(model: Any, tokenizer: Any) -> Model:
             raise InvalidValueError(f"{name} holds {kind} values: quantised models are not read, load it in float32 or bfloat16")
         wide = tensor.detach().to("cpu", torch.float32).contiguous()
         arrays[name] = (wide.numpy(), kind if kind in ("float16", "bfloat16") else "float32")
-    ours = Model._of(_native.Model.from_arrays(json.dumps(config, default=str), arrays))
-    if tokenizer is not None:
-        from upgrayedd import _tokenizers
-
-        _tokenizers.attach(ours, tokenizer)
-    generation = getattr(model, "generation_config", None)
-    if generation is not None and ours._files is not None:
-        generation.save_pretrained(ours._files.name)
-    return ours
+    return _native.Model.from_arrays(json.dumps(config, default=str), arrays)
 
 
-def give(model: Model) -> Any:
+def give(config: dict[str, Any], info: dict[str, Any], parameters: Mapping[str, Any]) -> Any:
     """A transformers model of ours, in its own element type."""
     import torch
     import transformers
 
-    config, info = model.config, model._info()
     family, classes = info["family"], info["classes"]
     if classes is None:
         raise InvalidValueError(f"transformers has no class for a {family} model with objective {info['objective']}")
@@ -86,5 +76,5 @@ def give(model: Model) -> Any:
     values = {k: v for k, v in config.items() if k not in ("auto_map", "model_type")}
     settings = transformers.AutoConfig.for_model(family, **values)
     dtype = getattr(torch, info["dtype"])
-    state = {name: torch.tensor(array).to(dtype) for name, array in model.named_parameters().items()}
+    state = {name: torch.tensor(array).to(dtype) for name, array in parameters.items()}
     return cls.from_pretrained(None, config=settings, state_dict=state, dtype=dtype)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from upgrayedd import _data, _native
+from upgrayedd import _data, _native, _tokenizers, _transformers
 from upgrayedd.errors import InvalidValueError
+from upgrayedd.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,39 +53,6 @@ def check_limits(samples: int, batch_size: int) -> None:
             raise InvalidValueError(f"{name} is {value}: expected 1 or more")
 
 
-class Tokenizer:
-    """Text ↔ token ids, from a model folder."""
-
-    def __init__(self, core: _native.Tokenizer) -> None:
-        self._core = core
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Reads `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`."""
-        return cls(_native.Tokenizer.load(os.fspath(folder)))
-
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text, framed by special tokens unless `special` is False."""
-        return self._core.encode(text, special)
-
-    def decode(self, ids: Any) -> str:
-        """Text of token ids; special tokens are left out."""
-        return self._core.decode([int(i) for i in ids])
-
-    @property
-    def frame(self) -> tuple[list[int], list[int]]:
-        """Special tokens before and after a sequence."""
-        return self._core.frame()
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return self._core.vocab_size()
-
-    def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size})"
-
-
 class Model:
     """A transformer with the heads it still has: Llama, GPT-2 or BERT.
 
@@ -101,6 +69,13 @@ class Model:
     @classmethod
     def _of(cls, core: _native.Model) -> Model:
         return cls(core)
+
+    def _attach(self, tokenizer: Any) -> None:
+        """Puts a tokenizer's files beside the model."""
+        self._files = _tokenizers.files(tokenizer)
+        self._core.set_companions(self._files.name)
+        # What its name stands for has another tokenizer: the run keeps both.
+        self._origin = None
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *, family: str | None = None) -> Model:
@@ -126,15 +101,18 @@ class Model:
             model: A LlamaForCausalLM, GPT2LMHeadModel, BertForMaskedLM, BertForSequenceClassification or BertModel.
             tokenizer: The tokenizer that belongs to it: saved with the result, and used for texts.
         """
-        from upgrayedd._transformers import take
-
-        return take(model, tokenizer)
+        model = _transformers.unwrapped(model)
+        ours = cls(_transformers.take(model))
+        if tokenizer is not None:
+            ours._attach(tokenizer)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None and ours._files is not None:
+            generation.save_pretrained(ours._files.name)
+        return ours
 
     def to_transformers(self) -> Any:
         """A `transformers.PreTrainedModel` with these weights and shapes, made in memory: it trains, generates and saves."""
-        from upgrayedd._transformers import give
-
-        return give(self)
+        return _transformers.give(self.config, self._info(), self.named_parameters())
 
     def save_pretrained(self, folder: str | os.PathLike[str], format: str = "hf", dtype: str | None = None) -> None:
         """Writes the model as a new Hugging Face folder, which appears whole or not at all.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from upgrayedd import _data, _native, _tokenizers
+from upgrayedd import _data, _native
 from upgrayedd._events import Dispatcher
 from upgrayedd.callbacks import Callback
 from upgrayedd.errors import FileError, InvalidValueError
@@ -439,6 +439,8 @@ def plain(name: str, value: Any) -> Any:
 
 def as_model(model: Any, tokenizer: Any) -> Model:
     """Our model of whatever the user brings, with the tokenizer's files beside it."""
+    if isinstance(tokenizer, str) and tokenizer in STRATEGIES and not os.path.exists(tokenizer):
+        raise InvalidValueError(f"tokenizer {tokenizer!r} is no folder with a tokenizer (a strategy is given as strategy=)")
     if isinstance(model, (str, os.PathLike)):
         loaded = Model.from_pretrained(model)
     elif isinstance(model, Model):
@@ -453,5 +455,5 @@ def as_model(model: Any, tokenizer: Any) -> Model:
             "or a transformers.PreTrainedModel"
         )
     if tokenizer is not None:
-        _tokenizers.attach(loaded, tokenizer)
+        loaded._attach(tokenizer)
     return loaded

@@ -233,3 +233,26 @@ fn a_weight_that_would_be_ignored_is_refused() {
     let error = Model::load(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("model.layers.1.self_attn.q_proj.bias"), "{error}");
 }
+
+#[test]
+fn what_version_1_wrote_is_refused_in_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = load(&golden("llama_gqa"));
+    let out = dir.path().join("model");
+    export(&model, &HF, DType::F32, &out).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    config["upgrayedd"] = serde_json::json!({ "format_version": 1, "heads": [[0, 1], [0]] });
+    fs::write(out.join("config.json"), config.to_string()).unwrap();
+    let refused = Model::load(&out, &LoadOptions::default()).unwrap_err().to_string();
+    assert!(refused.contains("format_version is 1: this program reads version 2"), "{refused}");
+
+    let archive = dir.path().join("archive.safetensors");
+    let old = [("departures".to_owned(), "[]".to_owned())].into();
+    safetensors_file::write(&archive, Vec::new(), DType::F32, old).unwrap();
+    let refused = upgrayedd::surgery::load_archive(&archive, &model).unwrap_err().to_string();
+    assert!(refused.contains("archive of format 1: this program reads 2"), "{refused}");
+
+    fs::write(dir.path().join("run.toml"), "format_version = 1\n[config]\nunit = \"head\"\n").unwrap();
+    let refused = upgrayedd::run_dir::read_run(dir.path()).unwrap_err().to_string();
+    assert!(refused.contains("has format 1: this program reads 2"), "{refused}");
+}

@@ -1,7 +1,8 @@
 """Loads a BERT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, as in
-`{"bert.encoder.layer.0.attention.self": [0, 2]}`, by their original indices. Use it through `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
+indices, as in `{"bert.encoder.layer.0.attention.self": [0, 2]}`. Use it through
+`AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from torch import nn

@@ -1,7 +1,8 @@
 """Loads a GPT-2 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, as in
-`{"transformer.h.0.attn": [0, 2]}`, by their original indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
+indices, as in `{"transformer.h.0.attn": [0, 2]}`. Use it through
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model

@@ -1,7 +1,8 @@
 """Loads a Llama whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
-Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, as in
-`{"model.layers.0.self_attn": [0, 2]}`, by their original indices. Use it through `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, by their original
+indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from torch import nn
