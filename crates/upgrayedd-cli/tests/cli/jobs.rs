@@ -231,9 +231,9 @@ fn a_dry_run_writes_nothing() {
     let b = bench();
     let arguments = optimize("run", &["--dry-run", "--strategy", "magnitude"]);
     let plan = b.json(&arguments);
-    let count: usize = plan["prune"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
+    let count: usize = plan["prune"]["heads"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
     assert_eq!(count, 9);
-    assert!(plan["prune"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
+    assert!(plan["prune"]["heads"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
     // The loss after each ratio is foretold, and the model that is measured next is whole again.
     let forecast = plan["forecast"].as_array().unwrap();
     let active: Vec<u64> = forecast.iter().map(|f| f["active"].as_u64().unwrap()).collect();

@@ -32,14 +32,15 @@ fn second_looks_keep_the_budget_and_what_lowers_the_calibration_loss() {
     let events = events(&b.path("run"));
     let of_kind = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
     for settled in of_kind("settled") {
-        let impacts = settled["impacts"].as_object().unwrap().values().map(|heads| heads.as_object().unwrap().len());
+        let impacts = settled["impacts"]["heads"].as_object().unwrap().values().map(|heads| heads.as_object().unwrap().len());
         assert_eq!(impacts.sum::<usize>(), 8);
     }
     let swaps = of_kind("swapped");
     assert!(of_kind("settled").len() == 2 && !swaps.is_empty());
     for swap in swaps {
         assert_eq!(swap["accepted"], swap["loss_after"].as_f64() < swap["loss_before"].as_f64());
-        let count = |heads: &Value| heads.as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum::<usize>();
+        let count =
+            |units: &Value| units["heads"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum::<usize>();
         assert_eq!(count(&swap["grown"]), count(&swap["pruned"]));
     }
     b.refused(2, &["exact_border", "units heads"], &optimize("no", &["--exact-border", "2", "--units", "kv-groups"]));
