@@ -11,6 +11,7 @@ pub mod foreign;
 pub mod keys;
 pub mod load;
 pub mod model;
+mod registry;
 pub mod rng;
 pub mod spec;
 pub mod surgery;

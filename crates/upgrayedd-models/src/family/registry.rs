@@ -1,47 +1,43 @@
 //! The families there are, and which of them a checkpoint is of.
 
-use std::sync::{PoisonError, RwLock};
-
 use serde_json::Value;
 
 use super::config::Config;
 use super::definition::{Family, Task};
 use super::{bert, gpt2, llama};
-use crate::error::unknown_name;
 use crate::keys;
+use crate::registry::{Named, Registry};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
-/// The families of this program, in the order in which messages name them.
-const OWN: [&Family; 3] = [&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY];
+static FAMILIES: Registry<Family> = Registry::new(&[&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY]);
 
-/// Those that a caller has brought.
-static MORE: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
+impl Named for Family {
+    const KIND: &'static str = "model family";
 
-/// Every family.
+    fn name(&self) -> &'static str {
+        self.model_type
+    }
+}
+
+/// Every family, in the order in which messages name them.
 pub fn all() -> Vec<&'static Family> {
-    let more = MORE.read().unwrap_or_else(PoisonError::into_inner);
-    OWN.into_iter().chain(more.iter().copied()).collect()
+    FAMILIES.all()
 }
 
 /// Adds a family of the caller's own, for all that this process reads from now on. Refuses a name that is taken.
 pub fn register(family: &'static Family) -> Result<()> {
-    if all().iter().any(|known| known.model_type == family.model_type) {
-        return Err(Error::invalid(format!("there is a family {:?} already", family.model_type)));
-    }
-    MORE.write().unwrap_or_else(PoisonError::into_inner).push(family);
-    Ok(())
+    FAMILIES.register(family)
 }
 
-/// The names of all families, for messages.
+/// The names of all families.
 pub fn names() -> Vec<&'static str> {
-    all().iter().map(|family| family.model_type).collect()
+    FAMILIES.names()
 }
 
 /// The family called `name`.
 pub fn named(name: &str) -> Result<&'static Family> {
-    let found = all().into_iter().find(|family| family.model_type == name);
-    found.ok_or_else(|| unknown_name("model family", name, &names()))
+    FAMILIES.named(name)
 }
 
 /// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
