@@ -96,7 +96,7 @@ fn main() -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
     let (family, spec, _) = family::recognise(&config, &[], None)?;
-    let mut model = Model::initialised(family, spec, config, 1);
+    let mut model = Model::initialised(family, spec, config, 1)?;
     if let Some(keep) = args.heads {
         let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
         let pruned = pruned.enumerate().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect();

@@ -180,15 +180,11 @@ impl Model {
     }
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
-        let heads = &self.inner.heads.layers()[0];
-        if layer >= self.inner.spec.num_layers() || head >= heads.total() {
-            return Err(to_py(Error::invalid(format!(
-                "layer {layer}, head {head}: the model has {} layers of {} heads",
-                self.inner.spec.num_layers(),
-                heads.total()
-            ))));
-        }
-        Ok(heads.kv_group_of(head))
+        let known = self.inner.heads.layers().get(layer).filter(|layer| head < layer.total());
+        known.map(|layer| layer.kv_group_of(head)).ok_or_else(|| {
+            let (layers, heads) = (self.inner.spec.num_layers(), self.inner.spec.num_heads());
+            to_py(Error::invalid(format!("layer {layer}, head {head}: the model has {layers} layers of {heads} heads")))
+        })
     }
 
     fn num_parameters(&self) -> usize {

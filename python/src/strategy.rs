@@ -111,7 +111,7 @@ pub fn select_to_grow(
     decide().map_err(to_py)
 }
 
-/// A strategy written in Python, as `upgrayedd.strategies.base.Adapter` presents it.
+/// A strategy written in Python, as `upgrayedd.strategies._adapter.Adapter` presents it.
 pub struct PyStrategy {
     adapter: Py<PyAny>,
     name: String,

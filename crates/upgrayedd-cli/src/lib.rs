@@ -179,8 +179,7 @@ fn score_all(
     let truth = score::named("loss_impact")?;
     let impacts = truth.compute(&ScoreContext { samples: ablation_samples, ..*context })?;
     // Without labels there is no task to score for.
-    let scores: Vec<_> =
-        ALL.into_iter().filter(|s| s.name != truth.name && (s.name != "task" || score::applies(s, context))).collect();
+    let scores: Vec<_> = ALL.into_iter().filter(|s| s.name != truth.name && score::applies(s, context)).collect();
     let computed = compute_all(&scores, context)?;
     let rows: Vec<_> =
         scores.iter().zip(&computed).map(|(score, values)| (score.name, values.rank_correlation(&impacts))).collect();

@@ -119,6 +119,9 @@ impl Archive {
         }
         let mut archive = Self::default();
         for Recorded { layer, site, index, departure } in departures {
+            if site != Site::Head {
+                return Err(Error::bad_file(path, format!("tells when {} left: expected heads", site.name())));
+            }
             let layer = layers.iter().position(|name| *name == layer);
             let layer = layer.ok_or_else(|| Error::bad_file(path, "tells of a layer that the model does not have"))?;
             let archived = Archived { departure: Some(departure), slices: Slices::new() };

@@ -94,10 +94,6 @@ pub const COMMON: Keys = &[
     ("tie_encoder_decoder", Idle("for encoder-decoders")),
     ("cross_attention_hidden_size", Idle("for encoder-decoders")),
     ("prefix", Idle("for pipelines of other programs")),
-    ("rope_scaling", Idle("this family has no rotary positions")),
-    ("rope_parameters", Idle("this family has no rotary positions")),
-    ("rope_theta", Idle("this family has no rotary positions")),
-    ("partial_rotary_factor", Idle("this family has no rotary positions")),
 ];
 
 /// Generation settings that older versions kept in config.json; transformers 5 takes none of them from there.

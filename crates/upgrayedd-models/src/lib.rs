@@ -7,7 +7,7 @@ pub mod error;
 pub mod export;
 pub mod family;
 pub mod files;
-pub mod foreign;
+mod foreign;
 pub mod keys;
 pub mod load;
 pub mod model;

@@ -140,11 +140,12 @@ impl ModelSpec {
             if !num_heads.is_multiple_of(num_kv_heads) {
                 return refuse(format!("{num_heads} attention heads are not a multiple of {num_kv_heads} key/value heads"));
             }
-            if rope.is_none() && num_heads * self.head_dim != self.hidden_size {
-                return refuse(format!("hidden size {} is not a multiple of {num_heads} heads", self.hidden_size));
-            }
-            if rope.is_some() && !self.head_dim.is_multiple_of(2) {
+            let Some(rope) = rope else { continue };
+            if !self.head_dim.is_multiple_of(2) {
                 return refuse(format!("head_dim is {}: rotary positions need an even number", self.head_dim));
+            }
+            if self.ropes.get(rope).is_none_or(|frequencies| frequencies.len() * 2 != self.head_dim) {
+                return refuse(format!("rotation {rope} has not one frequency for each pair of {} columns", self.head_dim));
             }
         }
         Ok(())

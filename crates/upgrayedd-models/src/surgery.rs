@@ -21,7 +21,13 @@ pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
 fn check(archive: &Archive, model: &Model) -> Result<()> {
     for (&Unit { layer, site, index }, entry) in &archive.units {
         check_slices(model, layer, &entry.slices, site)?;
-        if site != Site::Head {
+        if site == Site::KvGroup {
+            let known = model.heads.layers().get(layer).filter(|l| index < l.kv_total());
+            if known.is_none_or(|l| l.kv_active().contains(&index)) {
+                return Err(Error::invalid(format!(
+                    "the archive holds key/value head {index} of layer {layer}, which the model still has or never had"
+                )));
+            }
             continue;
         }
         let known = model.heads.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));

@@ -1,5 +1,5 @@
 //! The table of a model's weights: what each is called here and in files, how it lies there, its shape from the units that are there, and
-//! whose rows or columns it has. A family lists its weights; loading, saving, surgery, archive, optimiser and prices read the table.
+//! whose rows or columns it has. A family lists its weights; loading, saving, surgery, archive and optimiser read the table.
 
 use std::fmt;
 use std::str::FromStr;

@@ -157,6 +157,9 @@ fn verify(dir: &Path) -> Result<()> {
             return Err(Error::bad_file(&path, format!("has no checksum of {name}")));
         }
     }
+    if dir.join(BEST_FILE).exists() && !sums.lines().any(|line| line.ends_with(BEST_FILE)) {
+        return Err(Error::bad_file(&path, format!("has no checksum of {BEST_FILE}")));
+    }
     for (sum, name) in sums.lines().filter_map(|line| line.split_once("  ")) {
         // Only what this program writes: a sum of another file would be one of somewhere else.
         let known = [WEIGHTS_FILE, BEST_FILE, ARCHIVE_FILE, OPTIMIZER_FILE, STATE_FILE].contains(&name);
@@ -208,7 +211,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     let heads = base.spec.full_heads().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype);
+    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype)?;
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
     model.device = base.device;

@@ -23,7 +23,7 @@ pub const OPEN_ENDED: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizeConfig {
-    /// Model folder, run folder or Hub id; the built-in model if absent.
+    /// Model folder, run folder, checkpoint of a run or Hub id; the built-in model if absent.
     pub model: Option<String>,
     /// Family, for a config.json that does not tell.
     pub family: Option<String>,

@@ -60,7 +60,7 @@ pub enum Event {
         cycle: usize,
         /// Whose importances.
         strategy: String,
-        /// Kind of unit → layer name → importances of those that are there, as the strategy has them.
+        /// Kind of unit → layer name → importances of those that are there, as users see them.
         importances: Map<String, Value>,
     },
     /// Heads were removed.

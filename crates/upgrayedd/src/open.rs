@@ -23,6 +23,7 @@ pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
     let mut model = Model::load(&dir, options)?;
     model.origin = origin;
     // The result of a run brings the heads it lost.
+    let dir = dir.canonicalize().unwrap_or(dir);
     let archive = dir.parent().map(|run| run.join(ARCHIVE_FILE)).filter(|a| a.is_file());
     if let (Some(path), Some("model")) = (archive, dir.file_name().and_then(|n| n.to_str())) {
         model.archive = surgery::load_archive(&path, &model)?;

@@ -150,8 +150,8 @@ fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Tensor {
 fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Tensor {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    let written = model.project(&mut tape, layer, Writer::Attention, context, None);
-    let x = model.join(&mut tape, layer, Writer::Attention, &x, written);
+    let written = model.project(&mut tape, layer, WRITER, context, None);
+    let x = model.join(&mut tape, layer, WRITER, &x, written);
     let hidden = model.mlp_hidden(&mut tape, layer, &x);
     let written = model.project(&mut tape, layer, Writer::Mlp, hidden, None);
     model.join(&mut tape, layer, Writer::Mlp, &x, written).tensor().clone()

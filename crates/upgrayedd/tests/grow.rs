@@ -89,7 +89,7 @@ fn dormant_heads_change_no_bit_of_wide_models() {
     });
     for config in [gpt2, llama] {
         let (family, spec, _) = family::recognise(&config, &[], None).unwrap();
-        let mut model = Model::initialised(family, spec, config, 1);
+        let mut model = Model::initialised(family, spec, config, 1).unwrap();
         // A whole group of heads, and single ones.
         let selection = Selection::from([(LayerSite::heads(0), vec![0, 1, 2, 7]), (LayerSite::heads(1), vec![0, 1, 2, 3, 4, 5])]);
         surgery::remove(&mut model, None, &selection, 1, None).unwrap();

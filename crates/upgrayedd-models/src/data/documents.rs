@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::options::{DataOptions, Documents};
-use super::records::{KINDS, Record, Skipped, Wanted, for_each_record};
+use super::record::{Record, Skipped, Wanted};
+use super::records::{KINDS, for_each_record};
 use super::text::{extension, for_each_block, for_each_line};
 use crate::tokenizer::{MOST_RUNS, Reach, Tokenizer};
 use crate::{Error, Result};

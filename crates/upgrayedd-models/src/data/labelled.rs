@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::options::DataOptions;
-use super::records::{KINDS, Label, Record, Skipped, Wanted, for_each_record};
+use super::record::{Label, Record, Skipped, Wanted};
+use super::records::{KINDS, for_each_record};
 use super::rows::{Row, Targets};
 use super::text::extension;
 use crate::model::Model;

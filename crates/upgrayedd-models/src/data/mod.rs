@@ -5,6 +5,7 @@ mod documents;
 mod labelled;
 mod masking;
 mod options;
+mod record;
 mod records;
 mod rows;
 mod source;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::records::{Label, Record, Wanted};
+use super::record::{Label, Record, Wanted};
 use crate::{Error, Result};
 
 /// Calls `f` with every row. A .csv file may be separated by tabs, too.

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::documents::{Cutter, Part, Piece, for_each_part, kinds};
 use super::options::{DataOptions, Documents};
-use super::records::Skipped;
+use super::record::Skipped;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 

@@ -84,7 +84,8 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     }
     let architecture = model.family.architecture_of(Task::of(model.spec.objective));
     // A class of ours names the code of a pruned model; what it stands for is the stock one.
-    let named = map.get("architectures").and_then(|a| a[0].as_str()).is_some_and(|a| !a.starts_with("Upgrayedd"));
+    let named = map.get("architectures").and_then(|a| a[0].as_str());
+    let named = named.is_some_and(|class| !model.family.architectures.iter().any(|known| known.pruned == class));
     if let Some(architecture) = architecture.filter(|_| !named) {
         map.insert("architectures".to_owned(), json!([architecture.class]));
     }

@@ -6,7 +6,7 @@ use crate::error::unknown_name;
 use crate::spec::Objective;
 use crate::{Error, Result};
 
-use super::definition::Task;
+use super::task::Task;
 
 /// More layers than any model has.
 const MOST_LAYERS: usize = 4096;
@@ -128,6 +128,14 @@ impl<'a> Config<'a> {
             ))),
             _ => Ok(layers),
         }
+    }
+
+    /// Columns per head, where all heads together are as wide as the model.
+    pub fn share_of(&self, hidden_size: usize, num_heads: usize) -> Result<usize> {
+        if !hidden_size.is_multiple_of(num_heads) {
+            return Err(Error::invalid(format!("config.json: hidden size {hidden_size} is not a multiple of {num_heads} heads")));
+        }
+        Ok(hidden_size / num_heads)
     }
 
     /// What a model with a head for this task learns.

@@ -1,9 +1,10 @@
 //! A family as data, with the table of its weights.
 
 use super::config::Config;
+use super::task::Task;
 use crate::Result;
 use crate::keys::Keys;
-use crate::spec::{ModelSpec, Objective};
+use crate::spec::ModelSpec;
 use crate::weights::Weight;
 
 /// A model family, as data.
@@ -12,7 +13,8 @@ pub struct Family {
     pub model_type: &'static str,
     /// Classes of transformers' that can be read; the first of a task is the one that is written.
     pub architectures: &'static [Architecture],
-    /// The modeling file that a pruned model of the family brings along, with a class for each of `architectures`.
+    /// The modeling file that a pruned model of the family brings along: a class for each of `architectures`, and `UpgrayeddModel`
+    /// for the base model.
     pub modeling: &'static str,
     /// Prefix of the base model's tensors.
     pub base_prefix: &'static str,
@@ -28,6 +30,8 @@ pub struct Family {
     pub output_head: Option<&'static str>,
     /// Other names of tensors, which go first where both are there: `(own, other)`.
     pub other_names: &'static [(&'static str, &'static str)],
+    /// transformers' tokenizer class for the family, where that is one with steps of its own.
+    pub tokenizer: Option<&'static str>,
     /// Whether transformers adds token types to the tokens through the token embedding.
     pub types_are_tokens: bool,
     /// How names of tensors end that are computed anew and not read.
@@ -73,31 +77,6 @@ impl Architecture {
     /// A plain encoder.
     pub const fn encoder(class: &'static str) -> Self {
         Self { class, task: Task::Encoder, auto: "AutoModel", pruned: "UpgrayeddModel" }
-    }
-}
-
-/// What a checkpoint's head is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
-    /// Next-token prediction.
-    CausalLm,
-    /// Masked-token prediction.
-    MaskedLm,
-    /// Sequence classification.
-    Classifier,
-    /// No head.
-    Encoder,
-}
-
-impl Task {
-    /// The task of a model with this objective.
-    pub fn of(objective: Objective) -> Self {
-        match objective {
-            Objective::CausalLm => Self::CausalLm,
-            Objective::MaskedLm => Self::MaskedLm,
-            Objective::Classifier { .. } => Self::Classifier,
-            Objective::Encoder => Self::Encoder,
-        }
     }
 }
 

@@ -10,8 +10,10 @@ mod gpt2;
 mod llama;
 mod registry;
 mod rope;
+mod task;
 
 pub use config::Config;
-pub use definition::{Architecture, Family, Task};
+pub use definition::{Architecture, Family};
 pub use document::keys_document;
 pub use registry::{all, named, names, recognise, register};
+pub use task::Task;

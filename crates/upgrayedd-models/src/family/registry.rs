@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::config::Config;
-use super::definition::{Family, Task};
+use super::definition::Family;
+use super::task::Task;
 use super::{bert, gpt2, llama};
 use crate::keys;
 use crate::registry::{Named, Registry};

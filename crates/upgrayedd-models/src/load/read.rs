@@ -1,4 +1,4 @@
-//! Reading Hugging Face folders: config.json, safetensors whole or sharded.
+//! config.json and weights → a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -84,7 +84,7 @@ impl Model {
         notices.extend(check_unread(family, &spec, &names, &read)?);
         let (dtype, mixed) = types.settle();
         notices.extend(mixed);
-        let mut model = Self::from_params(family, spec, config, params, heads, dtype);
+        let mut model = Self::from_params(family, spec, config, params, heads, dtype)?;
         model.notices = notices;
         Ok(model)
     }

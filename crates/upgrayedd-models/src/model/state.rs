@@ -95,7 +95,8 @@ fn next_state_id() -> u64 {
 }
 
 impl Model {
-    /// A model of these weights, which must have the names and shapes that the spec asks for.
+    /// A model of these weights. Refuses names and shapes other than those that the family's table has, and a table without a part that
+    /// the forward pass needs.
     pub fn from_params(
         family: &'static Family,
         spec: ModelSpec,
@@ -103,32 +104,52 @@ impl Model {
         params: ParamSet,
         heads: UnitMap,
         dtype: DType,
-    ) -> Self {
-        let table: Vec<Weight> = (family.weights)(&spec).into_iter().filter(|w| params.find(&w.name()).is_some()).collect();
-        let ids: BTreeMap<(Option<usize>, Role), ParamId> =
-            table.iter().zip(params.ids()).map(|(weight, id)| ((weight.layer, weight.role), id)).collect();
+    ) -> Result<Self> {
+        let mut rows: BTreeMap<String, Weight> = (family.weights)(&spec).into_iter().map(|w| (w.name(), w)).collect();
+        let (mut table, mut ids) = (Vec::with_capacity(params.len()), BTreeMap::new());
+        for id in params.ids() {
+            let (name, shape) = (params.name(id), params.get(id).shape());
+            let weight = rows.remove(name);
+            let weight = weight.ok_or_else(|| Error::invalid(format!("a {} model has no weight {name}", family.model_type)))?;
+            if weight.shape(&heads) != shape {
+                return Err(Error::invalid(format!(
+                    "the weight {name} has shape {shape:?}: expected {:?}",
+                    weight.shape(&heads)
+                )));
+            }
+            ids.insert((weight.layer, weight.role), id);
+            table.push(weight);
+        }
+        if let Some(name) = rows.iter().find(|(_, weight)| !weight.optional).map(|(name, _)| name) {
+            return Err(Error::invalid(format!("the weight {name} is missing")));
+        }
         let find = |layer: usize, part: Part| {
             let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
             Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
         };
-        let must = |layer, part| find(layer, part).unwrap_or_else(|| unreachable!("{part:?} was checked on loading"));
+        let must = |layer, part: Part| {
+            let found = find(layer, part);
+            found.ok_or_else(|| Error::invalid(format!("a {} model's layer {layer} has no {part:?}", family.model_type)))
+        };
         let layers = (0..spec.num_layers())
-            .map(|i| LayerIds {
-                norm1: must(i, Part::Norm1),
-                q: must(i, Part::Q),
-                k: must(i, Part::K),
-                v: must(i, Part::V),
-                o: must(i, Part::O),
-                norm2: must(i, Part::Norm2),
-                gate: find(i, Part::Gate),
-                up: must(i, Part::Up),
-                down: must(i, Part::Down),
+            .map(|i| {
+                Ok(LayerIds {
+                    norm1: must(i, Part::Norm1)?,
+                    q: must(i, Part::Q)?,
+                    k: must(i, Part::K)?,
+                    v: must(i, Part::V)?,
+                    o: must(i, Part::O)?,
+                    norm2: must(i, Part::Norm2)?,
+                    gate: find(i, Part::Gate),
+                    up: must(i, Part::Up)?,
+                    down: must(i, Part::Down)?,
+                })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let ropes = spec.ropes.iter().map(|inv_freq| RopeTable::new(spec.max_positions, inv_freq)).collect();
         let gates = vec![None; spec.num_layers()];
         let archive = Archive::default();
-        Self {
+        Ok(Self {
             family,
             spec,
             config,
@@ -147,11 +168,11 @@ impl Model {
             layers,
             ropes,
             state_id: next_state_id(),
-        }
+        })
     }
 
     /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
-    pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Self {
+    pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Result<Self> {
         let heads = spec.full_heads();
         let mut rng = rng::stream(seed, "initial weights");
         let mut params = ParamSet::default();

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result};
+use crate::{Error, Result, family};
 
 /// Which class reads the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,13 +125,8 @@ const UNKNOWN_HERE: [&str; 100] = [
 impl Class {
     /// The class that `AutoTokenizer` would take: the one that is `named`, else that of the model's family.
     pub(super) fn choose(named: Option<&str>, model_type: Option<&str>, byte_level: bool) -> Result<Self> {
-        let Some(named) = named else {
-            return Ok(match model_type {
-                Some("bert") => Self::Bert,
-                Some("gpt2") => Self::Gpt2,
-                _ => Self::Backend,
-            });
-        };
+        let of_family = || family::all().into_iter().find(|family| Some(family.model_type) == model_type)?.tokenizer;
+        let Some(named) = named.or_else(of_family) else { return Ok(Self::Backend) };
         match named.strip_suffix("Fast").unwrap_or(named) {
             "BertTokenizer"
             | "ElectraTokenizer"

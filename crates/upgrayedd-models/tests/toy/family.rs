@@ -25,6 +25,7 @@ pub static FAMILY: Family = Family {
     ],
     output_head: Some("predict.weight"),
     other_names: &[],
+    tokenizer: None,
     types_are_tokens: false,
     buffers: &[],
     parse,

@@ -26,7 +26,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let config = json!({ "model_type": "toy", "tokens": 24, "width": 16, "depth": 3, "heads": 4 });
     let (found, spec, notes) = upgrayedd_models::family::recognise(&config, &[], None).unwrap();
     assert!(notes.is_empty() && found.model_type == "toy", "{notes:?}");
-    let mut model = Model::initialised(found, spec, config, 3);
+    let mut model = Model::initialised(found, spec, config, 3).unwrap();
     let batch = Batch { tokens: Arc::new((0..10).collect()), batch: 2, len: 5, ..Batch::default() };
     let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
     let whole = logits(&model);

@@ -94,7 +94,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         "eos_token_id": 2
     });
     let (family, spec, _) = family::recognise(&config, &[], None)?;
-    let mut model = Model::initialised(family, spec, config, RECIPE_SEED);
+    let mut model = Model::initialised(family, spec, config, RECIPE_SEED)?;
     let options = DataOptions { sequence_length: 256, seed: RECIPE_SEED, ..DataOptions::default() };
     let data = Dataset::from_documents(stories(RECIPE_SEED, RECIPE_STORIES), &model, &tokenizer, &options)?;
     let train = TrainOptions {

@@ -11,7 +11,7 @@ use crate::open::open;
 use crate::price::{Currency, Prices};
 use crate::score::ScoreContext;
 use crate::tokenizer::Tokenizer;
-use crate::units::Scores;
+use crate::units::{LayerUnits, Scores, Site};
 use crate::{Error, Result, builtin};
 
 /// Calibration sequences set aside where the strategy does not say how many it wants.
@@ -53,6 +53,11 @@ pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> 
                 heads.active().len()
             )));
         }
+    }
+    let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
+    let alike = model.heads.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
+    if config.units == Site::KvGroup && !alike {
+        return Err(Error::invalid("units kv-groups needs layers whose key/value heads have as many readers each: use heads"));
     }
     if config.schedule == budget::Schedule::Target {
         let goal = budget::portion(config.pruning_ratio, model.heads.total());

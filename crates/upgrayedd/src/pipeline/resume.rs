@@ -8,7 +8,7 @@ use crate::event::{Event, Observer};
 use crate::model::Model;
 use crate::open::base_of;
 use crate::record::Summary;
-use crate::run_dir::{RUN_FORMAT, RunDir, RunRecord, read_run};
+use crate::run_dir::{RunDir, RunRecord, read_run};
 use crate::{Error, Result, train};
 
 impl Pipeline {
@@ -24,11 +24,11 @@ impl Pipeline {
         Ok((record, model))
     }
 
-    /// The same for a run with parts that the caller had made itself: data and strategy must be given again.
+    /// [`Self::resume`] for a run with parts that the caller had made itself: data and strategy must be given again.
     pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
         let record: RunRecord = read_run(path)?;
         let mut dir = RunDir::open(path)?;
-        if record.format_version != RUN_FORMAT || record.program_version != env!("CARGO_PKG_VERSION") {
+        if record.program_version != env!("CARGO_PKG_VERSION") {
             return Err(Error::bad_file(
                 path,
                 format!(

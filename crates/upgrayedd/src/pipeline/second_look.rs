@@ -29,7 +29,7 @@ struct Border {
     chosen: bool,
 }
 
-/// What exact ablation said: layer name → head → impact, and how many heads go that would have stayed.
+/// What exact ablation said: kind → layer name → index → impact, and how many heads go that would have stayed.
 pub(super) type Settled = (Map<String, Value>, usize);
 
 impl Pipeline {

@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family, Task};
+use crate::family::definition::{Architecture, Family};
+use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, TRAINING,
@@ -27,6 +28,7 @@ pub(crate) static FAMILY: Family = Family {
     output_head: Some("cls.predictions.decoder.weight"),
     // One bias under two names; what the decoder itself has is what transformers computes with.
     other_names: &[("cls.predictions.bias", "cls.predictions.decoder.bias")],
+    tokenizer: Some("BertTokenizer"),
     types_are_tokens: false,
     buffers: &["embeddings.position_ids", "embeddings.token_type_ids"],
     parse,
@@ -59,6 +61,10 @@ const KEYS: Keys = &[
     ("pooler_size_per_head", Idle("of Google's first files, without effect in transformers")),
     ("pooler_type", Idle("of Google's first files, without effect in transformers")),
     ("directionality", Idle("of Google's first files, without effect in transformers")),
+    ("rope_scaling", Idle("this family has no rotary positions")),
+    ("rope_parameters", Idle("this family has no rotary positions")),
+    ("rope_theta", Idle("this family has no rotary positions")),
+    ("partial_rotary_factor", Idle("this family has no rotary positions")),
 ];
 
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
@@ -77,7 +83,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         hidden_size,
         layers: vec![layer; config.layers("num_hidden_layers", 12)?],
         ropes: Vec::new(),
-        head_dim: (hidden_size / num_heads).max(1),
+        head_dim: config.share_of(hidden_size, num_heads)?,
         max_positions: config.size("max_position_embeddings", 512)?,
         type_vocab_size: config.size("type_vocab_size", 2)?,
         norm: Norm::Layer,

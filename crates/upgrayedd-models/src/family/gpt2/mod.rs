@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family, Task};
+use crate::family::definition::{Architecture, Family};
+use crate::family::task::Task;
 use crate::keys::{
     ELSEWHERE,
     Fate::{Idle, Only, Used},
@@ -27,6 +28,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: KEYS,
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    tokenizer: Some("GPT2Tokenizer"),
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
     parse,
@@ -63,6 +65,10 @@ const KEYS: Keys = &[
     ("summary_activation", Idle(ELSEWHERE)),
     ("summary_proj_to_labels", Idle(ELSEWHERE)),
     ("summary_first_dropout", Idle(ELSEWHERE)),
+    ("rope_scaling", Idle("this family has no rotary positions")),
+    ("rope_parameters", Idle("this family has no rotary positions")),
+    ("rope_theta", Idle("this family has no rotary positions")),
+    ("partial_rotary_factor", Idle("this family has no rotary positions")),
 ];
 
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
@@ -81,7 +87,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         hidden_size,
         layers: vec![layer; config.layers("n_layer", 12)?],
         ropes: Vec::new(),
-        head_dim: (hidden_size / num_heads).max(1),
+        head_dim: config.share_of(hidden_size, num_heads)?,
         max_positions: config.size("n_positions", 1024)?,
         type_vocab_size: 0,
         norm: Norm::Layer,

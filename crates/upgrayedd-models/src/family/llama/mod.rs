@@ -2,8 +2,9 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family, Task};
+use crate::family::definition::{Architecture, Family};
 use crate::family::rope;
+use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, SPEED, TRAINING,
@@ -22,6 +23,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: KEYS,
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    tokenizer: None,
     types_are_tokens: false,
     buffers: &["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"],
     parse,
