@@ -1,4 +1,4 @@
-//! Where tensors live and kernels run. A device is one implementation of [`Kernels`](crate::kernels).
+//! Where tensors live and kernels run. A device is one implementation of `Kernels`.
 
 pub(crate) mod cpu;
 
