@@ -98,7 +98,7 @@ fn main() -> Result<()> {
     let (family, spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(family, spec, config, 1)?;
     if let Some(keep) = args.heads {
-        let pruned = model.heads.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
+        let pruned = model.units.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
         let pruned = pruned.enumerate().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect();
         surgery::remove(&mut model, None, &pruned, 1, None)?;
         model.archive = Archive::default();

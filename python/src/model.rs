@@ -169,18 +169,18 @@ impl Model {
     }
 
     fn active_heads(&self) -> Vec<Vec<usize>> {
-        self.inner.heads.layers().iter().map(|l| l.active().to_vec()).collect()
+        self.inner.units.layers().iter().map(|l| l.active().to_vec()).collect()
     }
 
     /// Pruned heads that are in the archive, by layer.
     fn restorable_heads(&self) -> Vec<Vec<usize>> {
-        let layers = self.inner.heads.layers().iter().enumerate();
+        let layers = self.inner.units.layers().iter().enumerate();
         let archived = |layer: usize, head: usize| self.inner.archive.contains(upgrayedd::units::Unit::head(layer, head));
         layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
     }
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
-        let known = self.inner.heads.layers().get(layer).filter(|layer| head < layer.total());
+        let known = self.inner.units.layers().get(layer).filter(|layer| head < layer.total());
         known.map(|layer| layer.kv_group_of(head)).ok_or_else(|| {
             let (layers, heads) = (self.inner.spec.num_layers(), self.inner.spec.num_heads());
             to_py(Error::invalid(format!("layer {layer}, head {head}: the model has {layers} layers of {heads} heads")))

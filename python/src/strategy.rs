@@ -47,11 +47,11 @@ pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, import
         let (params, options) = parse(params)?;
         let mut strategy = get_strategy(name, params.clone(), options)?;
         let importances = strategy.shown(&Scores { layers: importances });
-        importances.check(&model.inner.heads)?;
+        importances.check(&model.inner.units)?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
-            let most = budget::prunable(&model.inner.heads, Site::Head, params.min_heads);
+            let most = budget::prunable(&model.inner.units, Site::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
-            let plan = budget::plan(Schedule::PerCycle, &model.inner.heads, Site::Head, ratios, (1, 1), most);
+            let plan = budget::plan(Schedule::PerCycle, &model.inner.units, Site::Head, ratios, (1, 1), most);
             Budget { heads: plan.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
         });
         let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
@@ -76,7 +76,7 @@ pub fn select_to_grow(
         let mut strategy = get_strategy(name, params.clone(), options)?;
         let can_return = restorable.iter().sum();
         let (count, units, seed) = model.allowed.grow.unwrap_or_else(|| {
-            let count = budget::growth(params.growth_ratio, can_return, &model.inner.heads, Site::Head);
+            let count = budget::growth(params.growth_ratio, can_return, &model.inner.units, Site::Head);
             (count, Site::Head, params.seed.unwrap_or(42))
         });
         let means = layer_means.into_iter().map(|mean| vec![mean]).collect();

@@ -153,7 +153,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         gradient_checkpointing: args.gradient_checkpointing,
     };
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
-        let heads = model.heads.layers().iter().map(|l| l.active());
+        let heads = model.units.layers().iter().map(|l| l.active());
         let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
         scores.layers.iter().zip(heads).enumerate().map(layer).collect()
     };
@@ -240,7 +240,7 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     set_threads(None)?;
     let model = named(&args.model, args.family)?;
     let cost = model.cost(args.context);
-    let heads = model.heads.layers();
+    let heads = model.units.layers();
     if args.json {
         return print_json(&json!({
             "family": model.family.model_type,

@@ -157,7 +157,7 @@ impl ModelSpec {
     }
 
     /// All heads present.
-    pub fn full_heads(&self) -> UnitMap {
+    pub fn full_units(&self) -> UnitMap {
         UnitMap::new(self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads, layer.intermediate_size)))
     }
 }

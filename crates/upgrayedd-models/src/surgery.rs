@@ -22,7 +22,7 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
     for (&Unit { layer, site, index }, entry) in &archive.units {
         check_slices(model, layer, &entry.slices, site)?;
         if site == Site::KvGroup {
-            let known = model.heads.layers().get(layer).filter(|l| index < l.kv_total());
+            let known = model.units.layers().get(layer).filter(|l| index < l.kv_total());
             if known.is_none_or(|l| l.kv_active().contains(&index)) {
                 return Err(Error::invalid(format!(
                     "the archive holds key/value head {index} of layer {layer}, which the model still has or never had"
@@ -30,7 +30,7 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
             }
             continue;
         }
-        let known = model.heads.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));
+        let known = model.units.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));
         let Some(known) = known else {
             return Err(Error::invalid(format!(
                 "the archive holds head {index} of layer {layer}, which the model still has or never had"
@@ -141,12 +141,12 @@ pub fn remove(
     cycle: usize,
     scores: Option<&Scores>,
 ) -> Result<()> {
-    let before = model.heads.clone();
-    model.heads.remove(selection, 1)?;
+    let before = model.units.clone();
+    model.units.remove(selection, 1)?;
     model.touch();
     for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
         fold_gates(model, layer);
-        let (old, new) = (&before.layers()[layer], model.heads.layers()[layer].clone());
+        let (old, new) = (&before.layers()[layer], model.units.layers()[layer].clone());
         for &head in heads {
             let Ok(position) = old.active().binary_search(&head) else { continue };
             let slices = cut(model, layer, Site::Head, position);
@@ -216,7 +216,7 @@ pub fn split(
             Newcomer::Head { layer, head, .. } => (layer, source(layer, head)),
             Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
         };
-        let heads = &model.heads.layers()[layer];
+        let heads = &model.units.layers()[layer];
         let (site, position) = match newcomer {
             Newcomer::Head { .. } => (Site::Head, heads.active().binary_search(&head)),
             Newcomer::Group { .. } => (Site::KvGroup, heads.kv_active().binary_search(&heads.kv_group_of(head))),
@@ -280,12 +280,12 @@ fn bring(
             )));
         }
     }
-    let mut after = model.heads.clone();
+    let mut after = model.units.clone();
     after.insert(selection)?;
     model.touch();
     for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
         fold_gates(model, layer);
-        let (old, new) = (model.heads.layers()[layer].clone(), after.layers()[layer].clone());
+        let (old, new) = (model.units.layers()[layer].clone(), after.layers()[layer].clone());
         let mut returning = heads.clone();
         returning.sort_unstable();
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
@@ -309,7 +309,7 @@ fn bring(
             let newcomer = Newcomer::Head { layer, head, apart: apart.contains(&new.kv_group_of(head)) };
             slices.push(weights(model, newcomer, archived.slices));
         }
-        model.heads.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
+        model.units.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
         grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
         grow(model, optim.as_deref_mut(), layer, Site::KvGroup, (&old_groups, &new_groups), &groups, lr_scale);
     }

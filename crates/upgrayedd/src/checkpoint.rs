@@ -120,7 +120,7 @@ pub fn save<S: Serialize>(
             let state = &optim.states[id.index()];
             LaneState { name: named(id), steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
         });
-        let units = model.heads.record(&model.layer_names());
+        let units = model.units.record(&model.layer_names());
         let file = StateFile { format_version: FORMAT, units, lanes: lanes.collect(), events_bytes, state };
         let json = serde_json::to_vec(&file).map_err(|e| Error::invalid(e.to_string()))?;
         write_file(&dir.join(STATE_FILE), &json)?;
@@ -176,7 +176,7 @@ pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, optim: impl FnOnce(&M
     let best_path = dir.join(BEST_FILE);
     let best = if best_path.exists() {
         let mut best = model.clone();
-        best.params = read_weights(&best_path, base, &model.heads)?;
+        best.params = read_weights(&best_path, base, &model.units)?;
         best.touch();
         Some(best)
     } else {
@@ -208,7 +208,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     if file.format_version != FORMAT {
         return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
     }
-    let heads = base.spec.full_heads().with_record(&file.units, &base.layer_names());
+    let heads = base.spec.full_units().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
     let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype)?;

@@ -39,7 +39,7 @@ pub fn bring_back(
         GrowthInit::Restore => surgery::restore(model, optim, selection, lr_scale),
         GrowthInit::Fresh => surgery::fresh(model, optim, selection, lr_scale, seed),
         GrowthInit::Split => {
-            let heads = model.heads.clone();
+            let heads = model.units.clone();
             surgery::split(model, optim, selection, (lr_scale, seed), |layer, head| {
                 strongest(&heads.layers()[layer], &keep.layers[layer], head)
             })
@@ -65,8 +65,8 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
     let selection = model.archive.selection();
     surgery::restore(&mut dormant, None, &selection, 1.0)?;
     for &LayerSite { layer, .. } in selection.keys() {
-        let gate = |&head: &usize| if model.heads.layers()[layer].is_active(head) { 1.0 } else { 0.0 };
-        let gates: Vec<f32> = dormant.heads.layers()[layer].active().iter().map(gate).collect();
+        let gate = |&head: &usize| if model.units.layers()[layer].is_active(head) { 1.0 } else { 0.0 };
+        let gates: Vec<f32> = dormant.units.layers()[layer].active().iter().map(gate).collect();
         dormant.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
     }
     Ok(dormant)
@@ -87,9 +87,9 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     let model = with_dormant(context.model)?;
     let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
     let mut gains = Gains::new();
-    for (layer, heads) in model.heads.layers().iter().enumerate() {
+    for (layer, heads) in model.units.layers().iter().enumerate() {
         for (position, &head) in heads.active().iter().enumerate() {
-            if !context.model.heads.layers()[layer].is_active(head) {
+            if !context.model.units.layers()[layer].is_active(head) {
                 let (g, f) = (gradient.layers[layer][position], square.layers[layer][position]);
                 gains.insert(Unit::head(layer, head), if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }

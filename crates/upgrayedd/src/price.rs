@@ -52,7 +52,7 @@ impl Prices {
         let bias = if qkv_bias { 1.0 } else { 0.0 };
         let cost = model.cost(length);
         let (layer, total) = match (currency, timings) {
-            (Currency::Heads, _) => (LayerPrice::Linear { query: 1.0, kv: 0.0 }, model.heads.num_active() as f64),
+            (Currency::Heads, _) => (LayerPrice::Linear { query: 1.0, kv: 0.0 }, model.units.num_active() as f64),
             (Currency::Parameters, _) => {
                 let (query, kv) = (width * (2.0 * d + bias), 2.0 * width * (d + bias));
                 (LayerPrice::Linear { query, kv }, cost.parameters as f64)
@@ -68,7 +68,7 @@ impl Prices {
             (Currency::Latency, None) => return Err(Error::invalid("a budget in latency needs timings of the layers")),
         };
         let mut prices = Self { rest: 0.0, layer };
-        prices.rest = total - prices.total(&model.heads);
+        prices.rest = total - prices.total(&model.units);
         Ok(prices)
     }
 
@@ -94,8 +94,8 @@ pub struct Timings {
 impl Timings {
     /// Refuses times that are none, or not enough of them for the heads that a layer has or may have again.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
-        let restorable = model.archive.restorable(&model.heads);
-        let heads = model.heads.counts().iter().zip(restorable).map(|(there, gone)| there + gone).max().unwrap_or(0);
+        let restorable = model.archive.restorable(&model.units);
+        let heads = model.units.counts().iter().zip(restorable).map(|(there, gone)| there + gone).max().unwrap_or(0);
         let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
         if !is_time(&self.rest) || !self.attention.iter().all(is_time) || !self.attention.is_sorted() {
             return Err(Error::invalid("timings: expected seconds, of attention none less than the one before"));
@@ -125,10 +125,10 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let mut full = model.clone();
     surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
     // A layer that has most of its heads.
-    let Some(layer) = (0..full.spec.num_layers()).max_by_key(|&l| full.heads.layers()[l].active().len()) else {
+    let Some(layer) = (0..full.spec.num_layers()).max_by_key(|&l| full.units.layers()[l].active().len()) else {
         return Err(Error::invalid("the model has no layers to time"));
     };
-    let active = spread_over_groups(&full.heads.layers()[layer]);
+    let active = spread_over_groups(&full.units.layers()[layer]);
     let mut attention = vec![0.0];
     for count in 1..=active.len() {
         let mut less = full.clone();
@@ -143,7 +143,7 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
         // Noise must not make a head's removal look like a loss.
         attention.push(seconds.max(attention[count - 1]));
     }
-    let spent: f64 = model.heads.counts().into_iter().map(|n| attention[n]).sum();
+    let spent: f64 = model.units.counts().into_iter().map(|n| attention[n]).sum();
     // Noise must not make attention dearer than everything.
     Ok(Timings { rest: (forward - spent).max(0.0), attention })
 }
@@ -188,9 +188,9 @@ mod tests {
     fn prices_are_the_costs_of_the_model_that_surgery_leaves() {
         let (model, less) = pruned(&[(0, vec![0, 1, 2, 3]), (2, vec![5]), (3, vec![0, 7])]);
         let prices = |currency| Prices::new(&model, currency, 64, None).expect("no timings needed");
-        assert_eq!(prices(Currency::Heads).total(&less.heads), less.heads.num_active() as f64);
-        assert_eq!(prices(Currency::Parameters).total(&less.heads), less.num_parameters() as f64);
-        assert_eq!(prices(Currency::Macs).total(&less.heads), less.cost(64).macs_per_token as f64);
+        assert_eq!(prices(Currency::Heads).total(&less.units), less.units.num_active() as f64);
+        assert_eq!(prices(Currency::Parameters).total(&less.units), less.num_parameters() as f64);
+        assert_eq!(prices(Currency::Macs).total(&less.units), less.cost(64).macs_per_token as f64);
         assert!(Prices::new(&model, Currency::Latency, 64, None).is_err());
     }
 
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(timings.attention.len(), model.spec.num_heads() + 1);
         assert!(timings.attention.is_sorted() && timings.attention[1] > 0.0);
         let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-        assert!(prices.total(&less.heads) <= prices.total(&model.heads));
+        assert!(prices.total(&less.units) <= prices.total(&model.units));
         // What has gone may come back.
         assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention.len(), model.spec.num_heads() + 1);
     }
@@ -213,7 +213,7 @@ mod tests {
         let timings = Timings { rest: 2.0, attention: (0..9).map(f64::from).collect() };
         for from in [&model, &less] {
             let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-            assert_eq!((prices.total(&model.heads), prices.total(&less.heads)), (34.0, 18.0));
+            assert_eq!((prices.total(&model.units), prices.total(&less.units)), (34.0, 18.0));
         }
         let short = Timings { attention: timings.attention[..6].to_vec(), ..timings };
         let error = Prices::new(&less, Currency::Latency, 32, Some(&short)).expect_err("four may come back").to_string();

@@ -56,7 +56,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                 let batch = data.batch(&[sequence], Pass::Fixed);
                 let loss = |value: f32| {
                     let mut at = dormant.clone();
-                    let position = at.heads.layers()[id.layer].active().binary_search(&id.index).unwrap();
+                    let position = at.units.layers()[id.layer].active().binary_search(&id.index).unwrap();
                     let mut gates = at.gates[id.layer].clone().unwrap();
                     gates.data_mut()[position] = value;
                     at.gates[id.layer] = Some(gates);
@@ -110,7 +110,7 @@ fn the_best_heads_of_each_layer_return_whole_groups_where_asked() {
     let gain = |head: usize| [0.1, 0.3, 0.2, -0.4][head];
     let gains: Gains = model.archive.heads().map(|id| (id, gain(id.index))).collect();
     let choose = |counts: &[(usize, usize)], unit| {
-        grow::choose(&model.heads, &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
+        grow::choose(&model.units, &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
     };
     let want = |selection: &[(usize, Vec<usize>)]| heads_by_layer(selection.iter().cloned().collect());
     assert_eq!(choose(&[(0, 2), (1, 1)], Site::Head).unwrap(), want(&[(0, vec![1, 2]), (1, vec![1])]));
@@ -137,7 +137,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
         upgrayedd::score::named("gradient").unwrap().compute(&context).unwrap()
     };
     let open = score(&model);
-    let heads = model.heads.layers()[0].active().len();
+    let heads = model.units.layers()[0].active().len();
     model.gates[0] = Some(Tensor::full(&[heads], 0.5));
     assert_ne!(score(&model), open);
 }
@@ -153,11 +153,11 @@ fn split_and_fresh_heads_leave_the_model_as_it_was() {
             let model = pruned(name, &selection);
             let data = data(&model);
             let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-            let keep = Scores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+            let keep = Scores { layers: model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
             let mut grown = model.clone();
             let selection = heads_by_layer(selection.iter().cloned().collect());
             grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
-            assert!(grown.heads.num_pruned() == 0 && grown.archive.heads().count() == 0);
+            assert!(grown.units.num_pruned() == 0 && grown.archive.heads().count() == 0);
             let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
             for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
                 assert!((a - b).abs() < 1e-5, "{name}: {init:?}: {a} {b}");
@@ -178,7 +178,7 @@ fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
         let data = data(&model);
         let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
         let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
-        let keep = Scores { layers: model.heads.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+        let keep = Scores { layers: model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
         // One reader of a key/value head that had gone; the other two stay in the archive.
         let mut grown = model.clone();
         let selection = Selection::from([(LayerSite::heads(0), vec![1])]);

@@ -36,7 +36,7 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
 /// Some heads of each layer, never all, from the bits of `choice`.
 fn selection(model: &Model, choice: u64) -> Selection {
     let heads = |layer: usize| {
-        let count = model.heads.layers()[layer].active().len();
+        let count = model.units.layers()[layer].active().len();
         let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
         chosen.into_iter().take(count - 1).collect()
     };
@@ -48,7 +48,7 @@ fn weights(model: &Model) -> Vec<Tensor> {
 }
 
 fn all_slots(model: &Model) -> Vec<Vec<usize>> {
-    model.heads.layers().iter().map(|l| l.active().to_vec()).collect()
+    model.units.layers().iter().map(|l| l.active().to_vec()).collect()
 }
 
 /// Logits of the dense model with gates that silence the chosen heads.
@@ -57,7 +57,7 @@ fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
     let gate = |layer: usize| {
         let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
         let values: Vec<f32> =
-            model.heads.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
+            model.units.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
         tape.constant(Tensor::from_vec(&[values.len()], values))
     };
     let gates: Vec<_> = (0..model.spec.num_layers()).map(gate).collect();
@@ -77,7 +77,7 @@ proptest! {
         let want = masked_logits(&model, &pruned, &batch);
         let mut optim = train::new_optimizer(&model, 0.0);
         surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
-        prop_assert_eq!(model.heads.num_pruned(), count);
+        prop_assert_eq!(model.units.num_pruned(), count);
         prop_assert!(count == 0 || model.num_parameters() < full);
         let got = model.logits(&batch, &mut Hooks::default());
         for (g, w) in got.data().iter().zip(want.data()) {
@@ -99,7 +99,7 @@ proptest! {
             surgery::restore(&mut model, Some(&mut optim), half, 1.0).unwrap();
         }
         prop_assert!(weights(&model) == before, "a weight changed");
-        prop_assert_eq!(model.heads.num_pruned(), 0);
+        prop_assert_eq!(model.units.num_pruned(), 0);
         prop_assert_eq!(model.archive.heads().count(), 0);
     }
 
@@ -112,7 +112,7 @@ proptest! {
         let out = dir.path().join("model");
         export(&model, &HF, DType::F32, &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
-        prop_assert_eq!(&again.heads, &model.heads);
+        prop_assert_eq!(&again.units, &model.units);
         prop_assert!(weights(&again) == weights(&model));
         let file = dir.path().join("archive.safetensors");
         model.archive.save(&file, &model.layer_names()).unwrap();
@@ -121,7 +121,7 @@ proptest! {
         let dense = dir.path().join("dense");
         export(&model, &HF_DENSE, DType::F32, &dense).unwrap();
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
-        prop_assert_eq!(dense.heads.num_pruned(), 0);
+        prop_assert_eq!(dense.units.num_pruned(), 0);
         let batch = batch(&model, 2, 7);
         let (a, b) = (model.logits(&batch, &mut Hooks::default()), dense.logits(&batch, &mut Hooks::default()));
         for (a, b) in a.data().iter().zip(b.data()) {
@@ -266,7 +266,7 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
         .unwrap();
         for (layer, back) in [(0, 1), (1, 2)] {
             let gates: Vec<f32> =
-                model.heads.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
+                model.units.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
             model.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
         }
         let gated = model.logits(&batch, &mut Hooks::default());

@@ -88,7 +88,7 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
     for (name, layer) in [("llama_gqa", 0), ("llama_gqa_pruned", 1), ("gpt2", 0), ("bert_mlm", 1)] {
         let parent = golden(name);
         let data = data(&parent, 24);
-        let head = parent.heads.layers()[layer].active()[0];
+        let head = parent.units.layers()[layer].active()[0];
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(layer), vec![head])]), 0, None).unwrap();
         let before = pruned.clone();

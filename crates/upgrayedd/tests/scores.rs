@@ -42,7 +42,7 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
     let batch = data.batch(&[sequence], Pass::Fixed);
     let mut tape = Tape::inference(model.device, &model.params);
     let gates: Vec<_> = model
-        .heads
+        .units
         .counts()
         .iter()
         .enumerate()
@@ -69,7 +69,7 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
         let data = data(&model);
         let (gradient, fisher) = (score("gradient", &model, &data, 3), score("fisher", &model, &data, 3));
         let taylor = score("taylor", &model, &data, 3);
-        for (layer, &heads) in model.heads.counts().iter().enumerate() {
+        for (layer, &heads) in model.units.counts().iter().enumerate() {
             let norm = gradient.layers[layer].iter().map(|g| g * g).sum::<f64>().sqrt();
             for head in 0..heads {
                 let (mut absolute, mut squared, mut total) = (0.0, 0.0, 0.0);
@@ -150,7 +150,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
             for indices in indices.chunks(3) {
                 let gate = |l: usize, h: usize| if off == Some((l, h)) { 0.0 } else { 1.0 };
                 let mut tape = Tape::inference(model.device, &model.params);
-                let counts = model.heads.counts();
+                let counts = model.units.counts();
                 let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
                 let gates: Vec<_> = counts.iter().enumerate().map(|l| tape.constant(values(l))).collect();
                 let batch = data.batch(indices, Pass::Fixed);

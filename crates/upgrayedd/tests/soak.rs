@@ -59,9 +59,9 @@ fn check_books(result: &Path) -> Model {
     let model = upgrayedd::open(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
     for id in model.params.ids() {
         let name = model.params.name(id);
-        assert_eq!(model.params.get(id).shape(), model.weight(id).shape(&model.heads), "{name}");
+        assert_eq!(model.params.get(id).shape(), model.weight(id).shape(&model.units), "{name}");
     }
-    assert_eq!(model.archive.restorable(&model.heads).iter().sum::<usize>(), model.heads.num_pruned());
+    assert_eq!(model.archive.restorable(&model.units).iter().sum::<usize>(), model.units.num_pruned());
     model
 }
 
@@ -73,16 +73,16 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     let config = OptimizeConfig { max_steps_per_cycle: Some(0), refit: false, ..config() };
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
-    assert!(model.heads.num_pruned() > 0);
+    assert!(model.units.num_pruned() > 0);
     let lost: Selection = (0..model.spec.num_layers())
         .map(|layer| {
-            let active = model.heads.layers()[layer].active();
+            let active = model.units.layers()[layer].active();
             (LayerSite::heads(layer), (0..model.spec.num_heads()).filter(|h| !active.contains(h)).collect())
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();
     let dense = dense();
-    assert_eq!(model.heads, dense.heads);
+    assert_eq!(model.units, dense.units);
     for id in dense.params.ids() {
         assert!(model.params.get(id) == dense.params.get(id), "{}", dense.params.name(id));
     }

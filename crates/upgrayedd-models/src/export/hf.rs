@@ -23,7 +23,7 @@ pub static HF: Format = Format {
     name: "hf",
     summary: "really smaller",
     note: |model| {
-        if model.heads.num_pruned() > 0 {
+        if model.units.num_pruned() > 0 {
             "really smaller: load it in transformers with trust_remote_code=True"
         } else {
             "all heads are there: it loads anywhere"
@@ -41,7 +41,7 @@ pub static HF_DENSE: Format = Format {
 };
 
 fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
-    let pruned = model.heads.num_pruned() > 0 && !dense;
+    let pruned = model.units.num_pruned() > 0 && !dense;
     let config = config_json(model, pruned, dtype);
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
@@ -66,7 +66,7 @@ pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
 
 /// The model with a config.json that describes it as it is, heads included.
 pub fn with_own_config(mut model: Model) -> Model {
-    model.config = config_json(&model, model.heads.num_pruned() > 0, model.dtype);
+    model.config = config_json(&model, model.units.num_pruned() > 0, model.dtype);
     model
 }
 
@@ -90,7 +90,7 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
         map.insert("architectures".to_owned(), json!([architecture.class]));
     }
     if pruned {
-        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": FORMAT, "units": model.heads.record(&model.layer_names()) }));
+        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": FORMAT, "units": model.units.record(&model.layer_names()) }));
         let class = |name: &str| format!("{MODELING_FILE}.{name}");
         let mut auto_map = json!({ "AutoModel": class("UpgrayeddModel") });
         if let Some(architecture) = architecture {
@@ -146,9 +146,9 @@ fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
 fn expand(model: &Model, weight: &Weight, tensor: &Tensor) -> Tensor {
     let (lanes, owner) = (weight.lanes(), weight.owner());
     let Some((layer, (site, width))) = weight.layer.zip(owner) else { return tensor.clone() };
-    let present = model.heads.layers()[layer].units(site);
+    let present = model.units.layers()[layer].units(site);
     let features: Vec<usize> = present.iter().flat_map(|unit| unit * width..(unit + 1) * width).collect();
-    let shape = weight.shape(&model.spec.full_heads());
+    let shape = weight.shape(&model.spec.full_units());
     let mut full = Tensor::zeros(&shape);
     let (from_cols, to_cols) = (tensor.cols(), full.cols());
     let out = full.data_mut();

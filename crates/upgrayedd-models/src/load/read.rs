@@ -191,7 +191,7 @@ impl Types {
 fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Result<UnitMap> {
     let Some(ours) = config.get(CONFIG_KEY) else {
         return match &config["pruned_heads"] {
-            Value::Null => Ok(spec.full_heads()),
+            Value::Null => Ok(spec.full_units()),
             _ => pruned_by_transformers(config, spec),
         };
     };
@@ -202,7 +202,7 @@ fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Resul
         )));
     }
     let layers: Vec<String> = (0..spec.num_layers()).map(family.module).collect();
-    let units = spec.full_heads().with_record(&ours["units"], &layers);
+    let units = spec.full_units().with_record(&ours["units"], &layers);
     units.map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.units: {e}")))
 }
 
@@ -211,7 +211,7 @@ fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
     let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
         Error::invalid(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
     })?;
-    let mut heads = spec.full_heads();
+    let mut heads = spec.full_units();
     heads.remove(&heads_by_layer(pruned), 1)?;
     Ok(heads)
 }

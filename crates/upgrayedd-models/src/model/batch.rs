@@ -54,7 +54,7 @@ impl KvCache {
             let shape = [capacity, l.kv_active().len() * model.spec.head_dim];
             (Tensor::zeros(&shape), Tensor::zeros(&shape))
         };
-        Self { layers: model.heads.layers().iter().map(layer).collect(), len: 0 }
+        Self { layers: model.units.layers().iter().map(layer).collect(), len: 0 }
     }
 
     /// Positions filled.

@@ -41,7 +41,7 @@ impl Model {
         } else {
             0
         };
-        let layers = self.heads.layers().iter();
+        let layers = self.units.layers().iter();
         let attention: usize = layers
             .clone()
             .map(|l| (2 * l.active().len() * self.spec.head_dim).saturating_mul(context))

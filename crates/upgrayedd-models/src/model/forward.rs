@@ -175,7 +175,7 @@ impl Model {
             keys += cache.len;
             (k, v) = cache.extend(tape, index, k.tensor(), v.tensor());
         }
-        let heads = &self.heads.layers()[index];
+        let heads = &self.units.layers()[index];
         let shape = Arc::new(AttentionShape {
             batch: batch.batch,
             queries: batch.len,

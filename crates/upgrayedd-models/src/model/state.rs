@@ -66,8 +66,8 @@ pub struct Model {
     /// A row for each of `params`.
     table: Vec<Weight>,
     ids: BTreeMap<(Option<usize>, Role), ParamId>,
-    /// Which heads there are.
-    pub heads: UnitMap,
+    /// Which units there are.
+    pub units: UnitMap,
     /// Heads that were removed.
     pub archive: Archive,
     /// Element type of the files it came from.
@@ -102,7 +102,7 @@ impl Model {
         spec: ModelSpec,
         config: Value,
         params: ParamSet,
-        heads: UnitMap,
+        units: UnitMap,
         dtype: DType,
     ) -> Result<Self> {
         let mut rows: BTreeMap<String, Weight> = (family.weights)(&spec).into_iter().map(|w| (w.name(), w)).collect();
@@ -111,10 +111,10 @@ impl Model {
             let (name, shape) = (params.name(id), params.get(id).shape());
             let weight = rows.remove(name);
             let weight = weight.ok_or_else(|| Error::invalid(format!("a {} model has no weight {name}", family.model_type)))?;
-            if weight.shape(&heads) != shape {
+            if weight.shape(&units) != shape {
                 return Err(Error::invalid(format!(
                     "the weight {name} has shape {shape:?}: expected {:?}",
-                    weight.shape(&heads)
+                    weight.shape(&units)
                 )));
             }
             ids.insert((weight.layer, weight.role), id);
@@ -156,7 +156,7 @@ impl Model {
             params,
             table,
             ids,
-            heads,
+            units,
             archive,
             dtype,
             origin: None,
@@ -173,7 +173,7 @@ impl Model {
 
     /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
     pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Result<Self> {
-        let heads = spec.full_heads();
+        let heads = spec.full_units();
         let mut rng = rng::stream(seed, "initial weights");
         let mut params = ParamSet::default();
         for weight in (family.weights)(&spec) {

@@ -31,7 +31,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
     let whole = logits(&model);
     // The layers are not alike.
-    assert_eq!(model.heads.counts(), [2, 4, 4]);
+    assert_eq!(model.units.counts(), [2, 4, 4]);
     let mlp = |layer| model.params.get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
     assert_eq!((mlp(0), mlp(1)), (vec![16, 16], vec![48, 16]));
 
@@ -42,7 +42,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let dir = tempfile::tempdir().unwrap();
     export::export(&model, &HF, DType::F32, &dir.path().join("hf")).unwrap();
     let again = Model::load(&dir.path().join("hf"), &LoadOptions::default()).unwrap();
-    assert_eq!(again.heads, model.heads);
+    assert_eq!(again.units, model.units);
     assert_eq!(logits(&again).data(), pruned.data());
     assert_eq!(fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(), family::FAMILY.modeling);
 

@@ -36,16 +36,16 @@ impl Pipeline {
 
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
-        let most = budget::prunable(&parent.heads, self.config.units, self.config.min_heads);
+        let most = budget::prunable(&parent.units, self.config.units, self.config.min_heads);
         let mut rows = Vec::new();
         for ratio in FORECAST {
-            if self.config.budget == Currency::Heads && budget::portion(ratio, parent.heads.num_active()) > most {
+            if self.config.budget == Currency::Heads && budget::portion(ratio, parent.units.num_active()) > most {
                 break;
             }
             let scores = self.score(1)?;
             let selection = if self.config.budget == Currency::Heads {
-                let heads = budget::portion(ratio, parent.heads.num_active());
-                let gone = parent.heads.num_active() - self.model.heads.num_active();
+                let heads = budget::portion(ratio, parent.units.num_active());
+                let gone = parent.units.num_active() - self.model.units.num_active();
                 self.select(&scores, heads.saturating_sub(gone))?
             } else {
                 self.select_by_cost(&scores, parent, ratio)?
@@ -58,7 +58,7 @@ impl Pipeline {
             }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) = (self.model.heads.num_active(), self.model.num_parameters());
+            let (active, parameters) = (self.model.units.num_active(), self.model.num_parameters());
             rows.push(Forecast { ratio, active, parameters, loss });
         }
         Ok((before, rows))

@@ -45,7 +45,7 @@ pub(super) fn read_data(
 }
 
 pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> {
-    for (layer, heads) in model.heads.layers().iter().enumerate() {
+    for (layer, heads) in model.units.layers().iter().enumerate() {
         if config.min_heads > heads.active().len() {
             return Err(Error::invalid(format!(
                 "min_heads is {}, but layer {layer} has {} heads: expected at most that",
@@ -55,18 +55,18 @@ pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> 
         }
     }
     let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
-    let alike = model.heads.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
+    let alike = model.units.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
     if config.units == Site::KvGroup && !alike {
         return Err(Error::invalid("units kv-groups needs layers whose key/value heads have as many readers each: use heads"));
     }
     if config.schedule == budget::Schedule::Target {
-        let goal = budget::portion(config.pruning_ratio, model.heads.total());
-        let most = model.heads.num_pruned() + budget::prunable(&model.heads, config.units, config.min_heads);
+        let goal = budget::portion(config.pruning_ratio, model.units.total());
+        let most = model.units.num_pruned() + budget::prunable(&model.units, config.units, config.min_heads);
         if goal > most {
             return Err(Error::invalid(format!(
                 "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
                 config.pruning_ratio,
-                model.heads.total(),
+                model.units.total(),
                 config.min_heads
             )));
         }
@@ -85,12 +85,12 @@ pub(super) fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<
         return Ok(());
     }
     let prices = prices(config, model)?;
-    let all = Scores { layers: model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
-    let most = budget::prunable(&model.heads, config.units, config.min_heads);
+    let all = Scores { layers: model.units.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let most = budget::prunable(&model.units, config.units, config.min_heads);
     let budget = Budget { heads: most, scope: Scope::Global, units: config.units, min_heads: config.min_heads };
-    let mut least = model.heads.clone();
-    least.remove(&budget::choose(&model.heads, &all, budget), 1)?;
-    let possible = 1.0 - prices.total(&least) / prices.total(&model.heads);
+    let mut least = model.units.clone();
+    least.remove(&budget::choose(&model.units, &all, budget), 1)?;
+    let possible = 1.0 - prices.total(&least) / prices.total(&model.units);
     if config.pruning_ratio > possible {
         return Err(Error::invalid(format!(
             "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",

@@ -37,7 +37,7 @@ impl Run<'_> {
 
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.model, &self.pipeline.data.split);
-        let lost = model.heads.num_pruned() - model.archive.restorable(&model.heads).iter().sum::<usize>();
+        let lost = model.units.num_pruned() - model.archive.restorable(&model.units).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.state.baseline.clone();
         self.emit(Event::RunStarted {
@@ -45,7 +45,7 @@ impl Run<'_> {
             schema: 2,
             family: model.family.model_type,
             parameters: model.num_parameters(),
-            heads: model.heads.num_active(),
+            heads: model.units.num_active(),
             sequences: [split.train.len(), there, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
@@ -119,7 +119,7 @@ impl Run<'_> {
         if !accepted {
             self.state.tokens = tokens_before;
         }
-        let active = self.pipeline.model.heads.num_active();
+        let active = self.pipeline.model.units.num_active();
         self.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
         self.state.cycle = cycle;
         Ok(())
@@ -186,7 +186,7 @@ impl Run<'_> {
             let units = named_units(model, &selection);
             surgery::remove(model, Some(optim), &selection, cycle, Some(&scores))?;
             left = remaining(model, &scores, &selection);
-            let active = model.heads.num_active();
+            let active = model.units.num_active();
             self.emit(Event::Pruned { cycle, budget: share, units, active })?;
             for (place, units) in selection {
                 count += units.len();
@@ -283,11 +283,11 @@ impl Run<'_> {
     ) -> Result<(Selection, Vec<Vec<bool>>)> {
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, config, .. } = &self.pipeline;
-        let restorable = model.archive.restorable(&model.heads);
+        let restorable = model.archive.restorable(&model.units);
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
-            Some(goal) => model.heads.num_pruned().saturating_sub(goal).min(can_return),
-            None => budget::growth(config.growth_ratio, can_return, &model.heads, config.units),
+            Some(goal) => model.units.num_pruned().saturating_sub(goal).min(can_return),
+            None => budget::growth(config.growth_ratio, can_return, &model.units, config.units),
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
         let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
@@ -307,19 +307,19 @@ impl Run<'_> {
             history: &self.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&model.heads, &gains, &counts, config.units)?;
+        let selection = grow::choose(&model.units, &gains, &counts, config.units)?;
         let rate = config.growth_lr_multiplier as f32;
         // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
         let restores = config.growth_init == GrowthInit::Restore;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
-        let has = |layer: usize, head: usize| parent.heads.layers()[layer].is_active(head);
+        let has = |layer: usize, head: usize| parent.units.layers()[layer].is_active(head);
         let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), Selection::new()) };
         grow::bring_back(model, Some(optim), &first, config.growth_init, (left, seed), rate)?;
-        let active = model.heads.num_active() + later.values().map(Vec::len).sum::<usize>();
+        let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
         self.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.config.refit && !first.is_empty();
-        let fitted = if refits && restores && self.pipeline.model.heads == parent.heads {
+        let fitted = if refits && restores && self.pipeline.model.units == parent.units {
             refit::undo(&mut self.pipeline.model, parent);
             true
         } else {
@@ -336,7 +336,7 @@ impl Run<'_> {
                 .map(|h| restores && fading.get(&LayerSite::heads(layer)).is_some_and(|s| s.contains(h)))
                 .collect()
         };
-        let growing = model.heads.layers().iter().enumerate().map(marks).collect();
+        let growing = model.units.layers().iter().enumerate().map(marks).collect();
         Ok((selection, growing))
     }
 
@@ -377,7 +377,7 @@ impl Run<'_> {
             evaluation,
             cost: model.cost(length),
             speed,
-            heads: model.heads.layers().iter().map(|l| l.active().to_vec()).collect(),
+            heads: model.units.layers().iter().map(|l| l.active().to_vec()).collect(),
         };
         let summary = Summary {
             before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
@@ -387,7 +387,7 @@ impl Run<'_> {
             tokens_learned: self.state.tokens,
             run: self.dir.path().to_owned(),
         };
-        let (active, parameters) = (model.heads.num_active(), model.num_parameters());
+        let (active, parameters) = (model.units.num_active(), model.num_parameters());
         // Written before the result, which makes the run complete, and told after it.
         let finished = Event::RunFinished { active, parameters };
         self.dir.write_event(&finished)?;
@@ -415,7 +415,7 @@ fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Se
 fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
     let layers = scores.layers.iter().enumerate().map(|(layer, scores)| {
         let gone = pruned.get(&LayerSite::heads(layer)).map(Vec::as_slice).unwrap_or_default();
-        let mut before: Vec<usize> = model.heads.layers()[layer].active().iter().chain(gone).copied().collect();
+        let mut before: Vec<usize> = model.units.layers()[layer].active().iter().chain(gone).copied().collect();
         before.sort_unstable();
         before.iter().zip(scores).filter(|(h, _)| !gone.contains(h)).map(|(_, s)| *s).collect()
     });

@@ -41,7 +41,7 @@ impl Pipeline {
         if count == 0 || selection.values().all(Vec::is_empty) {
             return Ok((selection, None));
         }
-        let borders = borders(&model.heads, scores, &selection, count, config.scope.unwrap_or_default());
+        let borders = borders(&model.units, scores, &selection, count, config.scope.unwrap_or_default());
         let mut asked = Selection::new();
         borders.iter().flatten().for_each(|b| asked.entry(LayerSite::heads(b.layer)).or_default().push(b.head));
         asked.values_mut().for_each(|heads| heads.sort_unstable());
@@ -51,7 +51,7 @@ impl Pipeline {
         for (layer, found) in &found {
             impacts.extend(asked[&LayerSite::heads(*layer)].iter().zip(found).map(|(&head, &impact)| ((*layer, head), impact)));
         }
-        let (settled, exchanged) = by_impact(&model.heads, selection, borders, &impacts, config.min_heads);
+        let (settled, exchanged) = by_impact(&model.units, selection, borders, &impacts, config.min_heads);
         let named = |(layer, found): &(usize, Vec<f64>)| {
             let heads: Map<String, Value> =
                 asked[&LayerSite::heads(*layer)].iter().zip(found).map(|(h, &v)| (h.to_string(), v.into())).collect();
@@ -73,11 +73,11 @@ impl Run<'_> {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let (mut gains, scores) = (self.pipeline.gains(cycle)?, self.pipeline.score(cycle)?);
             // The refit would cancel heads that the parent does not have.
-            gains.retain(|id, _| parent.heads.layers()[id.layer].is_active(id.index));
+            gains.retain(|id, _| parent.units.layers()[id.layer].is_active(id.index));
             loop {
                 let Run { pipeline, .. } = self;
                 let (scope, least) = (pipeline.config.scope.unwrap_or_default(), pipeline.config.min_heads);
-                let (back, gone) = trades(&pipeline.model.heads, &scores, &gains, count, (scope, least));
+                let (back, gone) = trades(&pipeline.model.units, &scores, &gains, count, (scope, least));
                 if back.is_empty() {
                     return Ok(scores);
                 }
@@ -85,7 +85,7 @@ impl Run<'_> {
                 let named = [&back, &gone].map(|heads| named_units(&self.pipeline.model, heads));
                 let Pipeline { model, optim, .. } = &mut self.pipeline;
                 surgery::restore(model, Some(optim), &back, 1.0)?;
-                surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.heads, &scores, &back)))?;
+                surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.units, &scores, &back)))?;
                 self.pipeline.refit(parent, 0)?;
                 let loss_after = self.calibration_loss(&self.pipeline.model)?;
                 let accepted = loss_after < loss;

@@ -66,12 +66,12 @@ impl Pipeline {
     /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
         let prices = prices(&self.config, start)?;
-        let goal = prices.total(&start.heads) * (1.0 - share);
-        let most = budget::prunable(&self.model.heads, self.config.units, self.config.min_heads);
+        let goal = prices.total(&start.units) * (1.0 - share);
+        let most = budget::prunable(&self.model.units, self.config.units, self.config.min_heads);
         let (mut low, mut high) = (0, most);
         while low < high {
             let middle = usize::midpoint(low, high);
-            let mut heads = self.model.heads.clone();
+            let mut heads = self.model.units.clone();
             heads.remove(&self.select(scores, middle)?, 1)?;
             // Sums of prices are rounded.
             if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
@@ -82,7 +82,7 @@ impl Pipeline {
     /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
         let prices = prices(&self.config, start)?;
-        let gone = 1.0 - prices.total(&self.model.heads) / prices.total(&start.heads);
+        let gone = 1.0 - prices.total(&self.model.units) / prices.total(&start.units);
         let name = self.config.budget.name();
         let message = format!(
             "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
@@ -122,7 +122,7 @@ impl Pipeline {
         let budget = Budget { heads, scope, units: config.units, min_heads: config.min_heads };
         let view = PruneView { model: &self.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
-        self.model.heads.clone().remove(&selection, config.min_heads)?;
+        self.model.units.clone().remove(&selection, config.min_heads)?;
         Ok(selection)
     }
 }

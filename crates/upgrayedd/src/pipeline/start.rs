@@ -203,7 +203,7 @@ impl Pipeline {
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let seed = self.cycle_seed(cycle);
         let scores = self.strategy.importances(&score_context(&self.model, &self.data, &self.config, seed))?;
-        scores.check(&self.model.heads)?;
+        scores.check(&self.model.units)?;
         Ok(scores)
     }
 
@@ -217,7 +217,7 @@ impl Pipeline {
     pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
         let Self { model, data, config, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
-        if !config.refit || model.heads == parent.heads || range.len() < 2 {
+        if !config.refit || model.units == parent.units || range.len() < 2 {
             return Ok(None);
         }
         let mut batches = refit::batches(calibration, &range.clone().collect::<Vec<_>>(), config.batch_size);
@@ -231,8 +231,8 @@ impl Pipeline {
     pub(super) fn plan(&self, cycle: usize) -> budget::CyclePlan {
         let config = &self.config;
         let ratios = (config.pruning_ratio, config.growth_ratio);
-        let most = budget::prunable(&self.model.heads, config.units, config.min_heads);
-        budget::plan(config.schedule, &self.model.heads, config.units, ratios, (cycle, config.num_cycles), most)
+        let most = budget::prunable(&self.model.units, config.units, config.min_heads);
+        budget::plan(config.schedule, &self.model.units, config.units, ratios, (cycle, config.num_cycles), most)
     }
 
     pub(super) fn eval_options(&self) -> EvalOptions {

@@ -21,13 +21,13 @@ pub(super) static SCORE: Score = Score {
 fn every(context: &ScoreContext<'_>) -> Result<Scores> {
     let all = context
         .model
-        .heads
+        .units
         .layers()
         .iter()
         .enumerate()
         .map(|(l, heads)| (LayerSite::heads(l), heads.active().to_vec()))
         .collect();
-    let mut scores = Scores { layers: context.model.heads.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let mut scores = Scores { layers: context.model.units.counts().into_iter().map(|n| vec![0.0; n]).collect() };
     for (layer, impacts) in of(context, &all)? {
         scores.layers[layer] = impacts;
     }
@@ -70,8 +70,8 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
 
 /// Gates of all layers that shut one head.
 fn without(model: &Model, layer: usize, head: usize) -> Result<Vec<Tensor>> {
-    let mut gates: Vec<Tensor> = model.heads.counts().into_iter().map(|n| Tensor::full(&[n], 1.0)).collect();
-    let position = model.heads.layers()[layer].active().binary_search(&head);
+    let mut gates: Vec<Tensor> = model.units.counts().into_iter().map(|n| Tensor::full(&[n], 1.0)).collect();
+    let position = model.units.layers()[layer].active().binary_search(&head);
     let position = position.map_err(|_| Error::invalid(format!("head {head} of layer {layer} is not there to be left out")))?;
     gates[layer].data_mut()[position] = 0.0;
     Ok(gates)

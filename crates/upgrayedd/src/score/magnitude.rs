@@ -40,7 +40,7 @@ fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
             o.iter_mut().zip(row.chunks_exact(d)).for_each(|(sum, head)| *sum += sum_of_squares(head.iter()));
         }
     }
-    let groups = model.heads.layers()[layer].kv_positions();
+    let groups = model.units.layers()[layer].kv_positions();
     groups.iter().enumerate().map(|(h, &g)| q[h] + k[g] + v[g] + o[h]).collect()
 }
 

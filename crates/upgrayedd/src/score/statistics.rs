@@ -69,7 +69,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let (data, range) = context.calibration()?;
     let mut model = context.model.clone();
     model.params.set_trainable(false);
-    let heads = model.heads.counts();
+    let heads = model.units.counts();
     let per_head = || Scores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
     let mut sums = Statistics {
         signed: per_head(),
@@ -149,7 +149,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
 
 /// A layer's own gates (1 where it has none), a row a sequence.
 fn gates_of(model: &Model, layer: usize, sequences: usize) -> Tensor {
-    let heads = model.heads.layers()[layer].active().len();
+    let heads = model.units.layers()[layer].active().len();
     match &model.gates[layer] {
         Some(gates) => Tensor::from_vec(&[sequences, heads], gates.data().repeat(sequences)),
         None => Tensor::full(&[sequences, heads], 1.0),
@@ -207,7 +207,7 @@ const ROWS: usize = 128;
 
 impl<'m> Outputs<'m> {
     fn new(model: &'m Model, norms: bool, cosines: bool, grams: bool) -> Self {
-        let heads = model.heads.counts();
+        let heads = model.units.counts();
         let features = heads.iter().map(|n| n * model.spec.head_dim);
         Self {
             model,

@@ -136,7 +136,7 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
 pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
-    let size = budget::unit_size(&view.model.heads, view.units);
+    let size = budget::unit_size(&view.model.units, view.units);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
     let mut left = view.count;
@@ -159,7 +159,7 @@ pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, us
 pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut left = view.count;
-    for (_, layer, unit) in grow::candidates(&view.model.heads, view.gains, view.units) {
+    for (_, layer, unit) in grow::candidates(&view.model.units, view.gains, view.units) {
         if unit.len() <= left {
             left -= unit.len();
             *counts.entry(layer).or_insert(0) += unit.len();
@@ -207,5 +207,5 @@ impl<T: Clone> Cache<T> {
 
 /// The heads that `budget` takes, lowest `keep` first.
 pub(super) fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
-    budget::choose(&view.model.heads, keep, view.budget)
+    budget::choose(&view.model.units, keep, view.budget)
 }
