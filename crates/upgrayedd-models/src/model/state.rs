@@ -123,6 +123,9 @@ impl Model {
         if let Some(name) = rows.iter().find(|(_, weight)| !weight.optional).map(|(name, _)| name) {
             return Err(Error::invalid(format!("the weight {name} is missing")));
         }
+        if !ids.contains_key(&(None, Role { part: Part::Tokens, kind: Kind::Weight })) {
+            return Err(Error::invalid(format!("a {} model has no token embeddings", family.model_type)));
+        }
         let find = |layer: usize, part: Part| {
             let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
             Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
@@ -140,7 +143,7 @@ impl Model {
                     v: must(i, Part::V)?,
                     o: must(i, Part::O)?,
                     norm2: must(i, Part::Norm2)?,
-                    gate: find(i, Part::Gate),
+                    gate: spec.gated_mlp.then(|| must(i, Part::Gate)).transpose()?,
                     up: must(i, Part::Up)?,
                     down: must(i, Part::Down)?,
                 })

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use serde_json::json;
 use upgrayedd_models::export::{self, HF};
+use upgrayedd_models::family::Family;
 use upgrayedd_models::files::DType;
 use upgrayedd_models::load::LoadOptions;
 use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::spec::ModelSpec;
 use upgrayedd_models::units::{LayerSite, Selection};
-use upgrayedd_models::weights::{Kind, Part};
+use upgrayedd_models::weights::{Kind, Part, Weight};
 use upgrayedd_models::{Model, surgery};
 
 #[test]
@@ -26,6 +28,12 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let config = json!({ "model_type": "toy", "tokens": 24, "width": 16, "depth": 3, "heads": 4 });
     let (found, spec, notes) = upgrayedd_models::family::recognise(&config, &[], None).unwrap();
     assert!(notes.is_empty() && found.model_type == "toy", "{notes:?}");
+    // A table that lacks what the forward pass needs is refused, not run without it.
+    for (words, lacking) in LACKING {
+        let lacking = Box::leak(Box::new(Family { weights: lacking, ..family::FAMILY }));
+        let refused = Model::initialised(lacking, spec.clone(), config.clone(), 3).unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+    }
     let mut model = Model::initialised(found, spec, config, 3).unwrap();
     let batch = Batch { tokens: Arc::new((0..10).collect()), batch: 2, len: 5, ..Batch::default() };
     let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
@@ -52,4 +60,18 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
 
     surgery::restore(&mut model, None, &gone, 1.0).unwrap();
     assert_eq!(logits(&model).data(), whole.data());
+}
+
+type Weights = fn(&ModelSpec) -> Vec<Weight>;
+
+const LACKING: [(&str, Weights); 3] = [
+    ("token embeddings", |spec| without(spec, Part::Tokens)),
+    ("Gate", |spec| without(spec, Part::Gate)),
+    ("Down", |spec| without(spec, Part::Down)),
+];
+
+fn without(spec: &ModelSpec, part: Part) -> Vec<Weight> {
+    let mut weights = (family::FAMILY.weights)(spec);
+    weights.retain(|weight| weight.role.part != part);
+    weights
 }
