@@ -268,3 +268,23 @@ fn read_moments(dir: &Path, model: &Model, optim: &mut AdamW, lanes: Vec<LaneSta
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_checksum_is_not_believed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut sums = String::new();
+        for name in [WEIGHTS_FILE, ARCHIVE_FILE, OPTIMIZER_FILE, STATE_FILE] {
+            std::fs::write(dir.path().join(name), name).expect("written");
+            let _ = writeln!(sums, "{}  {name}", hash_file(&dir.path().join(name)).expect("read"));
+        }
+        std::fs::write(dir.path().join(SUMS_FILE), &sums).expect("written");
+        assert!(verify(dir.path()).is_ok());
+        std::fs::write(dir.path().join(BEST_FILE), "another's").expect("written");
+        let refused = verify(dir.path()).expect_err("it has no checksum").to_string();
+        assert!(refused.contains(BEST_FILE), "{refused}");
+    }
+}

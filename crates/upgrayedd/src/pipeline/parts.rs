@@ -117,3 +117,20 @@ pub(super) fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &Op
     let OptimizeConfig { batch_size, gradient_checkpointing, .. } = *config;
     ScoreContext { model, data: Some((data, range)), batch_size, samples: range.len(), seed, gradient_checkpointing }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::UnitMap;
+
+    #[test]
+    fn groups_of_different_sizes_are_not_pruned_as_units() {
+        let mut model = builtin::model().expect("it is there");
+        let config = OptimizeConfig { units: Site::KvGroup, ..OptimizeConfig::default() };
+        assert!(check_heads(&config, &model).is_ok());
+        model.units = UnitMap::new([(8, 8, 0), (8, 4, 0), (8, 8, 0), (8, 8, 0)]);
+        let refused = check_heads(&config, &model).expect_err("one layer has larger groups").to_string();
+        assert!(refused.contains("kv-groups"), "{refused}");
+        assert!(check_heads(&OptimizeConfig::default(), &model).is_ok());
+    }
+}
