@@ -93,6 +93,36 @@ def against_peers(rounds, only, limits):
     return rows
 
 
+def against_revision(other, rounds, only):
+    """The same work done by another build of Upgrayedd, in turns at being first; ratios are medians of the rounds' own."""
+    print_row("work", "model", "this ms (min–max)", "other ms (min–max)", "time ratio", "this MiB", "other MiB", "memory ratio")
+    print_row(*["---"] * 8)
+    rows = []
+    for work, name, batch, length, *_ in PEERS:
+        if only and only != f"{work}:{name}":
+            continue
+        chosen = options(work, name, batch, length, "--runs", "3")
+        commands = {"this": [str(OURS), *chosen], "other": [str(other), *chosen]}
+        found = {side: [] for side in commands}
+        for turn in range(rounds):
+            for side in sorted(commands, reverse=turn % 2 == 0):
+                found[side].append(run(commands[side]))
+        times = {side: [statistics.median(r["ms"]) for r in rs] for side, rs in found.items()}
+        row = {"work": work, "model": name, "batch": batch, "length": length} | {
+            "ms": {side: statistics.median(t) for side, t in times.items()},
+            "ms_min": {side: min(t) for side, t in times.items()},
+            "ms_max": {side: max(t) for side, t in times.items()},
+            "peak_rss_mib": {side: statistics.median(r["peak_rss_mib"] for r in rs) for side, rs in found.items()},
+            "time_ratio": statistics.median(a / b for a, b in zip(times["this"], times["other"], strict=True)),
+        }  # fmt: skip
+        row["memory_ratio"] = row["peak_rss_mib"]["this"] / row["peak_rss_mib"]["other"]
+        memory = [f"{row['peak_rss_mib'][side]:.0f}" for side in ("this", "other")]
+        print_row(work, f"{name}, {batch} × {length}", spread(row, "this"), spread(row, "other"), f"{row['time_ratio']:.3f}",
+                  *memory, f"{row['memory_ratio']:.3f}")  # fmt: skip
+        rows.append(row)
+    return rows
+
+
 def whole_passes(rounds):
     """Passes of scores over 64 sequences, beside one for gate gradients alone."""
     shape = ("smollm2-135m", 4, 256, "--samples", "64", "--runs", "1", "--warm-ups", "0")
@@ -174,8 +204,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3, help="alternations of five counted runs each")
     parser.add_argument("--only", help="only this work beside PyTorch, for example train:gpt2-small")
+    parser.add_argument("--against", type=pathlib.Path, help="another upgrayedd-bench in the place of PyTorch; writes nothing")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results/speed.json", help="where the figures go, as JSON")
     args = parser.parse_args()
+    if args.against:
+        against_revision(args.against, args.rounds, args.only)
+        return
     limits = {}
     for work, flops in (("gemm", 2 * 2048**3), ("fma", 2 * 2 * 2**32)):
         found = run([str(OURS), work, "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])

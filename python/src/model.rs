@@ -21,7 +21,7 @@ use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{Site, heads_by_layer};
+use upgrayedd::units::{LayerUnits, Site, heads_by_layer};
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
@@ -153,12 +153,16 @@ impl Model {
         let model = &self.inner;
         let cost = context.map(|context| model.cost(context));
         let spec = &model.spec;
+        let counts = |of: fn(&LayerUnits) -> usize| -> BTreeMap<String, usize> {
+            model.units.layers().iter().enumerate().map(|(layer, units)| (model.layer_name(layer), of(units))).collect()
+        };
         let architecture = model.family.architecture_of(Task::of(spec.objective));
         json!({
             "classes": architecture.map(|a| json!({ "stock": a.class, "pruned": a.pruned, "auto": a.auto })),
             "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
             "layers": spec.num_layers(), "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
-            "heads": spec.num_heads(), "kv_heads": spec.num_kv_heads(), "vocab_size": spec.vocab_size,
+            "original_heads": counts(LayerUnits::total), "original_kv_heads": counts(LayerUnits::kv_total),
+            "vocab_size": spec.vocab_size,
             "max_positions": spec.max_positions, "cost": cost,
         })
         .to_string()
@@ -180,11 +184,12 @@ impl Model {
     }
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
-        let known = self.inner.units.layers().get(layer).filter(|layer| head < layer.total());
-        known.map(|layer| layer.kv_group_of(head)).ok_or_else(|| {
-            let (layers, heads) = (self.inner.spec.num_layers(), self.inner.spec.num_heads());
-            to_py(Error::invalid(format!("layer {layer}, head {head}: the model has {layers} layers of {heads} heads")))
-        })
+        let known = self.inner.units.layers().get(layer);
+        let Some(known) = known.filter(|known| head < known.total()) else {
+            let heads = known.map_or(0, LayerUnits::total);
+            return Err(to_py(Error::invalid(format!("layer {layer} has no head {head}: it had {heads} heads"))));
+        };
+        Ok(known.kv_group_of(head))
     }
 
     fn num_parameters(&self) -> usize {
@@ -295,7 +300,7 @@ impl Model {
             let data = dataset.as_ref().map(|d| (d, &range));
             let model = &self.inner;
             let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false };
-            Ok(score.shown(&score.compute(&context)?).layers)
+            Ok(score.shown(&score.compute(&context)?).heads().map(<[f64]>::to_vec).collect())
         })
     }
 

@@ -46,7 +46,7 @@ pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, import
     let decide = || {
         let (params, options) = parse(params)?;
         let mut strategy = get_strategy(name, params.clone(), options)?;
-        let importances = strategy.shown(&Scores { layers: importances });
+        let importances = strategy.shown(&Scores::of_heads(importances));
         importances.check(&model.inner.units)?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
             let most = budget::prunable(&model.inner.units, Site::Head, params.min_heads);
@@ -79,8 +79,7 @@ pub fn select_to_grow(
             let count = budget::growth(params.growth_ratio, can_return, &model.inner.units, Site::Head);
             (count, Site::Head, params.seed.unwrap_or(42))
         });
-        let means = layer_means.into_iter().map(|mean| vec![mean]).collect();
-        let importances = strategy.shown(&Scores { layers: means });
+        let importances = strategy.shown(&Scores::of_heads(layer_means.into_iter().map(|mean| vec![mean])));
         let evaluation = Evaluation {
             loss: 0.0,
             perplexity: None,
@@ -173,22 +172,25 @@ impl Strategy for PyStrategy {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let model = Model::of(context.model.clone());
-        let layers = self.ask(|adapter| {
+        let layers: Vec<Vec<f64>> = self.ask(|adapter| {
             let batches = batches(adapter.py(), context)?;
             adapter.call_method1("importances", (model, batches, context.seed))?.extract()
         })?;
-        Ok(self.shown(&Scores { layers }))
+        Ok(self.shown(&Scores::of_heads(layers)))
     }
 
     fn shown(&self, importances: &Scores) -> Scores {
-        if self.higher_keeps { importances.clone() } else { importances.negated() }
+        if self.higher_keeps { importances.clone() } else { importances.map(|importance| -importance) }
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let allowed = Allowed { prune: Some(view.budget), grow: None };
         let model = Model { inner: view.model.clone(), allowed };
-        let chosen: HeadsByLayer =
-            self.ask(|adapter| adapter.call_method1("prune", (model, self.shown(view.importances).layers))?.extract())?;
+        let chosen: HeadsByLayer = self.ask(|adapter| {
+            adapter
+                .call_method1("prune", (model, self.shown(view.importances).heads().map(<[f64]>::to_vec).collect::<Vec<_>>()))?
+                .extract()
+        })?;
         Ok(heads_by_layer(chosen))
     }
 

@@ -161,9 +161,10 @@ class Model:
         return self._core.layer_names()
 
     @property
-    def num_heads(self) -> int:
-        """Query heads per layer of the unpruned model."""
-        return int(self._info()["heads"])
+    def original_heads(self) -> dict[str, int]:
+        """Layer name → number of query heads that it has unpruned."""
+        counts = self._info()["original_heads"]
+        return {name: int(counts[name]) for name in self.layer_names}
 
     @property
     def heads_per_layer(self) -> dict[str, int]:
@@ -394,16 +395,16 @@ class Model:
         heads = sum(self.heads_per_layer.values())
         return (
             f"Model({info['family']}, {info['objective']}, {info['layers']} layers, {heads} of "
-            f"{info['layers'] * info['heads']} heads, {self.num_parameters:,} parameters)"
+            f"{sum(self.original_heads.values())} heads, {self.num_parameters:,} parameters)"
         )
 
     def _repr_html_(self) -> str:
-        total = self.num_heads
+        totals = self.original_heads
         cell = '<td style="width:.8em;height:.8em;padding:0;border:1px solid #888;background:{}" title="head {}: {}"></td>'
         looks = {True: ("#4472c4", "kept"), False: ("transparent", "pruned")}
         rows = []
         for name, heads in self.active_heads.items():
-            states = [looks[head in heads] for head in range(total)]
+            states = [looks[head in heads] for head in range(totals[name])]
             cells = "".join(cell.format(colour, head, state) for head, (colour, state) in enumerate(states))
             label = f'<td style="text-align:left;padding:0 .6em 0 0">{html.escape(name)}</td>'
             rows.append(f"<tr>{label}{cells}<td>{len(heads)}</td></tr>")
@@ -439,17 +440,17 @@ class Model:
         if not isinstance(heads, Mapping):
             raise InvalidValueError(f"{who}: {type(heads).__name__} given: expected layer name → list of head indices")
         result: dict[int, list[int]] = {}
-        total = self.num_heads
+        totals = list(self.original_heads.values())
         for name, indices in heads.items():
             layer = self._layer(name, who)
             try:
                 result[layer] = [int(i.__index__()) for i in indices]
             except (TypeError, AttributeError) as error:
                 raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of head indices") from error
-            wrong = [i for i in result[layer] if not 0 <= i < total]
+            wrong = [i for i in result[layer] if not 0 <= i < totals[layer]]
             if wrong:
                 raise InvalidValueError(
-                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {total - 1}"
+                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {totals[layer] - 1}"
                 )
         return result
 

@@ -57,8 +57,7 @@ pub struct OptimizeArgs {
     /// File to measure on [default: the last tenth of the data]
     #[arg(long, value_name = "FILE")]
     pub eval_data: Option<PathBuf>,
-    /// Which heads go: auto (recommended), surgeon, fisher, gradient, taylor, loss_impact, task, wanda, similarity, magnitude, entropy or random [default: magnitude]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = strategy_help())]
     pub strategy: Option<String>,
     /// A parameter of the strategy, such as attention_samples=64 or weight_threshold=0.02 (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
@@ -193,7 +192,7 @@ pub struct OptimizeArgs {
     /// Run folder, which must not exist [default: runs/MODEL-STRATEGY-N]
     #[arg(long, value_name = "RUN_DIR")]
     pub out: Option<PathBuf>,
-    /// Options from a TOML file (the config table of a run.toml, saved as a file, is one)
+    /// Options from a TOML file: the run.toml of another run, or options by themselves
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print the summary as JSON
@@ -410,6 +409,14 @@ fn family_help() -> String {
 fn format_help() -> String {
     let formats = upgrayedd::export::all();
     formats.iter().map(|format| format!("{}: {}", format.name, format.summary)).collect::<Vec<_>>().join("; ")
+}
+
+fn strategy_help() -> String {
+    format!(
+        "Which heads go: {} [default: {}; recommended: auto]",
+        listed(&upgrayedd::strategy::ALL.map(|strategy| strategy.name)),
+        upgrayedd::config::OptimizeConfig::default().strategy
+    )
 }
 
 fn score_help() -> String {

@@ -20,7 +20,7 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::{Interrupted, watch};
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
-use upgrayedd::units::Scores;
+use upgrayedd::units::{LayerUnits, Scores};
 use upgrayedd::{Error, Model};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
@@ -155,7 +155,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
         let heads = model.units.layers().iter().map(|l| l.active());
         let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
-        scores.layers.iter().zip(heads).enumerate().map(layer).collect()
+        scores.heads().zip(heads).enumerate().map(layer).collect()
     };
     let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
     let scores = score.shown(&score.compute(&context)?);
@@ -251,8 +251,8 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
             "heads": heads.iter().map(|l| l.active().len()).collect::<Vec<_>>(),
             "kv_heads": heads.iter().map(|l| l.kv_active().len()).collect::<Vec<_>>(),
             "active_heads": heads.iter().map(|l| l.active()).collect::<Vec<_>>(),
-            "original_heads": model.spec.num_heads(),
-            "original_kv_heads": model.spec.num_kv_heads(),
+            "original_heads": heads.iter().map(LayerUnits::total).collect::<Vec<_>>(),
+            "original_kv_heads": heads.iter().map(LayerUnits::kv_total).collect::<Vec<_>>(),
             "dtype": model.dtype.name(),
             "parameters": cost.parameters,
             "bytes": cost.bytes,

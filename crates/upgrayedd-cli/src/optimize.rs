@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
-use upgrayedd::run_dir::{GivenParts, RunRecord};
+use upgrayedd::run_dir::{GivenParts, parse_run};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -157,8 +157,11 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
 
 fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    let not_toml =
+        |e: toml::de::Error| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " ")));
     // A run's record has the configuration among other things.
-    if let Ok(record) = toml::from_str::<RunRecord>(&text) {
+    if toml::from_str::<toml::Table>(&text).map_err(not_toml)?.contains_key("format_version") {
+        let record = parse_run(path, &text)?;
         let GivenParts { model, data, strategy, .. } = record.given;
         if model || data || strategy {
             return Err(Error::bad_file(
@@ -168,8 +171,7 @@ fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
         }
         return Ok(record.config);
     }
-    toml::from_str(&text)
-        .map_err(|e| Error::invalid(format!("{}: {}", path.display(), e.to_string().trim_end().replace('\n', " "))))
+    toml::from_str(&text).map_err(not_toml)
 }
 
 /// `runs/MODEL-STRATEGY-N` with the first free number.

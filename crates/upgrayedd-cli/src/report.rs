@@ -7,7 +7,7 @@ use upgrayedd::pipeline::Forecast;
 use upgrayedd::record::Evaluation;
 use upgrayedd::record::Snapshot;
 use upgrayedd::score::Score;
-use upgrayedd::units::Scores;
+use upgrayedd::units::{LayerUnits, Scores};
 use upgrayedd::{Model, Summary};
 
 /// Prints to stdout; a reader that went away is not an error.
@@ -88,15 +88,15 @@ pub fn summary(summary: &Summary) -> String {
         after.speed.batch,
         after.speed.length,
         grouped(summary.tokens_learned),
-        head_map(&after.heads, summary.heads_per_layer),
+        head_map(&after.heads, &summary.heads_per_layer),
         summary.run.join("model").display()
     )
 }
 
 /// A row per layer: █ a head that is there, · one that is gone.
-fn head_map(heads: &[Vec<usize>], total: usize) -> String {
+fn head_map(heads: &[Vec<usize>], totals: &[usize]) -> String {
     let mut out = String::from("Heads (█ kept, · pruned):\n");
-    for (layer, active) in heads.iter().enumerate() {
+    for (layer, (active, &total)) in heads.iter().zip(totals).enumerate() {
         let row: String = (0..total).map(|h| if active.contains(&h) { '█' } else { '·' }).collect();
         let _ = writeln!(out, "  layer {layer:>3} {row} {}", active.len());
     }
@@ -126,6 +126,7 @@ pub fn evaluation(e: &Evaluation) -> String {
 /// What `inspect` shows.
 pub fn inspection(model: &Model, cost: &Cost) -> String {
     let heads: Vec<Vec<usize>> = model.units.layers().iter().map(|l| l.active().to_vec()).collect();
+    let totals: Vec<usize> = model.units.layers().iter().map(LayerUnits::total).collect();
     let kv: usize = model.units.layers().iter().map(|l| l.kv_active().len()).sum();
     let mut out = format!(
         "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
@@ -146,7 +147,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
     if cost.kv_cache_bytes_per_token > 0 {
         let _ = writeln!(out, "KV cache        {} bytes per token", grouped(cost.kv_cache_bytes_per_token as u64));
     }
-    let _ = write!(out, "\n{}", head_map(&heads, model.spec.num_heads()).trim_end());
+    let _ = write!(out, "\n{}", head_map(&heads, &totals).trim_end());
     out
 }
 
@@ -155,9 +156,9 @@ pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
     let direction = if score.shown_negated { "higher = prune" } else { "higher = keep" };
     let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
     // Four digits of the largest score: those of a loss's gradients are small.
-    let largest = scores.layers.iter().flatten().map(|v| v.abs()).filter(|v| v.is_finite()).fold(0.0, f64::max);
+    let largest = scores.values().map(f64::abs).filter(|v| v.is_finite()).fold(0.0, f64::max);
     let decimals = if largest > 0.0 { (3.0 - largest.log10().floor()).clamp(4.0, 16.0) as usize } else { 4 };
-    for (layer, values) in scores.layers.iter().enumerate() {
+    for (layer, values) in scores.heads().enumerate() {
         let heads = model.units.layers()[layer].active().iter().zip(values);
         let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.decimals$}")).collect();
         let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));

@@ -119,16 +119,6 @@ impl ModelSpec {
         self.layers.len()
     }
 
-    /// Query heads of the widest layer.
-    pub fn num_heads(&self) -> usize {
-        self.layers.iter().map(|layer| layer.num_heads).max().unwrap_or(0)
-    }
-
-    /// Key/value heads of the layer that has most.
-    pub fn num_kv_heads(&self) -> usize {
-        self.layers.iter().map(|layer| layer.num_kv_heads).max().unwrap_or(0)
-    }
-
     /// Refuses combinations that no model has.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(format!("config.json: {message}")));

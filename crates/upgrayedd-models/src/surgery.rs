@@ -150,7 +150,7 @@ pub fn remove(
         for &head in heads {
             let Ok(position) = old.active().binary_search(&head) else { continue };
             let slices = cut(model, layer, Site::Head, position);
-            let score = scores.and_then(|s| s.layers.get(layer)?.get(position).copied());
+            let score = scores.and_then(|s| s.at(LayerSite::heads(layer)).get(position).copied());
             let departure = Some(Departure { cycle, score });
             model.archive.units.insert(Unit::head(layer, head), Archived { departure, slices });
         }
@@ -349,9 +349,10 @@ fn grow(
     }
 }
 
-/// Multiplies a layer's remaining gates into its output projection, which then needs none.
+/// Multiplies the gates of a layer's heads into its output projection, which then needs none.
 pub fn fold_gates(model: &mut Model, layer: usize) {
-    let Some(gates) = model.gates[layer].take() else { return };
+    let Some(gates) = model.take_gates(LayerSite::heads(layer)) else { return };
+    model.touch();
     let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
     let weight = model.params.get_mut(id);
     let cols = weight.cols();

@@ -157,7 +157,7 @@ impl Queue {
 /// `keep` is higher for heads to keep. Ties go to the lower layer and index.
 pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
     let mut queues: Vec<Queue> =
-        heads.layers().iter().zip(&keep.layers).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
+        heads.layers().iter().zip(keep.heads()).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
     let mut chosen = Selection::new();
     let mut left = budget.heads;
     let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, left: &mut usize| {
@@ -225,13 +225,7 @@ mod tests {
         use rand::RngExt;
         let mut rng = crate::rng::stream(seed, "test");
         // Few distinct values, so that ties occur.
-        Scores {
-            layers: map
-                .layers()
-                .iter()
-                .map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect())
-                .collect(),
-        }
+        Scores::of_heads(map.layers().iter().map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect()))
     }
 
     proptest! {
@@ -340,7 +334,7 @@ mod tests {
     fn a_group_that_is_too_large_does_not_hide_a_smaller_one() {
         let mut map = UnitMap::full(1, 6, 3);
         map.remove(&Selection::from([(LayerSite::heads(0), vec![5])]), 1).expect("leaves five");
-        let keep = Scores { layers: vec![vec![1.0, 1.0, 2.0, 2.0, 3.0]] };
+        let keep = Scores::of_heads([vec![1.0, 1.0, 2.0, 2.0, 3.0]]);
         let budget = Budget { heads: 1, scope: Scope::Layer, units: Site::KvGroup, min_heads: 1 };
         for scope in [Scope::Layer, Scope::Global] {
             assert_eq!(choose(&map, &keep, Budget { scope, ..budget }), Selection::from([(LayerSite::heads(0), vec![4])]));
@@ -350,7 +344,7 @@ mod tests {
     #[test]
     fn remainders_go_to_the_layers_with_the_lowest_candidates() {
         let map = UnitMap::full(3, 4, 4);
-        let keep = Scores { layers: vec![vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]] };
+        let keep = Scores::of_heads([vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]]);
         // Five of twelve: one each, then the two lowest next candidates.
         let budget = Budget { heads: 5, scope: Scope::Layer, units: Site::Head, min_heads: 1 };
         let chosen = choose(&map, &keep, budget);

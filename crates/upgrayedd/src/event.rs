@@ -1,11 +1,14 @@
 //! What happened in a run, as plain data, and who wants to know.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::model::Model;
 use crate::record::{Evaluation, LayerRefit};
-use crate::units::{Scores, Selection, Site};
+use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::{Error, Result};
 
 /// When a measurement was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -227,8 +230,29 @@ pub fn named_units(model: &Model, selection: &Selection) -> Map<String, Value> {
     named
 }
 
-/// Scores of heads by kind and layer name.
+/// The units that were named so.
+pub(crate) fn units_named(model: &Model, named: &Map<String, Value>) -> Result<Selection> {
+    let mut selection = Selection::new();
+    let names = model.layer_names();
+    for (site, layers) in named {
+        let site: Site = site.parse()?;
+        let layers: BTreeMap<String, Vec<usize>> =
+            BTreeMap::deserialize(layers).map_err(|e| Error::invalid(format!("{}: {e}", site.name())))?;
+        for (name, units) in layers {
+            let layer = names.iter().position(|known| *known == name);
+            let layer = layer.ok_or_else(|| Error::invalid(format!("{name} is no layer of this model")))?;
+            selection.insert(LayerSite { layer, site }, units);
+        }
+    }
+    Ok(selection)
+}
+
+/// Scores by kind and layer name.
 pub(crate) fn named_scores(model: &Model, scores: &Scores) -> Map<String, Value> {
-    let layers = scores.layers.iter().enumerate().map(|(layer, s)| (model.layer_name(layer), Value::from(s.clone())));
-    [(Site::Head.name().to_owned(), Value::Object(layers.collect()))].into_iter().collect()
+    let mut named = Map::new();
+    for (place, scores) in scores.iter() {
+        let of_site = named.entry(place.site.name()).or_insert_with(|| Value::Object(Map::new()));
+        of_site[model.layer_name(place.layer)] = scores.into();
+    }
+    named
 }

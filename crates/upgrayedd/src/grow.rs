@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::AdamW;
 
 use crate::named_enum;
@@ -41,7 +40,7 @@ pub fn bring_back(
         GrowthInit::Split => {
             let heads = model.units.clone();
             surgery::split(model, optim, selection, (lr_scale, seed), |layer, head| {
-                strongest(&heads.layers()[layer], &keep.layers[layer], head)
+                strongest(&heads.layers()[layer], keep.at(LayerSite::heads(layer)), head)
             })
         }
     }
@@ -64,10 +63,10 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
     let selection = model.archive.selection();
     surgery::restore(&mut dormant, None, &selection, 1.0)?;
-    for &LayerSite { layer, .. } in selection.keys() {
-        let gate = |&head: &usize| if model.units.layers()[layer].is_active(head) { 1.0 } else { 0.0 };
-        let gates: Vec<f32> = dormant.units.layers()[layer].active().iter().map(gate).collect();
-        dormant.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
+    for (&place, archived) in &selection {
+        let gate = |unit: &usize| if archived.contains(unit) { 0.0 } else { 1.0 };
+        let gates = dormant.units.layers()[place.layer].units(place.site).iter().map(gate).collect();
+        dormant.set_gates(place, gates)?;
     }
     Ok(dormant)
 }
@@ -88,9 +87,10 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
     let mut gains = Gains::new();
     for (layer, heads) in model.units.layers().iter().enumerate() {
+        let (gradient, square) = (gradient.at(LayerSite::heads(layer)), square.at(LayerSite::heads(layer)));
         for (position, &head) in heads.active().iter().enumerate() {
             if !context.model.units.layers()[layer].is_active(head) {
-                let (g, f) = (gradient.layers[layer][position], square.layers[layer][position]);
+                let (g, f) = (gradient[position], square[position]);
                 gains.insert(Unit::head(layer, head), if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }
         }

@@ -8,7 +8,7 @@ use upgrayedd_nn::{Tape, Tensor, ops};
 use crate::eval::median;
 use crate::model::{Batch, Hooks, Model};
 use crate::named_enum;
-use crate::spec::ModelSpec;
+use crate::spec::LayerSpec;
 use crate::units::{LayerSite, LayerUnits, Selection, UnitMap};
 use crate::weights::Writer;
 use crate::{Error, Result, surgery};
@@ -28,57 +28,49 @@ named_enum! {
     }
 }
 
-/// The cost of a model with given heads.
+/// The cost of a model with given units.
 #[derive(Debug, Clone)]
-pub struct Prices {
-    /// Everything that no head changes.
-    rest: f64,
-    layer: LayerPrice,
+pub struct Prices<'a> {
+    model: &'a Model,
+    length: usize,
+    count: Count,
 }
 
 #[derive(Debug, Clone)]
-enum LayerPrice {
-    /// Per query head and per key/value head.
-    Linear { query: f64, kv: f64 },
-    /// By number of query heads, from 0.
-    Table(Vec<f64>),
+enum Count {
+    Heads,
+    Parameters,
+    Macs,
+    /// Seconds of everything else, and of each layer's attention with 0, 1, 2 … query heads.
+    Seconds(f64, Vec<Vec<f64>>),
 }
 
-impl Prices {
+impl<'a> Prices<'a> {
     /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which latency needs.
-    pub fn new(model: &Model, currency: Currency, length: usize, timings: Option<&Timings>) -> Result<Self> {
-        let ModelSpec { hidden_size, head_dim, qkv_bias, .. } = model.spec;
-        let (d, width) = (hidden_size as f64, head_dim as f64);
-        let bias = if qkv_bias { 1.0 } else { 0.0 };
-        let cost = model.cost(length);
-        let (layer, total) = match (currency, timings) {
-            (Currency::Heads, _) => (LayerPrice::Linear { query: 1.0, kv: 0.0 }, model.units.num_active() as f64),
-            (Currency::Parameters, _) => {
-                let (query, kv) = (width * (2.0 * d + bias), 2.0 * width * (d + bias));
-                (LayerPrice::Linear { query, kv }, cost.parameters as f64)
-            }
-            (Currency::Macs, _) => {
-                let (query, kv) = (2.0 * width * (d + length as f64), 2.0 * width * d);
-                (LayerPrice::Linear { query, kv }, cost.macs_per_token as f64)
-            }
+    pub fn new(model: &'a Model, currency: Currency, length: usize, timings: Option<&Timings>) -> Result<Self> {
+        let count = match (currency, timings) {
+            (Currency::Heads, _) => Count::Heads,
+            (Currency::Parameters, _) => Count::Parameters,
+            (Currency::Macs, _) => Count::Macs,
             (Currency::Latency, Some(timings)) => {
-                timings.check(model)?;
-                return Ok(Self { rest: timings.rest, layer: LayerPrice::Table(timings.attention.clone()) });
+                Count::Seconds(timings.rest, timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect())
             }
             (Currency::Latency, None) => return Err(Error::invalid("a budget in latency needs timings of the layers")),
         };
-        let mut prices = Self { rest: 0.0, layer };
-        prices.rest = total - prices.total(&model.units);
-        Ok(prices)
+        Ok(Self { model, length, count })
     }
 
-    /// What the model would cost with `heads`, of which no layer has more than the model could have again.
-    pub fn total(&self, heads: &UnitMap) -> f64 {
-        let price = |l: &LayerUnits| match &self.layer {
-            LayerPrice::Linear { query, kv } => query * l.active().len() as f64 + kv * l.kv_active().len() as f64,
-            LayerPrice::Table(table) => table[l.active().len().min(table.len() - 1)],
-        };
-        self.rest + heads.layers().iter().map(price).sum::<f64>()
+    /// What the model would cost with these units, of which no layer has more than the model could have again.
+    pub fn total(&self, units: &UnitMap) -> f64 {
+        match &self.count {
+            Count::Heads => units.num_active() as f64,
+            Count::Parameters => self.model.cost_with(units, self.length).parameters as f64,
+            Count::Macs => self.model.cost_with(units, self.length).macs_per_token as f64,
+            Count::Seconds(rest, tables) => {
+                let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| table[layer.active().len().min(table.len() - 1)];
+                rest + units.layers().iter().zip(tables).map(seconds).sum::<f64>()
+            }
+        }
     }
 }
 
@@ -87,32 +79,52 @@ impl Prices {
 pub struct Timings {
     /// Everything up to the last hidden states but the layers' attention.
     pub rest: f64,
-    /// One layer's attention with 0, 1, 2 … query heads, which never costs less with more of them.
-    pub attention: Vec<f64>,
+    /// One table for all layers of one shape.
+    pub attention: Vec<AttentionTimes>,
+}
+
+/// What attention takes in layers that are alike.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AttentionTimes {
+    /// The layers' module paths.
+    pub layers: Vec<String>,
+    /// With 0, 1, 2 … query heads; never less with more of them.
+    pub seconds: Vec<f64>,
 }
 
 impl Timings {
-    /// Refuses times that are none, or not enough of them for the heads that a layer has or may have again.
-    pub(crate) fn check(&self, model: &Model) -> Result<()> {
-        let restorable = model.archive.restorable(&model.units);
-        let heads = model.units.counts().iter().zip(restorable).map(|(there, gone)| there + gone).max().unwrap_or(0);
+    /// Each layer's table. Refuses times that are none, layers without any, and tables that are too short for the heads that a layer has
+    /// or may have again.
+    pub(crate) fn by_layer(&self, model: &Model) -> Result<Vec<&[f64]>> {
         let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
-        if !is_time(&self.rest) || !self.attention.iter().all(is_time) || !self.attention.is_sorted() {
+        let is_table = |times: &AttentionTimes| times.seconds.iter().all(is_time) && times.seconds.is_sorted();
+        if !is_time(&self.rest) || !self.attention.iter().all(is_table) {
             return Err(Error::invalid("timings: expected seconds, of attention none less than the one before"));
         }
-        if self.attention.len() <= heads {
-            let (have, need) = (self.attention.len(), heads + 1);
-            return Err(Error::invalid(format!("timings: attention has {have} times: expected {need}, for 0 to {heads} heads")));
-        }
-        Ok(())
+        let restorable = model.archive.restorable(&model.units);
+        let table = |(layer, gone): (usize, &usize)| {
+            let name = model.layer_name(layer);
+            let found = self.attention.iter().find(|times| times.layers.contains(&name));
+            let seconds = found.map(|times| times.seconds.as_slice());
+            let seconds = seconds.ok_or_else(|| Error::invalid(format!("timings: {name} has none")))?;
+            let need = model.units.layers()[layer].active().len() + gone + 1;
+            if seconds.len() < need {
+                let have = seconds.len();
+                return Err(Error::invalid(format!(
+                    "timings: {name} has {have} times: expected {need}, for 0 to {} heads",
+                    need - 1
+                )));
+            }
+            Ok(seconds)
+        };
+        restorable.iter().enumerate().map(table).collect()
     }
 }
 
 /// Counted runs, after one that warms up.
 const RUNS: usize = 5;
 
-/// Times a forward pass, and one layer's attention at every number of heads that a layer has or may have again. Layers have the same
-/// shapes, so one stands for all.
+/// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it has or may have again.
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
     let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
@@ -120,32 +132,47 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
         let mut tape = Tape::inference(model.device, &model.params);
         model.hidden(&mut tape, &batch, &mut Hooks::default());
     });
-    let positions = model.positions_for(batch.batch, batch.len, 0);
-    let x = Tensor::full(&[batch.batch * batch.len, model.spec.hidden_size], 0.1);
     let mut full = model.clone();
     surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
-    // A layer that has most of its heads.
-    let Some(layer) = (0..full.spec.num_layers()).max_by_key(|&l| full.units.layers()[l].active().len()) else {
-        return Err(Error::invalid("the model has no layers to time"));
-    };
-    let active = spread_over_groups(&full.units.layers()[layer]);
-    let mut attention = vec![0.0];
+    let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
+    for (layer, spec) in model.spec.layers.iter().enumerate() {
+        match shapes.iter_mut().find(|(known, _)| known == spec) {
+            Some((_, layers)) => layers.push(layer),
+            None => shapes.push((*spec, vec![layer])),
+        }
+    }
+    let (mut attention, mut spent) = (Vec::new(), 0.0);
+    for (_, layers) in shapes {
+        // The layer of this shape that has most of its heads.
+        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units.layers()[l].active().len()) else { continue };
+        let seconds = time_attention(&full, layer, &batch)?;
+        spent += layers.iter().map(|&l| seconds[model.units.layers()[l].active().len()]).sum::<f64>();
+        attention.push(AttentionTimes { layers: layers.iter().map(|&l| model.layer_name(l)).collect(), seconds });
+    }
+    // Noise must not make attention dearer than everything.
+    Ok(Timings { rest: (forward - spent).max(0.0), attention })
+}
+
+/// Seconds of a layer's attention with 0, 1, 2 … of its query heads.
+fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>> {
+    let active = spread_over_groups(&model.units.layers()[layer]);
+    let positions = model.positions_for(batch.batch, batch.len, 0);
+    let x = Tensor::full(&[batch.batch * batch.len, model.spec.hidden_size], 0.1);
+    let mut seconds = vec![0.0];
     for count in 1..=active.len() {
-        let mut less = full.clone();
+        let mut less = model.clone();
         surgery::remove(&mut less, None, &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]), 0, None)?;
-        let seconds = timed(|| {
+        let time = timed(|| {
             let mut tape = Tape::inference(less.device, &less.params);
             let x = tape.constant(x.clone());
-            let context = less.attention_context(&mut tape, layer, &x, None, &batch, &positions, &mut Hooks::default());
+            let context = less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default());
             let written = less.project(&mut tape, layer, Writer::Attention, context, None);
             ops::add(&mut tape, &x, &written);
         });
         // Noise must not make a head's removal look like a loss.
-        attention.push(seconds.max(attention[count - 1]));
+        seconds.push(time.max(seconds[count - 1]));
     }
-    let spent: f64 = model.units.counts().into_iter().map(|n| attention[n]).sum();
-    // Noise must not make attention dearer than everything.
-    Ok(Timings { rest: (forward - spent).max(0.0), attention })
+    Ok(seconds)
 }
 
 /// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
@@ -195,29 +222,59 @@ mod tests {
     }
 
     #[test]
+    fn attention_is_charged_for_the_keys_that_its_window_shows() {
+        let (mut model, less) = pruned(&[(1, vec![0, 1])]);
+        let all = model.cost(32).macs_per_token as f64;
+        let width = model.spec.head_dim;
+        model.spec.layers[1].window = Some(8);
+        // Scores and sums of eight heads, each over 24 keys fewer.
+        let hidden = (2 * 8 * width * (32 - 8)) as f64;
+        assert_eq!(model.cost(32).macs_per_token as f64, all - hidden);
+        let prices = Prices::new(&model, Currency::Macs, 32, None).expect("no timings needed");
+        assert_eq!(prices.total(&less.units), less.cost(32).macs_per_token as f64 - hidden * 6.0 / 8.0);
+    }
+
+    #[test]
     fn timings_cover_every_number_of_heads_and_never_fall() {
         let (model, less) = pruned(&[(1, vec![0, 2, 4])]);
         let timings = time_layers(&model, 2, 32).expect("it runs");
-        assert_eq!(timings.attention.len(), model.spec.num_heads() + 1);
-        assert!(timings.attention.is_sorted() && timings.attention[1] > 0.0);
+        let seconds = &timings.attention[0].seconds;
+        assert_eq!((timings.attention.len(), seconds.len()), (1, 9));
+        assert!(seconds.is_sorted() && seconds[1] > 0.0);
         let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
         assert!(prices.total(&less.units) <= prices.total(&model.units));
         // What has gone may come back.
-        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention.len(), model.spec.num_heads() + 1);
+        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention[0].seconds.len(), 9);
     }
 
     #[test]
     fn latency_is_that_of_the_heads_whatever_was_there_before() {
         let all: Vec<(usize, Vec<usize>)> = (0..4).map(|layer| (layer, vec![0, 1, 2, 3])).collect();
         let (model, less) = pruned(&all);
-        let timings = Timings { rest: 2.0, attention: (0..9).map(f64::from).collect() };
+        let times = |seconds: std::ops::Range<u32>| {
+            vec![AttentionTimes { layers: model.layer_names(), seconds: seconds.map(f64::from).collect() }]
+        };
+        let timings = Timings { rest: 2.0, attention: times(0..9) };
         for from in [&model, &less] {
             let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
             assert_eq!((prices.total(&model.units), prices.total(&less.units)), (34.0, 18.0));
         }
-        let short = Timings { attention: timings.attention[..6].to_vec(), ..timings };
-        let error = Prices::new(&less, Currency::Latency, 32, Some(&short)).expect_err("four may come back").to_string();
-        assert!(error.contains("expected 9"), "{error}");
+        let error =
+            |timings: &Timings| Prices::new(&less, Currency::Latency, 32, Some(timings)).expect_err("too few").to_string();
+        let short = error(&Timings { attention: times(0..6), ..timings });
+        assert!(short.contains("expected 9"), "four may come back: {short}");
+        assert!(error(&Timings { attention: Vec::new(), ..timings }).contains("model.layers.0.self_attn has none"));
+    }
+
+    #[test]
+    fn layers_of_different_shapes_have_times_of_their_own() {
+        let (mut model, _) = pruned(&[]);
+        model.spec.layers[2].window = Some(4);
+        let timings = time_layers(&model, 1, 16).expect("it runs");
+        let layers: Vec<usize> = timings.attention.iter().map(|times| times.layers.len()).collect();
+        assert_eq!(layers, [3, 1]);
+        assert_eq!(timings.attention[1].layers, [model.layer_name(2)]);
+        assert_eq!(timings.by_layer(&model).expect("all there")[2], timings.attention[1].seconds);
     }
 
     #[test]

@@ -95,8 +95,8 @@ pub struct Summary {
     pub before: Snapshot,
     /// The result as stored.
     pub after: Snapshot,
-    /// Query heads per layer of the unpruned model.
-    pub heads_per_layer: usize,
+    /// Query heads of each layer of the unpruned model.
+    pub heads_per_layer: Vec<usize>,
     /// Cycle by cycle.
     pub cycles: Vec<CycleRecord>,
     /// Targets learned from.

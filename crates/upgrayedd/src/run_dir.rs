@@ -291,13 +291,17 @@ pub fn read_set_aside(run: &Path) -> Result<SetAside> {
 pub fn read_run(run: &Path) -> Result<RunRecord> {
     check_run(run)?;
     let path = run.join(RUN_FILE);
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-    let not_ours = |e: toml::de::Error| Error::bad_file(&path, format!("is not a run of this program: {}", e.message()));
-    let table: toml::Table = toml::from_str(&text).map_err(not_ours)?;
+    parse_run(&path, &std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?)
+}
+
+/// What the text of a `run.toml` says. Refuses other versions of it.
+pub fn parse_run(path: &Path, text: &str) -> Result<RunRecord> {
+    let not_ours = |e: toml::de::Error| Error::bad_file(path, format!("is not a run of this program: {}", e.message()));
+    let table: toml::Table = toml::from_str(text).map_err(not_ours)?;
     match table.get("format_version").and_then(toml::Value::as_integer) {
         Some(version) if version != i64::from(RUN_FORMAT) => {
-            Err(Error::bad_file(&path, format!("has format {version}: this program reads {RUN_FORMAT}")))
+            Err(Error::bad_file(path, format!("has format {version}: this program reads {RUN_FORMAT}")))
         }
-        _ => toml::from_str(&text).map_err(not_ours),
+        _ => toml::from_str(text).map_err(not_ours),
     }
 }

@@ -9,6 +9,7 @@ use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 use crate::data::BatchSource;
 use crate::model::{Batch, Distill, Hooks};
 use crate::named_enum;
+use crate::units::Selection;
 use crate::weights::Kind;
 use crate::{Error, Model, Result, surgery};
 
@@ -120,14 +121,13 @@ pub struct Place {
 
 /// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to go on from.
 ///
-/// `growing[layer]` marks the positions of heads that are to be faded in. Returns after the last step or when `on_step`
-/// breaks, gates folded.
+/// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks, gates folded.
 pub fn learn(
     model: &mut Model,
     optim: &mut AdamW,
     data: &mut dyn BatchSource,
     options: &TrainOptions,
-    (place, growing): (&mut Place, &[Vec<bool>]),
+    (place, growing): (&mut Place, &Selection),
     distill: Option<&Distill<'_>>,
     mut on_step: impl FnMut(&Model, &AdamW, &Place, StepReport) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
@@ -141,7 +141,7 @@ pub fn learn(
     let mut grads = Gradients::for_params(&model.params);
     model.params.set_trainable(true);
     let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
-        set_fading(model, options, growing, total, place.step);
+        set_fading(model, options, growing, total, place.step)?;
         let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);
         let update = Update { rate, max_norm, gradient_checkpointing: options.gradient_checkpointing };
         let step = place.step + 1;
@@ -180,7 +180,7 @@ pub fn learn(
         (place.epoch, place.batch) = (place.epoch + 1, 0);
     }
     // Wherever the cycle was stopped: what is folded half-open would be half gone for good.
-    set_fading(model, options, growing, total, total);
+    set_fading(model, options, growing, total, total)?;
     fold_all_gates(model);
     trim_buffers();
     Ok(())
@@ -197,14 +197,16 @@ pub(crate) fn fading_steps(options: &TrainOptions, total: u64) -> u64 {
     (options.gate_warmup * total as f64).ceil() as u64
 }
 
-/// Sets the gates of the heads that are to be faded in as they are after `step` of `total` steps.
-pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &[Vec<bool>], total: u64, step: u64) {
+/// Sets the gates of the units that are to be faded in as they are after `step` of `total` steps.
+pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &Selection, total: u64, step: u64) -> Result<()> {
     let fade = fading_steps(options, total);
     let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
-    for (layer, marks) in growing.iter().enumerate().filter(|(_, m)| m.contains(&true)) {
-        let gates = marks.iter().map(|&grows| if grows { gate } else { 1.0 }).collect();
-        model.gates[layer] = Some(Tensor::from_vec(&[marks.len()], gates));
+    for (&place, units) in growing {
+        let there = model.units.layers()[place.layer].units(place.site);
+        let gates = there.iter().map(|unit| if units.contains(unit) { gate } else { 1.0 }).collect();
+        model.set_gates(place, gates)?;
     }
+    Ok(())
 }
 
 /// Forward, backward and update over micro-batches; returns mean loss, targets and the gradient norm before clipping.

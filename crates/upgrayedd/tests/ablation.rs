@@ -10,6 +10,7 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::{Tape, profile};
 use upgrayedd::score::{self, ScoreContext};
+use upgrayedd::units::LayerSite;
 
 #[test]
 fn the_reference_of_an_encoder_runs_once_for_a_batch() {
@@ -34,7 +35,8 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     // The model, its reference, and for each head the layers from its own on.
     let partial: f64 = (0..model.spec.num_layers())
         .map(|layer| {
-            scores.layers[layer].len() as f64 * (model.spec.num_layers() - layer) as f64 / model.spec.num_layers() as f64
+            scores.at(LayerSite::heads(layer)).len() as f64 * (model.spec.num_layers() - layer) as f64
+                / model.spec.num_layers() as f64
         })
         .sum();
     let passes = products.flops / forward.flops;

@@ -7,7 +7,7 @@ use upgrayedd::OptimizeConfig;
 use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_units};
 use upgrayedd::grow::GrowthInit;
 use upgrayedd::pipeline::{Given, Pipeline};
-use upgrayedd::price::{Currency, Timings};
+use upgrayedd::price::{AttentionTimes, Currency, Timings};
 use upgrayedd::train::LrSchedule;
 use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{builtin, surgery};
@@ -213,7 +213,9 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         assert!(error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")), "{error}");
     }
     for timings in [(f64::NAN, vec![0.0; 9]), (1.0, vec![0.1; 8]), (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])] {
-        let timings = Some(Timings { rest: timings.0, attention: timings.1 });
+        let layers = builtin::model().unwrap().layer_names();
+        let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
+        let timings = Some(Timings { rest: timings.0, attention });
         let error = Pipeline::new(OptimizeConfig { timings, ..latency.clone() }).err().unwrap().to_string();
         assert!(error.starts_with("timings: "), "{error}");
     }

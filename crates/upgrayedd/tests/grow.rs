@@ -9,7 +9,7 @@ use upgrayedd::family;
 use upgrayedd::grow::{self, Gains, GrowthInit};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks, Model};
-use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::nn::Tape;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
 use upgrayedd::units::{LayerSite, Scores, Selection, Site, Unit, heads_by_layer};
@@ -57,9 +57,9 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                 let loss = |value: f32| {
                     let mut at = dormant.clone();
                     let position = at.units.layers()[id.layer].active().binary_search(&id.index).unwrap();
-                    let mut gates = at.gates[id.layer].clone().unwrap();
-                    gates.data_mut()[position] = value;
-                    at.gates[id.layer] = Some(gates);
+                    let mut gates = at.gates(id.place()).unwrap().data().to_vec();
+                    gates[position] = value;
+                    at.set_gates(id.place(), gates).unwrap();
                     let mut tape = Tape::inference(at.device, &at.params);
                     at.loss(&mut tape, &batch, 1.0, &mut Hooks::default())
                 };
@@ -138,7 +138,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
     };
     let open = score(&model);
     let heads = model.units.layers()[0].active().len();
-    model.gates[0] = Some(Tensor::full(&[heads], 0.5));
+    model.set_gates(LayerSite::heads(0), vec![0.5; heads]).unwrap();
     assert_ne!(score(&model), open);
 }
 
@@ -153,7 +153,7 @@ fn split_and_fresh_heads_leave_the_model_as_it_was() {
             let model = pruned(name, &selection);
             let data = data(&model);
             let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-            let keep = Scores { layers: model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+            let keep = Scores::of_heads(model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()));
             let mut grown = model.clone();
             let selection = heads_by_layer(selection.iter().cloned().collect());
             grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
@@ -178,7 +178,7 @@ fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
         let data = data(&model);
         let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
         let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
-        let keep = Scores { layers: model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()).collect() };
+        let keep = Scores::of_heads(model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()));
         // One reader of a key/value head that had gone; the other two stay in the archive.
         let mut grown = model.clone();
         let selection = Selection::from([(LayerSite::heads(0), vec![1])]);

@@ -15,7 +15,7 @@ use upgrayedd::nn::{Gradients, Tape, Tensor};
 use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
 use upgrayedd::train::{self, Update};
-use upgrayedd::units::{LayerSite, Selection, Unit};
+use upgrayedd::units::{LayerSite, Selection, Site, Unit};
 
 const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
 
@@ -58,9 +58,9 @@ fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
         let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
         let values: Vec<f32> =
             model.units.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
-        tape.constant(Tensor::from_vec(&[values.len()], values))
+        (LayerSite::heads(layer), tape.constant(Tensor::from_vec(&[values.len()], values)))
     };
-    let gates: Vec<_> = (0..model.spec.num_layers()).map(gate).collect();
+    let gates = (0..model.spec.num_layers()).map(gate).collect();
     model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
 }
 
@@ -215,13 +215,13 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
     let batch = batch(&model, 3, 9);
     let loss_at = |layer: usize, head: usize, delta: f32| {
         let tape = Tape::inference(model.device, &model.params);
-        let gates: Vec<_> = (0..2)
+        let gates = (0..2)
             .map(|l| {
                 let mut values = vec![1.0; 6];
                 if l == layer {
                     values[head] += delta;
                 }
-                tape.constant(Tensor::from_vec(&[6], values))
+                (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[6], values)))
             })
             .collect();
         let mut tape = Tape::inference(model.device, &model.params);
@@ -229,11 +229,11 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
     };
     let mut grads = Gradients::for_params(&model.params);
     let mut tape = Tape::recording(model.device, &model.params, &mut grads);
-    let gates: Vec<_> = (0..2).map(|_| tape.leaf(Tensor::full(&[3, 6], 1.0))).collect();
+    let gates = (0..2).map(|l| (LayerSite::heads(l), tape.leaf(Tensor::full(&[3, 6], 1.0)))).collect();
     let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
     let leaves = tape.backward(loss.seeds);
     assert!(model.params.ids().all(|id| grads.get(id).is_none()));
-    for (layer, gate) in gates.iter().enumerate() {
+    for (&LayerSite { layer, .. }, gate) in &gates {
         let per_sample = leaves.get(gate).unwrap();
         for head in 0..6 {
             let analytic: f32 = (0..3).map(|b| per_sample.data()[b * 6 + head]).sum();
@@ -241,6 +241,17 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
             assert!((f64::from(analytic) - numeric).abs() < 2e-2, "layer {layer} head {head}: {analytic} against {numeric}");
         }
     }
+}
+
+#[test]
+fn gates_that_nothing_obeys_are_refused() {
+    let mut model = load("llama_gqa");
+    let mut refused = |layer: usize, site: Site, gates: usize| {
+        model.set_gates(LayerSite { layer, site }, vec![1.0; gates]).expect_err("no such gates").to_string()
+    };
+    assert!(refused(0, Site::Channel, 4).contains("channels have no gates"));
+    assert!(refused(0, Site::Head, 5).contains("layer 0 has 6 heads, not 5"));
+    assert!(refused(9, Site::Head, 1).contains("layer 9 has 0 heads"));
 }
 
 #[test]
@@ -265,9 +276,8 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
         )
         .unwrap();
         for (layer, back) in [(0, 1), (1, 2)] {
-            let gates: Vec<f32> =
-                model.units.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
-            model.gates[layer] = Some(Tensor::from_vec(&[gates.len()], gates));
+            let gates = model.units.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
+            model.set_gates(LayerSite::heads(layer), gates).unwrap();
         }
         let gated = model.logits(&batch, &mut Hooks::default());
         assert!(before == gated, "{name}");
@@ -280,7 +290,7 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
 #[test]
 fn the_archive_remembers_when_and_why() {
     let mut model = load("gpt2");
-    let scores = upgrayedd::units::Scores { layers: vec![vec![4.0, 3.0, 2.0, 1.0]; 2] };
+    let scores = upgrayedd::units::Scores::of_heads(vec![vec![4.0, 3.0, 2.0, 1.0]; 2]);
     surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 7, Some(&scores)).unwrap();
     let departure = model.archive.departure(Unit::head(1, 2)).unwrap();
     assert_eq!((departure.cycle, departure.score), (7, Some(2.0)));

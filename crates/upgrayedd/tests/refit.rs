@@ -70,7 +70,7 @@ fn what_was_always_the_same_goes_into_the_bias() {
     for (part, value) in [("weight", 0.0), ("bias", 2.0)] {
         let id = parent.params.find(&format!("layers.1.attn.v.{part}")).unwrap();
         let values = parent.params.get_mut(id);
-        let width = values.len() / (parent.spec.num_heads() * d);
+        let width = values.len() / (parent.spec.layers[0].num_heads * d);
         values.data_mut()[..d * width].fill(value);
     }
     let data = data(&parent, 60);
@@ -120,7 +120,7 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
         inputs.swap_remove(3).data().to_vec()
     };
     let error = |model: &Model| -> f32 { stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum() };
-    for head in 0..parent.spec.num_heads() {
+    for head in 0..parent.spec.layers[0].num_heads {
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None).unwrap();
         let before = error(&pruned);

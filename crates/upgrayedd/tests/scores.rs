@@ -10,7 +10,7 @@ use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::Scores;
+use upgrayedd::units::{LayerSite, Scores};
 
 fn load(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -41,15 +41,10 @@ fn data(model: &Model) -> Dataset {
 fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, head: usize, gate: f32) -> (f64, f64) {
     let batch = data.batch(&[sequence], Pass::Fixed);
     let mut tape = Tape::inference(model.device, &model.params);
-    let gates: Vec<_> = model
-        .units
-        .counts()
-        .iter()
-        .enumerate()
-        .map(|(l, &n)| {
-            tape.constant(Tensor::from_vec(&[n], (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect()))
-        })
-        .collect();
+    let counts = model.units.counts();
+    let values = |l: usize, n: usize| (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect();
+    let of_layer = |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
+    let gates = counts.iter().enumerate().map(of_layer).collect();
     let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
     (loss.sum / loss.count as f64, loss.count as f64)
 }
@@ -70,7 +65,7 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
         let (gradient, fisher) = (score("gradient", &model, &data, 3), score("fisher", &model, &data, 3));
         let taylor = score("taylor", &model, &data, 3);
         for (layer, &heads) in model.units.counts().iter().enumerate() {
-            let norm = gradient.layers[layer].iter().map(|g| g * g).sum::<f64>().sqrt();
+            let norm = gradient.at(LayerSite::heads(layer)).iter().map(|g| g * g).sum::<f64>().sqrt();
             for head in 0..heads {
                 let (mut absolute, mut squared, mut total) = (0.0, 0.0, 0.0);
                 for sequence in 0..data.len() {
@@ -82,11 +77,13 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
                     total += count;
                 }
                 let close = |got: f64, want: f64| (got - want).abs() <= 2e-3 * want.abs().max(1e-3);
-                let (got, want) = (gradient.layers[layer][head], absolute / total);
+                let (got, want) = (gradient.at(LayerSite::heads(layer))[head], absolute / total);
                 assert!(close(got, want), "{name}: gradient of layer {layer}, head {head}: {got} is not {want}");
-                let (got, want) = (fisher.layers[layer][head].sqrt(), (squared / total).sqrt());
+                let (got, want) = (fisher.at(LayerSite::heads(layer))[head].sqrt(), (squared / total).sqrt());
                 assert!(close(got, want), "{name}: fisher of layer {layer}, head {head}: {got} is not {want}");
-                assert!((taylor.layers[layer][head] - gradient.layers[layer][head] / norm).abs() < 1e-12);
+                assert!(
+                    (taylor.at(LayerSite::heads(layer))[head] - gradient.at(LayerSite::heads(layer))[head] / norm).abs() < 1e-12
+                );
             }
         }
     }
@@ -98,7 +95,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     const DRAWS: u64 = 300;
     let model = load("bert_encoder");
     let (data, range) = (data(&model), 0..5);
-    let mut drawn = vec![vec![0.0; model.spec.num_heads()]; model.spec.num_layers()];
+    let mut drawn = vec![vec![0.0; model.spec.layers[0].num_heads]; model.spec.num_layers()];
     for seed in 0..DRAWS {
         let context = ScoreContext {
             model: &model,
@@ -109,7 +106,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
             gradient_checkpointing: false,
         };
         let scores = score::named("fisher").unwrap().compute(&context).unwrap();
-        drawn.iter_mut().flatten().zip(scores.layers.iter().flatten()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
+        drawn.iter_mut().flatten().zip(scores.values()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
     }
     for (layer, scores) in drawn.iter().enumerate() {
         for (head, got) in scores.iter().enumerate() {
@@ -132,7 +129,7 @@ fn scores_do_not_depend_on_the_batch() {
         let data = data(&model);
         for name in ["gradient", "fisher", "taylor"] {
             let (one, all) = (score(name, &model, &data, 1), score(name, &model, &data, 5));
-            for (a, b) in one.layers.iter().flatten().zip(all.layers.iter().flatten()) {
+            for (a, b) in one.values().zip(all.values()) {
                 assert!((a - b).abs() <= 1e-4 * b.abs() + 1e-9, "{name}: {a} alone, {b} in a batch");
             }
         }
@@ -152,7 +149,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
                 let mut tape = Tape::inference(model.device, &model.params);
                 let counts = model.units.counts();
                 let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
-                let gates: Vec<_> = counts.iter().enumerate().map(|l| tape.constant(values(l))).collect();
+                let gates = counts.iter().enumerate().map(|l| (LayerSite::heads(l.0), tape.constant(values(l)))).collect();
                 let batch = data.batch(indices, Pass::Fixed);
                 let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
                 sums.push(loss.sum);
@@ -161,7 +158,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
             (sums, count)
         };
         let (whole, count) = masked(None);
-        for (layer, impacts) in score("loss_impact", &model, &data, 3).layers.iter().enumerate() {
+        for (layer, impacts) in score("loss_impact", &model, &data, 3).heads().enumerate() {
             for (head, impact) in impacts.iter().enumerate() {
                 let (without, _) = masked(Some((layer, head)));
                 let difference: f64 = without.iter().zip(&whole).map(|(a, b)| a - b).sum();
@@ -201,7 +198,7 @@ fn wanda_and_similarity_follow_their_definitions() {
                     |f: usize| (contexts.iter().map(|x| f64::from(x[f]).powi(2)).sum::<f64>() / contexts.len() as f64).sqrt();
                 let sum = |f: usize| (0..weight.rows()).map(|r| f64::from(row(r)[f].abs())).sum::<f64>() * norm(f);
                 let want = features.map(sum).sum::<f64>() / (d * weight.rows()) as f64;
-                assert!((wanda.layers[layer][head] - want).abs() < 1e-5 * want, "{name}: {want}");
+                assert!((wanda.at(LayerSite::heads(layer))[head] - want).abs() < 1e-5 * want, "{name}: {want}");
             }
             let written = |x: &[f32], head: usize| -> Vec<f64> {
                 let dot = |r: usize| (head * d..(head + 1) * d).map(|f| f64::from(row(r)[f]) * f64::from(x[f])).sum();
@@ -217,7 +214,7 @@ fn wanda_and_similarity_follow_their_definitions() {
             };
             let pairs = (0..heads).flat_map(|a| (a + 1..heads).map(move |b| (a, b)));
             let highest = pairs.map(|(a, b)| cosine(a, b)).fold(f64::NEG_INFINITY, f64::max);
-            let lowest = similarity.layers[layer].iter().copied().fold(f64::INFINITY, f64::min);
+            let lowest = similarity.at(LayerSite::heads(layer)).iter().copied().fold(f64::INFINITY, f64::min);
             let want = if heads > 1 { 1.0 - highest } else { 2.0 };
             assert!((lowest - want).abs() < 1e-4, "{name}, layer {layer}: {lowest} is not {want}");
         }

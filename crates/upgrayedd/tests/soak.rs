@@ -77,7 +77,7 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     let lost: Selection = (0..model.spec.num_layers())
         .map(|layer| {
             let active = model.units.layers()[layer].active();
-            (LayerSite::heads(layer), (0..model.spec.num_heads()).filter(|h| !active.contains(h)).collect())
+            (LayerSite::heads(layer), (0..model.spec.layers[0].num_heads).filter(|h| !active.contains(h)).collect())
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();

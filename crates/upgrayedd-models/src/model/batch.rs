@@ -1,11 +1,13 @@
 //! What goes into a forward pass, and what is wanted from inside it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use upgrayedd_nn::ops::{EntropyProbe, IGNORE};
 use upgrayedd_nn::{Tensor, Var};
 
 use super::state::Model;
+use crate::units::LayerSite;
 
 /// Sequences of equal (padded) length, ready for the model.
 #[derive(Debug, Clone, Default)]
@@ -85,8 +87,8 @@ pub type Look<'a> = dyn FnMut(usize, &Tensor) + 'a;
 /// What a caller wants from inside the forward pass.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    /// Per layer: gates of the active heads, overruling the model's own; `(H)` or `(batch, H)`.
-    pub gates: Option<&'a [Var]>,
+    /// Gates by place, overruling the model's own there; `(H)` or `(batch, H)` for a layer's H heads.
+    pub gates: Option<&'a BTreeMap<LayerSite, Var>>,
     /// Filled with each layer's attention entropy.
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
     /// Filled with each layer's attention probabilities, `(batch, heads, queries, keys)`.
@@ -101,4 +103,11 @@ pub struct Hooks<'a> {
     pub wanted: Option<&'a Tensor>,
     /// Continue from here.
     pub cache: Option<&'a mut KvCache>,
+}
+
+impl<'a> Hooks<'a> {
+    /// The gates given for a layer's heads.
+    pub(super) fn gates_at(&self, layer: usize) -> Option<&'a Var> {
+        self.gates?.get(&LayerSite::heads(layer))
+    }
 }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Model;
 use crate::spec::Objective;
-use crate::weights::{Kind, Part};
+use crate::units::UnitMap;
+use crate::weights::{Kind, Part, Weight};
 
 /// Size and arithmetic of a model with the heads it has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,18 +23,18 @@ pub struct Cost {
 }
 
 impl Model {
-    /// Counts for a token that sees `context` keys.
+    /// Counts for a token that sees `context` keys, or as many as its layers' windows let it.
     pub fn cost(&self, context: usize) -> Cost {
-        let parameters = self.num_parameters();
-        let matrices: usize = self
-            .params
-            .ids()
-            .filter(|&id| {
-                let weight = self.weight(id);
-                weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight)
-            })
-            .map(|id| self.params.get(id).len())
-            .sum();
+        self.cost_with(&self.units, context)
+    }
+
+    /// What the model would cost with just these units.
+    pub fn cost_with(&self, units: &UnitMap, context: usize) -> Cost {
+        let size = |weight: &Weight| weight.shape(units).iter().product::<usize>();
+        let parameters = self.table().iter().map(size).sum();
+        let multiplies =
+            |weight: &&Weight| weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight);
+        let matrices: usize = self.table().iter().filter(multiplies).map(size).sum();
         // A tied head multiplies by the embedding, which is not a matrix product on its own.
         let has_vocabulary = matches!(self.spec.objective, Objective::CausalLm | Objective::MaskedLm);
         let tied = if self.find(None, Part::Head, Kind::Weight).is_none() && has_vocabulary {
@@ -41,19 +42,20 @@ impl Model {
         } else {
             0
         };
-        let layers = self.units.layers().iter();
-        let attention: usize = layers
-            .clone()
-            .map(|l| (2 * l.active().len() * self.spec.head_dim).saturating_mul(context))
-            .fold(0, usize::saturating_add);
-        let kv_heads: usize = layers.map(|l| l.kv_active().len()).sum();
+        let width = self.spec.head_dim;
+        let attention = self.spec.layers.iter().zip(units.layers()).map(|(spec, layer)| {
+            let visible = spec.window.map_or(context, |window| window.min(context));
+            (2 * layer.active().len() * width).saturating_mul(visible)
+        });
+        let attention = attention.fold(0, usize::saturating_add);
+        let kv_heads: usize = units.layers().iter().map(|layer| layer.kv_active().len()).sum();
         let generates = self.spec.objective == Objective::CausalLm;
         Cost {
             parameters,
             bytes: parameters * self.dtype.size(),
             macs_per_token: (matrices + tied).saturating_add(attention) as u64,
             context,
-            kv_cache_bytes_per_token: if generates { 2 * kv_heads * self.spec.head_dim * self.dtype.size() } else { 0 },
+            kv_cache_bytes_per_token: if generates { 2 * kv_heads * width * self.dtype.size() } else { 0 },
         }
     }
 }

@@ -9,6 +9,7 @@ use upgrayedd_nn::{Tape, Tensor, Var};
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
 use crate::spec::{Block, Norm, Objective};
+use crate::units::LayerSite;
 use crate::weights::{Kind, Part, Writer};
 
 impl Model {
@@ -50,7 +51,7 @@ impl Model {
         let x = self.embed(&mut tape, batch, &positions);
         let Some(last) = self.layers.len().checked_sub(1) else { return };
         let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks);
-        self.attention_context(&mut tape, last, &x, hooks.gates.map(|g| &g[last]), batch, &positions, hooks);
+        self.attention_context(&mut tape, last, &x, hooks.gates_at(last), batch, &positions, hooks);
     }
 
     /// Some of the layers.
@@ -68,7 +69,7 @@ impl Model {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
-            let (gates, offset) = (hooks.gates.map(|g| g[layer].clone()), hooks.offsets.map(|o| o[layer].clone()));
+            let (gates, offset) = (hooks.gates_at(layer).cloned(), hooks.offsets.map(|o| o[layer].clone()));
             x = match apart.clone() {
                 None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks),
                 Some(again) => {
@@ -191,7 +192,7 @@ impl Model {
         if let Some(maps) = hooks.maps.as_deref_mut() {
             maps.push(self.attention_map(tape, &q, &k, &shape));
         }
-        let own = self.gates[index].as_ref().map(|g| tape.constant(g.clone()));
+        let own = self.gates(LayerSite::heads(index)).map(|g| tape.constant(g.clone()));
         let gates = gates.or(own.as_ref());
         let context = match &mut hooks.entropy {
             Some(probes) => {
@@ -214,7 +215,7 @@ impl Model {
         let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
         let gates = match writer {
-            Writer::Attention => gates.map(Var::tensor).or(self.gates[index].as_ref()),
+            Writer::Attention => gates.map(Var::tensor).or(self.gates(LayerSite::heads(index))),
             Writer::Mlp => None,
         };
         let open = gates.and_then(|gates| self.open_features(gates));

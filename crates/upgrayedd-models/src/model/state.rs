@@ -14,8 +14,7 @@ use crate::family::Family;
 use crate::files::{DType, read_optional_json};
 use crate::spec::{ModelSpec, Objective};
 use crate::tokenizer::{Tokenizer, end_tokens};
-use crate::units::Site;
-use crate::units::UnitMap;
+use crate::units::{LayerSite, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, keys, rng};
 
@@ -82,8 +81,7 @@ pub struct Model {
     pub device: Device,
     /// Plain encoders: the model whose hidden states this one is measured against and learns from.
     reference: Option<Arc<Model>>,
-    /// Per layer: a factor for each active head's output while regrown heads warm up.
-    pub gates: Vec<Option<Tensor>>,
+    gates: BTreeMap<LayerSite, Tensor>,
     pub(super) layers: Vec<LayerIds>,
     pub(super) ropes: Vec<RopeTable>,
     state_id: u64,
@@ -150,7 +148,6 @@ impl Model {
             })
             .collect::<Result<_>>()?;
         let ropes = spec.ropes.iter().map(|inv_freq| RopeTable::new(spec.max_positions, inv_freq)).collect();
-        let gates = vec![None; spec.num_layers()];
         let archive = Archive::default();
         Ok(Self {
             family,
@@ -167,7 +164,7 @@ impl Model {
             companions: Companions::None,
             device: Device::cpu(),
             reference: None,
-            gates,
+            gates: BTreeMap::new(),
             layers,
             ropes,
             state_id: next_state_id(),
@@ -306,6 +303,10 @@ impl Model {
         self.params.ids().map(|id| self.params.get(id).len()).sum()
     }
 
+    pub(super) fn table(&self) -> &[Weight] {
+        &self.table
+    }
+
     /// The table's row of a parameter.
     pub fn weight(&self, id: ParamId) -> &Weight {
         &self.table[id.index()]
@@ -344,6 +345,31 @@ impl Model {
     /// A writer's weight, `(d, in)`.
     pub fn writer_weight(&self, layer: usize, writer: Writer) -> &Tensor {
         self.params.get(self.writer(layer, writer).0)
+    }
+
+    /// Factors for what each unit of a place writes, in their order; `None` where all are 1.
+    pub fn gates(&self, place: LayerSite) -> Option<&Tensor> {
+        self.gates.get(&place)
+    }
+
+    /// Sets such factors, one for each unit that is there, until surgery or [`crate::surgery::fold_gates`] makes them part of the weights.
+    /// Refuses another number of them, and units other than heads, which have none.
+    pub fn set_gates(&mut self, place: LayerSite, gates: Vec<f32>) -> Result<()> {
+        if place.site != Site::Head {
+            return Err(Error::invalid(format!("{} have no gates: expected heads", place.site.name())));
+        }
+        let there = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
+        if gates.len() != there {
+            return Err(Error::invalid(format!("layer {} has {there} heads, not {} to be gated", place.layer, gates.len())));
+        }
+        self.gates.insert(place, Tensor::from_vec(&[there], gates));
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes a place's factors away: all are 1 again.
+    pub(crate) fn take_gates(&mut self, place: LayerSite) -> Option<Tensor> {
+        self.gates.remove(&place)
     }
 
     /// Positions of `queries` tokens from `first` on, sequence by sequence.

@@ -19,6 +19,7 @@ use crate::load::LoadOptions;
 use crate::model::{Companions, Model};
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, LrSchedule, Place, StepReport, TrainOptions};
+use crate::units::Selection;
 use crate::{Error, Result, export};
 
 const CONFIG: &str = include_str!("config.json");
@@ -112,10 +113,18 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
     let mut optim = train::new_optimizer(&model, train.weight_decay);
     let range = 0..data.len();
     let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
-    train::learn(&mut model, &mut optim, &mut source, &train, (&mut Place::default(), &[]), None, |_, _, _, report| {
-        on_step(report);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    train::learn(
+        &mut model,
+        &mut optim,
+        &mut source,
+        &train,
+        (&mut Place::default(), &Selection::new()),
+        None,
+        |_, _, _, report| {
+            on_step(report);
+            Ok(ControlFlow::Continue(()))
+        },
+    )?;
     export::export(&model, &export::HF, DType::F16, out)?;
     write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
     Ok(out.to_owned())

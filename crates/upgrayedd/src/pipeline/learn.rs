@@ -8,10 +8,11 @@ use super::state::{Learning, Pipeline, Run, State};
 use crate::config::OptimizeConfig;
 use crate::data::{Part, RunData};
 use crate::eval::{EvalOptions, evaluate};
-use crate::event::{Control, Event, Observer, Phase, Progress};
+use crate::event::{Control, Event, Observer, Phase, Progress, units_named};
 use crate::model::{Distill, Model};
 use crate::run_dir::RunDir;
 use crate::train::{self, Place, StepReport};
+use crate::units::Selection;
 use crate::{Error, Result, checkpoint};
 
 /// Losses that a new one is compared with.
@@ -138,14 +139,13 @@ impl Run<'_> {
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train: source, held_out, .. } = data;
         let steps = train::steps(&options, source.batches_per_epoch());
-        let growing = state.learning.as_ref().map_or_else(Vec::new, |l| l.growing.clone());
-        let fades = growing.iter().any(|marks| marks.contains(&true));
-        let whole_from = if fades { train::fading_steps(&options, steps) + 1 } else { 0 };
+        let growing = state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(model, &l.growing))?;
+        let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(&options, steps) + 1 };
         let mut place = state.place.clone();
         let mut between =
             Between { cycle, task: &task, config, held_out, eval_options, whole_from, state, best, dir, observer: *observer };
         // Continued where a measurement was due: the gates are as the last step had them.
-        train::set_fading(model, &options, &growing, steps, place.step.saturating_sub(1));
+        train::set_fading(model, &options, &growing, steps, place.step.saturating_sub(1))?;
         place.stopped |= between.measure(model, place.step, steps)?.is_break();
         train::learn(
             model,

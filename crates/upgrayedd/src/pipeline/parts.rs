@@ -75,7 +75,7 @@ pub(super) fn check_heads(config: &OptimizeConfig, model: &Model) -> Result<()> 
 }
 
 /// Prices in the currency of the budget, for the heads that `model` has now.
-pub(super) fn prices(config: &OptimizeConfig, model: &Model) -> Result<Prices> {
+pub(super) fn prices<'m>(config: &OptimizeConfig, model: &'m Model) -> Result<Prices<'m>> {
     Prices::new(model, config.budget, config.sequence_length.unwrap_or_default(), config.timings.as_ref())
 }
 
@@ -85,7 +85,7 @@ pub(super) fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<
         return Ok(());
     }
     let prices = prices(config, model)?;
-    let all = Scores { layers: model.units.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let all = Scores::zeros(&model.units, Site::Head);
     let most = budget::prunable(&model.units, config.units, config.min_heads);
     let budget = Budget { heads: most, scope: Scope::Global, units: config.units, min_heads: config.min_heads };
     let mut least = model.units.clone();

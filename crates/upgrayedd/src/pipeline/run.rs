@@ -20,7 +20,7 @@ use crate::record::{CycleRecord, Evaluation, Snapshot, Summary};
 use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
-use crate::units::{LayerSite, LayerUnits, Scores, Selection};
+use crate::units::{LayerSite, Scores, Selection};
 use crate::{Error, Result, checkpoint, grow, refit, surgery};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
@@ -143,7 +143,7 @@ impl Run<'_> {
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning, &parent)?;
         let count = |heads: &Selection| heads.values().map(Vec::len).sum();
         self.state.learning = Some(Learning {
-            growing,
+            growing: named_units(&self.pipeline.model, &growing),
             pruned: count(&pruned),
             grown: count(&grown),
             loss_pruned: after_pruning.loss,
@@ -272,7 +272,7 @@ impl Run<'_> {
     }
 
     /// Brings heads back, and repairs the output projections for those that `parent`, the model that the cycle started with, had;
-    /// returns them and, per layer, which positions are to be faded in.
+    /// returns them, and those of them that are to be faded in.
     fn grow(
         &mut self,
         cycle: usize,
@@ -280,7 +280,7 @@ impl Run<'_> {
         goal: Option<usize>,
         evaluation: &Evaluation,
         parent: &Model,
-    ) -> Result<(Selection, Vec<Vec<bool>>)> {
+    ) -> Result<(Selection, Selection)> {
         let seed = self.pipeline.cycle_seed(cycle);
         let Pipeline { model, config, .. } = &self.pipeline;
         let restorable = model.archive.restorable(&model.units);
@@ -329,15 +329,7 @@ impl Run<'_> {
         surgery::restore(model, Some(optim), &later, rate)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
-        let marks = |(layer, heads): (usize, &LayerUnits)| {
-            heads
-                .active()
-                .iter()
-                .map(|h| restores && fading.get(&LayerSite::heads(layer)).is_some_and(|s| s.contains(h)))
-                .collect()
-        };
-        let growing = model.units.layers().iter().enumerate().map(marks).collect();
-        Ok((selection, growing))
+        Ok((selection, if restores { fading } else { Selection::new() }))
     }
 
     /// Keeps the cycle or rolls it back; one that diverged has no loss.
@@ -382,7 +374,7 @@ impl Run<'_> {
         let summary = Summary {
             before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
-            heads_per_layer: model.spec.num_heads(),
+            heads_per_layer: model.spec.layers.iter().map(|layer| layer.num_heads).collect(),
             cycles: self.state.history.clone(),
             tokens_learned: self.state.tokens,
             run: self.dir.path().to_owned(),
@@ -411,15 +403,17 @@ fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Se
     (some(true), some(false))
 }
 
-/// The scores of the heads that pruning has left.
+/// The scores of the units that pruning has left.
 fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
-    let layers = scores.layers.iter().enumerate().map(|(layer, scores)| {
-        let gone = pruned.get(&LayerSite::heads(layer)).map(Vec::as_slice).unwrap_or_default();
-        let mut before: Vec<usize> = model.units.layers()[layer].active().iter().chain(gone).copied().collect();
+    let mut left = scores.clone();
+    for (&place, gone) in pruned {
+        let there = model.units.layers()[place.layer].units(place.site);
+        let mut before: Vec<usize> = there.iter().chain(gone).copied().collect();
         before.sort_unstable();
-        before.iter().zip(scores).filter(|(h, _)| !gone.contains(h)).map(|(_, s)| *s).collect()
-    });
-    Scores { layers: layers.collect() }
+        let stays = before.iter().zip(scores.at(place)).filter(|(unit, _)| !gone.contains(unit));
+        *left.at_mut(place) = stays.map(|(_, score)| *score).collect();
+    }
+    left
 }
 
 fn round_weights(model: &mut Model, dtype: DType) {

@@ -122,7 +122,7 @@ fn borders(heads: &UnitMap, keep: &Scores, selection: &Selection, count: usize, 
         let all = layers.flat_map(|layer| {
             let chosen = |head: &usize| selection.get(&LayerSite::heads(layer)).is_some_and(|s| s.contains(head));
             let border = move |(&head, &keep): (&usize, &f64)| Border { layer, head, keep, chosen: chosen(&head) };
-            heads.layers()[layer].active().iter().zip(&keep.layers[layer]).map(border).collect::<Vec<_>>()
+            heads.layers()[layer].active().iter().zip(keep.at(LayerSite::heads(layer))).map(border).collect::<Vec<_>>()
         });
         let (mut out, mut stay): (Vec<Border>, Vec<Border>) = all.partition(|b| b.chosen);
         out.sort_by(|a, b| b.keep.total_cmp(&a.keep).then((a.layer, a.head).cmp(&(b.layer, b.head))));
@@ -177,7 +177,7 @@ fn trades(
         dormant.sort_by(|a, b| b.1.total_cmp(a.1).then(a.0.cmp(b.0)));
         let mut live: Vec<(f64, usize, usize)> = Vec::new();
         for layer in layers {
-            let of_layer = heads.layers()[layer].active().iter().zip(&keep.layers[layer]);
+            let of_layer = heads.layers()[layer].active().iter().zip(keep.at(LayerSite::heads(layer)));
             let mut of_layer: Vec<_> = of_layer.map(|(&head, &keep)| (keep, layer, head)).collect();
             of_layer.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
             // The strongest stay.
@@ -199,12 +199,12 @@ fn trades(
 /// `keep` with a place for the heads that came back: they are not among those that go.
 fn with_restored(heads: &UnitMap, keep: &Scores, back: &Selection) -> Scores {
     let mut wider = keep.clone();
-    for (&LayerSite { layer, .. }, restored) in back {
+    for (&place, restored) in back {
         let mut scored: Vec<(usize, f64)> =
-            heads.layers()[layer].active().iter().copied().zip(keep.layers[layer].iter().copied()).collect();
-        scored.extend(restored.iter().map(|&head| (head, 0.0)));
-        scored.sort_by_key(|(head, _)| *head);
-        wider.layers[layer] = scored.into_iter().map(|(_, keep)| keep).collect();
+            heads.layers()[place.layer].units(place.site).into_iter().zip(keep.at(place).iter().copied()).collect();
+        scored.extend(restored.iter().map(|&unit| (unit, 0.0)));
+        scored.sort_by_key(|(unit, _)| *unit);
+        *wider.at_mut(place) = scored.into_iter().map(|(_, keep)| keep).collect();
     }
     wider
 }
@@ -215,7 +215,7 @@ mod tests {
     use crate::units::Unit;
 
     fn scores(layers: &[&[f64]]) -> Scores {
-        Scores { layers: layers.iter().map(|l| l.to_vec()).collect() }
+        Scores::of_heads(layers.iter().map(|l| l.to_vec()))
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a run consists of: what it is made from, and where it is.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use upgrayedd_nn::optim::AdamW;
 
 use crate::config::OptimizeConfig;
@@ -76,8 +77,8 @@ impl State {
 /// Where a cycle is once its heads are settled; part of every checkpoint inside a cycle.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Learning {
-    /// Per layer: which heads are to be faded in.
-    pub(super) growing: Vec<Vec<bool>>,
+    /// The units that are to be faded in: kind → layer name → original indices.
+    pub(super) growing: Map<String, Value>,
     /// Heads that went and came back.
     pub(super) pruned: usize,
     pub(super) grown: usize,

@@ -32,7 +32,7 @@ impl Score {
 
     /// The numbers as users see them.
     pub fn shown(&self, scores: &Scores) -> Scores {
-        if self.shown_negated { scores.negated() } else { scores.clone() }
+        if self.shown_negated { scores.map(|score| -score) } else { scores.clone() }
     }
 }
 

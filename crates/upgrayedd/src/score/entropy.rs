@@ -8,5 +8,5 @@ pub(super) static SCORE: Score = Score {
     summary: "mean attention entropy divided by the log of the visible keys, in [0, 1]; padding never counts",
     shown_negated: true,
     needs: Needs::Entropy,
-    compute: |_, statistics| Ok(statistics.entropy.negated()),
+    compute: |_, statistics| Ok(statistics.entropy.map(|entropy| -entropy)),
 };

@@ -1,5 +1,7 @@
 //! Exact ablation: what the loss rises by without a head. The truth that cheaper scores approximate.
 
+use std::collections::BTreeMap;
+
 use upgrayedd_nn::{Tape, Tensor};
 
 use super::context::ScoreContext;
@@ -7,7 +9,7 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
 use crate::model::{Hooks, Model};
-use crate::units::{LayerSite, Scores, Selection};
+use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -27,9 +29,9 @@ fn every(context: &ScoreContext<'_>) -> Result<Scores> {
         .enumerate()
         .map(|(l, heads)| (LayerSite::heads(l), heads.active().to_vec()))
         .collect();
-    let mut scores = Scores { layers: context.model.units.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+    let mut scores = Scores::zeros(&context.model.units, Site::Head);
     for (layer, impacts) in of(context, &all)? {
-        scores.layers[layer] = impacts;
+        *scores.at_mut(LayerSite::heads(layer)) = impacts;
     }
     Ok(scores)
 }
@@ -54,7 +56,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
             for (sum, &head) in sums.iter_mut().zip(heads) {
                 let gates = without(model, *layer, head)?;
                 let mut tape = Tape::inference(model.device, &model.params);
-                let gates: Vec<_> = gates.into_iter().map(|g| tape.constant(g)).collect();
+                let gates = gates.into_iter().map(|(place, gates)| (place, tape.constant(gates))).collect();
                 let start = (*layer, tape.constant(inputs[*layer].clone()));
                 let hooks = &mut Hooks { gates: Some(&gates), wanted: wanted.as_ref(), ..Hooks::default() };
                 *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks).sum - whole.sum;
@@ -69,10 +71,13 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
 }
 
 /// Gates of all layers that shut one head.
-fn without(model: &Model, layer: usize, head: usize) -> Result<Vec<Tensor>> {
-    let mut gates: Vec<Tensor> = model.units.counts().into_iter().map(|n| Tensor::full(&[n], 1.0)).collect();
+fn without(model: &Model, layer: usize, head: usize) -> Result<BTreeMap<LayerSite, Tensor>> {
+    let open = |(layer, n): (usize, usize)| (LayerSite::heads(layer), Tensor::full(&[n], 1.0));
+    let mut gates: BTreeMap<LayerSite, Tensor> = model.units.counts().into_iter().enumerate().map(open).collect();
     let position = model.units.layers()[layer].active().binary_search(&head);
     let position = position.map_err(|_| Error::invalid(format!("head {head} of layer {layer} is not there to be left out")))?;
-    gates[layer].data_mut()[position] = 0.0;
+    if let Some(gates) = gates.get_mut(&LayerSite::heads(layer)) {
+        gates.data_mut()[position] = 0.0;
+    }
     Ok(gates)
 }

@@ -1,10 +1,13 @@
 //! Weight magnitude: L2 norm over a head's Q, K, V and O weights.
 
+use upgrayedd_nn::optim::Lanes;
+use upgrayedd_nn::{ParamId, Tensor};
+
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use crate::units::Scores;
-use crate::weights::{Kind, Part};
+use crate::units::{Scores, Site};
+use crate::weights::Kind;
 use crate::{Model, Result};
 
 pub(super) static SCORE: Score = Score {
@@ -18,30 +21,50 @@ pub(super) static SCORE: Score = Score {
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let model = context.model;
     let layers = (0..model.spec.num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
-    Ok(Scores { layers: layers.collect() })
+    Ok(Scores::of_heads(layers))
 }
 
-/// Number of weights that a head's norm sums over.
-pub(crate) fn weights_per_head(model: &Model) -> usize {
-    4 * model.spec.head_dim * model.spec.hidden_size
+/// The matrices of a layer whose rows or columns are those of heads and key/value heads, with the site and the width of a unit.
+fn matrices(model: &Model, layer: usize) -> impl Iterator<Item = (ParamId, Site, usize)> + '_ {
+    model.params.ids().filter_map(move |id| {
+        let weight = model.weight(id);
+        let (site, width) = weight.owner()?;
+        let counts = weight.layer == Some(layer) && weight.role.kind == Kind::Weight;
+        (counts && matches!(site, Site::Head | Site::KvGroup)).then_some((id, site, width))
+    })
+}
+
+/// Number of weights that a norm of this layer's heads sums over.
+pub(crate) fn weights_per_head(model: &Model, layer: usize) -> usize {
+    let of_one = |(id, _, width): (ParamId, Site, usize)| {
+        let matrix = model.params.get(id);
+        width * if model.weight(id).lanes() == Lanes::Rows { matrix.cols() } else { matrix.rows() }
+    };
+    matrices(model, layer).map(of_one).sum()
 }
 
 fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
-    let d = model.spec.head_dim;
-    let weight = |part| model.find(Some(layer), part, Kind::Weight).map(|id| model.params.get(id));
-    let by_rows = |part| -> Vec<f64> {
-        weight(part)
-            .map_or_else(Vec::new, |w| w.data().chunks_exact(d * w.cols()).map(|head| sum_of_squares(head.iter())).collect())
-    };
-    let (q, k, v) = (by_rows(Part::Q), by_rows(Part::K), by_rows(Part::V));
-    let mut o = vec![0.0; q.len()];
-    if let Some(w) = weight(Part::O) {
-        for row in w.data().chunks_exact(w.cols().max(1)) {
-            o.iter_mut().zip(row.chunks_exact(d)).for_each(|(sum, head)| *sum += sum_of_squares(head.iter()));
+    let groups = model.units.layers()[layer].kv_positions();
+    let mut sums = vec![0.0; groups.len()];
+    for (id, site, width) in matrices(model, layer) {
+        let of_units = by_unit(model.params.get(id), model.weight(id).lanes(), width);
+        for (head, sum) in sums.iter_mut().enumerate() {
+            *sum += of_units[if site == Site::KvGroup { groups[head] } else { head }];
         }
     }
-    let groups = model.units.layers()[layer].kv_positions();
-    groups.iter().enumerate().map(|(h, &g)| q[h] + k[g] + v[g] + o[h]).collect()
+    sums
+}
+
+/// The sums of squares of a matrix's units, each so many rows or columns wide.
+fn by_unit(matrix: &Tensor, lanes: Lanes, width: usize) -> Vec<f64> {
+    if lanes == Lanes::Rows {
+        return matrix.data().chunks_exact(width * matrix.cols()).map(|unit| sum_of_squares(unit.iter())).collect();
+    }
+    let mut sums = vec![0.0; matrix.cols() / width];
+    for row in matrix.data().chunks_exact(matrix.cols().max(1)) {
+        sums.iter_mut().zip(row.chunks_exact(width)).for_each(|(sum, unit)| *sum += sum_of_squares(unit.iter()));
+    }
+    sums
 }
 
 fn sum_of_squares<'a>(values: impl Iterator<Item = &'a f32>) -> f64 {

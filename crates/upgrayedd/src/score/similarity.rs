@@ -17,7 +17,7 @@ pub(super) static SCORE: Score = Score {
 
 fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let layers = statistics.cosines.iter().zip(&statistics.powers).map(|(cosines, powers)| in_order(cosines, powers));
-    Ok(Scores { layers: layers.collect() })
+    Ok(Scores::of_heads(layers))
 }
 
 /// Takes the weaker of the most similar pair out until one head is left; a head's score is how similar its pair was then.

@@ -3,6 +3,7 @@
 //! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head. Weights are frozen;
 //! a few numbers per head are all that is kept.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use crate::data::Pass;
 use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
 use crate::spec::Objective;
-use crate::units::Scores;
+use crate::units::{LayerSite, Scores, Site};
 use crate::weights::Writer;
 use crate::{Error, Result, rng};
 
@@ -70,7 +71,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let mut model = context.model.clone();
     model.params.set_trainable(false);
     let heads = model.units.counts();
-    let per_head = || Scores { layers: heads.iter().map(|&n| vec![0.0; n]).collect() };
+    let per_head = || Scores::zeros(&model.units, Site::Head);
     let mut sums = Statistics {
         signed: per_head(),
         absolute: per_head(),
@@ -98,7 +99,8 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         if backward {
             let tape = Tape::recording(model.device, &model.params, &mut grads);
             let mut tape = tape.with_segments(context.gradient_checkpointing);
-            let gates: Vec<_> = (0..heads.len()).map(|layer| tape.leaf(gates_of(&model, layer, batch.batch))).collect();
+            let gates = (0..heads.len()).map(LayerSite::heads);
+            let gates: BTreeMap<_, _> = gates.map(|place| (place, tape.leaf(gates_of(&model, place, batch.batch)))).collect();
             let shape = [batch.batch * batch.len, model.spec.hidden_size];
             let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
             // Nothing is added, but its gradient is that of what the projection writes.
@@ -116,17 +118,17 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
                 add_products(model.device, &mut gradients, layer, gradient);
             }
             targets += batch.counted();
-            for (layer, gate) in gates.iter().enumerate() {
+            for (place, gate) in &gates {
                 // A head that no target sees has no gradient.
                 let Some(gradient) = leaves.get(gate) else { continue };
-                sums.add_gradients(layer, gradient, &batch);
+                sums.add_gradients(*place, gradient, &batch);
             }
         } else {
             model.attend(&batch, &mut hooks);
         }
         queries += probes.first().map_or(0, |p| p.queries);
-        for (sums, probe) in sums.entropy.layers.iter_mut().zip(&probes) {
-            sums.iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
+        for (layer, probe) in probes.iter().enumerate() {
+            sums.entropy.at_mut(LayerSite::heads(layer)).iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
         }
     }
     if backward && targets == 0 {
@@ -137,37 +139,41 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             "the calibration data has no position that sees more than one token: attention entropy is undefined",
         ));
     }
-    sums.signed.scale(1.0 / targets.max(1) as f64);
-    sums.absolute.scale(1.0 / targets.max(1) as f64);
-    sums.squared.scale(1.0 / targets.max(1) as f64);
+    let per_target = 1.0 / targets.max(1) as f64;
+    for sums in [&mut sums.signed, &mut sums.absolute, &mut sums.squared] {
+        *sums = sums.map(|sum| sum * per_target);
+    }
     sums.blocks.iter_mut().flatten().for_each(|b| *b /= targets.max(1) as f64);
-    sums.entropy.scale(1.0 / queries.max(1) as f64);
+    let per_query = 1.0 / queries.max(1) as f64;
+    sums.entropy = sums.entropy.map(|sum| sum * per_query);
     let inputs = outputs.finish(&mut sums);
     sums.curvature = inputs.into_iter().zip(gradients).collect();
     Ok(sums)
 }
 
-/// A layer's own gates (1 where it has none), a row a sequence.
-fn gates_of(model: &Model, layer: usize, sequences: usize) -> Tensor {
-    let heads = model.units.layers()[layer].active().len();
-    match &model.gates[layer] {
-        Some(gates) => Tensor::from_vec(&[sequences, heads], gates.data().repeat(sequences)),
-        None => Tensor::full(&[sequences, heads], 1.0),
+/// A place's own gates (1 where it has none), a row a sequence.
+fn gates_of(model: &Model, place: LayerSite, sequences: usize) -> Tensor {
+    let units = model.units.layers()[place.layer].units(place.site).len();
+    match model.gates(place) {
+        Some(gates) => Tensor::from_vec(&[sequences, units], gates.data().repeat(sequences)),
+        None => Tensor::full(&[sequences, units], 1.0),
     }
 }
 
 impl Statistics {
     /// Adds what one batch's `(batch, H)` gradient of the summed loss says.
-    fn add_gradients(&mut self, layer: usize, gradient: &Tensor, batch: &Batch) {
+    fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
         let rows = gradient.data().chunks_exact(gradient.cols().max(1));
+        let Self { signed, absolute, squared, blocks, .. } = self;
+        let [signed, absolute, squared] = [signed, absolute, squared].map(|scores| scores.at_mut(place));
         for (row, count) in rows.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
             let count = count as f64;
             for (head, &g) in row.iter().enumerate() {
                 let mean = f64::from(g) / count;
-                self.signed.layers[layer][head] += count * mean;
-                self.absolute.layers[layer][head] += count * mean.abs();
-                self.squared.layers[layer][head] += count * mean * mean;
-                let block = &mut self.blocks[layer][head * row.len()..(head + 1) * row.len()];
+                signed[head] += count * mean;
+                absolute[head] += count * mean.abs();
+                squared[head] += count * mean * mean;
+                let block = &mut blocks[place.layer][head * row.len()..(head + 1) * row.len()];
                 block.iter_mut().zip(row).for_each(|(sum, &other)| *sum += mean * f64::from(other));
             }
         }

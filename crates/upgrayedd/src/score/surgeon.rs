@@ -55,7 +55,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
         })?;
         layers.push(scores.into_iter().map(|s| s * scale).collect());
     }
-    Ok(Scores { layers })
+    Ok(Scores::of_heads(layers))
 }
 
 fn square(t: &Tensor) -> DMatrix<f64> {

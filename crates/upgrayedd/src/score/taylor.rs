@@ -15,11 +15,10 @@ pub(super) static SCORE: Score = Score {
 };
 
 fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
-    let mut scores = statistics.absolute.clone();
-    for layer in &mut scores.layers {
-        let norm = layer.iter().map(|s| s * s).sum::<f64>().sqrt();
+    let layer = |scores: &[f64]| {
+        let norm = scores.iter().map(|s| s * s).sum::<f64>().sqrt();
         // A layer without any gradient stays at zero: all its heads are equally useless.
-        layer.iter_mut().filter(|_| norm > 0.0).for_each(|s| *s /= norm);
-    }
-    Ok(scores)
+        scores.iter().map(|s| if norm > 0.0 { s / norm } else { *s }).collect()
+    };
+    Ok(Scores::of_heads(statistics.absolute.heads().map(layer)))
 }

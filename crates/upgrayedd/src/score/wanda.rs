@@ -29,5 +29,5 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
         };
         columns.chunks_exact(d).zip(norms.chunks_exact(d)).map(head).collect()
     };
-    Ok(Scores { layers: statistics.norms.iter().enumerate().map(layer).collect() })
+    Ok(Scores::of_heads(statistics.norms.iter().enumerate().map(layer)))
 }

@@ -60,7 +60,7 @@ impl Strategy for Entropy {
     }
 
     fn shown(&self, importances: &Scores) -> Scores {
-        importances.negated()
+        importances.map(|entropy| -entropy)
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {

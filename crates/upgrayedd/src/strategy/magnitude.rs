@@ -48,8 +48,8 @@ fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> 
 impl Magnitude {
     /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if every head of one is dead.
     fn add_dead(&self, view: &PruneView<'_>, chosen: &mut Selection) {
-        let dead_below = self.options.weight_threshold * (weights_per_head(view.model) as f64).sqrt();
-        for (layer, (heads, norms)) in view.model.units.layers().iter().zip(&view.importances.layers).enumerate() {
+        for (layer, (heads, norms)) in view.model.units.layers().iter().zip(view.importances.heads()).enumerate() {
+            let dead_below = self.options.weight_threshold * (weights_per_head(view.model, layer) as f64).sqrt();
             let is_dead = |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
             let mut dead: Vec<(f64, usize)> =
                 heads.active().iter().zip(norms).filter(|(h, _)| is_dead(**h)).map(|(h, n)| (*n, *h)).collect();
@@ -115,7 +115,7 @@ mod tests {
         // Four groups of two heads; one of them has lost a head.
         model.units = crate::units::UnitMap::full(4, 8, 4);
         model.units.remove(&Selection::from([(LayerSite::heads(0), vec![2])]), 1).expect("it is there");
-        let norms = Scores { layers: model.units.counts().into_iter().map(|n| vec![0.0; n]).collect() };
+        let norms = Scores::zeros(&model.units, Site::Head);
         let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
         let view = PruneView { model: &model, importances: &norms, budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };

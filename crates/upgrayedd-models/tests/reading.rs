@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use upgrayedd::export::{HF, export};
-use upgrayedd::family;
-use upgrayedd::files::safetensors_file;
-use upgrayedd::files::{DType, TensorFile};
-use upgrayedd::load::LoadOptions;
-use upgrayedd::model::{Batch, Hooks};
-use upgrayedd::nn::ops::IGNORE;
-use upgrayedd::nn::{Tape, Tensor};
-use upgrayedd::spec::Objective;
-use upgrayedd::{Model, Tokenizer};
+use upgrayedd_models::export::{HF, export};
+use upgrayedd_models::family;
+use upgrayedd_models::files::safetensors_file;
+use upgrayedd_models::files::{DType, TensorFile};
+use upgrayedd_models::load::LoadOptions;
+use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::spec::Objective;
+use upgrayedd_models::{Model, Tokenizer};
+use upgrayedd_nn::ops::IGNORE;
+use upgrayedd_nn::{Tape, Tensor};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)

@@ -1,7 +1,10 @@
 //! What can be removed from a model, and what of it is there. Indices are the original ones for the whole life of a model.
 
+mod scores;
+
 use std::collections::BTreeMap;
 
+pub use scores::{Scores, rank_correlation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -334,84 +337,6 @@ impl UnitMap {
     }
 }
 
-/// A number per active head, layer by layer in the order of [`LayerUnits::active`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
-    /// `scores[layer][position]`.
-    pub layers: Vec<Vec<f64>>,
-}
-
-impl Scores {
-    /// Refuses scores that do not fit the model or are not finite.
-    pub fn check(&self, heads: &UnitMap) -> Result<()> {
-        for (layer, (scores, known)) in self.layers.iter().zip(heads.layers()).enumerate() {
-            if scores.len() != known.active().len() {
-                return Err(Error::invalid(format!(
-                    "layer {layer} has {} scores for {} active heads",
-                    scores.len(),
-                    known.active().len()
-                )));
-            }
-            if let Some(position) = scores.iter().position(|s| !s.is_finite()) {
-                return Err(Error::NotFinite(format!(
-                    "the score of head {} in layer {layer} is {}: the model's weights or the data give no finite value",
-                    known.active()[position],
-                    scores[position]
-                )));
-            }
-        }
-        if self.layers.len() != heads.layers().len() {
-            return Err(Error::invalid(format!(
-                "scores for {} layers, but the model has {}",
-                self.layers.len(),
-                heads.layers().len()
-            )));
-        }
-        Ok(())
-    }
-
-    /// Multiplies every score.
-    pub fn scale(&mut self, factor: f64) {
-        self.layers.iter_mut().flatten().for_each(|s| *s *= factor);
-    }
-
-    /// The same scores with the opposite sign.
-    pub fn negated(&self) -> Self {
-        Self { layers: self.layers.iter().map(|l| l.iter().map(|s| -s).collect()).collect() }
-    }
-
-    /// Spearman's rank correlation with other scores of the same heads, −1 to 1; equal values share their mean rank. `None`
-    /// where all values of one side are equal.
-    pub fn rank_correlation(&self, other: &Self) -> Option<f64> {
-        let all = |scores: &Self| scores.layers.iter().flatten().copied().collect::<Vec<f64>>();
-        rank_correlation(&all(self), &all(other))
-    }
-
-    /// Mean per layer.
-    pub fn layer_means(&self) -> Vec<f64> {
-        self.layers.iter().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
-    }
-}
-
-/// Spearman's rank correlation, as [`Scores::rank_correlation`] has it.
-pub fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    let ranks = |values: &[f64]| {
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-        let mut ranks = vec![0.0; values.len()];
-        for tied in order.chunk_by(|&a, &b| values[a] == values[b]) {
-            let lower = order.partition_point(|&i| values[i] < values[tied[0]]);
-            tied.iter().for_each(|&i| ranks[i] = lower as f64 + (tied.len() - 1) as f64 / 2.0);
-        }
-        let mean = ranks.iter().sum::<f64>() / ranks.len().max(1) as f64;
-        ranks.iter().map(|r| r - mean).collect::<Vec<f64>>()
-    };
-    let (a, b) = (ranks(a), ranks(b));
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norm = (dot(&a, &a) * dot(&b, &b)).sqrt();
-    if a.len() == b.len() && norm > 0.0 { Some(dot(&a, &b) / norm) } else { None }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,18 +349,6 @@ mod tests {
         assert_eq!(layer.active(), [1, 4, 5]);
         assert_eq!(layer.kv_active(), [0, 2]);
         assert_eq!(layer.kv_positions(), [0, 1, 1]);
-    }
-
-    #[test]
-    fn rank_correlations_are_spearmans() {
-        let scores = |layers: &[&[f64]]| Scores { layers: layers.iter().map(|l| l.to_vec()).collect() };
-        let a = scores(&[&[1.0, 2.0], &[3.0, 4.0]]);
-        assert_eq!(a.rank_correlation(&scores(&[&[10.0, 20.0], &[30.0, 1e9]])), Some(1.0));
-        assert_eq!(a.rank_correlation(&a.negated()), Some(-1.0));
-        // Ranks 0.5, 0.5, 2, 3 against 0, 1, 2, 3.
-        let tied = a.rank_correlation(&scores(&[&[7.0, 7.0], &[8.0, 9.0]])).expect("they differ");
-        assert!((tied - 4.5 / (5.0f64 * 4.5).sqrt()).abs() < 1e-12);
-        assert_eq!(a.rank_correlation(&scores(&[&[1.0, 1.0], &[1.0, 1.0]])), None);
     }
 
     #[test]
