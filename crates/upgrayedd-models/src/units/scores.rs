@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{LayerSite, Site, UnitMap};
+use super::map::{LayerUnits, UnitMap};
+use super::unit::{LayerSite, Site};
 use crate::{Error, Result};
 
-/// A number for each unit that is there, by where it is, in the order of [`super::LayerUnits::units`].
+/// A number for each unit that is there, by where it is, in the order of [`LayerUnits::units`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scores {
     places: BTreeMap<LayerSite, Vec<f64>>,
@@ -20,7 +21,7 @@ impl Scores {
 
     /// Zero for every unit of a kind.
     pub fn zeros(units: &UnitMap, site: Site) -> Self {
-        let place = |(layer, known): (usize, &super::LayerUnits)| (LayerSite { layer, site }, vec![0.0; known.units(site).len()]);
+        let place = |(layer, known): (usize, &LayerUnits)| (LayerSite { layer, site }, vec![0.0; known.units(site).len()]);
         Self { places: units.layers().iter().enumerate().map(place).collect() }
     }
 
