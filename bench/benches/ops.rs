@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use upgrayedd::nn::ops::{self, Activation, AttentionShape, Head, RopeTable};
 use upgrayedd::nn::optim::{AdamW, AdamWConfig, Lanes};
-use upgrayedd::nn::{Device, Gradients, ParamSet, Tape, Tensor, Var};
+use upgrayedd::nn::{Device, Gradients, ParamSet, Result, Tape, Tensor, Var};
 
 const TOKENS: usize = 512;
 const WIDTH: usize = 768;
@@ -18,7 +18,7 @@ fn tensor(shape: &[usize]) -> Tensor {
 
 /// Times `op` on inputs of these shapes, alone and with its backward pass. `elements` is what it works on forward: multiply-adds, or
 /// numbers.
-fn both(c: &mut Criterion, name: &str, elements: usize, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Var) {
+fn both(c: &mut Criterion, name: &str, elements: usize, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Result<Var>) {
     let mut params = ParamSet::default();
     let ids: Vec<_> = shapes.iter().map(|shape| params.add("input", tensor(shape))).collect();
     let mut grads = Gradients::for_params(&params);
@@ -28,16 +28,16 @@ fn both(c: &mut Criterion, name: &str, elements: usize, shapes: &[&[usize]], op:
         b.iter(|| {
             let mut tape = Tape::inference(Device::cpu(), &params);
             let inputs: Vec<Var> = ids.iter().map(|id| tape.param(*id)).collect();
-            op(&mut tape, &inputs)
+            op(&mut tape, &inputs).expect("not stopped")
         });
     });
     group.bench_function("forward and backward", |b| {
         b.iter(|| {
             let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
             let inputs: Vec<Var> = ids.iter().map(|id| tape.param(*id)).collect();
-            let result = op(&mut tape, &inputs);
+            let result = op(&mut tape, &inputs).expect("not stopped");
             let seed = result.tensor().clone();
-            tape.backward(vec![(result, seed)]);
+            tape.backward(vec![(result, seed)]).expect("not stopped");
         });
     });
     group.finish();
@@ -119,8 +119,9 @@ fn loss(c: &mut Criterion) {
                     false => Tape::inference(Device::cpu(), &params),
                 };
                 let (x, w) = (tape.param(x), tape.param(w));
-                let loss = ops::cross_entropy(&mut tape, &x, Head { weight: &w, bias: None }, &targets, 1.0);
-                tape.backward(loss.seeds);
+                let loss =
+                    ops::cross_entropy(&mut tape, &x, Head { weight: &w, bias: None }, &targets, 1.0).expect("not stopped");
+                tape.backward(loss.seeds).expect("not stopped");
                 loss.sum
             });
         });
@@ -134,7 +135,7 @@ fn adamw(c: &mut Criterion) {
     let mut grads = Gradients::for_params(&params);
     let tape = Tape::recording(Device::cpu(), &params, &mut grads);
     let weight = tape.param(id);
-    tape.backward(vec![(weight, tensor(&[4 * WIDTH, WIDTH]))]);
+    tape.backward(vec![(weight, tensor(&[4 * WIDTH, WIDTH]))]).expect("not stopped");
     let mut optim = AdamW::new(AdamWConfig::default(), &params, |_| (Lanes::Whole, true));
     let mut group = c.benchmark_group("AdamW");
     group.throughput(Throughput::Elements((4 * WIDTH * WIDTH) as u64));

@@ -118,19 +118,18 @@ fn main() -> Result<()> {
         match args.work {
             Work::Train => {
                 let update = Update { gradient_checkpointing: args.gradient_checkpointing, ..Update::at(5e-5) };
-                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, update)
-                    .map_err(anyhow::Error::msg)?;
+                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, update)?;
             }
             Work::Forward => {
                 let mut tape = Tape::inference(model.device, &model.params);
-                let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+                let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
                 loss = result.sum / result.count as f64;
             }
             Work::Gemm => {
                 let mut tape = Tape::inference(model.device, &model.params);
                 let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
                 let start = Instant::now();
-                linear(&mut tape, &square, &square, None);
+                linear(&mut tape, &square, &square, None)?;
                 return Ok(start.elapsed().as_secs_f64() * 1e3);
             }
             Work::Fma => std::thread::scope(|scope| (0..args.threads).for_each(|_| drop(scope.spawn(fma)))),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 use upgrayedd::Error;
-use upgrayedd::nn::interrupt::{Interrupted, watch};
+use upgrayedd::nn::interrupt::watch;
 
 /// An exception of the package's own, by its name in `upgrayedd.errors`.
 fn exception(name: &str, message: String) -> PyErr {
@@ -60,11 +60,11 @@ pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> upgrayedd::Resul
     let result = py.detach(|| catch_unwind(AssertUnwindSafe(|| watch(signalled, work))));
     match result {
         // Stopped, and perhaps saved on the way out.
-        Ok(Err(Interrupted) | Ok(Err(Error::Interrupted))) => {
+        Ok(Err(Error::Interrupted)) => {
             let raised = raised.lock().unwrap_or_else(PoisonError::into_inner).take();
             Err(raised.unwrap_or_else(|| to_py(Error::Interrupted)))
         }
-        Ok(Ok(result)) => result.map_err(to_py),
+        Ok(result) => result.map_err(to_py),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -220,7 +220,7 @@ impl Model {
                 return Err(Error::invalid("a plain encoder has no logits: take its hidden_states"));
             }
             let batch = self.unlabelled(&rows)?;
-            let logits = self.inner.logits(&batch, &mut Hooks::default());
+            let logits = self.inner.logits(&batch, &mut Hooks::default())?;
             let classes = logits.cols();
             let per_position = logits.rows() == batch.batch * batch.len && logits.rows() != batch.batch;
             let shape = if per_position || batch.len == 1 && !self.classifies() {
@@ -238,7 +238,7 @@ impl Model {
         let states = detached(py, || {
             let batch = self.unlabelled(&rows)?;
             let mut tape = Tape::inference(self.inner.device, &self.inner.params);
-            let states = self.inner.hidden(&mut tape, &batch, &mut Hooks::default()).tensor().clone();
+            let states = self.inner.hidden(&mut tape, &batch, &mut Hooks::default())?.tensor().clone();
             let width = states.cols();
             Ok(states.reshaped(&[batch.batch, batch.len, width]))
         })?;
@@ -247,7 +247,7 @@ impl Model {
 
     /// Attention probabilities of one batch: per layer `(batch, active heads, length, length)`.
     fn attention_maps<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
-        let maps = detached(py, || Ok(self.inner.attention_maps(&self.unlabelled(&rows)?)))?;
+        let maps = detached(py, || Ok(self.inner.attention_maps(&self.unlabelled(&rows)?)?))?;
         maps.into_iter().map(|map| array(py, map)).collect()
     }
 

@@ -18,7 +18,7 @@ use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
-use upgrayedd::nn::interrupt::{Interrupted, watch};
+use upgrayedd::nn::interrupt::watch;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerUnits, Scores};
 use upgrayedd::{Error, Model};
@@ -77,8 +77,8 @@ fn watch_signals() -> std::io::Result<()> {
 }
 
 /// Runs work that ends at the next op after Ctrl-C.
-fn interruptible<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    watch(|| STOP.load(Ordering::SeqCst), work).unwrap_or_else(|Interrupted| Err(Error::Interrupted.into()))
+fn interruptible<T>(work: impl FnOnce() -> T) -> T {
+    watch(|| STOP.load(Ordering::SeqCst), work)
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {

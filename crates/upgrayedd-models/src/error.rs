@@ -46,6 +46,12 @@ pub enum Error {
     Device(#[from] upgrayedd_nn::DeviceError),
 }
 
+impl From<upgrayedd_nn::Error> for Error {
+    fn from(_: upgrayedd_nn::Error) -> Self {
+        Self::Interrupted
+    }
+}
+
 impl Error {
     /// An [`Error::Invalid`].
     pub fn invalid(message: impl Into<String>) -> Self {

@@ -86,10 +86,10 @@ fn loss(model: &Model, ids: &[u32]) -> f64 {
     let batch = Batch { tokens: Arc::new(tokens), batch: 1, len: ids.len(), targets, ..Batch::default() };
     let mut tape = Tape::inference(model.device, &model.params);
     if model.spec.objective == Objective::Encoder {
-        let states = model.hidden(&mut tape, &batch, &mut Hooks::default()).tensor().clone();
+        let states = model.hidden(&mut tape, &batch, &mut Hooks::default()).unwrap().tensor().clone();
         return states.data().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / states.len() as f64;
     }
-    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap();
     loss.sum / loss.count as f64
 }
 

@@ -1,14 +1,11 @@
-//! Stopping long work between two ops, or two chunks of the largest one. Whoever starts work may install a question that is asked
-//! now and then; a yes unwinds the stack to where it was installed. Parameters change only in the optimiser's step, which is
-//! never cut in two.
+//! Stopping long work. Whoever starts it may install a question on its thread, which the work asks now and then, between two ops or two
+//! chunks of something long; a yes comes back as [`Error::Interrupted`], and every later question has the same answer. The question is
+//! the thread's and not an argument: from tokenising to the ops, everything that takes long may ask it.
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// The work was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interrupted;
+use crate::{Error, Result};
 
 /// The question is asked at most this often.
 const EVERY: Duration = Duration::from_millis(100);
@@ -16,43 +13,48 @@ const EVERY: Duration = Duration::from_millis(100);
 struct Watch {
     ask: Box<dyn FnMut() -> bool>,
     last: Instant,
+    stopped: bool,
 }
 
 thread_local! {
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
-/// Runs `work` on this thread and asks `stop` between its ops. Other panics pass through.
-pub fn watch<T>(stop: impl FnMut() -> bool + 'static, work: impl FnOnce() -> T) -> Result<T, Interrupted> {
-    let watch = Watch { ask: Box::new(stop), last: Instant::now() };
-    let outer = WATCH.replace(Some(watch));
-    let result = catch_unwind(AssertUnwindSafe(|| catch(work)));
-    WATCH.replace(outer);
-    result.unwrap_or_else(|panic| resume_unwind(panic))
-}
+/// Puts the question of further out back, however the work ends.
+struct Restore(Option<Watch>);
 
-/// Runs `work`, which may be stopped by a [`watch`] further out, and stops the unwinding here, so that the caller can save what it
-/// has. Other panics pass through.
-pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Interrupted> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(value) => Ok(value),
-        Err(payload) if payload.is::<Interrupted>() => Err(Interrupted),
-        Err(payload) => resume_unwind(payload),
+impl Drop for Restore {
+    fn drop(&mut self) {
+        WATCH.replace(self.0.take());
     }
 }
 
-/// Asks, if it is time to; unwinds to [`watch`] if the answer is yes.
-pub(crate) fn check() {
-    let stop = WATCH.with_borrow_mut(|watch| match watch {
-        Some(watch) if watch.last.elapsed() >= EVERY => {
-            watch.last = Instant::now();
-            (watch.ask)()
+/// Runs `work` on this thread, which is to stop when `stop` says yes.
+pub fn watch<T>(stop: impl FnMut() -> bool + 'static, work: impl FnOnce() -> T) -> T {
+    let watch = Watch { ask: Box::new(stop), last: Instant::now(), stopped: false };
+    let _outer = Restore(WATCH.replace(Some(watch)));
+    work()
+}
+
+/// Runs `work`, which is to be finished whatever the answer is: saving what has been learned, say.
+pub fn unstoppable<T>(work: impl FnOnce() -> T) -> T {
+    let _outer = Restore(WATCH.replace(None));
+    work()
+}
+
+/// Asks, if it is time to.
+pub fn check() -> Result<()> {
+    let stopped = WATCH.with_borrow_mut(|watch| match watch {
+        Some(watch) => {
+            if !watch.stopped && watch.last.elapsed() >= EVERY {
+                watch.last = Instant::now();
+                watch.stopped = (watch.ask)();
+            }
+            watch.stopped
         }
-        _ => false,
+        None => false,
     });
-    if stop {
-        resume_unwind(Box::new(Interrupted));
-    }
+    if stopped { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -61,16 +63,31 @@ mod tests {
 
     #[test]
     fn work_ends_soon_after_the_answer_is_yes_and_only_then() {
-        let forever = || -> () {
+        let forever = || -> Result<()> {
             loop {
                 std::thread::sleep(Duration::from_millis(10));
-                check();
+                check()?;
             }
         };
         let start = Instant::now();
-        assert_eq!(watch(|| true, forever), Err(Interrupted));
+        assert_eq!(watch(|| true, forever), Err(Error::Interrupted));
         assert!(start.elapsed() < Duration::from_secs(1));
-        assert_eq!(watch(|| false, || 3), Ok(3));
-        check();
+        assert_eq!(watch(|| false, || 3), 3);
+        assert_eq!(check(), Ok(()));
+    }
+
+    #[test]
+    fn a_yes_stays_one_and_what_must_be_finished_is() {
+        let mut asked = 0;
+        let once = move || {
+            asked += 1;
+            asked == 1
+        };
+        watch(once, || {
+            std::thread::sleep(EVERY);
+            assert_eq!(check(), Err(Error::Interrupted));
+            assert_eq!(unstoppable(check), Ok(()));
+            assert_eq!(check(), Err(Error::Interrupted));
+        });
     }
 }

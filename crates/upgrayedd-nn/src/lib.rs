@@ -14,14 +14,16 @@
 //! let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
 //! let x = tape.constant(Tensor::from_vec(&[1, 3], vec![1., 0., -1.]));
 //! let w = tape.param(weight);
-//! let y = ops::linear(&mut tape, &x, &w, None);
+//! let y = ops::linear(&mut tape, &x, &w, None)?;
 //! assert_eq!(y.tensor().data(), &[-2., -2.]);
 //!
-//! tape.backward(vec![(y, Tensor::from_vec(&[1, 2], vec![1., 1.]))]);
+//! tape.backward(vec![(y, Tensor::from_vec(&[1, 2], vec![1., 1.]))])?;
 //! assert_eq!(grads.get(weight).map(Tensor::data), Some(&[1., 0., -1., 1., 0., -1.][..]));
+//! # Ok::<(), upgrayedd_nn::Error>(())
 //! ```
 
 pub mod device;
+mod error;
 pub mod interrupt;
 mod kernels;
 pub mod ops;
@@ -33,6 +35,7 @@ mod tape;
 mod tensor;
 
 pub use device::{Device, DeviceError};
+pub use error::{Error, Result};
 pub use params::{Gradients, ParamId, ParamSet};
 pub use pool::trim as trim_buffers;
 pub use tape::{LeafGradients, Tape, Var};

@@ -50,7 +50,7 @@ mod tests {
         let multiply = || {
             let mut tape = Tape::inference(Device::cpu(), &params);
             let [x, w] = [[30, 40], [300, 40]].map(|shape| tape.constant(Tensor::full(&shape, 1.0)));
-            ops::linear(&mut tape, &x, &w, None).tensor().data()[0]
+            ops::linear(&mut tape, &x, &w, None).expect("not stopped").tensor().data()[0]
         };
         let (value, products) = count_products(multiply);
         // Tests run side by side, so there may be more.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::kernels::{Kernels, Sink};
 use crate::params::Slot;
-use crate::{Gradients, ParamId, ParamSet, Tensor, interrupt};
+use crate::{Gradients, ParamId, ParamSet, Result, Tensor, interrupt};
 
 /// Where a value's gradient goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Var {
     }
 }
 
-type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'p>;
+type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) -> Result<()> + Send + 'p>;
 
 /// Runs ops and, when recording, remembers how to go back.
 pub struct Tape<'p> {
@@ -127,13 +127,13 @@ impl<'p> Tape<'p> {
     pub fn segment(
         &mut self,
         inputs: &[Var],
-        first: impl FnOnce(&mut Tape<'_>, &[Var]) -> Var,
-        again: impl FnOnce(&mut Tape<'_>, &[Var]) -> Var + Send + 'p,
-    ) -> Var {
+        first: impl FnOnce(&mut Tape<'_>, &[Var]) -> Result<Var>,
+        again: impl FnOnce(&mut Tape<'_>, &[Var]) -> Result<Var> + Send + 'p,
+    ) -> Result<Var> {
         let (device, params) = (self.device, self.params);
         let mut once = Tape::inference(device, params);
         let constants: Vec<Var> = inputs.iter().map(|v| once.constant(v.tensor.clone())).collect();
-        let result = first(&mut once, &constants).tensor;
+        let result = first(&mut once, &constants)?.tensor;
         drop(constants);
         let kept: Vec<_> = inputs.iter().map(|v| (v.tensor.clone(), v.source)).collect();
         self.record(result, &inputs.iter().collect::<Vec<_>>(), move |gradient, store| {
@@ -141,13 +141,14 @@ impl<'p> Tape<'p> {
             let (tensors, sources): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
             let wanted = tensors.into_iter().zip(&sources);
             let inputs: Vec<Var> = wanted.map(|(t, s)| if s.is_some() { tape.leaf(t) } else { tape.constant(t) }).collect();
-            let result = again(&mut tape, &inputs);
-            let gradients = tape.backward(vec![(result, gradient.clone())]);
+            let result = again(&mut tape, &inputs)?;
+            let gradients = tape.backward(vec![(result, gradient.clone())])?;
             for (input, source) in inputs.iter().zip(sources) {
                 if let Some(gradient) = gradients.get(input) {
                     store.add_to(source, gradient);
                 }
             }
+            Ok(())
         })
     }
 
@@ -160,14 +161,14 @@ impl<'p> Tape<'p> {
         &mut self,
         result: Tensor,
         inputs: &[&Var],
-        backward: impl FnOnce(&Tensor, &mut GradStore<'_>) + Send + 'p,
-    ) -> Var {
-        interrupt::check();
+        backward: impl FnOnce(&Tensor, &mut GradStore<'_>) -> Result<()> + Send + 'p,
+    ) -> Result<Var> {
+        interrupt::check()?;
         if !self.is_recording() || !inputs.iter().any(|v| v.requires_grad()) {
-            return self.constant(result);
+            return Ok(self.constant(result));
         }
         self.nodes.push(Some(Box::new(backward)));
-        Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
+        Ok(Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None })
     }
 
     /// Runs `f` with the gradient of a parameter, for ops that compute it while going forward (the fused LM head).
@@ -180,8 +181,8 @@ impl<'p> Tape<'p> {
     }
 
     /// Walks the tape backward from `seeds` (values and their gradients), adding into the parameters' gradients.
-    pub fn backward(self, seeds: Vec<(Var, Tensor)>) -> LeafGradients {
-        let Some(grads) = self.grads else { return LeafGradients::default() };
+    pub fn backward(self, seeds: Vec<(Var, Tensor)>) -> Result<LeafGradients> {
+        let Some(grads) = self.grads else { return Ok(LeafGradients::default()) };
         let mut store = GradStore {
             kernels: self.device.kernels(),
             nodes: self.nodes.iter().map(|_| Slot::default()).collect(),
@@ -192,15 +193,15 @@ impl<'p> Tape<'p> {
         }
         let mut leaves = LeafGradients::default();
         for (index, node) in self.nodes.into_iter().enumerate().rev() {
-            interrupt::check();
+            interrupt::check()?;
             let slot = std::mem::take(&mut store.nodes[index]);
             match (node, slot.tensor) {
-                (Some(backward), Some(gradient)) => backward(&gradient, &mut store),
+                (Some(backward), Some(gradient)) => backward(&gradient, &mut store)?,
                 (None, Some(gradient)) => leaves.grads.push((index, gradient)),
                 (_, None) => {}
             }
         }
-        leaves
+        Ok(leaves)
     }
 }
 

@@ -22,8 +22,8 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
     let [x, wq, wk, wv, head] = ids.map(|id| tape.param(id));
     let [gamma, beta, bias] = vectors.map(|id| tape.param(id));
-    let h = ops::layer_norm(&mut tape, &x, &gamma, &beta, 1e-5);
-    let [q, k, v] = [&wq, &wk, &wv].map(|w| ops::linear(&mut tape, &h, w, Some(&bias)));
+    let h = ops::layer_norm(&mut tape, &x, &gamma, &beta, 1e-5).unwrap();
+    let [q, k, v] = [&wq, &wk, &wv].map(|w| ops::linear(&mut tape, &h, w, Some(&bias)).unwrap());
     let shape = AttentionShape {
         batch: 2,
         queries: rows / 2,
@@ -36,12 +36,12 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
         window: None,
         key_mask: None,
     };
-    let a = ops::attention(&mut tape, &q, &k, &v, None, &Arc::new(shape));
-    let y = ops::add(&mut tape, &x, &a);
-    let y = ops::rms_norm(&mut tape, &y, &gamma, 1e-5);
+    let a = ops::attention(&mut tape, &q, &k, &v, None, &Arc::new(shape)).unwrap();
+    let y = ops::add(&mut tape, &x, &a).unwrap();
+    let y = ops::rms_norm(&mut tape, &y, &gamma, 1e-5).unwrap();
     let targets: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (3 * width as i64)).collect();
-    let loss = ops::cross_entropy(&mut tape, &y, Head { weight: &head, bias: None }, &targets, 1.0);
-    tape.backward(loss.seeds);
+    let loss = ops::cross_entropy(&mut tape, &y, Head { weight: &head, bias: None }, &targets, 1.0).unwrap();
+    tape.backward(loss.seeds).unwrap();
     let gradients = params.ids().map(|id| grads.get(id).unwrap().clone()).collect();
     (loss.sum, gradients)
 }
@@ -94,8 +94,8 @@ fn adamw_follows_its_definition_in_every_lane() {
             let mut grads = Gradients::for_params(&params);
             let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
             let w = tape.param(id);
-            let same = ops::add(&mut tape, &w.clone(), &w);
-            tape.backward(vec![(same, Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()))]);
+            let same = ops::add(&mut tape, &w.clone(), &w).unwrap();
+            tape.backward(vec![(same, Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()))]).unwrap();
             optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5);
             for i in 0..6 {
                 let lane = match lanes {
@@ -143,7 +143,7 @@ fn the_loss_without_gradients_is_that_with_them() {
             (0..rows as i64).map(|i| if i % 5 == 4 { ops::IGNORE } else { i * 1_009 % vocab as i64 }).collect();
         let loss = |mut tape: Tape<'_>, targets: &[i64]| {
             let [x, weight, bias] = ids.map(|id| tape.param(id));
-            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0)
+            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0).unwrap()
         };
         let mut grads = Gradients::for_params(&params);
         let with = loss(Tape::recording(Device::cpu(), &params, &mut grads), &targets);

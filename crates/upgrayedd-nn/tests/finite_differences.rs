@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use upgrayedd_nn::ops::{self, Activation, AttentionShape, Head};
-use upgrayedd_nn::{Device, Gradients, ParamId, ParamSet, Tape, Tensor, Var};
+use upgrayedd_nn::{Device, Gradients, ParamId, ParamSet, Result, Tape, Tensor, Var};
 
 const STEP: f32 = 1e-2;
 
@@ -20,14 +20,14 @@ fn project(out: &Tensor, weights: &Tensor) -> f64 {
 }
 
 /// Checks the gradients of `op` for every element of its inputs.
-fn check(name: &str, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Var) {
+fn check(name: &str, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Result<Var>) {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut params = ParamSet::default();
     let ids: Vec<ParamId> = shapes.iter().map(|s| params.add("x", random(&mut rng, s))).collect();
     let run = |params: &ParamSet| {
         let mut tape = Tape::inference(Device::cpu(), params);
         let vars: Vec<Var> = ids.iter().map(|&id| tape.param(id)).collect();
-        op(&mut tape, &vars).tensor().clone()
+        op(&mut tape, &vars).unwrap().tensor().clone()
     };
     let weights = random(&mut rng, run(&params).shape());
     let mut grads = Gradients::for_params(&params);
@@ -35,8 +35,8 @@ fn check(name: &str, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> 
     for _ in 0..2 {
         let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
         let vars: Vec<Var> = ids.iter().map(|&id| tape.param(id)).collect();
-        let out = op(&mut tape, &vars);
-        tape.backward(vec![(out, weights.clone())]);
+        let out = op(&mut tape, &vars).unwrap();
+        tape.backward(vec![(out, weights.clone())]).unwrap();
     }
     for (input, &id) in ids.iter().enumerate() {
         let analytic = grads.get(id).unwrap_or_else(|| panic!("{name}: input {input} got no gradient")).clone();
@@ -85,7 +85,7 @@ fn activations() {
     // ReLU has a kink: keep away from it.
     check("relu", &[&[3, 5]], |t, x| {
         let shifted = t.constant(Tensor::full(&[3, 5], 2.0));
-        let y = ops::add(t, &x[0], &shifted);
+        let y = ops::add(t, &x[0], &shifted)?;
         ops::activation(t, Activation::Relu, &y)
     });
 }
@@ -142,7 +142,7 @@ fn attention_longer_than_a_block_of_queries() {
     let params = ParamSet::default();
     let mut tape = Tape::inference(Device::cpu(), &params);
     let [qv, kv, vv] = [&q, &k, &v].map(|t| tape.constant(t.clone()));
-    let (out, probe) = ops::attention_with_entropy(&mut tape, &qv, &kv, &vv, None, &Arc::new(shape.clone()));
+    let (out, probe) = ops::attention_with_entropy(&mut tape, &qv, &kv, &vv, None, &Arc::new(shape.clone())).unwrap();
     let mut entropy = [0.0f64; 3];
     for (h, &g) in shape.kv_of.iter().enumerate() {
         for i in 0..150usize {
@@ -169,7 +169,7 @@ fn attention_longer_than_a_block_of_queries() {
 }
 
 /// A loss's gradients by its own seeds, against differences of its sum.
-fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> ops::Loss) {
+fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> Result<ops::Loss>) {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut params = ParamSet::default();
     let ids = [
@@ -179,12 +179,12 @@ fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> ops::L
     ];
     let run = |tape: &mut Tape<'_>| {
         let [x, w, b] = ids.map(|id| tape.param(id));
-        loss(tape, &x, Head { weight: &w, bias: Some(&b) })
+        loss(tape, &x, Head { weight: &w, bias: Some(&b) }).unwrap()
     };
     let mut grads = Gradients::for_params(&params);
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
     let seeds = run(&mut tape).seeds;
-    tape.backward(seeds);
+    tape.backward(seeds).unwrap();
     for id in ids {
         for i in 0..params.get(id).len() {
             let at = |delta: f32| {

@@ -10,10 +10,10 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use upgrayedd_nn::optim::AdamW;
-use upgrayedd_nn::{ParamSet, Tensor};
+use upgrayedd_nn::{ParamSet, Tensor, interrupt};
 
 use crate::archive::ARCHIVE_FILE;
-use crate::files::{DType, PARTIAL, TensorFile, safetensors_file, write_file, write_folder};
+use crate::files::{DType, PARTIAL, TensorFile, hash_file, safetensors_file, write_file, write_folder};
 use crate::model::Model;
 use crate::units::UnitMap;
 use crate::{Error, Result, surgery};
@@ -141,13 +141,6 @@ fn write_weights(path: &Path, model: &Model) -> Result<()> {
     safetensors_file::write(path, weights.collect(), DType::F32, Default::default())
 }
 
-fn hash_file(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = std::fs::File::open(path).map_err(Error::io(path, "read"))?;
-    std::io::copy(&mut file, &mut hasher).map_err(Error::io(path, "read"))?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
 /// Compares every file with its checksum.
 fn verify(dir: &Path) -> Result<()> {
     let path = dir.join(SUMS_FILE);
@@ -226,6 +219,7 @@ fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> 
     let weights = TensorFile::open(path)?;
     let mut params = ParamSet::default();
     for id in base.params.ids() {
+        interrupt::check()?;
         let name = base.params.name(id);
         let tensor = weights.read(name)?;
         if tensor.shape() != base.weight(id).shape(heads) {

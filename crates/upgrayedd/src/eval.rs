@@ -53,12 +53,12 @@ pub fn evaluate(
         }
         let batch = data.batch(indices, Pass::Fixed);
         if classifies {
-            let (loss, hits) = classify(model, &batch);
+            let (loss, hits) = classify(model, &batch)?;
             sum += loss;
             right += hits;
             tokens += batch.counted();
         } else if regresses {
-            let logits = model.logits(&batch, &mut Hooks::default());
+            let logits = model.logits(&batch, &mut Hooks::default())?;
             let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
             for ((&predicted, &value), _) in pairs {
                 let (predicted, value) = (f64::from(predicted), f64::from(value));
@@ -69,7 +69,7 @@ pub fn evaluate(
             }
         } else {
             let mut tape = Tape::inference(model.device, &model.params);
-            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
+            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
             sum += loss.sum;
             tokens += loss.count;
         }
@@ -106,8 +106,8 @@ pub fn evaluate(
 }
 
 /// Sum of the losses and number of right answers.
-fn classify(model: &Model, batch: &Batch) -> (f64, u64) {
-    let logits = model.logits(batch, &mut Hooks::default());
+fn classify(model: &Model, batch: &Batch) -> Result<(f64, u64)> {
+    let logits = model.logits(batch, &mut Hooks::default())?;
     let (mut sum, mut right) = (0.0, 0);
     let labelled = logits.data().chunks_exact(logits.cols()).zip(&batch.targets).filter(|(_, label)| **label != IGNORE);
     for (row, &label) in labelled {
@@ -117,7 +117,7 @@ fn classify(model: &Model, batch: &Batch) -> (f64, u64) {
         let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a)));
         right += u64::from(best == Some(label as usize));
     }
-    (sum, right)
+    Ok((sum, right))
 }
 
 /// Counted runs per model, after one that warms up.
@@ -125,12 +125,12 @@ const SPEED_RUNS: usize = 5;
 const DECODED: usize = 24;
 
 /// Times several models in turn (A B A B …), so that a drifting machine is fair to all; medians.
-pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Vec<Speed> {
+pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Result<Vec<Speed>> {
     let mut forward: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
     let mut decode: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
     for run in 0..=SPEED_RUNS {
         for (i, model) in models.iter().enumerate() {
-            let seconds = (time_forward(model, batch, length), time_decode(model, length));
+            let seconds = (time_forward(model, batch, length)?, time_decode(model, length)?);
             if run > 0 {
                 forward[i].push(seconds.0);
                 decode[i].extend(seconds.1);
@@ -143,7 +143,7 @@ pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Vec<Spee
         batch,
         length,
     };
-    forward.into_iter().zip(decode).map(speed).collect()
+    Ok(forward.into_iter().zip(decode).map(speed).collect())
 }
 
 pub(crate) fn median(values: &mut [f64]) -> f64 {
@@ -156,31 +156,31 @@ fn example(model: &Model, batch: usize, length: usize) -> Batch {
     Batch { tokens: Arc::new(tokens), batch, len: length, ..Batch::default() }
 }
 
-fn time_forward(model: &Model, batch: usize, length: usize) -> f64 {
+fn time_forward(model: &Model, batch: usize, length: usize) -> Result<f64> {
     let input = example(model, batch, length);
     let start = Instant::now();
     let mut tape = Tape::inference(model.device, &model.params);
-    model.hidden(&mut tape, &input, &mut Hooks::default());
-    start.elapsed().as_secs_f64()
+    model.hidden(&mut tape, &input, &mut Hooks::default())?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Seconds per token, or `None` for a model that does not generate.
-fn time_decode(model: &Model, length: usize) -> Option<f64> {
+fn time_decode(model: &Model, length: usize) -> Result<Option<f64>> {
     if model.spec.objective != Objective::CausalLm {
-        return None;
+        return Ok(None);
     }
     let prompt = (length / 2).min(model.spec.max_positions.saturating_sub(DECODED)).max(1);
     let count = DECODED.min(model.spec.max_positions - prompt);
     if count == 0 {
-        return None;
+        return Ok(None);
     }
     let mut cache = KvCache::new(model, prompt + count);
     let mut step =
         |length: usize| model.last_logits(&example(model, 1, length), &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
-    step(prompt);
+    step(prompt)?;
     let start = Instant::now();
     for _ in 0..count {
-        step(1);
+        step(1)?;
     }
-    Some(start.elapsed().as_secs_f64() / count as f64)
+    Ok(Some(start.elapsed().as_secs_f64() / count as f64))
 }

@@ -1,9 +1,12 @@
 //! Models from the Hugging Face Hub: cache first, then the network, as `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` say.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use upgrayedd_nn::interrupt;
 
 use crate::export::{COMPANIONS, MODULES, module_folders};
 use crate::load::{ADAPTERS, MERGE, shard_names};
@@ -70,13 +73,29 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
             cached_commits(&cache.path().join(repo.folder_name()))
         )));
     }
-    let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty());
-    let mut builder = ApiBuilder::from_env().with_progress(false);
-    if token.is_some() {
-        builder = builder.with_token(token);
+    let (wanted, token) = (name.to_owned(), std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()));
+    let fetch = move || {
+        let mut builder = ApiBuilder::from_env().with_progress(false);
+        if token.is_some() {
+            builder = builder.with_token(token);
+        }
+        let api = builder.build().map_err(|e| Error::Hub(format!("{wanted}: cannot set up the download: {e}")))?;
+        download(&wanted, &api.repo(repo))
+    };
+    Ok(Fetched::of(id, stoppable(fetch)?))
+}
+
+/// Does work that cannot be interrupted on a thread of its own, which is left alone when the caller is to stop.
+fn stoppable<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, done) = mpsc::channel();
+    std::thread::spawn(move || sender.send(work()));
+    loop {
+        match done.recv_timeout(Duration::from_millis(50)) {
+            Ok(result) => return result,
+            Err(mpsc::RecvTimeoutError::Timeout) => interrupt::check()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Error::Hub("the download broke off".to_owned())),
+        }
     }
-    let api = builder.build().map_err(|e| Error::Hub(format!("{name}: cannot set up the download: {e}")))?;
-    Ok(Fetched::of(id, download(name, &api.repo(repo))?))
 }
 
 /// The commits of a repository that the cache has, as a message names them.

@@ -2,14 +2,14 @@
 
 use nalgebra::{DMatrix, DMatrixView};
 use rayon::prelude::*;
-use upgrayedd_nn::{Device, ParamSet, Tape, Tensor, ops};
+use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, ops};
 
 /// `a bᵀ`.
-pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Tensor {
+pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let none = ParamSet::default();
     let mut tape = Tape::inference(device, &none);
     let (a, b) = (tape.constant(a.clone()), tape.constant(b.clone()));
-    ops::linear(&mut tape, &a, &b, None).tensor().clone()
+    Ok(ops::linear(&mut tape, &a, &b, None)?.tensor().clone())
 }
 
 /// Sums over rows of `xᵀ x`, `xᵀ y` and `|y|²`.
@@ -29,10 +29,11 @@ impl Moments {
     }
 
     /// Adds the rows of `x (N, inputs)` and `y (N, outputs)`.
-    pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) {
+    pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) -> Result<()> {
         add_to(&mut self.gram, &ops::gram(device, x));
-        add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed()));
+        add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed())?);
         self.power += y.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+        Ok(())
     }
 
     /// How much less than `power` is left when `change (outputs, inputs)` predicts y from x.
@@ -113,7 +114,7 @@ mod tests {
 
     fn moments(x: &Tensor, y: &Tensor) -> Moments {
         let mut moments = Moments::new(x.cols(), y.cols());
-        moments.add(Device::cpu(), x, y);
+        moments.add(Device::cpu(), x, y).expect("not stopped");
         moments
     }
 
@@ -121,7 +122,7 @@ mod tests {
     fn a_linear_map_is_found_again() {
         let map = normals(1, 3, 5);
         let (x, held) = (normals(2, 200, 5), normals(3, 50, 5));
-        let y = |x: &Tensor| multiply(Device::cpu(), x, &map);
+        let y = |x: &Tensor| multiply(Device::cpu(), x, &map).expect("not stopped");
         let found = ridge(&moments(&x, &y(&x)), &moments(&held, &y(&held))).expect("there is one");
         assert!(found.ridge == RIDGES[0] && found.repaired > 0.999_999);
         for (a, b) in found.change.data().iter().zip(map.data()) {

@@ -130,8 +130,9 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
     let forward = timed(|| {
         let mut tape = Tape::inference(model.device, &model.params);
-        model.hidden(&mut tape, &batch, &mut Hooks::default());
-    });
+        model.hidden(&mut tape, &batch, &mut Hooks::default())?;
+        Ok(())
+    })?;
     let mut full = model.clone();
     surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
     let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
@@ -165,10 +166,11 @@ fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>
         let time = timed(|| {
             let mut tape = Tape::inference(less.device, &less.params);
             let x = tape.constant(x.clone());
-            let context = less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default());
-            let written = less.project(&mut tape, layer, Writer::Attention, context, None);
-            ops::add(&mut tape, &x, &written);
-        });
+            let context = less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
+            let written = less.project(&mut tape, layer, Writer::Attention, context, None)?;
+            ops::add(&mut tape, &x, &written)?;
+            Ok(())
+        })?;
         // Noise must not make a head's removal look like a loss.
         seconds.push(time.max(seconds[count - 1]));
     }
@@ -186,16 +188,15 @@ fn spread_over_groups(layer: &LayerUnits) -> Vec<usize> {
     order.into_iter().map(|(_, head)| head).collect()
 }
 
-fn timed(work: impl Fn()) -> f64 {
-    work();
-    let mut seconds: Vec<f64> = (0..RUNS)
-        .map(|_| {
-            let start = Instant::now();
-            work();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    median(&mut seconds)
+fn timed(work: impl Fn() -> Result<()>) -> Result<f64> {
+    work()?;
+    let mut seconds = Vec::with_capacity(RUNS);
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        work()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(median(&mut seconds))
 }
 
 #[cfg(test)]

@@ -50,14 +50,14 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }
-    let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect();
+    let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
     let mut report = Vec::with_capacity(model.spec.num_layers());
     for layer in 0..model.spec.num_layers() {
-        let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Vec<_>>();
-        report.push(solve(model, parent, layer, &pairs, &contexts));
+        let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Result<Vec<_>>>()?;
+        report.push(solve(model, parent, layer, &pairs, &contexts)?);
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
-            pair.student = finish(model, layer, &pair.student, student);
-            pair.parent = finish(parent, layer, &pair.parent, teacher);
+            pair.student = finish(model, layer, &pair.student, student)?;
+            pair.parent = finish(parent, layer, &pair.parent, teacher)?;
         }
     }
     model.touch();
@@ -77,36 +77,37 @@ pub(crate) fn undo(model: &mut Model, parent: &Model) {
 }
 
 impl Pair {
-    fn start(model: &Model, parent: &Model, batch: Batch) -> Self {
+    fn start(model: &Model, parent: &Model, batch: Batch) -> Result<Self> {
         let positions = model.positions_for(batch.batch, batch.len, 0);
         let embed = |model: &Model| {
             let mut tape = Tape::inference(model.device, &model.params);
-            model.embed(&mut tape, &batch, &positions).tensor().clone()
+            Ok::<_, Error>(model.embed(&mut tape, &batch, &positions)?.tensor().clone())
         };
-        let (student, parent) = (embed(model), embed(parent));
-        Self { batch, positions, student, parent }
+        let (student, parent) = (embed(model)?, embed(parent)?);
+        Ok(Self { batch, positions, student, parent })
     }
 
     /// What both models' output projections of a layer read.
-    fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> (Tensor, Tensor) {
+    fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> Result<(Tensor, Tensor)> {
         let context = |model: &Model, x: &Tensor| {
             let mut tape = Tape::inference(model.device, &model.params);
             let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
-            model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks).tensor().clone()
+            let context = model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks)?;
+            Ok::<_, Error>(context.tensor().clone())
         };
-        (context(model, &self.student), context(parent, &self.parent))
+        Ok((context(model, &self.student)?, context(parent, &self.parent)?))
     }
 }
 
 /// Changes the output projection of a layer, if that helps.
-fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contexts: &[(Tensor, Tensor)]) -> LayerRefit {
+fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contexts: &[(Tensor, Tensor)]) -> Result<LayerRefit> {
     let (id, bias) = model.writer(layer, WRITER);
     let (outputs, features) = (model.params.get(id).rows(), model.params.get(id).cols());
     let inputs = features + usize::from(bias.is_some());
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
-        let mut missing = added(parent, layer, &pair.parent, teacher);
-        let there = added(model, layer, &pair.student, student);
+        let mut missing = added(parent, layer, &pair.parent, teacher)?;
+        let there = added(model, layer, &pair.student, student)?;
         missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
         let mut x = if bias.is_some() { with_ones(student) } else { student.clone() };
         if let Some(mask) = &pair.batch.mask {
@@ -115,9 +116,9 @@ fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contex
             missing.blank_rows(mask);
         }
         let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
-        moments.add(model.device, &x, &missing);
+        moments.add(model.device, &x, &missing)?;
     }
-    let Some(found) = ridge(&fit, &held_out) else { return LayerRefit { ridge: None, repaired: 0.0 } };
+    let Some(found) = ridge(&fit, &held_out) else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
     let rows = || found.change.data().chunks_exact(inputs);
     let weight = model.params.get_mut(id).data_mut();
     weight.chunks_exact_mut(features).zip(rows()).for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
@@ -125,7 +126,7 @@ fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contex
         let bias = model.params.get_mut(bias).data_mut();
         bias.iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
     }
-    LayerRefit { ridge: Some(found.ridge), repaired: found.repaired }
+    Ok(LayerRefit { ridge: Some(found.ridge), repaired: found.repaired })
 }
 
 /// `x (N, inputs)` with a column of ones at its end.
@@ -139,20 +140,20 @@ fn with_ones(x: &Tensor) -> Tensor {
 }
 
 /// The stream with what the writer makes of its inputs added, before any norm.
-fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Tensor {
+fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
-    let written = model.project(&mut tape, layer, WRITER, context, None);
-    ops::add(&mut tape, &x, &written).tensor().clone()
+    let written = model.project(&mut tape, layer, WRITER, context, None)?;
+    Ok(ops::add(&mut tape, &x, &written)?.tensor().clone())
 }
 
 /// The stream after the whole layer.
-fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Tensor {
+fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device, &model.params);
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    let written = model.project(&mut tape, layer, WRITER, context, None);
-    let x = model.join(&mut tape, layer, WRITER, &x, written);
-    let hidden = model.mlp_hidden(&mut tape, layer, &x);
-    let written = model.project(&mut tape, layer, Writer::Mlp, hidden, None);
-    model.join(&mut tape, layer, Writer::Mlp, &x, written).tensor().clone()
+    let written = model.project(&mut tape, layer, WRITER, context, None)?;
+    let x = model.join(&mut tape, layer, WRITER, &x, written)?;
+    let hidden = model.mlp_hidden(&mut tape, layer, &x)?;
+    let written = model.project(&mut tape, layer, Writer::Mlp, hidden, None)?;
+    Ok(model.join(&mut tape, layer, Writer::Mlp, &x, written)?.tensor().clone())
 }

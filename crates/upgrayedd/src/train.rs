@@ -145,8 +145,11 @@ pub fn learn(
         let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);
         let update = Update { rate, max_norm, gradient_checkpointing: options.gradient_checkpointing };
         let step = place.step + 1;
-        let (loss, tokens, norm) = train_step(model, optim, &mut grads, batches, distill, update)
-            .map_err(|e| Error::NotFinite(format!("step {step}: {e}: lower --learning-rate or look for damaged data")))?;
+        let (loss, tokens, norm) =
+            train_step(model, optim, &mut grads, batches, distill, update).map_err(|error| match error {
+                Error::NotFinite(message) => Error::NotFinite(format!("step {step}: {message}")),
+                error => error,
+            })?;
         (place.step, place.batch) = (step, taken);
         let report = StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
         place.stopped = on_step(model, optim, place, report)?.is_break();
@@ -217,7 +220,7 @@ pub fn train_step(
     batches: &[Batch],
     distill: Option<&Distill<'_>>,
     update: Update,
-) -> std::result::Result<(f64, u64, f64), String> {
+) -> Result<(f64, u64, f64)> {
     let tokens: u64 = batches.iter().map(Batch::counted).sum();
     let weight = 1.0 / tokens.max(1) as f32;
     grads.clear();
@@ -225,42 +228,45 @@ pub fn train_step(
     for batch in batches {
         let mut tape = Tape::recording(model.device, &model.params, grads).with_segments(update.gradient_checkpointing);
         let loss = match distill {
-            Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill),
-            None => model.loss(&mut tape, batch, weight, &mut Hooks::default()),
+            Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill)?,
+            None => model.loss(&mut tape, batch, weight, &mut Hooks::default())?,
         };
         sum += loss.sum;
-        tape.backward(loss.seeds);
+        tape.backward(loss.seeds)?;
     }
     let loss = sum / tokens.max(1) as f64;
     let norm = grads.norm();
     if !loss.is_finite() || !norm.is_finite() {
-        let origin = origin_of_non_finite(model, grads, batches);
-        return Err(format!("the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}"));
+        let origin = origin_of_non_finite(model, grads, batches)?;
+        return Err(Error::NotFinite(format!(
+            "the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}: \
+             lower --learning-rate or look for damaged data"
+        )));
     }
     optim.step(model.device, &mut model.params, grads, update.rate, clip_factor(norm, update.max_norm));
     Ok((loss, tokens, norm))
 }
 
 /// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
-fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> String {
+fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> Result<String> {
     let finite = |t: &Tensor| t.data().iter().all(|v| v.is_finite());
     if let Some(id) = model.params.ids().find(|id| !finite(model.params.get(*id))) {
-        return format!("the weight {}", model.params.name(id));
+        return Ok(format!("the weight {}", model.params.name(id)));
     }
     for batch in batches {
         let mut streams = Vec::new();
         let mut tape = Tape::inference(model.device, &model.params);
-        let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() });
+        let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() })?;
         streams.push(hidden.tensor().clone());
         match streams.iter().position(|stream| !finite(stream)) {
-            Some(0) => return "the embeddings".to_owned(),
-            Some(layer) => return format!("the output of {}", model.layer_name(layer - 1)),
+            Some(0) => return Ok("the embeddings".to_owned()),
+            Some(layer) => return Ok(format!("the output of {}", model.layer_name(layer - 1))),
             None => {}
         }
     }
     let broken = |id: &upgrayedd_nn::ParamId| grads.get(*id).is_some_and(|g| !finite(g));
     match model.params.ids().filter(broken).last() {
-        Some(id) => format!("the gradient of {}", model.params.name(id)),
-        None => "the loss alone".to_owned(),
+        Some(id) => Ok(format!("the gradient of {}", model.params.name(id))),
+        None => Ok("the loss alone".to_owned()),
     }
 }

@@ -21,7 +21,7 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     let (data, range) = (Dataset::from_rows(rows, model.spec.objective, 0), 0..4);
     let batch = data.batch(&[0, 1, 2, 3], Pass::Fixed);
     let (_, forward) = profile::count_products(|| {
-        model.hidden(&mut Tape::inference(model.device, &model.params), &batch, &mut Hooks::default());
+        model.hidden(&mut Tape::inference(model.device, &model.params), &batch, &mut Hooks::default()).unwrap();
     });
     let context = ScoreContext {
         model: &model,

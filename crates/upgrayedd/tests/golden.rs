@@ -74,9 +74,9 @@ fn logits_agree_where_nothing_is_padding() {
     for case in cases() {
         let got = if case.model.spec.objective == Objective::Encoder {
             let mut tape = Tape::inference(case.model.device, &case.model.params);
-            case.model.hidden(&mut tape, &case.batch, &mut Hooks::default()).tensor().clone()
+            case.model.hidden(&mut tape, &case.batch, &mut Hooks::default()).unwrap().tensor().clone()
         } else {
-            case.model.logits(&case.batch, &mut Hooks::default())
+            case.model.logits(&case.batch, &mut Hooks::default()).unwrap()
         };
         let want = case.golden.read("logits").unwrap().reshaped(got.shape());
         let per_sequence = got.rows() == case.batch.batch;
@@ -92,8 +92,8 @@ fn loss_and_every_gradient_agree() {
         let model = &case.model;
         let mut grads = Gradients::for_params(&model.params);
         let mut tape = Tape::recording(model.device, &model.params, &mut grads);
-        let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default());
-        tape.backward(loss.seeds);
+        let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default()).unwrap();
+        tape.backward(loss.seeds).unwrap();
         let want = f64::from(case.golden.read("loss").unwrap().data()[0]);
         assert!((loss.sum / loss.count as f64 - want).abs() < 1e-5 * want, "{}: loss", case.name);
         // The gradients are stored as a model of their own; pruned like the model they belong to.
@@ -122,13 +122,14 @@ fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
             Some(distill) => model.distillation_loss(&mut tape, batch, 1.0, distill),
             None => model.loss(&mut tape, batch, 1.0, &mut Hooks::default()),
         };
-        tape.backward(loss.seeds);
+        let loss = loss.unwrap();
+        tape.backward(loss.seeds).unwrap();
         (loss.sum, model.params.ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
     };
     let share = 0.25;
     let distill = Distill { teacher: &teacher, temperature: 1.0, share };
     let (mixed, got) = learned(&case.batch, Some(&distill));
-    let his = teacher.logits(&case.batch, &mut Hooks::default());
+    let his = teacher.logits(&case.batch, &mut Hooks::default()).unwrap();
     let between = case.batch.values.iter().zip(his.data()).map(|(value, his)| (1.0 - share) * value + share * his).collect();
     let (_, want) = learned(&Batch { values: between, ..case.batch.clone() }, None);
     for (got, want) in got.iter().zip(&want) {

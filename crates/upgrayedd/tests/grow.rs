@@ -35,7 +35,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
         let data = data(&model);
         let dormant = grow::with_dormant(&model).unwrap();
         let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
         assert_eq!(logits(&dormant), logits(&model), "{name}");
 
         let range = 0..data.len();
@@ -61,7 +61,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                     gates[position] = value;
                     at.set_gates(id.place(), gates).unwrap();
                     let mut tape = Tape::inference(at.device, &at.params);
-                    at.loss(&mut tape, &batch, 1.0, &mut Hooks::default())
+                    at.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap()
                 };
                 let (up, down) = (loss(STEP), loss(-STEP));
                 let slope = (up.sum - down.sum) / (up.count as f64 * f64::from(2.0 * STEP));
@@ -98,7 +98,7 @@ fn dormant_heads_change_no_bit_of_wide_models() {
         for (batch, len) in [(1, 1), (1, 2), (1, 5), (1, 9), (1, 40), (2, 33), (2, 64), (9, 64)] {
             let tokens = (0..batch * len).map(|i| (i * i + 7) as u32 % 50).collect::<Vec<_>>().into();
             let batch = Batch { tokens, batch, len, ..Batch::default() };
-            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
             assert!(logits(&dormant) == logits(&model), "{} × {len}", batch.batch);
         }
     }
@@ -158,7 +158,7 @@ fn split_and_fresh_heads_leave_the_model_as_it_was() {
             let selection = heads_by_layer(selection.iter().cloned().collect());
             grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
             assert!(grown.units.num_pruned() == 0 && grown.archive.heads().count() == 0);
-            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
             for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
                 assert!((a - b).abs() < 1e-5, "{name}: {init:?}: {a} {b}");
             }
@@ -177,7 +177,7 @@ fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
         let model = pruned("llama_gqa", &[(0, vec![0, 1, 2])]);
         let data = data(&model);
         let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default());
+        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
         let keep = Scores::of_heads(model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()));
         // One reader of a key/value head that had gone; the other two stay in the archive.
         let mut grown = model.clone();

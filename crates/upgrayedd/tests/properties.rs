@@ -61,7 +61,7 @@ fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
         (LayerSite::heads(layer), tape.constant(Tensor::from_vec(&[values.len()], values)))
     };
     let gates = (0..model.spec.num_layers()).map(gate).collect();
-    model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
+    model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap()
 }
 
 proptest! {
@@ -79,7 +79,7 @@ proptest! {
         surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
         prop_assert_eq!(model.units.num_pruned(), count);
         prop_assert!(count == 0 || model.num_parameters() < full);
-        let got = model.logits(&batch, &mut Hooks::default());
+        let got = model.logits(&batch, &mut Hooks::default()).unwrap();
         for (g, w) in got.data().iter().zip(want.data()) {
             prop_assert!((g - w).abs() < 1e-4, "{} against {}", g, w);
         }
@@ -123,7 +123,7 @@ proptest! {
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
         prop_assert_eq!(dense.units.num_pruned(), 0);
         let batch = batch(&model, 2, 7);
-        let (a, b) = (model.logits(&batch, &mut Hooks::default()), dense.logits(&batch, &mut Hooks::default()));
+        let (a, b) = (model.logits(&batch, &mut Hooks::default()).unwrap(), dense.logits(&batch, &mut Hooks::default()).unwrap());
         for (a, b) in a.data().iter().zip(b.data()) {
             prop_assert!((a - b).abs() < 1e-4);
         }
@@ -199,8 +199,8 @@ fn every_trainable_weight_gets_a_gradient() {
         let batch = batch(&model, 3, len);
         let mut grads = Gradients::for_params(&model.params);
         let mut tape = Tape::recording(model.device, &model.params, &mut grads);
-        let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default());
-        tape.backward(loss.seeds);
+        let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap();
+        tape.backward(loss.seeds).unwrap();
         for id in model.params.ids() {
             let gradient = grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params.name(id)));
             assert!(gradient.data().iter().any(|g| *g != 0.0), "{name}: {} is zero", model.params.name(id));
@@ -225,13 +225,13 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
             })
             .collect();
         let mut tape = Tape::inference(model.device, &model.params);
-        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).sum
+        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap().sum
     };
     let mut grads = Gradients::for_params(&model.params);
     let mut tape = Tape::recording(model.device, &model.params, &mut grads);
     let gates = (0..2).map(|l| (LayerSite::heads(l), tape.leaf(Tensor::full(&[3, 6], 1.0)))).collect();
-    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
-    let leaves = tape.backward(loss.seeds);
+    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
+    let leaves = tape.backward(loss.seeds).unwrap();
     assert!(model.params.ids().all(|id| grads.get(id).is_none()));
     for (&LayerSite { layer, .. }, gate) in &gates {
         let per_sample = leaves.get(gate).unwrap();
@@ -267,7 +267,7 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
             None,
         )
         .unwrap();
-        let before = model.logits(&batch, &mut Hooks::default());
+        let before = model.logits(&batch, &mut Hooks::default()).unwrap();
         surgery::restore(
             &mut model,
             None,
@@ -279,10 +279,10 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
             let gates = model.units.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
             model.set_gates(LayerSite::heads(layer), gates).unwrap();
         }
-        let gated = model.logits(&batch, &mut Hooks::default());
+        let gated = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(before == gated, "{name}");
         (0..2).for_each(|layer| surgery::fold_gates(&mut model, layer));
-        let folded = model.logits(&batch, &mut Hooks::default());
+        let folded = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5), "{name}: folded gates differ");
     }
 }
@@ -338,7 +338,7 @@ fn generation_with_the_cache_equals_generation_without() {
         let mut text = prompt.to_vec();
         for _ in 0..12 {
             let batch = Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), ..Batch::default() };
-            let logits = model.last_logits(&batch, &mut Hooks::default());
+            let logits = model.last_logits(&batch, &mut Hooks::default()).unwrap();
             let best = (0..logits.len()).max_by(|&a, &b| logits.data()[a].total_cmp(&logits.data()[b])).unwrap();
             text.push(best as u32);
         }

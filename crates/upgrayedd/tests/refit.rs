@@ -42,7 +42,7 @@ fn duplicate(model: &mut Model, layer: usize, from: usize, to: usize) {
 }
 
 fn logits(model: &Model, data: &Dataset) -> Vec<f32> {
-    model.logits(&data.batch(&[0, 2, 4], Pass::Fixed), &mut Hooks::default()).data().to_vec()
+    model.logits(&data.batch(&[0, 2, 4], Pass::Fixed), &mut Hooks::default()).unwrap().data().to_vec()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -116,7 +116,7 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
     // What the layer above the pruned one reads.
     let stream = |model: &Model| {
         let mut inputs = Vec::new();
-        model.logits(&unseen, &mut Hooks { inputs: Some(&mut inputs), ..Hooks::default() });
+        model.logits(&unseen, &mut Hooks { inputs: Some(&mut inputs), ..Hooks::default() }).unwrap();
         inputs.swap_remove(3).data().to_vec()
     };
     let error = |model: &Model| -> f32 { stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum() };

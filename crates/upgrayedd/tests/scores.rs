@@ -45,7 +45,7 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
     let values = |l: usize, n: usize| (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect();
     let of_layer = |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
     let gates = counts.iter().enumerate().map(of_layer).collect();
-    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
+    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
     (loss.sum / loss.count as f64, loss.count as f64)
 }
 
@@ -151,7 +151,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
                 let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
                 let gates = counts.iter().enumerate().map(|l| (LayerSite::heads(l.0), tape.constant(values(l)))).collect();
                 let batch = data.batch(indices, Pass::Fixed);
-                let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() });
+                let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
                 sums.push(loss.sum);
                 count += loss.count;
             }
@@ -173,9 +173,12 @@ fn contexts(model: &Model, data: &Dataset) -> Vec<Vec<Vec<f32>>> {
     let mut contexts = vec![Vec::new(); model.spec.num_layers()];
     for sequence in 0..data.len() {
         let batch = data.batch(&[sequence], Pass::Fixed);
-        let mut look = |layer: usize, x: &Tensor| contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
+        let mut look = |layer: usize, x: &Tensor| {
+            contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
+            Ok(())
+        };
         let mut tape = Tape::inference(model.device, &model.params);
-        model.hidden(&mut tape, &batch, &mut Hooks { context: Some(&mut look), ..Hooks::default() });
+        model.hidden(&mut tape, &batch, &mut Hooks { context: Some(&mut look), ..Hooks::default() }).unwrap();
     }
     contexts
 }

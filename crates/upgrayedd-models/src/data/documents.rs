@@ -103,7 +103,7 @@ impl Piece {
 }
 
 /// Pieces of a document are of about this size.
-const PIECE_BYTES: usize = 1 << 20;
+pub(super) const PIECE_BYTES: usize = 1 << 20;
 
 /// Text on either side of a cut that is tokenised to see whether the cut changes anything: so many bytes at least and at most, and as
 /// many words or lines as a tokenizer looks at.

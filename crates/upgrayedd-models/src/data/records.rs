@@ -5,6 +5,7 @@ use std::path::Path;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::Value;
+use upgrayedd_nn::interrupt;
 
 use super::record::{Label, Record, Wanted};
 use super::table;
@@ -18,6 +19,10 @@ pub(super) const KINDS: [&str; 4] = ["jsonl", "parquet", "tsv", "csv"];
 /// Calls `f` with every record of the file in order.
 pub(super) fn for_each_record(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
     let kind = extension(path, &KINDS)?;
+    let f: &mut dyn FnMut(Record) -> Result<()> = &mut |record| {
+        interrupt::check()?;
+        f(record)
+    };
     let of_tables = [("--delimiter", wanted.options.delimiter.is_some()), ("--columns", wanted.options.columns.is_some())];
     match kind.as_str() {
         "tsv" | "csv" => return table::for_each_row(path, &read_all(path)?, kind == "csv", wanted, f),

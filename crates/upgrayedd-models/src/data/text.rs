@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use upgrayedd_nn::interrupt;
+
 use crate::{Error, Result};
 
 /// Text is read in blocks of about this size.
@@ -60,6 +62,7 @@ pub(super) fn for_each_block(path: &Path, f: &mut dyn FnMut(String) -> Result<()
     // Bytes that have been read but not handed on: half a character, or half a line end.
     let mut bytes: Vec<u8> = Vec::new();
     loop {
+        interrupt::check()?;
         let count = reader.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
         let last = count == 0;
         if last && bytes.is_empty() {
@@ -92,6 +95,7 @@ pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Resul
     let (mut reader, _) = open(path)?;
     let (mut bytes, mut number) = (Vec::new(), 0);
     loop {
+        interrupt::check()?;
         bytes.clear();
         if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
             return Ok(());

@@ -3,24 +3,24 @@
 #![allow(unsafe_code, reason = "cache files are memory-mapped")]
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
+use upgrayedd_nn::interrupt;
 
-use super::documents::{Cutter, Part, Piece, for_each_part, kinds};
+use super::documents::{Cutter, PIECE_BYTES, Part, Piece, for_each_part, kinds};
 use super::options::{DataOptions, Documents};
 use super::record::Skipped;
+use crate::files::hash_file;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Begins every cache file; the last byte is the version of its layout.
 const MAGIC: [u8; 8] = *b"UPGTOK\0\x03";
 const HEADER: usize = 40;
-/// Text tokenised at once, over all threads.
-const ROUND_BYTES: usize = 8 << 20;
 
 /// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without text and with more cells than
 /// are named), `u32` tokens, `u64` document ends.
@@ -171,18 +171,7 @@ impl TokenStore {
 
 /// blake3 of each file's contents.
 pub(super) fn hash_files(files: &[PathBuf]) -> Result<Vec<String>> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut hash = |path: &PathBuf| {
-        let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(path).map_err(Error::io(path, "read"))?;
-        loop {
-            match file.read(&mut buffer).map_err(Error::io(path, "read"))? {
-                0 => return Ok(hasher.finalize().to_hex().to_string()),
-                count => hasher.update(&buffer[..count]),
-            };
-        }
-    };
-    files.iter().map(&mut hash).collect()
+    files.iter().map(|path| hash_file(path)).collect()
 }
 
 /// One hash for several files in order.
@@ -259,11 +248,13 @@ impl<'a, W: Write> Writer<'a, W> {
             round.push(piece);
             Ok(())
         })?;
-        if self.round_bytes >= ROUND_BYTES { self.flush(path) } else { Ok(()) }
+        // As much as all threads do in about a third of a second: between two rounds a Ctrl-C is heard.
+        if self.round_bytes >= PIECE_BYTES * rayon::current_num_threads() { self.flush(path) } else { Ok(()) }
     }
 
     /// Tokenises the pieces gathered so far, in parallel, and writes them in order.
     fn flush(&mut self, path: &Path) -> Result<()> {
+        interrupt::check()?;
         let round = std::mem::take(&mut self.round);
         self.round_bytes = 0;
         let encoded: Vec<Result<Vec<u32>>> = round.par_iter().map(|p| p.encode(self.tokenizer)).collect();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
-use upgrayedd_nn::{ParamSet, Tensor};
+use upgrayedd_nn::{ParamSet, Tensor, interrupt};
 
 use super::folder::{TensorFolder, read_config};
 use super::names::Names;
@@ -60,6 +60,7 @@ impl Model {
         let (mut params, mut types) = (ParamSet::default(), Types::default());
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
         for weight in (family.weights)(&spec) {
+            interrupt::check()?;
             let instead = head.embedding.as_deref().filter(|_| weight.role.part == Part::Tokens);
             let found = match instead {
                 None => names.find(&weight.hf_name, family)?,

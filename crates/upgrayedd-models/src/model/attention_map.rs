@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use upgrayedd_nn::ops::{self, AttentionShape};
-use upgrayedd_nn::{Tape, Tensor, Var};
+use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Hooks};
 use super::state::Model;
@@ -12,16 +12,16 @@ impl Model {
     /// Who attends to whom: per layer `(batch, active heads, queries, keys)`, rows summing to one over the visible keys.
     ///
     /// Memory is the product of these, for every layer: meant for a few short batches.
-    pub fn attention_maps(&self, batch: &Batch) -> Vec<Tensor> {
+    pub fn attention_maps(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let mut maps = Vec::with_capacity(self.spec.num_layers());
         let mut tape = Tape::inference(self.device, &self.params);
-        self.hidden(&mut tape, batch, &mut Hooks { maps: Some(&mut maps), ..Hooks::default() });
-        maps
+        self.hidden(&mut tape, batch, &mut Hooks { maps: Some(&mut maps), ..Hooks::default() })?;
+        Ok(maps)
     }
 
     /// The probabilities of one layer, from the op that all passes use: attention to values that say which key they are, as many keys at
     /// a time as a head has columns.
-    pub(super) fn attention_map(&self, tape: &mut Tape<'_>, q: &Var, k: &Var, shape: &Arc<AttentionShape>) -> Tensor {
+    pub(super) fn attention_map(&self, tape: &mut Tape<'_>, q: &Var, k: &Var, shape: &Arc<AttentionShape>) -> Result<Tensor> {
         let (heads, width, keys, kv_heads) = (shape.heads(), shape.head_dim, shape.keys, shape.kv_heads);
         let mut map = Tensor::zeros(&[shape.batch, heads, shape.queries, keys]);
         for first in (0..keys).step_by(width) {
@@ -33,7 +33,7 @@ impl Model {
                 }
             }
             let values = tape.constant(values);
-            let out = ops::attention(tape, q, k, &values, None, shape);
+            let out = ops::attention(tape, q, k, &values, None, shape)?;
             let rows = out.tensor().data().chunks_exact(heads * width).enumerate();
             for (row, probabilities) in rows {
                 let (sequence, query) = (row / shape.queries, row % shape.queries);
@@ -43,6 +43,6 @@ impl Model {
                 }
             }
         }
-        map
+        Ok(map)
     }
 }

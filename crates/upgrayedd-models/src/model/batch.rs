@@ -82,7 +82,7 @@ pub struct Distill<'a> {
 }
 
 /// Looks at a layer's values as they come by.
-pub type Look<'a> = dyn FnMut(usize, &Tensor) + 'a;
+pub type Look<'a> = dyn FnMut(usize, &Tensor) -> upgrayedd_nn::Result<()> + 'a;
 
 /// What a caller wants from inside the forward pass.
 #[derive(Default)]

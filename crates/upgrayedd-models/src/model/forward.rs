@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use upgrayedd_nn::ops::{self, AttentionShape};
-use upgrayedd_nn::{Tape, Tensor, Var};
+use upgrayedd_nn::ops::{self, Activation, AttentionShape};
+use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
@@ -13,13 +13,13 @@ use crate::units::LayerSite;
 use crate::weights::{Kind, Part, Writer};
 
 impl Model {
-    pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+    pub(super) fn linear(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Result<Var> {
         let weight = tape.param(ids.weight);
         let bias = ids.bias.map(|b| tape.param(b));
         ops::linear(tape, x, &weight, bias.as_ref())
     }
 
-    fn norm(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Var {
+    fn norm(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Result<Var> {
         let weight = tape.param(ids.weight);
         match (self.spec.norm, ids.bias.map(|b| tape.param(b))) {
             (Norm::Layer, Some(bias)) => ops::layer_norm(tape, x, &weight, &bias, self.spec.norm_eps),
@@ -33,11 +33,11 @@ impl Model {
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
-    pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Var {
+    pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Var> {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
         let positions = self.positions_for(batch.batch, batch.len, past);
-        let x = self.embed(tape, batch, &positions);
-        let x = self.run_layers(tape, 0..self.layers.len(), x, batch, &positions, hooks);
+        let x = self.embed(tape, batch, &positions)?;
+        let x = self.run_layers(tape, 0..self.layers.len(), x, batch, &positions, hooks)?;
         if let Some(cache) = &mut hooks.cache {
             cache.len += batch.len;
         }
@@ -45,13 +45,14 @@ impl Model {
     }
 
     /// Runs as far as the last layer's attention, for hooks that see nothing beyond it.
-    pub fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) {
+    pub fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<()> {
         let mut tape = Tape::inference(self.device, &self.params);
         let positions = self.positions_for(batch.batch, batch.len, 0);
-        let x = self.embed(&mut tape, batch, &positions);
-        let Some(last) = self.layers.len().checked_sub(1) else { return };
-        let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks);
-        self.attention_context(&mut tape, last, &x, hooks.gates_at(last), batch, &positions, hooks);
+        let x = self.embed(&mut tape, batch, &positions)?;
+        let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
+        let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks)?;
+        self.attention_context(&mut tape, last, &x, hooks.gates_at(last), batch, &positions, hooks)?;
+        Ok(())
     }
 
     /// Some of the layers.
@@ -63,7 +64,7 @@ impl Model {
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
-    ) -> Var {
+    ) -> Result<Var> {
         let apart = tape.has_segments().then(|| Arc::new(batch.clone()));
         for layer in layers {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
@@ -71,7 +72,7 @@ impl Model {
             }
             let (gates, offset) = (hooks.gates_at(layer).cloned(), hooks.offsets.map(|o| o[layer].clone()));
             x = match apart.clone() {
-                None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks),
+                None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)?,
                 Some(again) => {
                     let (gated, positions_again) = (gates.is_some(), positions.clone());
                     let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
@@ -90,37 +91,37 @@ impl Model {
                         let (x, gates, offset) = parts(inputs);
                         let extra = (gates.as_ref(), offset.as_ref());
                         self.layer(tape, layer, x, extra, &again, &positions_again, &mut Hooks::default())
-                    })
+                    })?
                 }
             };
         }
-        x
+        Ok(x)
     }
 
-    pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Var {
+    pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Result<Var> {
         match self.outside(Part::FinalNorm) {
             Some(ids) => self.norm(tape, &x, ids),
-            None => x,
+            None => Ok(x),
         }
     }
 
     /// The residual stream before the first layer, `(batch · len, d)`.
-    pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Var {
+    pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Result<Var> {
         let mut sum: Option<Var> = None;
         let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
         for (part, ids) in [(Part::Tokens, batch.tokens.clone()), (Part::Positions, positions.clone()), (Part::Types, types())] {
             let Some(id) = self.find(None, part, Kind::Weight) else { continue };
             let table = tape.param(id);
-            let part = ops::embedding(tape, &table, &ids);
+            let part = ops::embedding(tape, &table, &ids)?;
             sum = Some(match sum {
-                Some(sum) => ops::add(tape, &sum, &part),
+                Some(sum) => ops::add(tape, &sum, &part)?,
                 None => part,
             });
         }
         let Some(sum) = sum else { unreachable!("every family has token embeddings") };
         match self.outside(Part::EmbedNorm) {
             Some(ids) => self.norm(tape, &sum, ids),
-            None => sum,
+            None => Ok(sum),
         }
     }
 
@@ -135,16 +136,16 @@ impl Model {
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
-    ) -> Var {
-        let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks);
+    ) -> Result<Var> {
+        let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks)?;
         let x = match offset {
-            Some(offset) => ops::add(tape, &x, offset),
+            Some(offset) => ops::add(tape, &x, offset)?,
             None => x,
         };
-        let written = self.project(tape, index, Writer::Attention, context, gates);
-        let x = self.join(tape, index, Writer::Attention, &x, written);
-        let hidden = self.mlp_hidden(tape, index, &x);
-        let written = self.project(tape, index, Writer::Mlp, hidden, None);
+        let written = self.project(tape, index, Writer::Attention, context, gates)?;
+        let x = self.join(tape, index, Writer::Attention, &x, written)?;
+        let hidden = self.mlp_hidden(tape, index, &x)?;
+        let written = self.project(tape, index, Writer::Mlp, hidden, None)?;
         self.join(tape, index, Writer::Mlp, &x, written)
     }
 
@@ -159,17 +160,17 @@ impl Model {
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
-    ) -> Var {
+    ) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
-            Block::PreNorm => self.norm(tape, x, ids.norm1),
+            Block::PreNorm => self.norm(tape, x, ids.norm1)?,
             Block::PostNorm => x.clone(),
         };
-        let [mut q, mut k, mut v] = [ids.q, ids.k, ids.v].map(|ids| self.linear(tape, &x, ids));
+        let [mut q, mut k, mut v] = [self.linear(tape, &x, ids.q)?, self.linear(tape, &x, ids.k)?, self.linear(tape, &x, ids.v)?];
         drop(x);
         if let Some(table) = self.spec.layers[index].rope.map(|rope| &self.ropes[rope]) {
-            q = ops::rope(tape, &q, table, positions);
-            k = ops::rope(tape, &k, table, positions);
+            q = ops::rope(tape, &q, table, positions)?;
+            k = ops::rope(tape, &k, table, positions)?;
         }
         let mut keys = batch.len;
         if let Some(cache) = hooks.cache.as_deref_mut() {
@@ -190,28 +191,28 @@ impl Model {
             key_mask: batch.mask.clone(),
         });
         if let Some(maps) = hooks.maps.as_deref_mut() {
-            maps.push(self.attention_map(tape, &q, &k, &shape));
+            maps.push(self.attention_map(tape, &q, &k, &shape)?);
         }
         let own = self.gates(LayerSite::heads(index)).map(|g| tape.constant(g.clone()));
         let gates = gates.or(own.as_ref());
         let context = match &mut hooks.entropy {
             Some(probes) => {
-                let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape);
+                let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape)?;
                 probes.push(probe);
                 context
             }
-            None => ops::attention(tape, &q, &k, &v, gates, &shape),
+            None => ops::attention(tape, &q, &k, &v, gates, &shape)?,
         };
         if let Some(look) = &mut hooks.context {
-            look(index, context.tensor());
+            look(index, context.tensor())?;
         }
-        context
+        Ok(context)
     }
 
     /// What a writer makes of its inputs `(batch · len, in)`, to be joined with the residual stream.
     ///
     /// Heads whose gate is shut have no part in the sums, so that a dormant head changes no bit.
-    pub fn project(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, inputs: Var, gates: Option<&Var>) -> Var {
+    pub fn project(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, inputs: Var, gates: Option<&Var>) -> Result<Var> {
         let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
         let gates = match writer {
@@ -223,12 +224,12 @@ impl Model {
     }
 
     /// The residual stream after what a writer has made.
-    pub fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Var {
+    pub fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Result<Var> {
         let ids = &self.layers[index];
-        let x = ops::add(tape, x, &written);
+        let x = ops::add(tape, x, &written)?;
         drop(written);
         match (self.spec.layers[index].block, writer) {
-            (Block::PreNorm, _) => x,
+            (Block::PreNorm, _) => Ok(x),
             (Block::PostNorm, Writer::Attention) => self.norm(tape, &x, ids.norm1),
             (Block::PostNorm, Writer::Mlp) => self.norm(tape, &x, ids.norm2),
         }
@@ -243,16 +244,16 @@ impl Model {
     }
 
     /// What the MLP's down projection reads, `(batch · len, intermediate)`.
-    pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Var {
+    pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
-            Block::PreNorm => self.norm(tape, x, ids.norm2),
+            Block::PreNorm => self.norm(tape, x, ids.norm2)?,
             Block::PostNorm => x.clone(),
         };
-        let up = self.linear(tape, &x, ids.up);
+        let up = self.linear(tape, &x, ids.up)?;
         match ids.gate {
             Some(gate) => {
-                let gate = self.linear(tape, &x, gate);
+                let gate = self.linear(tape, &x, gate)?;
                 ops::gated_activation(tape, self.spec.activation, &gate, &up)
             }
             None => ops::activation(tape, self.spec.activation, &up),
@@ -260,46 +261,46 @@ impl Model {
     }
 
     /// What stands between hidden states and the output projection, and the projection itself.
-    pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> (Var, LinearIds) {
+    pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> Result<(Var, LinearIds)> {
         if let Some(ids) = self.outside(Part::HeadTransform) {
-            x = self.linear(tape, &x, ids);
-            x = ops::activation(tape, self.spec.activation, &x);
+            x = self.linear(tape, &x, ids)?;
+            x = ops::activation(tape, self.spec.activation, &x)?;
         }
         if let Some(ids) = self.outside(Part::HeadNorm) {
-            x = self.norm(tape, &x, ids);
+            x = self.norm(tape, &x, ids)?;
         }
         if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.outside(Part::Pooler)) {
-            x = self.linear(tape, &x, ids);
-            x = ops::activation(tape, ops::Activation::Tanh, &x);
+            x = self.linear(tape, &x, ids)?;
+            x = ops::activation(tape, Activation::Tanh, &x)?;
         }
         let tied = [Part::Head, Part::Tokens].into_iter().find_map(|part| self.find(None, part, Kind::Weight));
         let Some(weight) = tied else { unreachable!("every family has token embeddings") };
-        (x, LinearIds { weight, bias: self.find(None, Part::Head, Kind::Bias) })
+        Ok((x, LinearIds { weight, bias: self.find(None, Part::Head, Kind::Bias) }))
     }
 
     /// Logits of every position `(batch · len, V)`, or of every sequence `(batch, labels)` for a classifier.
-    pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+    pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let mut tape = Tape::inference(self.device, &self.params);
-        let mut hidden = self.hidden(&mut tape, batch, hooks);
+        let mut hidden = self.hidden(&mut tape, batch, hooks)?;
         if let Objective::Classifier { .. } = self.spec.objective {
             let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
-            hidden = ops::select_rows(&mut tape, &hidden, &first);
+            hidden = ops::select_rows(&mut tape, &hidden, &first)?;
         }
         self.predict(&mut tape, hidden)
     }
 
     /// Logits of the batch's last position only, `(batch, V)`.
-    pub fn last_logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+    pub fn last_logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let mut tape = Tape::inference(self.device, &self.params);
-        let hidden = self.hidden(&mut tape, batch, hooks);
+        let hidden = self.hidden(&mut tape, batch, hooks)?;
         let last = Arc::new((1..=batch.batch).map(|b| (b * batch.len - 1) as u32).collect());
-        let hidden = ops::select_rows(&mut tape, &hidden, &last);
+        let hidden = ops::select_rows(&mut tape, &hidden, &last)?;
         self.predict(&mut tape, hidden)
     }
 
-    fn predict(&self, tape: &mut Tape<'_>, hidden: Var) -> Tensor {
-        let (x, ids) = self.before_logits(tape, hidden);
-        self.linear(tape, &x, ids).tensor().clone()
+    fn predict(&self, tape: &mut Tape<'_>, hidden: Var) -> Result<Tensor> {
+        let (x, ids) = self.before_logits(tape, hidden)?;
+        Ok(self.linear(tape, &x, ids)?.tensor().clone())
     }
 }
 

@@ -51,7 +51,7 @@ impl Model {
         while generation.tokens.len() < options.max_new_tokens {
             let start = std::time::Instant::now();
             let batch = Batch { len: input.len(), tokens: Arc::new(input), batch: 1, ..Batch::default() };
-            let logits = self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
+            let logits = self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() })?;
             let token = choose(logits.data(), options, &mut random);
             let seconds = start.elapsed().as_secs_f64();
             *(if generation.tokens.is_empty() { &mut generation.prefill_seconds } else { &mut generation.decode_seconds }) +=

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::RngExt;
 use upgrayedd_nn::ops::{self, Head, IGNORE, Loss, Teacher};
-use upgrayedd_nn::{Tape, Tensor, Var};
+use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Distill, Hooks};
 use super::state::Model;
@@ -13,7 +13,7 @@ use crate::spec::Objective;
 
 impl Model {
     /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
-    pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Loss {
+    pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Result<Loss> {
         self.loss_from(tape, None, batch, weight, hooks)
     }
 
@@ -25,44 +25,45 @@ impl Model {
         batch: &Batch,
         weight: f32,
         hooks: &mut Hooks<'_>,
-    ) -> Loss {
+    ) -> Result<Loss> {
         let hidden = match start {
-            None => self.hidden(tape, batch, hooks),
+            None => self.hidden(tape, batch, hooks)?,
             Some((layer, x)) => {
                 let positions = self.positions_for(batch.batch, batch.len, 0);
-                let x = self.run_layers(tape, layer..self.layers.len(), x, batch, &positions, hooks);
-                self.final_norm(tape, x)
+                let x = self.run_layers(tape, layer..self.layers.len(), x, batch, &positions, hooks)?;
+                self.final_norm(tape, x)?
             }
         };
         if self.spec.objective == Objective::Encoder {
-            let rows = self.predicted_rows(tape, hidden, batch, true).0;
-            return match hooks.wanted {
-                Some(wanted) => ops::relative_distance(tape, &rows, wanted, weight),
-                None => ops::relative_distance(tape, &rows, &self.reference_rows(batch), weight),
+            let rows = self.predicted_rows(tape, hidden, batch, true)?.0;
+            let wanted = match hooks.wanted {
+                Some(wanted) => wanted.clone(),
+                None => self.reference_rows(batch)?,
             };
+            return ops::relative_distance(tape, &rows, &wanted, weight);
         }
         if self.spec.objective.is_regression() {
-            let numbers = self.numbers(tape, hidden, batch);
+            let numbers = self.numbers(tape, hidden, batch)?;
             return ops::squared_error(tape, &numbers, &counted_values(batch), weight);
         }
-        let (rows, targets) = self.predicted_rows(tape, hidden, batch, false);
-        let (rows, weights) = self.before_logits(tape, rows);
+        let (rows, targets) = self.predicted_rows(tape, hidden, batch, false)?;
+        let (rows, weights) = self.before_logits(tape, rows)?;
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
         ops::cross_entropy(tape, &rows, head, &targets, weight)
     }
 
     /// What a plain encoder is measured against on this batch; `None` for models with an objective of their own.
-    pub fn wanted_rows(&self, batch: &Batch) -> Option<Tensor> {
-        (self.spec.objective == Objective::Encoder).then(|| self.reference_rows(batch))
+    pub fn wanted_rows(&self, batch: &Batch) -> Result<Option<Tensor>> {
+        (self.spec.objective == Objective::Encoder).then(|| self.reference_rows(batch)).transpose()
     }
 
     /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no gates but its own.
-    fn reference_rows(&self, batch: &Batch) -> Tensor {
+    fn reference_rows(&self, batch: &Batch) -> Result<Tensor> {
         let reference = self.reference().map_or(self, |r| r);
         let mut tape = Tape::inference(reference.device, &reference.params);
-        let hidden = reference.hidden(&mut tape, batch, &mut Hooks::default());
-        reference.predicted_rows(&mut tape, hidden, batch, true).0.tensor().clone()
+        let hidden = reference.hidden(&mut tape, batch, &mut Hooks::default())?;
+        Ok(reference.predicted_rows(&mut tape, hidden, batch, true)?.0.tensor().clone())
     }
 
     /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
@@ -74,76 +75,88 @@ impl Model {
         batch: &Batch,
         stream: &mut rng::Stream,
         hooks: &mut Hooks<'_>,
-    ) -> Vec<(Var, Tensor)> {
-        let hidden = self.hidden(tape, batch, hooks);
-        let rows = self.predicted_rows(tape, hidden, batch, true).0;
+    ) -> Result<Vec<(Var, Tensor)>> {
+        let hidden = self.hidden(tape, batch, hooks)?;
+        let rows = self.predicted_rows(tape, hidden, batch, true)?.0;
         let mut signs = rows.tensor().clone();
         for row in signs.data_mut().chunks_exact_mut(self.spec.hidden_size) {
             let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
             let size = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
             row.iter_mut().for_each(|v| *v = if stream.random::<bool>() { size } else { -size });
         }
-        vec![(rows, signs)]
+        Ok(vec![(rows, signs)])
     }
 
     /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
-    pub fn distillation_loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, distill: &Distill<'_>) -> Loss {
+    pub fn distillation_loss<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
+        batch: &Batch,
+        weight: f32,
+        distill: &Distill<'_>,
+    ) -> Result<Loss> {
         let Distill { teacher, temperature, share } = *distill;
         if self.spec.objective.is_regression() {
             return self.mixed_error(tape, batch, weight, (teacher, share));
         }
         let mut theirs = Tape::inference(teacher.device, &teacher.params);
-        let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default());
-        let x = teacher.predicted_rows(&mut theirs, x, batch, true).0;
-        let (x, ids) = teacher.before_logits(&mut theirs, x);
+        let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default())?;
+        let x = teacher.predicted_rows(&mut theirs, x, batch, true)?.0;
+        let (x, ids) = teacher.before_logits(&mut theirs, x)?;
         let bias = ids.bias.map(|b| teacher.params.get(b));
         let knows = Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
 
-        let hidden = self.hidden(tape, batch, &mut Hooks::default());
-        let (rows, targets) = self.predicted_rows(tape, hidden, batch, true);
-        let (rows, weights) = self.before_logits(tape, rows);
+        let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
+        let (rows, targets) = self.predicted_rows(tape, hidden, batch, true)?;
+        let (rows, weights) = self.before_logits(tape, rows)?;
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
         ops::distillation(tape, &rows, head, &targets, &knows, weight)
     }
 
     /// The squared error mixed with the squared distance from the teacher's numbers.
-    fn mixed_error<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, (teacher, share): (&Model, f32)) -> Loss {
+    fn mixed_error<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
+        batch: &Batch,
+        weight: f32,
+        (teacher, share): (&Model, f32),
+    ) -> Result<Loss> {
         let mut theirs = Tape::inference(teacher.device, &teacher.params);
-        let hidden = teacher.hidden(&mut theirs, batch, &mut Hooks::default());
-        let theirs = teacher.numbers(&mut theirs, hidden, batch);
-        let hidden = self.hidden(tape, batch, &mut Hooks::default());
-        let numbers = self.numbers(tape, hidden, batch);
-        let mut loss = ops::squared_error(tape, &numbers, &counted_values(batch), weight * (1.0 - share));
-        let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share);
+        let hidden = teacher.hidden(&mut theirs, batch, &mut Hooks::default())?;
+        let theirs = teacher.numbers(&mut theirs, hidden, batch)?;
+        let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
+        let numbers = self.numbers(tape, hidden, batch)?;
+        let mut loss = ops::squared_error(tape, &numbers, &counted_values(batch), weight * (1.0 - share))?;
+        let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share)?;
         loss.sum = f64::from(1.0 - share) * loss.sum + f64::from(share) * distance.sum;
         loss.seeds.extend(distance.seeds);
-        loss
+        Ok(loss)
     }
 
     /// What a model for regression says of the sequences that count, `(N, 1)`.
-    fn numbers<'p>(&'p self, tape: &mut Tape<'p>, hidden: Var, batch: &Batch) -> Var {
-        let rows = self.predicted_rows(tape, hidden, batch, true).0;
-        let (rows, ids) = self.before_logits(tape, rows);
+    fn numbers<'p>(&'p self, tape: &mut Tape<'p>, hidden: Var, batch: &Batch) -> Result<Var> {
+        let rows = self.predicted_rows(tape, hidden, batch, true)?.0;
+        let (rows, ids) = self.before_logits(tape, rows)?;
         self.linear(tape, &rows, ids)
     }
 
     /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or never if `exact`.
-    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch, exact: bool) -> (Var, Vec<i64>) {
+    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch, exact: bool) -> Result<(Var, Vec<i64>)> {
         let per_sequence = matches!(self.spec.objective, Objective::Classifier { .. });
         let step = if per_sequence { batch.len as u32 } else { 1 };
         let counted: Vec<u32> = (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
         // Dropping the last position of each causal sequence alone is not worth a copy.
         if !exact && counted.len() * 16 > batch.targets.len() * 15 {
             if !per_sequence {
-                return (hidden, batch.targets.clone());
+                return Ok((hidden, batch.targets.clone()));
             }
             let first = Arc::new((0..batch.batch as u32).map(|b| b * step).collect());
-            return (ops::select_rows(tape, &hidden, &first), batch.targets.clone());
+            return Ok((ops::select_rows(tape, &hidden, &first)?, batch.targets.clone()));
         }
         let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
         let rows = Arc::new(counted.iter().map(|i| i * step).collect());
-        (ops::select_rows(tape, &hidden, &rows), targets)
+        Ok((ops::select_rows(tape, &hidden, &rows)?, targets))
     }
 }
 

@@ -36,7 +36,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     }
     let mut model = Model::initialised(found, spec, config, 3).unwrap();
     let batch = Batch { tokens: Arc::new((0..10).collect()), batch: 2, len: 5, ..Batch::default() };
-    let logits = |model: &Model| model.logits(&batch, &mut Hooks::default());
+    let logits = |model: &Model| model.logits(&batch, &mut Hooks::default()).unwrap();
     let whole = logits(&model);
     // The layers are not alike.
     assert_eq!(model.units.counts(), [2, 4, 4]);

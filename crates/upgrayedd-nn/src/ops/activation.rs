@@ -2,20 +2,20 @@
 
 use crate::kernels::Activation;
 use crate::tape::Taken;
-use crate::{Tape, Var};
+use crate::{Result, Tape, Var};
 
 /// `f(x)`.
-pub fn activation(tape: &mut Tape<'_>, kind: Activation, x: &Var) -> Var {
+pub fn activation(tape: &mut Tape<'_>, kind: Activation, x: &Var) -> Result<Var> {
     run(tape, kind, x, None)
 }
 
 /// `f(gate) · up`, the gated form of SwiGLU and its kin (Shazeer 2020).
-pub fn gated_activation(tape: &mut Tape<'_>, kind: Activation, gate: &Var, up: &Var) -> Var {
+pub fn gated_activation(tape: &mut Tape<'_>, kind: Activation, gate: &Var, up: &Var) -> Result<Var> {
     assert_eq!(gate.tensor().shape(), up.tensor().shape(), "gated activation: shapes differ");
     run(tape, kind, gate, Some(up))
 }
 
-fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Var {
+fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Result<Var> {
     let out = tape.kernels().activation(kind, x.tensor(), up.map(Var::tensor));
     let (dx, dup) = (x.source(), up.and_then(Var::source));
     let (x_saved, up_saved) = (x.tensor().clone(), up.map(|u| u.tensor().clone()));
@@ -27,6 +27,7 @@ fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Var 
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.activation_grad(kind, dy, &x_saved, up_saved.as_ref(), sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    });
-    out.made_by(move |kernels| kernels.activation(kind, &again.0, again.1.as_ref()))
+        Ok(())
+    })?;
+    Ok(out.made_by(move |kernels| kernels.activation(kind, &again.0, again.1.as_ref())))
 }

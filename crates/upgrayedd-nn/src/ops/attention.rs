@@ -4,14 +4,21 @@ use std::sync::Arc;
 
 use crate::kernels::{AttentionGrads, AttentionShape, EntropyProbe};
 use crate::tape::Taken;
-use crate::{Tape, Var};
+use crate::{Result, Tape, Var};
 
 /// `gate_h · softmax(scale · q_h kᵀ) v` for every head.
 ///
 /// `q (B·Tq, H·d)`, `k` and `v (B·Tk, G·d)`; `gates` is `(H)` or `(B, H)`, the latter for gradients per sequence.
 /// Scores of all heads never exist at once, and none are kept for the backward pass.
-pub fn attention(tape: &mut Tape<'_>, q: &Var, k: &Var, v: &Var, gates: Option<&Var>, shape: &Arc<AttentionShape>) -> Var {
-    run(tape, q, k, v, gates, shape, false).0
+pub fn attention(
+    tape: &mut Tape<'_>,
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    gates: Option<&Var>,
+    shape: &Arc<AttentionShape>,
+) -> Result<Var> {
+    Ok(run(tape, q, k, v, gates, shape, false)?.0)
 }
 
 /// [`attention`] that also measures the normalised entropy of each head's attention.
@@ -22,9 +29,9 @@ pub fn attention_with_entropy(
     v: &Var,
     gates: Option<&Var>,
     shape: &Arc<AttentionShape>,
-) -> (Var, EntropyProbe) {
-    let (out, entropy) = run(tape, q, k, v, gates, shape, true);
-    (out, entropy.unwrap_or_default())
+) -> Result<(Var, EntropyProbe)> {
+    let (out, entropy) = run(tape, q, k, v, gates, shape, true)?;
+    Ok((out, entropy.unwrap_or_default()))
 }
 
 fn run(
@@ -35,7 +42,7 @@ fn run(
     gates: Option<&Var>,
     shape: &Arc<AttentionShape>,
     entropy: bool,
-) -> (Var, Option<EntropyProbe>) {
+) -> Result<(Var, Option<EntropyProbe>)> {
     check(q, k, v, gates, shape);
     let result = tape.kernels().attention(q.tensor(), k.tensor(), v.tensor(), gates.map(Var::tensor), shape, entropy);
     let (dq, dk, dv, dg) = (q.source(), k.source(), v.source(), gates.and_then(Var::source));
@@ -56,8 +63,9 @@ fn run(
         let sinks = AttentionGrads { q, k, v, gates };
         grads.kernels.attention_grad(dout, &q_saved, &k_saved, &v_saved, gates_saved.as_ref(), &lse, &shape, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    });
-    (out, result.entropy)
+        Ok(())
+    })?;
+    Ok((out, result.entropy))
 }
 
 fn check(q: &Var, k: &Var, v: &Var, gates: Option<&Var>, shape: &AttentionShape) {

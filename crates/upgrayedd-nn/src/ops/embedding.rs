@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::{Tape, Var};
+use crate::{Result, Tape, Var};
 
 /// Rows `ids` of `table (V, D)`; gives `(ids, D)`.
 ///
 /// # Panics
 /// If an id is not below `V`: callers check what comes from users.
-pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Var {
+pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Result<Var> {
     let rows = table.tensor().rows();
     assert!(ids.iter().all(|&id| (id as usize) < rows), "embedding: an id is not below {rows}");
     let out = tape.kernels().gather(table.tensor(), ids);
@@ -19,10 +19,11 @@ pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Var {
             grads.kernels.scatter_add(dy, &ids, taken.sink());
             grads.put(Some(taken));
         }
+        Ok(())
     })
 }
 
 /// The given rows of `x (N, D)`: the positions that have a label, say.
-pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Var {
+pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Result<Var> {
     embedding(tape, x, rows)
 }

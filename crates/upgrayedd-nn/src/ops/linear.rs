@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use crate::{Device, Tape, Tensor, Var};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 /// `x wᵀ + bias` with `x (N, I)`, `w (O, I)`, `bias (O)`; gives `(N, O)`.
-pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Var {
+pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Result<Var> {
     linear_over(tape, x, w, bias, None)
 }
 
 /// [`linear`] where `x` is zero but in the columns `features` (in order): the others have no part in the sums, not even in how they are
 /// rounded. Gradients reach all columns.
-pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, features: Option<&[Range<usize>]>) -> Var {
+pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, features: Option<&[Range<usize>]>) -> Result<Var> {
     assert_eq!(x.tensor().cols(), w.tensor().cols(), "linear: input features differ");
     let bias_tensor = bias.map(Var::tensor);
     let out = match features {
@@ -45,6 +45,7 @@ pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, fe
             kernels.linear_grad_input(dy, &saved_w, taken.sink());
             grads.put(Some(taken));
         }
+        Ok(())
     })
 }
 

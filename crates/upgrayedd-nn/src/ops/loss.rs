@@ -1,7 +1,7 @@
 //! Losses fused with the output projection, in chunks: logits of all tokens never exist at once.
 
 use crate::kernels::{IGNORE, Sink};
-use crate::{Tape, Tensor, Var, interrupt};
+use crate::{Result, Tape, Tensor, Var, interrupt};
 
 /// Elements of logits that may exist at once (16 MiB).
 const CHUNK_ELEMENTS: usize = 4 << 20;
@@ -30,26 +30,26 @@ pub struct Loss {
 ///
 /// Every counted row's gradient is multiplied by `weight` (one over the tokens of a whole step, say). When the tape
 /// records, the head's own gradients are added here, during the forward pass, so that logits are computed once.
-pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], weight: f32) -> Loss {
+pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().rows(), targets.len(), "cross entropy: one target a row");
     let vocab = head.weight.tensor().rows() as i64;
     assert!(targets.iter().all(|&t| t == IGNORE || (0..vocab).contains(&t)), "cross entropy: a target is not below {vocab}");
     let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
     if !tape.is_recording() {
-        return Loss { sum: likelihood_alone(tape, x.tensor(), head, targets), count, seeds: Vec::new() };
+        return Ok(Loss { sum: likelihood_alone(tape, x.tensor(), head, targets)?, count, seeds: Vec::new() });
     }
-    let sum = in_chunks(tape, x, head, |tape, rows, logits| tape.kernels().cross_entropy(logits, &targets[rows], weight, true));
-    Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+    let sum = in_chunks(tape, x, head, |tape, rows, logits| tape.kernels().cross_entropy(logits, &targets[rows], weight, true))?;
+    Ok(Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
 
 /// Rows whose loss without gradients is computed at once.
 const ROWS: usize = 2048;
 
-fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]) -> f64 {
+fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]) -> Result<f64> {
     let parts = targets.chunks(ROWS).enumerate().map(|(part, targets)| {
-        interrupt::check();
+        interrupt::check()?;
         let rows = slice_rows(x, part * ROWS..part * ROWS + targets.len());
-        tape.kernels().negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets)
+        Ok(tape.kernels().negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets))
     });
     parts.sum()
 }
@@ -72,7 +72,14 @@ pub struct Teacher<'a> {
 /// `(1 − share) · cross-entropy + share · T² KL(teacher ‖ student)` (Hinton et al. 2015), a target and a row of logits each.
 ///
 /// The teacher's logits are computed chunk by chunk as well. Every row counts: leave out those that do not.
-pub fn distillation(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], teacher: &Teacher<'_>, weight: f32) -> Loss {
+pub fn distillation(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    head: Head<'_>,
+    targets: &[i64],
+    teacher: &Teacher<'_>,
+    weight: f32,
+) -> Result<Loss> {
     let rows = x.tensor().rows();
     assert!(rows == targets.len() && rows == teacher.x.rows(), "distillation: rows differ");
     assert_eq!(head.weight.tensor().rows(), teacher.weight.rows(), "distillation: vocabularies differ");
@@ -90,14 +97,14 @@ pub fn distillation(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64
             kernels.add_assign(logits, &ours);
         }
         f64::from(1.0 - share) * entropy + f64::from(share) * divergence
-    });
-    Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() }
+    })?;
+    Ok(Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
 
 /// Squared distance of each row of `x (N, D)` from that of `reference (N, D)`, divided by the latter's squared length.
 ///
 /// The sum is a share, not nats. Every row counts, but for those whose reference is zero.
-pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Loss {
+pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().shape(), reference.shape(), "relative distance: shapes differ");
     let mut gradient = x.tensor().clone();
     let sum = tape.kernels().relative_distance(&mut gradient, reference, weight);
@@ -105,7 +112,7 @@ pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weigh
 }
 
 /// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared units of these.
-pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Loss {
+pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().shape(), reference.shape(), "squared error: shapes differ");
     let mut gradient = x.tensor().clone();
     let sum = tape.kernels().squared_error(&mut gradient, reference, weight);
@@ -113,9 +120,10 @@ pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f
 }
 
 /// A loss that every row of `x` counts in.
-fn of_every_row(tape: &Tape<'_>, x: &Var, sum: f64, gradient: Tensor) -> Loss {
+fn of_every_row(tape: &Tape<'_>, x: &Var, sum: f64, gradient: Tensor) -> Result<Loss> {
+    interrupt::check()?;
     let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
-    Loss { sum, count: x.tensor().rows() as u64, seeds }
+    Ok(Loss { sum, count: x.tensor().rows() as u64, seeds })
 }
 
 /// Computes logits chunk by chunk; `f` returns the chunk's loss and leaves its gradient in the logits.
@@ -124,13 +132,13 @@ fn in_chunks(
     x: &Var,
     head: Head<'_>,
     mut f: impl FnMut(&mut Tape<'_>, std::ops::Range<usize>, &mut Tensor) -> f64,
-) -> (f64, Option<Tensor>) {
+) -> Result<(f64, Option<Tensor>)> {
     let (rows, width) = (x.tensor().rows(), x.tensor().cols());
     let chunk = (CHUNK_ELEMENTS / head.weight.tensor().rows()).clamp(1, rows.max(1));
     let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Vec::with_capacity(rows * width));
     let mut sum = 0.0;
     for start in (0..rows).step_by(chunk) {
-        interrupt::check();
+        interrupt::check()?;
         let range = start..(start + chunk).min(rows);
         let x_chunk = slice_rows(x.tensor(), range.clone());
         let mut logits = tape.kernels().linear(&x_chunk, head.weight.tensor(), head.bias.map(Var::tensor));
@@ -149,7 +157,7 @@ fn in_chunks(
             dx.extend_from_slice(part.data());
         }
     }
-    (sum, dx.map(|dx| Tensor::from_vec(&[rows, width], dx)))
+    Ok((sum, dx.map(|dx| Tensor::from_vec(&[rows, width], dx))))
 }
 
 fn slice_rows(x: &Tensor, rows: std::ops::Range<usize>) -> Tensor {

@@ -1,9 +1,10 @@
 //! Normalisation over the last axis.
 
-use crate::{Tape, Var, tape::Taken};
+use crate::tape::Taken;
+use crate::{Result, Tape, Var};
 
 /// Layer norm (Ba et al. 2016): `(x − mean) / √(var + eps) · weight + bias`; `x (N, D)`, `weight (D)`, `bias (D)`.
-pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f32) -> Var {
+pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f32) -> Result<Var> {
     let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.tensor(), eps);
     let (dx, dw, db) = (x.source(), weight.source(), bias.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
@@ -13,12 +14,13 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.layer_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    });
-    out.made_by(move |kernels| kernels.layer_norm(&again.0, &again.1, &again.2, eps).0)
+        Ok(())
+    })?;
+    Ok(out.made_by(move |kernels| kernels.layer_norm(&again.0, &again.1, &again.2, eps).0))
 }
 
 /// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, D)`, `weight (D)`.
-pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Var {
+pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Result<Var> {
     let (out, stats) = tape.kernels().rms_norm(x.tensor(), weight.tensor(), eps);
     let (dx, dw) = (x.source(), weight.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
@@ -28,6 +30,7 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Var {
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.rms_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
-    });
-    out.made_by(move |kernels| kernels.rms_norm(&again.0, &again.1, eps).0)
+        Ok(())
+    })?;
+    Ok(out.made_by(move |kernels| kernels.rms_norm(&again.0, &again.1, eps).0))
 }

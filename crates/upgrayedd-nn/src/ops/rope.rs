@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::{Tape, Tensor, Var};
+use crate::{Result, Tape, Tensor, Var};
 
 /// Cosines and sines for the positions that have come up so far: a model's limit may be millions.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl RopeTable {
 }
 
 /// Rotates every head of `x (N, heads · head_dim)` by the angle of its row's position.
-pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec<u32>>) -> Var {
+pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec<u32>>) -> Result<Var> {
     let table = table.rows(positions.iter().max().map_or(0, |p| *p as usize + 1));
     let mut out = Tensor::scratch(x.tensor().shape());
     let sink = crate::kernels::Sink { tensor: &mut out, accumulate: false };
@@ -62,5 +62,6 @@ pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec
             grads.kernels.rope(dy, &table, &positions, -1.0, taken.sink());
             grads.put(Some(taken));
         }
+        Ok(())
     })
 }

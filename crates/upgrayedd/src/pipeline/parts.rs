@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use upgrayedd_nn::interrupt;
+
 use crate::budget::{self, Budget, Scope};
 use crate::config::OptimizeConfig;
 use crate::data::{Dataset, Part, RunData};
@@ -102,14 +104,15 @@ pub(super) fn check_reachable(config: &OptimizeConfig, model: &Model) -> Result<
     Ok(())
 }
 
-pub(super) fn hash_model(model: &Model, tokenizer: &str) -> String {
+pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(model.config.to_string().as_bytes()).update(tokenizer.as_bytes());
     for id in model.params.ids() {
+        interrupt::check()?;
         hasher.update(model.params.name(id).as_bytes());
         hasher.update(bytemuck::cast_slice(model.params.get(id).data()));
     }
-    hasher.finalize().to_hex().to_string()
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 pub(super) fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {

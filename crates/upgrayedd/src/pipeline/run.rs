@@ -1,6 +1,6 @@
 //! A run under way: the cycle, step by step, and the result.
 
-use upgrayedd_nn::interrupt::catch;
+use upgrayedd_nn::interrupt::unstoppable;
 use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
@@ -71,16 +71,16 @@ impl Run<'_> {
     pub(super) fn cycles(&mut self) -> Result<()> {
         while self.state.cycle < self.pipeline.config.num_cycles && !self.state.ending {
             let cycle = self.state.cycle + 1;
-            match catch(|| self.cycle(cycle)).unwrap_or(Err(Error::Interrupted)) {
+            match self.cycle(cycle) {
                 Ok(()) => {}
                 Err(error) => {
                     if matches!(error, Error::Interrupted | Error::Caller(_)) {
-                        self.save_progress()?;
+                        unstoppable(|| self.save_progress())?;
                     }
                     return Err(error);
                 }
             }
-            self.save_cycle()?;
+            unstoppable(|| self.save_cycle())?;
             // Not written: the checkpoint says how far the events go.
             self.observer.on_event(&Event::Saved { cycle });
             match self.observer.control() {
@@ -89,7 +89,7 @@ impl Run<'_> {
                 Control::Finish if !self.state.ending => {
                     self.state.ending = true;
                     self.dir.forget_checkpoint(&checkpoint::name(cycle, None))?;
-                    self.save_cycle()?;
+                    unstoppable(|| self.save_cycle())?;
                 }
                 Control::Finish => {}
                 Control::Interrupt => return Err(Error::Interrupted),
@@ -363,7 +363,7 @@ impl Run<'_> {
         dense.device = self.pipeline.model.device;
         let model = &self.pipeline.model;
         let length = config.sequence_length.unwrap_or_default();
-        let speeds = measure_speed(&[&dense, model], config.batch_size, length);
+        let speeds = measure_speed(&[&dense, model], config.batch_size, length)?;
         self.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
             evaluation,

@@ -84,7 +84,7 @@ impl Pipeline {
             None => read_data(&config, &model, &tokenizer?, strategy.calibration_samples())?,
         };
         let optim = train::new_optimizer(&model, config.weight_decay);
-        let mut model_hash = hash_model(&model, &fingerprint);
+        let mut model_hash = hash_model(&model, &fingerprint)?;
         let mut notices = [&model.notices[..], &data.notices].concat();
         let distilled = config.distill.is_some_and(|share| share > 0.0);
         let is_encoder = model.spec.objective == Objective::Encoder;
@@ -104,7 +104,7 @@ impl Pipeline {
                 if let Some(origin) = &teacher.origin {
                     config.teacher = Some(origin.clone());
                 }
-                model_hash.push_str(&hash_model(&teacher, ""));
+                model_hash.push_str(&hash_model(&teacher, "")?);
                 Some(teacher)
             }
             None => (distilled || is_encoder).then(|| model.clone()),

@@ -48,9 +48,9 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
         let mut inputs = Vec::with_capacity(model.spec.num_layers());
         let mut tape = Tape::inference(model.device, &model.params);
         // The reference sees the batch once, not once for each head.
-        let wanted = model.wanted_rows(&batch);
+        let wanted = model.wanted_rows(&batch)?;
         let hooks = &mut Hooks { inputs: Some(&mut inputs), wanted: wanted.as_ref(), ..Hooks::default() };
-        let whole = model.loss_from(&mut tape, None, &batch, 1.0, hooks);
+        let whole = model.loss_from(&mut tape, None, &batch, 1.0, hooks)?;
         targets += whole.count;
         for ((layer, sums), heads) in sums.iter_mut().zip(selection.values()) {
             for (sum, &head) in sums.iter_mut().zip(heads) {
@@ -59,7 +59,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
                 let gates = gates.into_iter().map(|(place, gates)| (place, tape.constant(gates))).collect();
                 let start = (*layer, tape.constant(inputs[*layer].clone()));
                 let hooks = &mut Hooks { gates: Some(&gates), wanted: wanted.as_ref(), ..Hooks::default() };
-                *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks).sum - whole.sum;
+                *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks)?.sum - whole.sum;
             }
         }
     }

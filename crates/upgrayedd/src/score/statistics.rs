@@ -109,10 +109,10 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             let offered = if layers > 0 { Some(&offsets[..]) } else { None };
             let hooks = &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks };
             let seeds = match &mut signs {
-                Some(stream) => model.random_signs(&mut tape, &batch, stream, hooks),
-                None => model.loss(&mut tape, &batch, 1.0, hooks).seeds,
+                Some(stream) => model.random_signs(&mut tape, &batch, stream, hooks)?,
+                None => model.loss(&mut tape, &batch, 1.0, hooks)?.seeds,
             };
-            let leaves = tape.backward(seeds);
+            let leaves = tape.backward(seeds)?;
             for (layer, offset) in offsets.iter().enumerate() {
                 let Some(gradient) = leaves.get(offset) else { continue };
                 add_products(model.device, &mut gradients, layer, gradient);
@@ -124,7 +124,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
                 sums.add_gradients(*place, gradient, &batch);
             }
         } else {
-            model.attend(&batch, &mut hooks);
+            model.attend(&batch, &mut hooks)?;
         }
         queries += probes.first().map_or(0, |p| p.queries);
         for (layer, probe) in probes.iter().enumerate() {
@@ -239,7 +239,7 @@ impl<'m> Outputs<'m> {
         self.comparisons += self.compared.len() as u64;
     }
 
-    fn add(&mut self, layer: usize, context: &Tensor) {
+    fn add(&mut self, layer: usize, context: &Tensor) -> upgrayedd_nn::Result<()> {
         if let Some(grams) = &mut self.grams {
             let mut x = context.clone();
             if let Some(mask) = &self.mask {
@@ -265,10 +265,11 @@ impl<'m> Outputs<'m> {
                 let output = |(h, weight): (usize, &Tensor)| {
                     multiply(self.model.device, &block(context, rows, h * d..(h + 1) * d), weight)
                 };
-                let outputs: Vec<Tensor> = weights.iter().enumerate().map(output).collect();
+                let outputs: Vec<Tensor> = weights.iter().enumerate().map(output).collect::<upgrayedd_nn::Result<_>>()?;
                 add_cosines(&outputs, &mut cosines[layer], &mut self.powers[layer]);
             }
         }
+        Ok(())
     }
 
     /// Leaves the means in `into` and returns the Σ x xᵀ.

@@ -41,10 +41,10 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
         // P = Wᵀ B W, in the engine's precision and on all its threads.
         let weighted = |(i, (inputs, outputs)): (usize, &'_ (Tensor, Tensor))| {
             let by_feature = model.writer_weight(first + i, Writer::Attention).transposed();
-            let weighted = multiply(model.device, &by_feature, outputs);
-            (inputs.clone(), multiply(model.device, &weighted, &by_feature))
+            let weighted = multiply(model.device, &by_feature, outputs)?;
+            Ok((inputs.clone(), multiply(model.device, &weighted, &by_feature)?))
         };
-        let layers: Vec<(Tensor, Tensor)> = layers.iter().enumerate().map(weighted).collect();
+        let layers: Vec<(Tensor, Tensor)> = layers.iter().enumerate().map(weighted).collect::<Result<_>>()?;
         scores.extend(layers.par_iter().map(|(g, p)| leave_one_by_one(g, p, d)).collect::<Vec<_>>());
     }
     let mut layers = Vec::with_capacity(scores.len());
