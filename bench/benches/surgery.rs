@@ -5,11 +5,12 @@ use std::path::Path;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use upgrayedd::export::{HF, export};
+use upgrayedd::family;
 use upgrayedd::files::DType;
+use upgrayedd::learner::Learner;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
 use upgrayedd::units::{LayerSite, Selection};
-use upgrayedd::{family, surgery, train};
 
 fn model() -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-small.json");
@@ -19,20 +20,19 @@ fn model() -> Model {
 }
 
 fn surgery(c: &mut Criterion) {
-    let dense = model();
-    let optim = train::new_optimizer(&dense, 0.01);
+    let dense = Learner::new(model(), 0.01);
     // Every third head of every layer: 48 of 144.
     let third: Selection = (0..12).map(|layer| (LayerSite::heads(layer), vec![0, 3, 6, 9])).collect();
-    let mut pruned = (dense.clone(), optim.clone());
-    surgery::remove(&mut pruned.0, Some(&mut pruned.1), &third, 1, None).expect("heads");
+    let mut pruned = dense.clone();
+    pruned.remove(&third, 1, None).expect("heads");
     let mut group = c.benchmark_group("surgery on 48 of 144 heads");
     group.sample_size(20);
     group.bench_function("prune", |b| {
         b.iter_batched(
-            || (dense.clone(), optim.clone()),
-            |(mut model, mut optim)| {
-                surgery::remove(&mut model, Some(&mut optim), &third, 1, None).expect("heads");
-                (model, optim)
+            || dense.clone(),
+            |mut learner| {
+                learner.remove(&third, 1, None).expect("heads");
+                learner
             },
             BatchSize::PerIteration,
         );
@@ -40,9 +40,9 @@ fn surgery(c: &mut Criterion) {
     group.bench_function("restore", |b| {
         b.iter_batched(
             || pruned.clone(),
-            |(mut model, mut optim)| {
-                surgery::restore(&mut model, Some(&mut optim), &third, 1.0).expect("heads");
-                (model, optim)
+            |mut learner| {
+                learner.restore(&third, 1.0).expect("heads");
+                learner
             },
             BatchSize::PerIteration,
         );
@@ -51,7 +51,7 @@ fn surgery(c: &mut Criterion) {
 
     let dir = tempfile::tempdir().expect("a folder");
     let (saved, again) = (dir.path().join("saved"), dir.path().join("again"));
-    let write = |to: &Path| export(&pruned.0, &HF, DType::F32, to).expect("written");
+    let write = |to: &Path| export(&pruned.model, &HF, DType::F32, to).expect("written");
     write(&saved);
     let mut group = c.benchmark_group("model of 124 million parameters");
     group.sample_size(10);

@@ -11,12 +11,13 @@ use pulp::{Arch, Simd, WithSimd};
 use serde_json::{Value, json};
 use upgrayedd::archive::Archive;
 use upgrayedd::data::{Dataset, Row};
+use upgrayedd::learner::{Learner, Update};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext, compute_all};
-use upgrayedd::train::{self, Update};
 use upgrayedd::units::LayerSite;
 use upgrayedd::{family, surgery};
 
@@ -105,12 +106,12 @@ fn main() -> Result<()> {
     }
     let batch = random_batch(&model, args.batch, args.length);
     let mut grads = Gradients::for_params(&model.params);
-    let mut optim = train::new_optimizer(&model, 0.01);
+    let mut learner = Learner::new(model, 0.01);
     let scores = args.work.scores().into_iter().map(score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
     let samples = args.samples.unwrap_or(args.batch);
-    let all = random_batch(&model, samples, args.length);
+    let all = random_batch(&learner.model, samples, args.length);
     let rows = all.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));
-    let (data, range) = (Dataset::from_rows(rows.collect(), model.spec.objective, 0), 0..samples);
+    let (data, range) = (Dataset::from_rows(rows.collect(), learner.model.spec.objective, 0), 0..samples);
     let mut loss = 0.0;
     // Milliseconds of one run.
     let mut once = || -> Result<f64> {
@@ -118,15 +119,15 @@ fn main() -> Result<()> {
         match args.work {
             Work::Train => {
                 let update = Update { gradient_checkpointing: args.gradient_checkpointing, ..Update::at(5e-5) };
-                (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, update)?;
+                loss = learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone)?.loss;
             }
             Work::Forward => {
-                let mut tape = Tape::inference(model.device, &model.params);
-                let result = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
+                let mut tape = Tape::inference(learner.model.device, &learner.model.params);
+                let result = learner.model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
                 loss = result.sum / result.count as f64;
             }
             Work::Gemm => {
-                let mut tape = Tape::inference(model.device, &model.params);
+                let mut tape = Tape::inference(learner.model.device, &learner.model.params);
                 let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
                 let start = Instant::now();
                 linear(&mut tape, &square, &square, None)?;
@@ -136,13 +137,21 @@ fn main() -> Result<()> {
             Work::Generate => {
                 let (temperature, top_p, end_tokens) = (0.0, 1.0, Vec::new());
                 let options = GenerateOptions { max_new_tokens: NEW_TOKENS, temperature, top_p, seed: 1, end_tokens };
-                let generation = model.generate(&batch.tokens[..args.length], &options, |_| true)?;
+                let generation = learner.model.generate(&batch.tokens[..args.length], &options, |_| true)?;
                 return Ok(generation.decode_seconds * 1e3 / (NEW_TOKENS - 1) as f64);
             }
             Work::Gates | Work::Scores | Work::AllScores | Work::Entropy => {
                 let data = Some((&data, &range));
                 let (batch_size, gradient_checkpointing) = (args.batch, args.gradient_checkpointing);
-                let context = ScoreContext { model: &model, data, batch_size, samples, seed: 1, gradient_checkpointing };
+                let context = ScoreContext {
+                    model: &learner.model,
+                    data,
+                    batch_size,
+                    samples,
+                    seed: 1,
+                    gradient_checkpointing,
+                    reduce: &Alone,
+                };
                 compute_all(&scores, &context)?;
             }
         }
@@ -160,7 +169,7 @@ fn main() -> Result<()> {
         rates.push(products.flops / products.thread_seconds * args.threads as f64 * 1e-9);
     }
     // What a token costs forward: half its positions are seen on average, as attention is causal.
-    let macs = model.cost(args.length / 2).macs_per_token;
+    let macs = learner.model.cost(args.length / 2).macs_per_token;
     let mut report = json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
     if !matches!(args.work, Work::Fma | Work::Generate) {
         report["product_share"] = shares.into();

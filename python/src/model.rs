@@ -18,6 +18,7 @@ use upgrayedd::files::DType;
 use upgrayedd::load::{LoadOptions, Weights, is_model_folder, read_config};
 use upgrayedd::model::{Batch, Companions, GenerateOptions, Hooks};
 use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
@@ -271,7 +272,7 @@ impl Model {
             let dataset = data.dataset(&self.inner, &options, true)?;
             warn(&dataset.notices)?;
             let range = 0..dataset.len();
-            let options = EvalOptions { batch_size, max_windows, window: options.sequence_length };
+            let options = EvalOptions { batch_size, max_windows, window: options.sequence_length, reduce: &Alone };
             evaluate(&model, &dataset, &range, options, "evaluate", &mut observer)
         });
         if let Some(raised) = observer.raised {
@@ -299,7 +300,7 @@ impl Model {
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
             let data = dataset.as_ref().map(|d| (d, &range));
             let model = &self.inner;
-            let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false };
+            let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false, reduce: &Alone };
             Ok(score.shown(&score.compute(&context)?).heads().map(<[f64]>::to_vec).collect())
         })
     }
@@ -320,7 +321,8 @@ impl Model {
             dataset.spread_over(dataset.len());
             let range = 0..dataset.len();
             let (model, data) = (&self.inner, Some((&dataset, &range)));
-            let context = ScoreContext { model, data, batch_size, samples, seed: 0, gradient_checkpointing: false };
+            let context =
+                ScoreContext { model, data, batch_size, samples, seed: 0, gradient_checkpointing: false, reduce: &Alone };
             let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
             for (id, gain) in upgrayedd::grow::gains(&context)? {
                 gains.entry(id.layer).or_default().insert(id.index, gain);
@@ -346,7 +348,7 @@ impl Model {
             warn(&dataset.notices)?;
             dataset.spread_over(dataset.len());
             let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
-            let layers = refit(model, &parent, batches(&dataset, &indices, batch_size))?;
+            let layers = refit(model, &parent, batches(&dataset, &indices, batch_size), &Alone)?;
             Ok(layers.into_iter().map(|l| l.repaired).collect())
         })
     }

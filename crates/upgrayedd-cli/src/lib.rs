@@ -19,6 +19,7 @@ use upgrayedd::export;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::watch;
+use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerUnits, Scores};
 use upgrayedd::{Error, Model};
@@ -151,6 +152,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         samples: args.samples,
         seed: args.data.seed,
         gradient_checkpointing: args.gradient_checkpointing,
+        reduce: &Alone,
     };
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
         let heads = model.units.layers().iter().map(|l| l.active());
@@ -224,7 +226,8 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
         return Err(Error::invalid("--data is missing: name the file to measure on").into());
     }
     let data = open(&model, &args.data, length)?;
-    let options = EvalOptions { batch_size: args.batch_size, max_windows: args.max_eval_windows, window: length };
+    let (batch_size, max_windows) = (args.batch_size, args.max_eval_windows);
+    let options = EvalOptions { batch_size, max_windows, window: length, reduce: &Alone };
     let mut observer = progress::Console::new(false);
     let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
     observer.finish();

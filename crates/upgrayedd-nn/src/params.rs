@@ -113,6 +113,11 @@ impl Gradients {
         if slot.filled { slot.tensor.as_ref() } else { None }
     }
 
+    /// The gradients that have arrived, in the order of the parameters, to be changed.
+    pub fn each_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.slots.iter_mut().filter(|slot| slot.filled).filter_map(|slot| slot.tensor.as_mut())
+    }
+
     /// Global L2 norm over all gradients. Summed in a fixed order, in `f64`.
     pub fn norm(&self) -> f64 {
         use rayon::prelude::*;

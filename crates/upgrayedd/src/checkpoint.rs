@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::{ParamSet, Tensor, interrupt};
 
 use crate::archive::ARCHIVE_FILE;
 use crate::files::{DType, PARTIAL, TensorFile, hash_file, safetensors_file, write_file, write_folder};
+use crate::learner::Learner;
 use crate::model::Model;
 use crate::units::UnitMap;
 use crate::{Error, Result, surgery};
@@ -29,10 +29,8 @@ const FORMAT: u32 = 3;
 /// What a checkpoint holds.
 #[derive(Debug)]
 pub struct Saved<S> {
-    /// Weights, heads and archive.
-    pub model: Model,
-    /// Its optimiser.
-    pub optim: AdamW,
+    /// Weights, units and archive, and the optimiser.
+    pub learner: Learner,
     /// The best state of the cycle that is under way, if it is another.
     pub best: Option<Model>,
     /// Whatever the run keeps beside.
@@ -92,7 +90,7 @@ pub fn remove(checkpoint: &Path) -> Result<()> {
 /// same state, so going on from either ends with the same bits. A damaged one makes way.
 pub fn save<S: Serialize>(
     target: &Path,
-    (model, optim): (&Model, &AdamW),
+    Learner { model, optim }: &Learner,
     best: Option<&Model>,
     state: &S,
     events_bytes: u64,
@@ -164,7 +162,7 @@ fn verify(dir: &Path) -> Result<()> {
 }
 
 /// Reads a checkpoint of the run that started from `base`. Nothing is believed that does not have its checksum.
-pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, optim: impl FnOnce(&Model) -> AdamW) -> Result<Saved<S>> {
+pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, weight_decay: f64) -> Result<Saved<S>> {
     let (model, file) = read_model(dir, base)?;
     let best_path = dir.join(BEST_FILE);
     let best = if best_path.exists() {
@@ -175,9 +173,9 @@ pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, optim: impl FnOnce(&M
     } else {
         None
     };
-    let mut optim = optim(&model);
-    read_moments(dir, &model, &mut optim, file.lanes)?;
-    Ok(Saved { model, optim, best, state: file.state, events_bytes: file.events_bytes })
+    let mut learner = Learner::new(model, weight_decay);
+    read_moments(dir, &mut learner, file.lanes)?;
+    Ok(Saved { learner, best, state: file.state, events_bytes: file.events_bytes })
 }
 
 /// The run folder that a checkpoint lies in, if `dir` is one.
@@ -234,7 +232,7 @@ fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> 
     Ok(params)
 }
 
-fn read_moments(dir: &Path, model: &Model, optim: &mut AdamW, lanes: Vec<LaneState>) -> Result<()> {
+fn read_moments(dir: &Path, Learner { model, optim }: &mut Learner, lanes: Vec<LaneState>) -> Result<()> {
     let file = TensorFile::open(&dir.join(OPTIMIZER_FILE))?;
     let names = file.names();
     let damaged = || Error::bad_file(dir, "the optimiser's state does not fit the weights: the checkpoint is damaged");

@@ -11,19 +11,22 @@ use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
 use crate::model::{Batch, Hooks, KvCache};
 use crate::record::{Evaluation, Speed};
+use crate::reduce::Reduce;
 use crate::spec::Objective;
 use crate::units::rank_correlation;
 use crate::{Error, Model, Result};
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
-pub struct EvalOptions {
+pub struct EvalOptions<'a> {
     /// Sequences at once.
     pub batch_size: usize,
     /// Sequences at most, from the first.
     pub max_windows: Option<usize>,
     /// Tokens per window, for the record.
     pub window: usize,
+    /// The processes that share the sequences.
+    pub reduce: &'a dyn Reduce,
 }
 
 /// Measures `model` on sequences `range` of `data`. `task` names the work for progress.
@@ -31,7 +34,7 @@ pub fn evaluate(
     model: &Model,
     data: &Dataset,
     range: &Range<usize>,
-    options: EvalOptions,
+    options: EvalOptions<'_>,
     task: &str,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
@@ -76,6 +79,12 @@ pub fn evaluate(
         done += indices.len();
         observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
     }
+    let mut sums = [sum, tokens as f64, right as f64, count as f64];
+    options.reduce.sum(&mut sums)?;
+    options.reduce.gather(&mut numbers.0)?;
+    options.reduce.gather(&mut numbers.1)?;
+    let [sum, tokens, right, sequences] = sums;
+    let (tokens, sequences) = (tokens as u64, sequences as usize);
     if tokens == 0 {
         return Err(Error::invalid("the data to measure on has nothing to predict"));
     }
@@ -88,10 +97,10 @@ pub fn evaluate(
     Ok(Evaluation {
         loss,
         perplexity: matches!(model.spec.objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
-        accuracy: classifies.then(|| right as f64 / tokens as f64),
+        accuracy: classifies.then(|| right / tokens as f64),
         spearman: if regresses { rank_correlation(&numbers.0, &numbers.1) } else { None },
         tokens,
-        sequences: count,
+        sequences,
         protocol: match model.spec.objective {
             Objective::MaskedLm => "masked",
             Objective::Classifier { labels: 1 } => "numbers",

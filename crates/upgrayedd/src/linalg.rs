@@ -4,6 +4,8 @@ use nalgebra::{DMatrix, DMatrixView};
 use rayon::prelude::*;
 use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, ops};
 
+use crate::reduce::Reduce;
+
 /// `a bᵀ`.
 pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let none = ParamSet::default();
@@ -34,6 +36,13 @@ impl Moments {
         add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed())?);
         self.power += y.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
         Ok(())
+    }
+
+    /// Adds what other processes have found.
+    pub(crate) fn reduce(&mut self, reduce: &dyn Reduce) -> crate::Result<()> {
+        reduce.sum(self.gram.as_mut_slice())?;
+        reduce.sum(self.cross.as_mut_slice())?;
+        reduce.sum(std::slice::from_mut(&mut self.power))
     }
 
     /// How much less than `power` is left when `change (outputs, inputs)` predicts y from x.

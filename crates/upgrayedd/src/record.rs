@@ -67,8 +67,8 @@ pub struct CycleRecord {
     pub grown: usize,
     /// Query heads at the end.
     pub active: usize,
-    /// Held-out loss after pruning.
-    pub loss_pruned: f64,
+    /// Held-out loss after pruning; `None` where numbers were not finite any more.
+    pub loss_pruned: Option<f64>,
     /// Held-out loss after learning; `None` where numbers were not finite any more.
     pub loss_learned: Option<f64>,
     /// Whether the result was kept.

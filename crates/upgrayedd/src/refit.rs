@@ -14,6 +14,7 @@ use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
 use crate::model::{Batch, Hooks, Model};
 use crate::record::LayerRefit;
+use crate::reduce::Reduce;
 use crate::weights::Writer;
 use crate::{Error, Result};
 
@@ -40,7 +41,7 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 /// Repairs `model` towards `parent` on `batches`; their targets are not looked at.
 ///
 /// Nothing changes if it is refused: for fewer than two batches, one to fit on and one to judge by.
-pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<Vec<LayerRefit>> {
+pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Vec<LayerRefit>> {
     if batches.len() < 2 {
         return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
@@ -54,7 +55,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>) -> Result<V
     let mut report = Vec::with_capacity(model.spec.num_layers());
     for layer in 0..model.spec.num_layers() {
         let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Result<Vec<_>>>()?;
-        report.push(solve(model, parent, layer, &pairs, &contexts)?);
+        report.push(solve(model, (parent, layer), &pairs, &contexts, reduce)?);
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
             pair.student = finish(model, layer, &pair.student, student)?;
             pair.parent = finish(parent, layer, &pair.parent, teacher)?;
@@ -100,7 +101,13 @@ impl Pair {
 }
 
 /// Changes the output projection of a layer, if that helps.
-fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contexts: &[(Tensor, Tensor)]) -> Result<LayerRefit> {
+fn solve(
+    model: &mut Model,
+    (parent, layer): (&Model, usize),
+    pairs: &[Pair],
+    contexts: &[(Tensor, Tensor)],
+    reduce: &dyn Reduce,
+) -> Result<LayerRefit> {
     let (id, bias) = model.writer(layer, WRITER);
     let (outputs, features) = (model.params.get(id).rows(), model.params.get(id).cols());
     let inputs = features + usize::from(bias.is_some());
@@ -118,6 +125,8 @@ fn solve(model: &mut Model, parent: &Model, layer: usize, pairs: &[Pair], contex
         let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
         moments.add(model.device, &x, &missing)?;
     }
+    fit.reduce(reduce)?;
+    held_out.reduce(reduce)?;
     let Some(found) = ridge(&fit, &held_out) else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
     let rows = || found.change.data().chunks_exact(inputs);
     let weight = model.params.get_mut(id).data_mut();

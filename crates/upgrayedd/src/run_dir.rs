@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use upgrayedd_nn::optim::AdamW;
 
 use crate::archive::ARCHIVE_FILE;
 use crate::checkpoint::{self, Saved};
@@ -27,6 +26,7 @@ use crate::data::{SetAside, Split};
 use crate::event::Event;
 use crate::export::{write_companions, write_weights};
 use crate::files::{DType, PARTIAL, sync_dir, write_file, write_folder};
+use crate::learner::Learner;
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -173,7 +173,7 @@ impl RunDir {
     pub fn save_checkpoint(
         &mut self,
         name: &str,
-        of: (&Model, &AdamW),
+        of: &Learner,
         best: Option<&Model>,
         state: &impl Serialize,
         keep: &[String],
@@ -201,12 +201,12 @@ impl RunDir {
     pub fn load_checkpoint<S: DeserializeOwned>(
         &mut self,
         base: &Model,
-        optim: impl Fn(&Model) -> AdamW,
+        weight_decay: f64,
         damaged: &mut Vec<Error>,
     ) -> Result<Option<Saved<S>>> {
         let written = self.events.metadata().map_err(Error::io(&self.path, "read"))?.len();
         for dir in checkpoint::list(&self.checkpoints())?.into_iter().rev() {
-            match checkpoint::load::<S>(&dir, base, &optim) {
+            match checkpoint::load::<S>(&dir, base, weight_decay) {
                 Ok(saved) if saved.events_bytes <= written => {
                     self.cut_events(saved.events_bytes)?;
                     return Ok(Some(saved));
@@ -226,13 +226,8 @@ impl RunDir {
     }
 
     /// Reads the checkpoint after so many cycles, to which the one under way may be rolled back.
-    pub fn load_cycle<S: DeserializeOwned>(
-        &self,
-        cycles: usize,
-        base: &Model,
-        optim: impl Fn(&Model) -> AdamW,
-    ) -> Result<Saved<S>> {
-        checkpoint::load(&self.checkpoints().join(checkpoint::name(cycles, None)), base, optim)
+    pub fn load_cycle<S: DeserializeOwned>(&self, cycles: usize, base: &Model, weight_decay: f64) -> Result<Saved<S>> {
+        checkpoint::load(&self.checkpoints().join(checkpoint::name(cycles, None)), base, weight_decay)
     }
 
     /// Writes the result: `model/`, the archive and `summary.json`.

@@ -3,14 +3,15 @@
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
-use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Schedule, clip_factor};
-use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
+use upgrayedd_nn::optim::{Decay, Schedule};
+use upgrayedd_nn::{Gradients, trim_buffers};
 
 use crate::data::BatchSource;
-use crate::model::{Batch, Distill, Hooks};
+use crate::learner::{Learner, Step, Update};
+use crate::model::{Batch, Distill};
 use crate::named_enum;
+use crate::reduce::Reduce;
 use crate::units::Selection;
-use crate::weights::Kind;
 use crate::{Error, Model, Result, surgery};
 
 named_enum! {
@@ -51,17 +52,6 @@ pub struct TrainOptions {
     pub gradient_checkpointing: bool,
 }
 
-/// How one optimiser step is made.
-#[derive(Debug, Clone, Copy)]
-pub struct Update {
-    /// Learning rate.
-    pub rate: f64,
-    /// Global gradient norm at most.
-    pub max_norm: f64,
-    /// As in [`TrainOptions`].
-    pub gradient_checkpointing: bool,
-}
-
 /// One optimiser step, as reported.
 #[derive(Debug, Clone, Copy)]
 pub struct StepReport {
@@ -77,27 +67,6 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Targets of the step.
     pub tokens: u64,
-}
-
-impl Update {
-    /// At this rate, with gradients clipped to a norm of 1.
-    pub fn at(rate: f64) -> Self {
-        Self { rate, max_norm: 1.0, gradient_checkpointing: false }
-    }
-}
-
-/// A fresh optimiser that knows which slices of which weights are heads.
-pub fn new_optimizer(model: &Model, weight_decay: f64) -> AdamW {
-    let config = AdamWConfig { weight_decay, ..AdamWConfig::default() };
-    AdamW::new(config, &model.params, |id| {
-        let weight = model.weight(id);
-        (weight.lanes(), !weight.role.part.is_norm() && weight.role.kind == Kind::Weight)
-    })
-}
-
-/// Makes every slice learn at the same rate again.
-pub fn reset_learning_rates(optim: &mut AdamW) {
-    optim.states.iter_mut().for_each(|s| s.lr_scale.fill(1.0));
 }
 
 /// Optimiser steps that `options` come to with so many batches in an epoch.
@@ -123,13 +92,13 @@ pub struct Place {
 ///
 /// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks, gates folded.
 pub fn learn(
-    model: &mut Model,
-    optim: &mut AdamW,
+    learner: &mut Learner,
     data: &mut dyn BatchSource,
     options: &TrainOptions,
     (place, growing): (&mut Place, &Selection),
     distill: Option<&Distill<'_>>,
-    mut on_step: impl FnMut(&Model, &AdamW, &Place, StepReport) -> Result<ControlFlow<()>>,
+    reduce: &dyn Reduce,
+    mut on_step: impl FnMut(&Learner, &Place, StepReport) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let total = steps(options, data.batches_per_epoch());
     let decay = match options.lr_schedule {
@@ -138,21 +107,21 @@ pub fn learn(
         LrSchedule::Cosine => Decay::Cosine,
     };
     let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
-    let mut grads = Gradients::for_params(&model.params);
-    model.params.set_trainable(true);
+    let mut grads = Gradients::for_params(&learner.model.params);
+    learner.model.params.set_trainable(true);
     let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
-        set_fading(model, options, growing, total, place.step)?;
+        set_fading(&mut learner.model, options, growing, total, place.step)?;
         let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);
         let update = Update { rate, max_norm, gradient_checkpointing: options.gradient_checkpointing };
         let step = place.step + 1;
-        let (loss, tokens, norm) =
-            train_step(model, optim, &mut grads, batches, distill, update).map_err(|error| match error {
-                Error::NotFinite(message) => Error::NotFinite(format!("step {step}: {message}")),
-                error => error,
-            })?;
+        let made = learner.step(&mut grads, batches, distill, update, reduce).map_err(|error| match error {
+            Error::NotFinite(message) => Error::NotFinite(format!("step {step}: {message}")),
+            error => error,
+        })?;
+        let Step { loss, targets: tokens, norm } = made;
         (place.step, place.batch) = (step, taken);
         let report = StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
-        place.stopped = on_step(model, optim, place, report)?.is_break();
+        place.stopped = on_step(learner, place, report)?.is_break();
         Ok(if place.stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
     let mut group: Vec<Batch> = Vec::new();
@@ -183,8 +152,8 @@ pub fn learn(
         (place.epoch, place.batch) = (place.epoch + 1, 0);
     }
     // Wherever the cycle was stopped: what is folded half-open would be half gone for good.
-    set_fading(model, options, growing, total, total)?;
-    fold_all_gates(model);
+    set_fading(&mut learner.model, options, growing, total, total)?;
+    fold_all_gates(&mut learner.model);
     trim_buffers();
     Ok(())
 }
@@ -210,63 +179,4 @@ pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &Se
         model.set_gates(place, gates)?;
     }
     Ok(())
-}
-
-/// Forward, backward and update over micro-batches; returns mean loss, targets and the gradient norm before clipping.
-pub fn train_step(
-    model: &mut Model,
-    optim: &mut AdamW,
-    grads: &mut Gradients,
-    batches: &[Batch],
-    distill: Option<&Distill<'_>>,
-    update: Update,
-) -> Result<(f64, u64, f64)> {
-    let tokens: u64 = batches.iter().map(Batch::counted).sum();
-    let weight = 1.0 / tokens.max(1) as f32;
-    grads.clear();
-    let mut sum = 0.0;
-    for batch in batches {
-        let mut tape = Tape::recording(model.device, &model.params, grads).with_segments(update.gradient_checkpointing);
-        let loss = match distill {
-            Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill)?,
-            None => model.loss(&mut tape, batch, weight, &mut Hooks::default())?,
-        };
-        sum += loss.sum;
-        tape.backward(loss.seeds)?;
-    }
-    let loss = sum / tokens.max(1) as f64;
-    let norm = grads.norm();
-    if !loss.is_finite() || !norm.is_finite() {
-        let origin = origin_of_non_finite(model, grads, batches)?;
-        return Err(Error::NotFinite(format!(
-            "the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}: \
-             lower --learning-rate or look for damaged data"
-        )));
-    }
-    optim.step(model.device, &mut model.params, grads, update.rate, clip_factor(norm, update.max_norm));
-    Ok((loss, tokens, norm))
-}
-
-/// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
-fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> Result<String> {
-    let finite = |t: &Tensor| t.data().iter().all(|v| v.is_finite());
-    if let Some(id) = model.params.ids().find(|id| !finite(model.params.get(*id))) {
-        return Ok(format!("the weight {}", model.params.name(id)));
-    }
-    for batch in batches {
-        let mut streams = Vec::new();
-        let mut tape = Tape::inference(model.device, &model.params);
-        let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() })?;
-        streams.push(hidden.tensor().clone());
-        match streams.iter().position(|stream| !finite(stream)) {
-            Some(0) => return Ok("the embeddings".to_owned()),
-            Some(layer) => return Ok(format!("the output of {}", model.layer_name(layer - 1))),
-            None => {}
-        }
-    }
-    let broken = |id: &upgrayedd_nn::ParamId| grads.get(*id).is_some_and(|g| !finite(g));
-    match model.params.ids().filter(broken).last() {
-        Some(id) => Ok(format!("the gradient of {}", model.params.name(id))),
-        None => Ok("the loss alone".to_owned()),
-    }
 }

@@ -9,6 +9,7 @@ use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::{Tape, profile};
+use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::units::LayerSite;
 
@@ -30,6 +31,7 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
         samples: 4,
         seed: 0,
         gradient_checkpointing: false,
+        reduce: &Alone,
     };
     let (scores, products) = profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
     // The model, its reference, and for each head the layers from its own on.

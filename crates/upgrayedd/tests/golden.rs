@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use upgrayedd::files::TensorFile;
+use upgrayedd::learner::{Learner, Update};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::reduce::Alone;
 use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
-use upgrayedd::train::{self, Update};
 use upgrayedd::units::{Selection, heads_by_layer};
 
 struct Case {
@@ -144,12 +145,11 @@ fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
 #[test]
 fn ten_adamw_steps_agree() {
     for case in cases().into_iter().filter(|c| c.model.spec.objective != Objective::Encoder) {
-        let mut model = case.model;
-        let mut optim = train::new_optimizer(&model, 0.1);
-        let mut grads = Gradients::for_params(&model.params);
+        let mut grads = Gradients::for_params(&case.model.params);
+        let mut learner = Learner::new(case.model, 0.1);
         for want in case.golden.read("adamw_losses").unwrap().data() {
             let batch = std::slice::from_ref(&case.batch);
-            let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, batch, None, Update::at(3e-3)).unwrap();
+            let loss = learner.step(&mut grads, batch, None, Update::at(3e-3), &Alone).unwrap().loss;
             let tolerance = 2e-4 * f64::from(want.max(0.1));
             assert!((loss - f64::from(*want)).abs() < tolerance, "{}: loss {loss}, torch has {want}", case.name);
         }

@@ -10,6 +10,7 @@ use upgrayedd::grow::{self, Gains, GrowthInit};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks, Model};
 use upgrayedd::nn::Tape;
+use upgrayedd::reduce::Alone;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
 use upgrayedd::units::{LayerSite, Scores, Selection, Site, Unit, heads_by_layer};
@@ -46,6 +47,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
             samples: 100,
             seed: 0,
             gradient_checkpointing: false,
+            reduce: &Alone,
         };
         let gains = grow::gains(&context).unwrap();
         let archived: Vec<Unit> = model.archive.heads().collect();
@@ -133,6 +135,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
             samples: 100,
             seed: 0,
             gradient_checkpointing: false,
+            reduce: &Alone,
         };
         upgrayedd::score::named("gradient").unwrap().compute(&context).unwrap()
     };

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use upgrayedd::export::{HF, HF_DENSE, export};
 use upgrayedd::files::DType;
+use upgrayedd::learner::{Learner, Update};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::reduce::Alone;
 use upgrayedd::spec::Objective;
 use upgrayedd::surgery;
-use upgrayedd::train::{self, Update};
 use upgrayedd::units::{LayerSite, Selection, Site, Unit};
 
 const MODELS: [&str; 6] = ["llama_mha", "llama_gqa", "llama3_rope", "gpt2", "bert_mlm", "bert_classifier"];
@@ -69,14 +70,15 @@ proptest! {
 
     #[test]
     fn compact_equals_masked_and_restore_is_identity(name in proptest::sample::select(&MODELS[..]), choice: u64) {
-        let mut model = load(name);
+        let model = load(name);
         let batch = batch(&model, 2, 11);
         let (before, full) = (weights(&model), model.num_parameters());
         let pruned = selection(&model, choice);
         let count: usize = pruned.values().map(Vec::len).sum();
         let want = masked_logits(&model, &pruned, &batch);
-        let mut optim = train::new_optimizer(&model, 0.0);
-        surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
+        let mut learner = Learner::new(model, 0.0);
+        learner.remove(&pruned, 1, None).unwrap();
+        let Learner { mut model, mut optim } = learner;
         prop_assert_eq!(model.units.num_pruned(), count);
         prop_assert!(count == 0 || model.num_parameters() < full);
         let got = model.logits(&batch, &mut Hooks::default()).unwrap();
@@ -133,17 +135,16 @@ proptest! {
 #[test]
 fn optimiser_history_follows_its_head() {
     for name in MODELS {
-        let mut model = load(name);
-        let batch = batch(&model, 2, 9);
-        let mut optim = train::new_optimizer(&model, 0.0);
-        let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, Update::at(1e-3)).unwrap();
-        let before = optim.clone();
-        let pruned = selection(&model, 0b10_0101_0110);
-        surgery::remove(&mut model, Some(&mut optim), &pruned, 1, None).unwrap();
-        surgery::restore(&mut model, Some(&mut optim), &pruned, 5.0).unwrap();
-        for id in model.params.ids() {
-            let (old, new) = (&before.states[id.index()], &optim.states[id.index()]);
+        let mut learner = Learner::new(load(name), 0.0);
+        let batch = batch(&learner.model, 2, 9);
+        let mut grads = Gradients::for_params(&learner.model.params);
+        learner.step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-3), &Alone).unwrap();
+        let before = learner.optim.clone();
+        let pruned = selection(&learner.model, 0b10_0101_0110);
+        learner.remove(&pruned, 1, None).unwrap();
+        learner.restore(&pruned, 5.0).unwrap();
+        for id in learner.model.params.ids() {
+            let (old, new) = (&before.states[id.index()], &learner.optim.states[id.index()]);
             let (m_old, m_new) = (old.m.as_ref().unwrap(), new.m.as_ref().unwrap());
             assert_eq!(m_old.shape(), m_new.shape());
             for (lane, (&steps, &scale)) in new.steps.iter().zip(&new.lr_scale).enumerate() {
@@ -153,15 +154,15 @@ fn optimiser_history_follows_its_head() {
                     upgrayedd::nn::optim::Lanes::Cols => t.take_cols(&[lane]),
                 };
                 if steps == 1 {
-                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", model.params.name(id));
+                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", learner.model.params.name(id));
                 } else {
                     assert!(steps == 0 && scale == 5.0 && values(m_new).data().iter().all(|m| *m == 0.0));
                 }
             }
         }
         // And it goes on learning.
-        let mut grads = Gradients::for_params(&model.params);
-        train::train_step(&mut model, &mut optim, &mut grads, &[batch], None, Update::at(1e-3)).unwrap();
+        let mut grads = Gradients::for_params(&learner.model.params);
+        learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
     }
 }
 
@@ -176,13 +177,12 @@ fn gradient_checkpointing_changes_no_bit() {
         for share in [None, Some(0.5)].into_iter().filter(|s| s.is_none() || dense.spec.objective == Objective::CausalLm) {
             let distill = share.map(|share| Distill { teacher: &parent, temperature: 2.0, share });
             let after = |gradient_checkpointing| {
-                let mut model = dense.clone();
-                let mut optim = train::new_optimizer(&model, 0.1);
-                let mut grads = Gradients::for_params(&model.params);
-                let parts = [padded.clone(), batch(&model, 3, 5)];
+                let mut learner = Learner::new(dense.clone(), 0.1);
+                let mut grads = Gradients::for_params(&dense.params);
+                let parts = [padded.clone(), batch(&dense, 3, 5)];
                 let update = Update { gradient_checkpointing, ..Update::at(1e-3) };
-                let (loss, ..) = train::train_step(&mut model, &mut optim, &mut grads, &parts, distill.as_ref(), update).unwrap();
-                (loss, weights(&model))
+                let step = learner.step(&mut grads, &parts, distill.as_ref(), update, &Alone).unwrap();
+                (step.loss, weights(&learner.model))
             };
             assert!(after(false) == after(true), "{name}");
         }
@@ -304,15 +304,13 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
     for name in MODELS {
         let run = |threads| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-                let mut model = load(name);
-                let batch = batch(&model, 4, 30);
-                let mut optim = train::new_optimizer(&model, 0.01);
-                let mut grads = Gradients::for_params(&model.params);
+                let mut learner = Learner::new(load(name), 0.01);
+                let batch = batch(&learner.model, 4, 30);
+                let mut grads = Gradients::for_params(&learner.model.params);
                 for _ in 0..3 {
-                    train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2))
-                        .unwrap();
+                    learner.step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2), &Alone).unwrap();
                 }
-                weights(&model)
+                weights(&learner.model)
             })
         };
         let (one, two, again) = (run(1), run(2), run(2));
@@ -372,11 +370,9 @@ fn half_precision_files_are_read_and_written() {
 #[test]
 fn accumulated_gradients_equal_those_of_one_large_batch() {
     let step = |parts: &[Batch]| {
-        let mut model = load("llama_gqa");
-        let mut optim = train::new_optimizer(&model, 0.0);
-        let mut grads = Gradients::for_params(&model.params);
-        let (loss, tokens, norm) = train::train_step(&mut model, &mut optim, &mut grads, parts, None, Update::at(1e-3)).unwrap();
-        (loss, tokens, norm)
+        let mut learner = Learner::new(load("llama_gqa"), 0.0);
+        let mut grads = Gradients::for_params(&learner.model.params);
+        learner.step(&mut grads, parts, None, Update::at(1e-3), &Alone).unwrap()
     };
     let whole = batch(&load("llama_gqa"), 4, 10);
     let part = |rows: std::ops::Range<usize>| Batch {
@@ -386,6 +382,6 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
         ..whole.clone()
     };
     let (one, three) = (step(std::slice::from_ref(&whole)), step(&[part(0..1), part(1..3), part(3..4)]));
-    assert_eq!(one.1, three.1);
-    assert!((one.0 - three.0).abs() < 1e-6 && (one.2 / three.2 - 1.0).abs() < 1e-5, "{one:?} against {three:?}");
+    assert_eq!(one.targets, three.targets);
+    assert!((one.loss - three.loss).abs() < 1e-6 && (one.norm / three.norm - 1.0).abs() < 1e-5, "{one:?} against {three:?}");
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
+use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::units::{LayerSite, Selection};
 use upgrayedd::{builtin, surgery};
@@ -57,7 +58,7 @@ fn what_a_twin_can_say_is_not_lost() {
     let mut pruned = parent.clone();
     surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
-    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4)).unwrap();
+    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
     let repaired = logits(&pruned, &data);
     assert!(report[1].repaired > 0.999, "{report:?}");
     assert!(distance(&repaired, &whole) < 0.02 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
@@ -77,7 +78,7 @@ fn what_was_always_the_same_goes_into_the_bias() {
     let mut pruned = parent.clone();
     surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
-    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4)).unwrap();
+    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
     assert!(report[1].repaired > 0.999_99, "{report:?}");
     let repaired = logits(&pruned, &data);
     assert!(distance(&repaired, &whole) < 0.01 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
@@ -92,7 +93,7 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(layer), vec![head])]), 0, None).unwrap();
         let before = pruned.clone();
-        let report = refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3)).unwrap();
+        let report = refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3), &Alone).unwrap();
         assert!(
             report.iter().all(|l| (0.0..=1.0).contains(&l.repaired) && l.ridge.is_some() == (l.repaired > 0.0)),
             "{report:?}"
@@ -125,7 +126,7 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None).unwrap();
         let before = error(&pruned);
         // Hardly more positions than features: what fits these best is far off elsewhere.
-        refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
+        refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4), &Alone).unwrap();
         assert!(error(&pruned) < before, "head {head}: {} after {before}", error(&pruned));
     }
 }
@@ -135,7 +136,7 @@ fn a_model_that_lost_nothing_stays_as_it_is() {
     let parent = builtin::model().unwrap();
     let data = data(&parent, 10);
     let mut same = parent.clone();
-    let report = refit(&mut same, &parent, batches(&data, &(0..10).collect::<Vec<_>>(), 4)).unwrap();
+    let report = refit(&mut same, &parent, batches(&data, &(0..10).collect::<Vec<_>>(), 4), &Alone).unwrap();
     assert!(report.iter().all(|l| l.ridge.is_none() && l.repaired == 0.0));
     assert_eq!(logits(&same, &data), logits(&parent, &data));
 }
@@ -149,7 +150,7 @@ fn threads_do_not_change_a_bit() {
         pool.install(|| {
             let mut pruned = parent.clone();
             surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None).unwrap();
-            refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4)).unwrap();
+            refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4), &Alone).unwrap();
             logits(&pruned, &data)
         })
     };
@@ -165,7 +166,7 @@ fn impossible_repairs_are_refused() {
     let parent = golden("llama_gqa");
     let data = data(&parent, 4);
     let refuse = |parent: &Model, indices: &[usize]| {
-        refit(&mut golden("llama_gqa"), parent, batches(&data, indices, 4)).unwrap_err().to_string()
+        refit(&mut golden("llama_gqa"), parent, batches(&data, indices, 4), &Alone).unwrap_err().to_string()
     };
     assert!(refuse(&parent, &[0]).contains("at least 2"));
     assert!(refuse(&golden("gpt2"), &[0, 1, 2, 3]).contains("parent"));

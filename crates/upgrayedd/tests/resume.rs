@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use upgrayedd::event::{Control, Event, Observer, Progress};
-use upgrayedd::pipeline::Pipeline;
+use upgrayedd::pipeline::{Given, Pipeline};
+use upgrayedd::score::ScoreContext;
+use upgrayedd::strategy::{GrowView, PruneView, Strategy, StrategyParams, get_strategy};
+use upgrayedd::units::{Scores, Selection};
 use upgrayedd::{Error, OptimizeConfig};
 
 /// Interrupts when it has been asked so many times; remembers what it was told.
@@ -223,6 +226,49 @@ fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
     assert!(rolled_back.len() == 2 && rolled_back.iter().all(|e| e["loss_change"].is_null()), "{rolled_back:?}");
     let first: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["step"] == 1).map(|e| &e["loss"]).collect();
     assert!(first.len() == 2 && first[0] != first[1], "{first:?}");
+}
+
+/// Follows magnitudes, but has none to name in the first cycle.
+struct Lost(Box<dyn Strategy>, bool);
+
+impl Strategy for Lost {
+    fn name(&self) -> &str {
+        "lost"
+    }
+    fn params(&self) -> &StrategyParams {
+        self.0.params()
+    }
+    fn importances(&mut self, context: &ScoreContext<'_>) -> upgrayedd::Result<Scores> {
+        let scores = self.0.importances(context)?;
+        Ok(if std::mem::replace(&mut self.1, true) { scores } else { scores.map(|_| f64::NAN) })
+    }
+    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> upgrayedd::Result<Selection> {
+        self.0.select_heads_to_prune(view)
+    }
+    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> upgrayedd::Result<BTreeMap<usize, usize>> {
+        self.0.select_heads_to_grow(view)
+    }
+}
+
+#[test]
+fn a_cycle_whose_pruning_blows_up_is_rolled_back_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, max_loss_increase| {
+        let magnitude = get_strategy("magnitude", StrategyParams::default(), BTreeMap::new()).unwrap();
+        let given = Given { strategy: Some(Box::new(Lost(magnitude, false))), ..Given::default() };
+        let config = OptimizeConfig { max_loss_increase, num_cycles: 2, ..config() };
+        let mut observer = Stop::never();
+        let summary = Pipeline::with(config, given).unwrap().run(&dir.path().join(name), &mut observer);
+        (summary, observer.notices)
+    };
+    let (stopped, _) = run("stopped", None);
+    assert!(stopped.unwrap_err().to_string().contains("is NaN"));
+    let (summary, notices) = run("rolled back", Some(100.0));
+    let cycles = summary.unwrap().cycles;
+    assert!(notices.iter().any(|n| n.contains("is NaN")), "{notices:?}");
+    assert!(!cycles[0].accepted && cycles[0].loss_pruned.is_none() && cycles[0].pruned == 0, "{cycles:?}");
+    // The next one goes on from the model as it was.
+    assert!(cycles[1].accepted && cycles[1].loss_pruned.is_some() && cycles[1].pruned > 0, "{cycles:?}");
 }
 
 #[test]

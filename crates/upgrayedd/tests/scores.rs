@@ -8,6 +8,7 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
+use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Scores};
@@ -51,8 +52,15 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
 
 fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> Scores {
     let range = 0..data.len();
-    let context =
-        ScoreContext { model, data: Some((data, &range)), batch_size, samples: 100, seed: 0, gradient_checkpointing: false };
+    let context = ScoreContext {
+        model,
+        data: Some((data, &range)),
+        batch_size,
+        samples: 100,
+        seed: 0,
+        gradient_checkpointing: false,
+        reduce: &Alone,
+    };
     score::named(name).unwrap().compute(&context).unwrap()
 }
 
@@ -104,6 +112,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
             samples: 100,
             seed,
             gradient_checkpointing: false,
+            reduce: &Alone,
         };
         let scores = score::named("fisher").unwrap().compute(&context).unwrap();
         drawn.iter_mut().flatten().zip(scores.values()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
@@ -237,6 +246,7 @@ fn one_pass_gives_what_each_score_gives_alone() {
             samples: 100,
             seed: 7,
             gradient_checkpointing: false,
+            reduce: &Alone,
         };
         let scores: Vec<_> =
             upgrayedd::score::ALL.into_iter().filter(|s| s.name != "task" || name == "bert_classifier").collect();
@@ -262,6 +272,7 @@ fn the_task_score_wants_a_task() {
         samples: 100,
         seed: 7,
         gradient_checkpointing: false,
+        reduce: &Alone,
     };
     let refused = score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
     assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");

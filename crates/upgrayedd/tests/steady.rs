@@ -5,26 +5,27 @@
 use std::sync::Arc;
 
 use upgrayedd::builtin;
+use upgrayedd::learner::{Learner, Update};
 use upgrayedd::model::Batch;
 use upgrayedd::nn::{Gradients, profile};
-use upgrayedd::train::{self, Update};
+use upgrayedd::reduce::Alone;
 
 #[test]
 fn steps_make_no_buffers_after_the_first() {
     // One thread, so that the order in which buffers are taken and given back is always the same.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| {
-        let mut model = builtin::model().unwrap();
-        let mut optim = train::new_optimizer(&model, 0.01);
+        let model = builtin::model().unwrap();
         let mut grads = Gradients::for_params(&model.params);
         let tokens: Vec<u32> = (0..4 * 128).map(|i| i * 7 % model.spec.vocab_size as u32).collect();
         let targets = tokens.iter().map(|&t| i64::from(t)).collect();
         let batch = Batch { tokens: Arc::new(tokens), batch: 4, len: 128, targets, ..Batch::default() };
+        let mut learner = Learner::new(model, 0.01);
         for gradient_checkpointing in [false, true] {
             let update = Update { gradient_checkpointing, ..Update::at(1e-3) };
             let mut step = || {
                 let before = profile::fresh_buffers();
-                train::train_step(&mut model, &mut optim, &mut grads, std::slice::from_ref(&batch), None, update).unwrap();
+                learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone).unwrap();
                 profile::fresh_buffers() - before
             };
             let counts = [step(), step(), step(), step()];

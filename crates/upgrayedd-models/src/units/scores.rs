@@ -50,6 +50,11 @@ impl Scores {
         self.heads().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
     }
 
+    /// The lists themselves, in the order of [`Self::iter`].
+    pub fn lists_mut(&mut self) -> impl Iterator<Item = &mut Vec<f64>> {
+        self.places.values_mut()
+    }
+
     /// All values in the order of [`Self::iter`].
     pub fn values(&self) -> impl Iterator<Item = f64> + '_ {
         self.places.values().flatten().copied()

@@ -15,8 +15,10 @@ use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString};
 use crate::data::{DataOptions, Dataset, DatasetBatches};
 use crate::family;
 use crate::files::{DType, write_file};
+use crate::learner::Learner;
 use crate::load::LoadOptions;
 use crate::model::{Companions, Model};
+use crate::reduce::Alone;
 use crate::tokenizer::Tokenizer;
 use crate::train::{self, LrSchedule, Place, StepReport, TrainOptions};
 use crate::units::Selection;
@@ -95,7 +97,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         "eos_token_id": 2
     });
     let (family, spec, _) = family::recognise(&config, &[], None)?;
-    let mut model = Model::initialised(family, spec, config, RECIPE_SEED)?;
+    let model = Model::initialised(family, spec, config, RECIPE_SEED)?;
     let options = DataOptions { sequence_length: 256, seed: RECIPE_SEED, ..DataOptions::default() };
     let data = Dataset::from_documents(stories(RECIPE_SEED, RECIPE_STORIES), &model, &tokenizer, &options)?;
     let train = TrainOptions {
@@ -110,22 +112,14 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         gate_warmup: 0.0,
         gradient_checkpointing: false,
     };
-    let mut optim = train::new_optimizer(&model, train.weight_decay);
+    let mut learner = Learner::new(model, train.weight_decay);
     let range = 0..data.len();
     let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
-    train::learn(
-        &mut model,
-        &mut optim,
-        &mut source,
-        &train,
-        (&mut Place::default(), &Selection::new()),
-        None,
-        |_, _, _, report| {
-            on_step(report);
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
-    export::export(&model, &export::HF, DType::F16, out)?;
+    train::learn(&mut learner, &mut source, &train, (&mut Place::default(), &Selection::new()), None, &Alone, |_, _, report| {
+        on_step(report);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    export::export(&learner.model, &export::HF, DType::F16, out)?;
     write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
     Ok(out.to_owned())
 }

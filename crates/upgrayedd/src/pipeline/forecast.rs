@@ -28,9 +28,9 @@ impl Pipeline {
     /// are chosen as in a run, but for swaps; the refit reads the sequences to score on alone, where a run may read more. Ratios that
     /// the heads which may go do not reach are left out. Returns the held-out loss now as well.
     pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
-        let parent = self.model.clone();
+        let parent = self.learner.model.clone();
         let result = self.forecast_from(&parent, observer);
-        self.model = parent;
+        self.learner.model = parent;
         result
     }
 
@@ -45,20 +45,20 @@ impl Pipeline {
             let scores = self.score(1)?;
             let selection = if self.config.budget == Currency::Heads {
                 let heads = budget::portion(ratio, parent.units.num_active());
-                let gone = parent.units.num_active() - self.model.units.num_active();
+                let gone = parent.units.num_active() - self.learner.model.units.num_active();
                 self.select(&scores, heads.saturating_sub(gone))?
             } else {
                 self.select_by_cost(&scores, parent, ratio)?
             };
             let (selection, _) = self.settle(1, &scores, selection)?;
-            surgery::remove(&mut self.model, None, &selection, 0, None)?;
+            surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
             if self.config.budget != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
                 // There are not heads enough to go.
                 break;
             }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) = (self.model.units.num_active(), self.model.num_parameters());
+            let (active, parameters) = (self.learner.model.units.num_active(), self.learner.model.num_parameters());
             rows.push(Forecast { ratio, active, parameters, loss });
         }
         Ok((before, rows))

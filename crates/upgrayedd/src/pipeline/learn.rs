@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use upgrayedd_nn::optim::AdamW;
-
 use super::state::{Learning, Pipeline, Run, State};
 use crate::config::OptimizeConfig;
 use crate::data::{Part, RunData};
 use crate::eval::{EvalOptions, evaluate};
 use crate::event::{Control, Event, Observer, Phase, Progress, units_named};
+use crate::learner::Learner;
 use crate::model::{Distill, Model};
+use crate::reduce::Alone;
 use crate::run_dir::RunDir;
 use crate::train::{self, Place, StepReport};
 use crate::units::Selection;
@@ -41,7 +41,7 @@ struct Between<'a> {
     task: &'a str,
     config: &'a OptimizeConfig,
     held_out: &'a Part,
-    eval_options: EvalOptions,
+    eval_options: EvalOptions<'a>,
     /// The first step whose state is a whole one: no head is being faded in any more.
     whole_from: u64,
     state: &'a mut State,
@@ -61,7 +61,7 @@ impl Between<'_> {
         self.state.learning.get_or_insert_default()
     }
 
-    fn after(&mut self, model: &Model, optim: &AdamW, place: &Place, report: StepReport) -> Result<ControlFlow<()>> {
+    fn after(&mut self, learner: &Learner, place: &Place, report: StepReport) -> Result<ControlFlow<()>> {
         // Everything up to here can be gone on from: nothing interrupts these lines.
         let (cycle, step, loss) = (self.cycle, report.step, report.loss);
         self.state.place = place.clone();
@@ -73,7 +73,7 @@ impl Between<'_> {
             self.emit(Event::Spike { cycle, step, loss, typical })?;
         }
         self.observer.on_progress(Progress { task: self.task, done: step, total: report.steps });
-        if self.measure(model, step, report.steps)?.is_break() {
+        if self.measure(&learner.model, step, report.steps)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let control = self.observer.control();
@@ -81,7 +81,7 @@ impl Between<'_> {
             (self.state.ending, self.state.place.stopped) = (true, true);
         }
         if step < report.steps && self.config.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
-            save(self.dir, self.state, (model, optim), self.best.as_ref())?;
+            save(self.dir, self.state, learner, self.best.as_ref())?;
         }
         match control {
             Control::Continue => Ok(ControlFlow::Continue(())),
@@ -119,7 +119,7 @@ impl Between<'_> {
 }
 
 /// Saves the state inside a cycle.
-fn save(dir: &mut RunDir, state: &State, of: (&Model, &AdamW), best: Option<&Model>) -> Result<()> {
+fn save(dir: &mut RunDir, state: &State, of: &Learner, best: Option<&Model>) -> Result<()> {
     let name = checkpoint::name(state.cycle, Some(state.place.step));
     dir.save_checkpoint(&name, of, best, state, &state.worth_keeping())
 }
@@ -134,35 +134,36 @@ impl Run<'_> {
         let options = self.pipeline.train_options();
         let eval_options = self.pipeline.eval_options();
         let Self { pipeline, dir, state, observer, best, .. } = self;
-        let Pipeline { model, optim, data, config, teacher, .. } = pipeline;
+        let Pipeline { learner, data, config, teacher, .. } = pipeline;
         let (share, temperature) = (config.distill.unwrap_or(0.0) as f32, config.distill_temperature as f32);
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train: source, held_out, .. } = data;
         let steps = train::steps(&options, source.batches_per_epoch());
-        let growing = state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(model, &l.growing))?;
+        let growing =
+            state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
         let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(&options, steps) + 1 };
         let mut place = state.place.clone();
         let mut between =
             Between { cycle, task: &task, config, held_out, eval_options, whole_from, state, best, dir, observer: *observer };
         // Continued where a measurement was due: the gates are as the last step had them.
-        train::set_fading(model, &options, &growing, steps, place.step.saturating_sub(1))?;
-        place.stopped |= between.measure(model, place.step, steps)?.is_break();
+        train::set_fading(&mut learner.model, &options, &growing, steps, place.step.saturating_sub(1))?;
+        place.stopped |= between.measure(&learner.model, place.step, steps)?.is_break();
         train::learn(
-            model,
-            optim,
+            learner,
             source.as_mut(),
             &options,
             (&mut place, &growing),
             distill.as_ref(),
-            |model, optim, place, report| between.after(model, optim, place, report),
+            &Alone,
+            |learner, place, report| between.after(learner, place, report),
         )?;
         state.place = place;
-        train::reset_learning_rates(optim);
+        learner.reset_learning_rates();
         let learning = state.learning.get_or_insert_default();
         learning.done = true;
         let earlier = learning.best.filter(|_| learning.waited > 0);
         if let Some((model, (_, step))) = best.take().zip(earlier) {
-            self.pipeline.model = model;
+            self.pipeline.learner.model = model;
             let message = format!("the state after step {step} was the best of the cycle and is kept");
             self.emit(Event::Notice { cycle, message })?;
         }
@@ -174,15 +175,13 @@ impl Run<'_> {
         if self.state.learning.is_none() {
             return Ok(());
         }
-        let Pipeline { model, optim, .. } = &self.pipeline;
-        save(&mut self.dir, &self.state, (model, optim), self.best.as_ref())
+        save(&mut self.dir, &self.state, &self.pipeline.learner, self.best.as_ref())
     }
 
     /// Saves the state after a cycle.
     pub(super) fn save_cycle(&mut self) -> Result<()> {
-        let Pipeline { model, optim, .. } = &self.pipeline;
         let name = checkpoint::name(self.state.cycle, None);
-        self.dir.save_checkpoint(&name, (model, optim), None, &self.state, &self.state.worth_keeping())
+        self.dir.save_checkpoint(&name, &self.pipeline.learner, None, &self.state, &self.state.worth_keeping())
     }
 }
 

@@ -11,6 +11,7 @@ use crate::load::LoadOptions;
 use crate::model::Model;
 use crate::open::open;
 use crate::price::{Currency, Prices};
+use crate::reduce::Alone;
 use crate::score::ScoreContext;
 use crate::tokenizer::Tokenizer;
 use crate::units::{LayerUnits, Scores, Site};
@@ -118,7 +119,15 @@ pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {
 pub(super) fn score_context<'a>(model: &'a Model, data: &'a RunData, config: &OptimizeConfig, seed: u64) -> ScoreContext<'a> {
     let Part { data, range } = &data.calibration;
     let OptimizeConfig { batch_size, gradient_checkpointing, .. } = *config;
-    ScoreContext { model, data: Some((data, range)), batch_size, samples: range.len(), seed, gradient_checkpointing }
+    ScoreContext {
+        model,
+        data: Some((data, range)),
+        batch_size,
+        samples: range.len(),
+        seed,
+        gradient_checkpointing,
+        reduce: &Alone,
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::open::base_of;
 use crate::record::Summary;
 use crate::run_dir::{RunDir, RunRecord, read_run};
-use crate::{Error, Result, train};
+use crate::{Error, Result};
 
 impl Pipeline {
     /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
@@ -71,9 +71,8 @@ impl Pipeline {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
         }
         let weight_decay = pipeline.config.weight_decay;
-        let optim = |model: &Model| train::new_optimizer(model, weight_decay);
         let mut damaged = Vec::new();
-        let saved = dir.load_checkpoint::<State>(&pipeline.model, optim, &mut damaged);
+        let saved = dir.load_checkpoint::<State>(&pipeline.learner.model, weight_decay, &mut damaged);
         for error in damaged {
             // Not written: an uninterrupted run has the same events.
             observer.on_event(&Event::Notice { cycle: 0, message: format!("a checkpoint is damaged and passed over: {error}") });
@@ -82,22 +81,18 @@ impl Pipeline {
             Some(saved) => (saved, false),
             None => {
                 let state = State::new(pipeline.measure("baseline", observer)?);
-                let Pipeline { model, optim, .. } = &pipeline;
-                (Saved { model: model.clone(), optim: optim.clone(), best: None, state, events_bytes: 0 }, true)
+                (Saved { learner: pipeline.learner.clone(), best: None, state, events_bytes: 0 }, true)
             }
         };
-        let Saved { model, optim: moments, best, state, .. } = saved;
+        let Saved { learner, best, state, .. } = saved;
         let start = match &state {
             State { learning: Some(_), cycle, .. } if pipeline.config.max_loss_increase.is_some() => Some(match cycle {
-                0 => (pipeline.model.clone(), optim(&pipeline.model)),
-                cycle => {
-                    let start = dir.load_cycle::<State>(*cycle, &pipeline.model, optim)?;
-                    (start.model, start.optim)
-                }
+                0 => pipeline.learner.clone(),
+                cycle => dir.load_cycle::<State>(*cycle, &pipeline.learner.model, weight_decay)?.learner,
             }),
             _ => None,
         };
-        (pipeline.model, pipeline.optim) = (model, moments);
+        pipeline.learner = learner;
         let mut run = Run { pipeline, dir, state, observer, start, best };
         if fresh {
             run.begin()?;

@@ -1,7 +1,6 @@
 //! A run under way: the cycle, step by step, and the result.
 
 use upgrayedd_nn::interrupt::unstoppable;
-use upgrayedd_nn::optim::AdamW;
 use upgrayedd_nn::trim_buffers;
 
 use super::card::card;
@@ -13,6 +12,7 @@ use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
 use crate::export;
 use crate::files::DType;
 use crate::grow::{Gains, GrowthInit};
+use crate::learner::Learner;
 use crate::model::Model;
 use crate::open::base_of;
 use crate::price::Currency;
@@ -21,7 +21,7 @@ use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
 use crate::units::{LayerSite, Scores, Selection};
-use crate::{Error, Result, checkpoint, grow, refit, surgery};
+use crate::{Error, Result, checkpoint, grow, refit};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -36,7 +36,7 @@ impl Run<'_> {
     }
 
     pub(super) fn begin(&mut self) -> Result<()> {
-        let (model, split) = (&self.pipeline.model, &self.pipeline.data.split);
+        let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
         let lost = model.units.num_pruned() - model.archive.restorable(&model.units).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.state.baseline.clone();
@@ -101,10 +101,8 @@ impl Run<'_> {
     fn cycle(&mut self, cycle: usize) -> Result<()> {
         if self.state.learning.is_none() {
             (self.start, self.best) = (self.keep_for_roll_back(), None);
-            self.settle_heads(cycle)?;
         }
-        let learned = self.learn(cycle).and_then(|()| self.measure(cycle, Phase::Learned));
-        let loss_learned = match learned {
+        let loss_learned = match self.change(cycle) {
             Ok(evaluation) => Some(evaluation.loss),
             // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order.
             Err(Error::NotFinite(message)) if self.start.is_some() => {
@@ -115,19 +113,32 @@ impl Run<'_> {
             Err(error) => return Err(error),
         };
         let accepted = self.accept(cycle, loss_learned)?;
-        let Learning { pruned, grown, loss_pruned, tokens_before, .. } = self.state.learning.take().unwrap_or_default();
+        // There is none if pruning has left numbers that are not finite.
+        let learning = self.state.learning.take();
+        let loss_pruned = learning.as_ref().map(|learning| learning.loss_pruned);
+        let Learning { pruned, grown, tokens_before, .. } =
+            learning.unwrap_or_else(|| Learning { tokens_before: self.state.tokens, ..Learning::default() });
         if !accepted {
             self.state.tokens = tokens_before;
         }
-        let active = self.pipeline.model.units.num_active();
+        let active = self.pipeline.learner.model.units.num_active();
         self.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
         self.state.cycle = cycle;
         Ok(())
     }
 
+    /// What changes the model in a cycle, or what is left to do of it.
+    fn change(&mut self, cycle: usize) -> Result<Evaluation> {
+        if self.state.learning.is_none() {
+            self.settle_heads(cycle)?;
+        }
+        self.learn(cycle)?;
+        self.measure(cycle, Phase::Learned)
+    }
+
     /// Prunes and grows: all of a cycle but learning.
     fn settle_heads(&mut self, cycle: usize) -> Result<()> {
-        let parent = self.pipeline.model.clone();
+        let parent = self.pipeline.learner.model.clone();
         let plan = self.pipeline.plan(cycle);
         if let (Some(goal), false) = (plan.goal, plan.growth_fits) {
             let ratio = self.pipeline.config.growth_ratio;
@@ -143,7 +154,7 @@ impl Run<'_> {
         let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning, &parent)?;
         let count = |heads: &Selection| heads.values().map(Vec::len).sum();
         self.state.learning = Some(Learning {
-            growing: named_units(&self.pipeline.model, &growing),
+            growing: named_units(&self.pipeline.learner.model, &growing),
             pruned: count(&pruned),
             grown: count(&grown),
             loss_pruned: after_pruning.loss,
@@ -155,8 +166,8 @@ impl Run<'_> {
     }
 
     /// Tensors share memory until they are changed, so this costs nothing until the cycle learns.
-    fn keep_for_roll_back(&self) -> Option<(Model, AdamW)> {
-        self.pipeline.config.max_loss_increase.map(|_| (self.pipeline.model.clone(), self.pipeline.optim.clone()))
+    fn keep_for_roll_back(&self) -> Option<Learner> {
+        self.pipeline.config.max_loss_increase.map(|_| self.pipeline.learner.clone())
     }
 
     pub(super) fn task(&self, cycle: usize, what: &str) -> String {
@@ -176,17 +187,17 @@ impl Run<'_> {
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
             let Some(Chosen { scores, share, selection, settled }) = self.pipeline.prune_step(step)? else { continue };
             self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-            let importances = named_scores(&self.pipeline.model, &self.pipeline.strategy.shown(&scores));
+            let importances = named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
             let strategy = self.pipeline.strategy.name().to_owned();
             self.emit(Event::Scored { cycle, strategy, importances })?;
             if let Some((impacts, exchanged)) = settled {
                 self.emit(Event::Settled { cycle, impacts, exchanged })?;
             }
-            let Pipeline { model, optim, .. } = &mut self.pipeline;
-            let units = named_units(model, &selection);
-            surgery::remove(model, Some(optim), &selection, cycle, Some(&scores))?;
-            left = remaining(model, &scores, &selection);
-            let active = model.units.num_active();
+            let learner = &mut self.pipeline.learner;
+            let units = named_units(&learner.model, &selection);
+            learner.remove(&selection, cycle, Some(&scores))?;
+            left = remaining(&learner.model, &scores, &selection);
+            let active = learner.model.units.num_active();
             self.emit(Event::Pruned { cycle, budget: share, units, active })?;
             for (place, units) in selection {
                 count += units.len();
@@ -264,7 +275,7 @@ impl Run<'_> {
         } else {
             format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
         };
-        let objective = self.pipeline.model.spec.objective;
+        let objective = self.pipeline.learner.model.spec.objective;
         let unit = if objective == Objective::Encoder || objective.is_regression() { "" } else { " nats" };
         let message =
             format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
@@ -282,7 +293,7 @@ impl Run<'_> {
         parent: &Model,
     ) -> Result<(Selection, Selection)> {
         let seed = self.pipeline.cycle_seed(cycle);
-        let Pipeline { model, config, .. } = &self.pipeline;
+        let Pipeline { learner: Learner { model, .. }, config, .. } = &self.pipeline;
         let restorable = model.archive.restorable(&model.units);
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
@@ -293,9 +304,9 @@ impl Run<'_> {
         let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
         let gains = if wanted { self.pipeline.gains(cycle)? } else { Gains::new() };
         trim_buffers();
-        let Pipeline { model, optim, strategy, config, .. } = &mut self.pipeline;
+        let Pipeline { learner, strategy, config, .. } = &mut self.pipeline;
         let view = GrowView {
-            model,
+            model: &learner.model,
             gains: &gains,
             restorable: &restorable,
             importances: left,
@@ -307,26 +318,26 @@ impl Run<'_> {
             history: &self.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&model.units, &gains, &counts, config.units)?;
+        let selection = grow::choose(&learner.model.units, &gains, &counts, config.units)?;
         let rate = config.growth_lr_multiplier as f32;
         // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
         let restores = config.growth_init == GrowthInit::Restore;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
         let has = |layer: usize, head: usize| parent.units.layers()[layer].is_active(head);
         let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), Selection::new()) };
-        grow::bring_back(model, Some(optim), &first, config.growth_init, (left, seed), rate)?;
+        learner.bring_back(&first, config.growth_init, (left, seed), rate)?;
+        let model = &learner.model;
         let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
         self.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.config.refit && !first.is_empty();
-        let fitted = if refits && restores && self.pipeline.model.units == parent.units {
-            refit::undo(&mut self.pipeline.model, parent);
+        let fitted = if refits && restores && self.pipeline.learner.model.units == parent.units {
+            refit::undo(&mut self.pipeline.learner.model, parent);
             true
         } else {
             refits && self.refit(cycle, parent, self.pipeline.config.refit_samples)?
         };
-        let Pipeline { model, optim, .. } = &mut self.pipeline;
-        surgery::restore(model, Some(optim), &later, rate)?;
+        self.pipeline.learner.restore(&later, rate)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
         Ok((selection, if restores { fading } else { Selection::new() }))
@@ -341,8 +352,8 @@ impl Run<'_> {
                 self.emit(Event::Accepted { cycle, loss_change })?;
                 Ok(true)
             }
-            (_, _, Some((model, optim)), Some(max_loss_increase)) => {
-                (self.pipeline.model, self.pipeline.optim) = (model, optim);
+            (_, _, Some(start), Some(max_loss_increase)) => {
+                self.pipeline.learner = start;
                 self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
                 Ok(false)
             }
@@ -353,15 +364,15 @@ impl Run<'_> {
     /// Rounds the weights to their stored type, measures that, compares it with the model as given, and writes it all.
     pub(super) fn finish(mut self) -> Result<Summary> {
         let config = self.pipeline.config.clone();
-        let dtype = config.dtype.unwrap_or(self.pipeline.model.dtype);
-        round_weights(&mut self.pipeline.model, dtype);
-        self.pipeline.optim.states.clear();
+        let dtype = config.dtype.unwrap_or(self.pipeline.learner.model.dtype);
+        round_weights(&mut self.pipeline.learner.model, dtype);
+        self.pipeline.learner.optim.states.clear();
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
         let mut dense = base_of(&self.dir.base(), &config, self.pipeline.given)?;
-        dense.device = self.pipeline.model.device;
-        let model = &self.pipeline.model;
+        dense.device = self.pipeline.learner.model.device;
+        let model = &self.pipeline.learner.model;
         let length = config.sequence_length.unwrap_or_default();
         let speeds = measure_speed(&[&dense, model], config.batch_size, length)?;
         self.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });

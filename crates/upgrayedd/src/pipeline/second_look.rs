@@ -13,9 +13,10 @@ use crate::data::Part;
 use crate::eval::{EvalOptions, evaluate};
 use crate::event::{Event, Progress, Silent, named_units};
 use crate::grow;
+use crate::learner::Learner;
 use crate::model::Model;
+use crate::reduce::Alone;
 use crate::score::{ScoreContext, ablate};
-use crate::surgery;
 use crate::units::{LayerSite, Scores, Selection, Site, UnitMap};
 
 /// Calibration sequences that exact ablation reads at most.
@@ -36,7 +37,7 @@ impl Pipeline {
     /// Of the `exact_border` chosen heads with the highest scores and as many others with the lowest, those go without which the
     /// loss is lowest, each left out alone.
     pub(super) fn settle(&self, cycle: usize, scores: &Scores, selection: Selection) -> Result<(Selection, Option<Settled>)> {
-        let Self { model, config, .. } = self;
+        let Self { learner: Learner { model, .. }, config, .. } = self;
         let count = config.exact_border;
         if count == 0 || selection.values().all(Vec::is_empty) {
             return Ok((selection, None));
@@ -67,7 +68,7 @@ impl Run<'_> {
     /// lowers the loss; half as many when it does not. Returns the scores of the heads that are there then.
     pub(super) fn swap(&mut self, cycle: usize, parent: &Model) -> Result<Scores> {
         let mut count = self.pipeline.config.swaps;
-        let mut loss = self.calibration_loss(&self.pipeline.model)?;
+        let mut loss = self.calibration_loss(&self.pipeline.learner.model)?;
         loop {
             let task = self.task(cycle, "swap");
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
@@ -77,17 +78,17 @@ impl Run<'_> {
             loop {
                 let Run { pipeline, .. } = self;
                 let (scope, least) = (pipeline.config.scope.unwrap_or_default(), pipeline.config.min_heads);
-                let (back, gone) = trades(&pipeline.model.units, &scores, &gains, count, (scope, least));
+                let (back, gone) = trades(&pipeline.learner.model.units, &scores, &gains, count, (scope, least));
                 if back.is_empty() {
                     return Ok(scores);
                 }
-                let before = (self.pipeline.model.clone(), self.pipeline.optim.clone());
-                let named = [&back, &gone].map(|heads| named_units(&self.pipeline.model, heads));
-                let Pipeline { model, optim, .. } = &mut self.pipeline;
-                surgery::restore(model, Some(optim), &back, 1.0)?;
-                surgery::remove(model, Some(optim), &gone, cycle, Some(&with_restored(&before.0.units, &scores, &back)))?;
+                let before = self.pipeline.learner.clone();
+                let named = [&back, &gone].map(|heads| named_units(&self.pipeline.learner.model, heads));
+                let learner = &mut self.pipeline.learner;
+                learner.restore(&back, 1.0)?;
+                learner.remove(&gone, cycle, Some(&with_restored(&before.model.units, &scores, &back)))?;
                 self.pipeline.refit(parent, 0)?;
-                let loss_after = self.calibration_loss(&self.pipeline.model)?;
+                let loss_after = self.calibration_loss(&self.pipeline.learner.model)?;
                 let accepted = loss_after < loss;
                 let [grown, pruned] = named;
                 self.emit(Event::Swapped { cycle, grown, pruned, loss_before: loss, loss_after, accepted })?;
@@ -95,7 +96,7 @@ impl Run<'_> {
                     loss = loss_after;
                     break;
                 }
-                (self.pipeline.model, self.pipeline.optim) = before;
+                self.pipeline.learner = before;
                 count /= 2;
             }
         }
@@ -103,7 +104,7 @@ impl Run<'_> {
 
     fn calibration_loss(&self, model: &Model) -> Result<f64> {
         let Part { data, range } = &self.pipeline.data.calibration;
-        let options = EvalOptions { batch_size: self.pipeline.config.batch_size, max_windows: None, window: 0 };
+        let options = EvalOptions { batch_size: self.pipeline.config.batch_size, max_windows: None, window: 0, reduce: &Alone };
         Ok(evaluate(model, data, range, options, "calibration", &mut Silent)?.loss)
     }
 }

@@ -39,9 +39,9 @@ pub(super) struct Chosen {
 impl Pipeline {
     /// The heads that the first cycle would prune, without changing anything; of the run's second looks, swaps are left out.
     pub fn preview(&mut self) -> Result<Selection> {
-        let parent = self.model.clone();
+        let parent = self.learner.model.clone();
         let result = self.preview_from(&parent);
-        self.model = parent;
+        self.learner.model = parent;
         result
     }
 
@@ -51,7 +51,7 @@ impl Pipeline {
         for number in 1..=of {
             let before = gone.values().map(Vec::len).sum();
             let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })? else { continue };
-            surgery::remove(&mut self.model, None, &chosen.selection, 1, None)?;
+            surgery::remove(&mut self.learner.model, None, &chosen.selection, 1, None)?;
             for (place, heads) in chosen.selection {
                 gone.entry(place).or_default().extend(heads);
             }
@@ -67,11 +67,11 @@ impl Pipeline {
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
         let prices = prices(&self.config, start)?;
         let goal = prices.total(&start.units) * (1.0 - share);
-        let most = budget::prunable(&self.model.units, self.config.units, self.config.min_heads);
+        let most = budget::prunable(&self.learner.model.units, self.config.units, self.config.min_heads);
         let (mut low, mut high) = (0, most);
         while low < high {
             let middle = usize::midpoint(low, high);
-            let mut heads = self.model.units.clone();
+            let mut heads = self.learner.model.units.clone();
             heads.remove(&self.select(scores, middle)?, 1)?;
             // Sums of prices are rounded.
             if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
@@ -82,7 +82,7 @@ impl Pipeline {
     /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
         let prices = prices(&self.config, start)?;
-        let gone = 1.0 - prices.total(&self.model.units) / prices.total(&start.units);
+        let gone = 1.0 - prices.total(&self.learner.model.units) / prices.total(&start.units);
         let name = self.config.budget.name();
         let message = format!(
             "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
@@ -120,9 +120,9 @@ impl Pipeline {
         let config = &self.config;
         let scope = config.scope.unwrap_or_default();
         let budget = Budget { heads, scope, units: config.units, min_heads: config.min_heads };
-        let view = PruneView { model: &self.model, importances: scores, budget };
+        let view = PruneView { model: &self.learner.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
-        self.model.units.clone().remove(&selection, config.min_heads)?;
+        self.learner.model.units.clone().remove(&selection, config.min_heads)?;
         Ok(selection)
     }
 }

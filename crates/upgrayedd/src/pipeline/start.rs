@@ -14,10 +14,12 @@ use crate::eval::{EvalOptions, evaluate};
 use crate::event::Observer;
 use crate::files::check_new;
 use crate::grow::{self, Gains};
+use crate::learner::Learner;
 use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
 use crate::record::{Evaluation, LayerRefit, Summary};
+use crate::reduce::Alone;
 use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
 use crate::train::{self, TrainOptions};
@@ -83,7 +85,6 @@ impl Pipeline {
             Some(data) => data,
             None => read_data(&config, &model, &tokenizer?, strategy.calibration_samples())?,
         };
-        let optim = train::new_optimizer(&model, config.weight_decay);
         let mut model_hash = hash_model(&model, &fingerprint)?;
         let mut notices = [&model.notices[..], &data.notices].concat();
         let distilled = config.distill.is_some_and(|share| share > 0.0);
@@ -116,12 +117,13 @@ impl Pipeline {
             }
             teacher => teacher,
         };
-        Ok(Self { config, teacher, model, data, given: parts, strategy, optim, model_hash, notices })
+        let learner = Learner::new(model, config.weight_decay);
+        Ok(Self { config, teacher, learner, data, given: parts, strategy, model_hash, notices })
     }
 
     /// The model as it is now.
     pub fn model(&self) -> &Model {
-        &self.model
+        &self.learner.model
     }
 
     /// What was passed over or taken otherwise than files say, a line each.
@@ -159,7 +161,7 @@ impl Pipeline {
             split: self.data.split.clone(),
             config: self.config.clone(),
         };
-        let dir = RunDir::create(out, &record, &self.model, self.given.model, self.data.set_aside.as_ref())?;
+        let dir = RunDir::create(out, &record, &self.learner.model, self.given.model, self.data.set_aside.as_ref())?;
         self.keep_companions(&dir);
         let state = State::new(baseline);
         let mut run = Run { pipeline: self, dir, state, observer, start: None, best: None };
@@ -182,8 +184,8 @@ impl Pipeline {
 
     /// A model that was given brings files from a place that may not last: the run's own copies do.
     pub(super) fn keep_companions(&mut self, dir: &RunDir) {
-        if self.given.model && self.model.companions != Companions::None {
-            self.model.companions = Companions::Folder(dir.base());
+        if self.given.model && self.learner.model.companions != Companions::None {
+            self.learner.model.companions = Companions::Folder(dir.base());
         }
     }
 
@@ -202,20 +204,20 @@ impl Pipeline {
 
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let seed = self.cycle_seed(cycle);
-        let scores = self.strategy.importances(&score_context(&self.model, &self.data, &self.config, seed))?;
-        scores.check(&self.model.units)?;
+        let scores = self.strategy.importances(&score_context(&self.learner.model, &self.data, &self.config, seed))?;
+        scores.check(&self.learner.model.units)?;
         Ok(scores)
     }
 
     /// What the return of each archived head promises.
     pub(super) fn gains(&self, cycle: usize) -> Result<Gains> {
-        grow::gains(&score_context(&self.model, &self.data, &self.config, self.cycle_seed(cycle)))
+        grow::gains(&score_context(&self.learner.model, &self.data, &self.config, self.cycle_seed(cycle)))
     }
 
     /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to judge by: on those set
     /// aside for scoring, and on some of those to learn from where that makes more of them, up to `sequences`.
     pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
-        let Self { model, data, config, .. } = self;
+        let Self { learner: Learner { model, .. }, data, config, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
         if !config.refit || model.units == parent.units || range.len() < 2 {
             return Ok(None);
@@ -224,25 +226,25 @@ impl Pipeline {
         if let Some((more, range)) = data.train.sample(sequences.saturating_sub(range.len())) {
             batches.extend(refit::batches(more, &range.collect::<Vec<_>>(), config.batch_size));
         }
-        refit::refit(model, parent, batches).map(Some)
+        refit::refit(model, parent, batches, &Alone).map(Some)
     }
 
     /// How many heads go in this cycle, and how many are to be gone after growth.
     pub(super) fn plan(&self, cycle: usize) -> budget::CyclePlan {
         let config = &self.config;
         let ratios = (config.pruning_ratio, config.growth_ratio);
-        let most = budget::prunable(&self.model.units, config.units, config.min_heads);
-        budget::plan(config.schedule, &self.model.units, config.units, ratios, (cycle, config.num_cycles), most)
+        let most = budget::prunable(&self.learner.model.units, config.units, config.min_heads);
+        budget::plan(config.schedule, &self.learner.model.units, config.units, ratios, (cycle, config.num_cycles), most)
     }
 
-    pub(super) fn eval_options(&self) -> EvalOptions {
+    pub(super) fn eval_options(&self) -> EvalOptions<'static> {
         let window = self.config.sequence_length.unwrap_or_default();
-        EvalOptions { batch_size: self.config.batch_size, max_windows: self.config.max_eval_windows, window }
+        EvalOptions { batch_size: self.config.batch_size, max_windows: self.config.max_eval_windows, window, reduce: &Alone }
     }
 
     pub(super) fn measure(&self, task: &str, observer: &mut dyn Observer) -> Result<Evaluation> {
         let Part { data, range } = &self.data.held_out;
-        let result = evaluate(&self.model, data, range, self.eval_options(), task, observer);
+        let result = evaluate(&self.learner.model, data, range, self.eval_options(), task, observer);
         trim_buffers();
         result
     }

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use upgrayedd_nn::optim::AdamW;
 
 use crate::config::OptimizeConfig;
 use crate::data::RunData;
 use crate::event::Observer;
+use crate::learner::Learner;
 use crate::model::Model;
 use crate::record::{CycleRecord, Evaluation};
 use crate::run_dir::{GivenParts, RunDir};
@@ -27,13 +27,12 @@ pub struct Given {
 /// A run in the making: everything checked and read, nothing written yet.
 pub struct Pipeline {
     pub(super) config: OptimizeConfig,
-    pub(super) model: Model,
+    pub(super) learner: Learner,
     pub(super) data: RunData,
     pub(super) given: GivenParts,
     pub(super) strategy: Box<dyn Strategy>,
     /// What is learned from beside the targets.
     pub(super) teacher: Option<Model>,
-    pub(super) optim: AdamW,
     pub(super) model_hash: String,
     pub(super) notices: Vec<String>,
 }
@@ -44,8 +43,8 @@ pub(super) struct Run<'a> {
     pub(super) dir: RunDir,
     pub(super) state: State,
     pub(super) observer: &'a mut dyn Observer,
-    /// Model and optimiser at the start of the cycle, where it may be rolled back.
-    pub(super) start: Option<(Model, AdamW)>,
+    /// What there was at the start of the cycle, where it may be rolled back.
+    pub(super) start: Option<Learner>,
     /// The best weights of the cycle so far, where it is measured while it learns.
     pub(super) best: Option<Model>,
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::data::Dataset;
+use crate::reduce::Reduce;
 use crate::{Error, Model, Result};
 
 /// What a score may look at.
@@ -20,6 +21,8 @@ pub struct ScoreContext<'a> {
     pub seed: u64,
     /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores are the same.
     pub gradient_checkpointing: bool,
+    /// The processes that share the sequences.
+    pub reduce: &'a dyn Reduce,
 }
 
 impl<'a> ScoreContext<'a> {

@@ -9,6 +9,7 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
 use crate::model::{Hooks, Model};
+use crate::reduce::sum_counts;
 use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
@@ -41,7 +42,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
     let (data, range) = context.calibration()?;
     let model = context.model;
     let mut sums: Vec<(usize, Vec<f64>)> = selection.iter().map(|(place, heads)| (place.layer, vec![0.0; heads.len()])).collect();
-    let mut targets = 0;
+    let mut targets = 0u64;
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
         let batch = data.batch(indices, Pass::Fixed);
@@ -63,6 +64,8 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
             }
         }
     }
+    sum_counts(context.reduce, [&mut targets])?;
+    sums.iter_mut().try_for_each(|(_, sums)| context.reduce.sum(sums))?;
     if targets == 0 {
         return Err(Error::invalid("the calibration data has nothing to predict: the impact on the loss is undefined"));
     }

@@ -13,6 +13,7 @@ use super::context::ScoreContext;
 use crate::data::Pass;
 use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
+use crate::reduce::{sum_counts, sum_tensor};
 use crate::spec::Objective;
 use crate::units::{LayerSite, Scores, Site};
 use crate::weights::Writer;
@@ -87,7 +88,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     // A plain encoder's loss is flat where scores are taken.
     let flat = model.spec.objective == Objective::Encoder && !wants(Needs::Slopes);
     let mut signs = flat.then(|| rng::stream(context.seed, "signs"));
-    let (mut targets, mut queries) = (0, 0);
+    let (mut targets, mut queries) = (0u64, 0u64);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
         let batch = data.batch(indices, Pass::Fixed);
@@ -131,6 +132,10 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             sums.entropy.at_mut(LayerSite::heads(layer)).iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
         }
     }
+    let reduce = context.reduce;
+    sum_counts(reduce, [&mut targets, &mut queries, &mut outputs.positions, &mut outputs.comparisons])?;
+    sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
+    gradients.iter_mut().chain(outputs.grams.iter_mut().flatten()).try_for_each(|sum| sum_tensor(reduce, sum))?;
     if backward && targets == 0 {
         return Err(Error::invalid("the calibration data has nothing to predict: gate gradients are undefined"));
     }
@@ -161,6 +166,12 @@ fn gates_of(model: &Model, place: LayerSite, sequences: usize) -> Tensor {
 }
 
 impl Statistics {
+    /// All the sums.
+    fn lists(&mut self) -> impl Iterator<Item = &mut Vec<f64>> {
+        let Self { signed, absolute, squared, entropy, blocks, .. } = self;
+        [signed, absolute, squared, entropy].into_iter().flat_map(Scores::lists_mut).chain(blocks)
+    }
+
     /// Adds what one batch's `(batch, H)` gradient of the summed loss says.
     fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
         let rows = gradient.data().chunks_exact(gradient.cols().max(1));
@@ -270,6 +281,11 @@ impl<'m> Outputs<'m> {
             }
         }
         Ok(())
+    }
+
+    /// All the sums but those of products.
+    fn lists(&mut self) -> impl Iterator<Item = &mut Vec<f64>> {
+        self.norms.iter_mut().flatten().chain(self.cosines.iter_mut().flatten()).chain(&mut self.powers)
     }
 
     /// Leaves the means in `into` and returns the Σ x xᵀ.
