@@ -44,16 +44,16 @@ pub fn unstoppable<T>(work: impl FnOnce() -> T) -> T {
 
 /// Asks, if it is time to.
 pub fn check() -> Result<()> {
-    let stopped = WATCH.with_borrow_mut(|watch| match watch {
-        Some(watch) => {
-            if !watch.stopped && watch.last.elapsed() >= EVERY {
-                watch.last = Instant::now();
-                watch.stopped = (watch.ask)();
-            }
-            watch.stopped
-        }
-        None => false,
-    });
+    let is_due = |watch: &Watch| watch.stopped || watch.last.elapsed() >= EVERY;
+    if !WATCH.with_borrow(|watch| watch.as_ref().is_some_and(is_due)) {
+        return Ok(());
+    }
+    // Out of its place while it is asked: whoever answers may start work of its own.
+    let Some(mut watch) = WATCH.take() else { return Ok(()) };
+    watch.stopped = watch.stopped || (watch.ask)();
+    watch.last = Instant::now();
+    let stopped = watch.stopped;
+    WATCH.replace(Some(watch));
     if stopped { Err(Error::Interrupted) } else { Ok(()) }
 }
 
@@ -74,6 +74,21 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(1));
         assert_eq!(watch(|| false, || 3), 3);
         assert_eq!(check(), Ok(()));
+    }
+
+    #[test]
+    fn whoever_is_asked_may_work_and_be_asked() {
+        let stopped = || {
+            std::thread::sleep(EVERY);
+            check()
+        };
+        let inner = move || watch(|| true, stopped).is_ok();
+        watch(inner, || {
+            std::thread::sleep(EVERY);
+            assert_eq!(check(), Ok(()));
+            std::thread::sleep(EVERY);
+            assert_eq!(check(), Ok(()));
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use upgrayedd_nn::interrupt::unstoppable;
 
 use crate::archive::ARCHIVE_FILE;
 use crate::checkpoint::{self, Saved};
@@ -169,7 +170,7 @@ impl RunDir {
         checkpoint::list(&self.checkpoints()).is_ok_and(|found| !found.is_empty())
     }
 
-    /// Saves a checkpoint; all others but those called `keep` go once it is complete.
+    /// Saves a checkpoint, whatever is asked to stop meanwhile; all others but those called `keep` go once it is complete.
     pub fn save_checkpoint(
         &mut self,
         name: &str,
@@ -181,7 +182,7 @@ impl RunDir {
         let events = self.path.join(EVENTS_FILE);
         self.events.sync_all().map_err(Error::io(&events, "write"))?;
         let events_bytes = self.events.metadata().map_err(Error::io(&events, "read"))?.len();
-        checkpoint::save(&self.checkpoints().join(name), of, best, state, events_bytes)?;
+        unstoppable(|| checkpoint::save(&self.checkpoints().join(name), of, best, state, events_bytes))?;
         for found in checkpoint::list(&self.checkpoints())? {
             let found_name = found.file_name().unwrap_or_default().to_string_lossy();
             if found_name != name && keep.iter().all(|k| *k != found_name) {
@@ -211,6 +212,7 @@ impl RunDir {
                     self.cut_events(saved.events_bytes)?;
                     return Ok(Some(saved));
                 }
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
                 Ok(_) => damaged.push(Error::bad_file(&dir, format!("{EVENTS_FILE} does not reach as far as this checkpoint"))),
                 Err(error) => damaged.push(error),
             }

@@ -1,6 +1,5 @@
 //! A run under way: the cycle, step by step, and the result.
 
-use upgrayedd_nn::interrupt::unstoppable;
 use upgrayedd_nn::trim_buffers;
 
 use super::card::card;
@@ -75,12 +74,12 @@ impl Run<'_> {
                 Ok(()) => {}
                 Err(error) => {
                     if matches!(error, Error::Interrupted | Error::Caller(_)) {
-                        unstoppable(|| self.save_progress())?;
+                        self.save_progress()?;
                     }
                     return Err(error);
                 }
             }
-            unstoppable(|| self.save_cycle())?;
+            self.save_cycle()?;
             // Not written: the checkpoint says how far the events go.
             self.observer.on_event(&Event::Saved { cycle });
             match self.observer.control() {
@@ -89,7 +88,7 @@ impl Run<'_> {
                 Control::Finish if !self.state.ending => {
                     self.state.ending = true;
                     self.dir.forget_checkpoint(&checkpoint::name(cycle, None))?;
-                    unstoppable(|| self.save_cycle())?;
+                    self.save_cycle()?;
                 }
                 Control::Finish => {}
                 Control::Interrupt => return Err(Error::Interrupted),
