@@ -78,6 +78,19 @@ fn a_signal_saves_what_has_been_learned() {
     }
 }
 
+#[test]
+fn a_signal_is_heard_while_text_is_read() {
+    let b = bench();
+    // Some ten seconds of tokenising.
+    fs::write(b.path("long.txt"), "Once upon a time there was a dog who liked the sun.\n".repeat(1 << 20)).unwrap();
+    let mut child = start(&b, &["evaluate", "--model", "builtin", "--data", "long.txt", "--max-eval-windows", "1"]);
+    // The cache is made before the first text is tokenised.
+    wait_for(&mut child, || b.path("cache/tokens").is_dir());
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs::read_dir(b.path("cache/tokens")).unwrap().count(), 0, "half a token cache is left");
+}
+
 /// `UPGRAYEDD_KILLS` says how often, 6 times if it is not set.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_with_the_same_bits() {
