@@ -198,7 +198,7 @@ class Model:
         """Family, shape, heads per layer, parameters, bytes, multiply-accumulates per token and KV-cache bytes per token.
 
         Args:
-            context: Visible keys that attention is counted with.
+            context: Visible keys that attention is counted with, fewer in layers whose window shows fewer.
         """
         info = self._info(context)
         return {**{k: v for k, v in info.items() if k != "cost"}, **info["cost"], "heads_per_layer": self.heads_per_layer}
@@ -477,5 +477,7 @@ class Model:
                 )
             if len(numbers) != len(heads):
                 raise InvalidValueError(f"{who}: {len(numbers)} values for the {len(heads)} active heads of layer {name!r}")
+            if not np.isfinite(numbers).all():
+                raise InvalidValueError(f"{who}: {numbers[~np.isfinite(numbers)][0]} for layer {name!r}: expected finite numbers")
             result.append(numbers.tolist())
         return result

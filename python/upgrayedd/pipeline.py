@@ -42,8 +42,8 @@ class Cycle:
         pruned: Heads removed, layer name → original indices.
         grown: Heads grown back, layer name → original indices.
         active: Heads at the end.
-        loss_pruned: Held-out loss after pruning, in nats.
-        loss_learned: Held-out loss after learning.
+        loss_pruned: Held-out loss after pruning, in nats; None where numbers were not finite any more.
+        loss_learned: The same after learning.
         perplexity: exp(loss_learned); None for classifiers and plain encoders.
         accuracy: After learning, for classifiers.
         spearman: After learning, for regression.
@@ -153,7 +153,7 @@ class History(Sequence[Cycle]):
             cycle.perplexity, cycle.accuracy = event.get("perplexity"), event.get("accuracy")
             cycle.spearman = event.get("spearman")
         elif kind in ("accepted", "rolled_back"):
-            cycle.accepted = kind == "accepted"
+            cycle.accepted, cycle.active = kind == "accepted", event["active"]
 
 
 class UpgrayeddPipeline:

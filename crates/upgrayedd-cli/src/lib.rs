@@ -45,7 +45,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     if let Err(error) = watch_signals() {
         progress::say(&format!("warning: cannot watch for Ctrl-C: {error}"));
     }
-    match interruptible(|| dispatch(cli)) {
+    match watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
             progress::say(&format!("error: {error:#}"));
@@ -75,11 +75,6 @@ fn watch_signals() -> std::io::Result<()> {
         flag::register(signal, STOP.clone())?;
     }
     Ok(())
-}
-
-/// Runs work that ends at the next op after Ctrl-C.
-fn interruptible<T>(work: impl FnOnce() -> T) -> T {
-    watch(|| STOP.load(Ordering::SeqCst), work)
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
 use crate::progress::{Console, say};
-use crate::{interruptible, print_json, report, set_threads};
+use crate::{print_json, report, set_threads};
 
 pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     let config = configuration(&args)?;
@@ -22,10 +22,10 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     upgrayedd::files::check_new(&out)?;
     let mut pipeline = Pipeline::new(config)?;
     if args.dry_run {
-        return interruptible(|| dry_run(&mut pipeline, args.json));
+        return dry_run(&mut pipeline, args.json);
     }
     let mut console = Console::new(true);
-    let result = interruptible(|| pipeline.run(&out, &mut console));
+    let result = pipeline.run(&out, &mut console);
     console.finish();
     finish(result, &out, args.json)
 }
@@ -37,7 +37,7 @@ pub fn resume(args: ResumeArgs) -> Result<()> {
     }
     set_threads(args.threads.or(recorded.threads))?;
     let mut console = Console::new(true);
-    let result = interruptible(|| Pipeline::resume(&args.run, &mut console));
+    let result = Pipeline::resume(&args.run, &mut console);
     console.finish();
     finish(result, &args.run, args.json)
 }

@@ -133,8 +133,8 @@ fn describe(event: &Event) -> Option<String> {
             let (best, worst) = layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
             format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)
         }
-        Event::Accepted { cycle, loss_change } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
-        Event::RolledBack { cycle, loss_change: Some(change), max_loss_increase } => {
+        Event::Accepted { cycle, loss_change, .. } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
+        Event::RolledBack { cycle, loss_change: Some(change), max_loss_increase, .. } => {
             format!("cycle {cycle}: rolled back, held-out loss {change:+.4} is more than the allowed {max_loss_increase:+.4}")
         }
         Event::RolledBack { cycle, loss_change: None, .. } => {

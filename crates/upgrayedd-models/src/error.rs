@@ -47,8 +47,11 @@ pub enum Error {
 }
 
 impl From<upgrayedd_nn::Error> for Error {
-    fn from(_: upgrayedd_nn::Error) -> Self {
-        Self::Interrupted
+    fn from(error: upgrayedd_nn::Error) -> Self {
+        match error {
+            upgrayedd_nn::Error::Interrupted => Self::Interrupted,
+            other => Self::invalid(other.to_string()),
+        }
     }
 }
 

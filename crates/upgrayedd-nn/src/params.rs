@@ -113,9 +113,13 @@ impl Gradients {
         if slot.filled { slot.tensor.as_ref() } else { None }
     }
 
-    /// The gradients that have arrived, in the order of the parameters, to be changed.
-    pub fn each_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.slots.iter_mut().filter(|slot| slot.filled).filter_map(|slot| slot.tensor.as_mut())
+    /// The gradient of `id` to be changed; zeros if none has arrived.
+    pub fn get_or_zero(&mut self, params: &ParamSet, id: ParamId) -> &mut Tensor {
+        let slot = &mut self.slots[id.0];
+        if !std::mem::replace(&mut slot.filled, true) {
+            slot.tensor = None;
+        }
+        slot.tensor.get_or_insert_with(|| Tensor::lasting_zeros(params.get(id).shape()))
     }
 
     /// Global L2 norm over all gradients. Summed in a fixed order, in `f64`.

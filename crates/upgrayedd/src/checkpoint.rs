@@ -24,7 +24,7 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The cycle's best weights so far, where a run measures while it learns.
 const BEST_FILE: &str = "best.safetensors";
 const SUMS_FILE: &str = "BLAKE3SUMS";
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// What a checkpoint holds.
 #[derive(Debug)]

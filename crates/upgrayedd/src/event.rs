@@ -149,6 +149,8 @@ pub enum Event {
         cycle: usize,
         /// Held-out loss minus that at the cycle's start.
         loss_change: f64,
+        /// Query heads there are now.
+        active: usize,
     },
     /// The cycle's result is discarded: the model is as it was.
     RolledBack {
@@ -158,6 +160,8 @@ pub enum Event {
         loss_change: Option<f64>,
         /// What was allowed.
         max_loss_increase: f64,
+        /// Query heads there are again.
+        active: usize,
     },
     /// The cycle is saved: the run can be continued from here.
     Saved {

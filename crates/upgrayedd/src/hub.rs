@@ -1,7 +1,9 @@
 //! Models from the Hugging Face Hub: cache first, then the network, as `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` say.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
@@ -11,6 +13,9 @@ use upgrayedd_nn::interrupt;
 use crate::export::{COMPANIONS, MODULES, module_folders};
 use crate::load::{ADAPTERS, MERGE, shard_names};
 use crate::{Error, Result};
+
+/// Between two looks at a download.
+const PAUSE: Duration = Duration::from_millis(50);
 
 fn offline() -> bool {
     std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false" | "no"))
@@ -74,26 +79,49 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
         )));
     }
     let (wanted, token) = (name.to_owned(), std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()));
-    let fetch = move || {
+    let fetch = move |stop: &AtomicBool| {
         let mut builder = ApiBuilder::from_env().with_progress(false);
         if token.is_some() {
             builder = builder.with_token(token);
         }
         let api = builder.build().map_err(|e| Error::Hub(format!("{wanted}: cannot set up the download: {e}")))?;
-        download(&wanted, &api.repo(repo))
+        download(&wanted, &api.repo(repo), stop)
     };
     Ok(Fetched::of(id, stoppable(fetch)?))
 }
 
-/// Does work that cannot be interrupted on a thread of its own, which is left alone when the caller is to stop.
-fn stoppable<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+/// A download whose file under way was still coming when the caller was to stop.
+static UNDER_WAY: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
+/// Does work that asks now and then whether to stop, but may be long about it, on a thread of its own. It is left alone when the caller
+/// is to stop, and the next waits for it: both may want the same file.
+fn stoppable<T: Send + 'static>(work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static) -> Result<T> {
+    let under_way = || UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(earlier) = under_way().take() {
+        while !earlier.is_finished() {
+            std::thread::sleep(PAUSE);
+            if let Err(stopped) = interrupt::check() {
+                *under_way() = Some(earlier);
+                return Err(stopped.into());
+            }
+        }
+    }
     let (sender, done) = mpsc::channel();
-    std::thread::spawn(move || sender.send(work()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    // Nobody may be left to tell.
+    let thread = std::thread::Builder::new().spawn(move || drop(sender.send(work(&stopping))));
+    let thread = thread.map_err(|e| Error::Hub(format!("cannot start a download: {e}")))?;
     loop {
-        match done.recv_timeout(Duration::from_millis(50)) {
+        match done.recv_timeout(PAUSE) {
             Ok(result) => return result,
-            Err(mpsc::RecvTimeoutError::Timeout) => interrupt::check()?,
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Error::Hub("the download broke off".to_owned())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if let Err(stopped) = interrupt::check() {
+            stop.store(true, Ordering::Relaxed);
+            *under_way() = Some(thread);
+            return Err(stopped.into());
         }
     }
 }
@@ -117,7 +145,7 @@ fn complete(dir: &Path) -> bool {
     shards.is_some_and(|shards| shards.iter().all(|shard| dir.join(shard).exists()))
 }
 
-fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
+fn download(id: &str, repo: &ApiRepo, stop: &AtomicBool) -> Result<PathBuf> {
     let fail = |file: &str, e: hf_hub::api::sync::ApiError| {
         Error::Hub(format!(
             "{id}: no such folder, and cannot fetch {file} from the Hub: {e} (check the name, the network, and HF_TOKEN for gated models)"
@@ -153,6 +181,9 @@ fn download(id: &str, repo: &ApiRepo) -> Result<PathBuf> {
     }
     let mut dir = None;
     for file in &wanted {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
         let path = repo.get(file).map_err(|e| fail(file, e))?;
         dir = dir.or_else(|| path.parent().map(Path::to_owned));
     }

@@ -95,7 +95,12 @@ impl Learner {
         let count = targets[0].max(1.0);
         let mut sum = [self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?];
         reduce.sum(&mut sum)?;
-        reduce.sum_gradients(grads)?;
+        // What has a gradient in one process has one in all.
+        let mut arrived: Vec<f64> = self.model.params.ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
+        reduce.sum(&mut arrived)?;
+        for (id, _) in self.model.params.ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
+            reduce.sum_tensor(grads.get_or_zero(&self.model.params, id))?;
+        }
         let step = Step { loss: sum[0] / count, targets: targets[0] as u64, norm: grads.norm() };
         if !step.loss.is_finite() || !step.norm.is_finite() {
             let Step { loss, norm, .. } = step;

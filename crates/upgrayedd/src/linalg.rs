@@ -2,7 +2,7 @@
 
 use nalgebra::{DMatrix, DMatrixView};
 use rayon::prelude::*;
-use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, ops};
+use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, interrupt, ops};
 
 use crate::reduce::Reduce;
 
@@ -83,14 +83,15 @@ pub(crate) struct Ridge {
 }
 
 /// The ridge solution on `fit` that removes most of `held_out`; `None` if none removes any.
-pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Option<Ridge> {
+pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Result<Option<Ridge>> {
     let inputs = fit.gram.nrows();
     let mean = fit.gram.diagonal().sum() / inputs.max(1) as f64;
     if !(mean.is_finite() && mean > 0.0 && held_out.power > 0.0) {
-        return None;
+        return Ok(None);
     }
     let mut best: Option<(f64, f64, DMatrix<f64>)> = None;
     for ridge in RIDGES {
+        interrupt::check()?;
         let mut gram = fit.gram.clone();
         (0..inputs).for_each(|i| gram[(i, i)] += ridge * mean);
         // Not positive definite: too little data for so small a ridge.
@@ -105,10 +106,10 @@ pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Option<Ridge> {
             best = Some((gain, ridge, change));
         }
     }
-    let (gain, ridge, change) = best.filter(|(gain, ..)| *gain > 0.0)?;
+    let Some((gain, ridge, change)) = best.filter(|(gain, ..)| *gain > 0.0) else { return Ok(None) };
     // nalgebra stores columns one after the other: an (inputs, outputs) matrix is our (outputs, inputs) by rows.
     let data = change.as_slice().iter().map(|v| *v as f32).collect();
-    Some(Ridge { ridge, change: Tensor::from_vec(&[change.ncols(), inputs], data), repaired: gain / held_out.power })
+    Ok(Some(Ridge { ridge, change: Tensor::from_vec(&[change.ncols(), inputs], data), repaired: gain / held_out.power }))
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
         let map = normals(1, 3, 5);
         let (x, held) = (normals(2, 200, 5), normals(3, 50, 5));
         let y = |x: &Tensor| multiply(Device::cpu(), x, &map).expect("not stopped");
-        let found = ridge(&moments(&x, &y(&x)), &moments(&held, &y(&held))).expect("there is one");
+        let found = ridge(&moments(&x, &y(&x)), &moments(&held, &y(&held))).expect("not stopped").expect("there is one");
         assert!(found.ridge == RIDGES[0] && found.repaired > 0.999_999);
         for (a, b) in found.change.data().iter().zip(map.data()) {
             assert!((a - b).abs() < 1e-3, "{a} {b}");
@@ -144,12 +145,12 @@ mod tests {
         // Ten rows for eight inputs: any fit to noise makes new noise worse, unless the ridge is large.
         let fit = moments(&normals(4, 10, 8), &normals(5, 10, 4));
         let held_out = moments(&normals(6, 400, 8), &normals(7, 400, 4));
-        assert!(ridge(&fit, &held_out).is_none_or(|r| r.ridge == 1.0 && r.repaired < 0.05));
+        assert!(ridge(&fit, &held_out).expect("not stopped").is_none_or(|r| r.ridge == 1.0 && r.repaired < 0.05));
     }
 
     #[test]
     fn inputs_that_are_always_zero_do_no_harm() {
         let x = Tensor::zeros(&[20, 4]);
-        assert!(ridge(&moments(&x, &normals(8, 20, 2)), &moments(&x, &normals(9, 20, 2))).is_none());
+        assert!(ridge(&moments(&x, &normals(8, 20, 2)), &moments(&x, &normals(9, 20, 2))).expect("not stopped").is_none());
     }
 }

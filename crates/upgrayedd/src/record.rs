@@ -61,9 +61,9 @@ pub struct LayerRefit {
 pub struct CycleRecord {
     /// From 1.
     pub cycle: usize,
-    /// Query heads removed.
+    /// Query heads removed; 0 where numbers ceased to be finite before learning.
     pub pruned: usize,
-    /// Query heads grown back.
+    /// Query heads grown back; the same.
     pub grown: usize,
     /// Query heads at the end.
     pub active: usize,

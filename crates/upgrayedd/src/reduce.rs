@@ -1,15 +1,16 @@
 //! Sums over the processes that share the work of a run. Every sum that data makes goes through here: gradients, losses, scores, moments.
 
-use upgrayedd_nn::{Gradients, Tensor};
+use upgrayedd_nn::Tensor;
 
 use crate::Result;
 
-/// Adds what each process has found. All processes call the same methods in the same order, and get the same bits.
+/// Adds what each process has found. All processes call the same methods in the same order with values of the same shapes, and get the same
+/// bits; so each has a sequence at least of what is shared, and one that fails ends the others' waiting, too.
 pub trait Reduce: std::fmt::Debug + Sync {
     /// Puts the sums over all processes in the place of this one's values.
     fn sum(&self, values: &mut [f64]) -> Result<()>;
-    /// The same for what backward passes have left.
-    fn sum_gradients(&self, gradients: &mut Gradients) -> Result<()>;
+    /// The same for single-precision values.
+    fn sum_tensor(&self, tensor: &mut Tensor) -> Result<()>;
     /// What all processes have, process by process, in the place of this one's values.
     fn gather(&self, values: &mut Vec<f64>) -> Result<()>;
 }
@@ -23,7 +24,7 @@ impl Reduce for Alone {
         Ok(())
     }
 
-    fn sum_gradients(&self, _: &mut Gradients) -> Result<()> {
+    fn sum_tensor(&self, _: &mut Tensor) -> Result<()> {
         Ok(())
     }
 
@@ -37,13 +38,5 @@ pub(crate) fn sum_counts<const N: usize>(reduce: &dyn Reduce, counts: [&mut u64;
     let mut values = counts.each_ref().map(|count| **count as f64);
     reduce.sum(&mut values)?;
     counts.into_iter().zip(values).for_each(|(count, value)| *count = value as u64);
-    Ok(())
-}
-
-/// [`Reduce::sum`] of single-precision values, added in double precision.
-pub(crate) fn sum_tensor(reduce: &dyn Reduce, tensor: &mut Tensor) -> Result<()> {
-    let mut values: Vec<f64> = tensor.data().iter().copied().map(f64::from).collect();
-    reduce.sum(&mut values)?;
-    tensor.data_mut().iter_mut().zip(values).for_each(|(to, value)| *to = value as f32);
     Ok(())
 }

@@ -40,7 +40,7 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 
 /// Repairs `model` towards `parent` on `batches`; their targets are not looked at.
 ///
-/// Nothing changes if it is refused: for fewer than two batches, one to fit on and one to judge by.
+/// Nothing changes if it is stopped or refused: for fewer than two batches, one to fit on and one to judge by.
 pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Vec<LayerRefit>> {
     if batches.len() < 2 {
         return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
@@ -51,16 +51,18 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }
+    let mut repaired = model.clone();
     let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
     let mut report = Vec::with_capacity(model.spec.num_layers());
     for layer in 0..model.spec.num_layers() {
-        let contexts = pairs.iter().map(|pair| pair.inputs(model, parent, layer)).collect::<Result<Vec<_>>>()?;
-        report.push(solve(model, (parent, layer), &pairs, &contexts, reduce)?);
+        let contexts = pairs.iter().map(|pair| pair.inputs(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
+        report.push(solve(&mut repaired, (parent, layer), &pairs, &contexts, reduce)?);
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
-            pair.student = finish(model, layer, &pair.student, student)?;
+            pair.student = finish(&repaired, layer, &pair.student, student)?;
             pair.parent = finish(parent, layer, &pair.parent, teacher)?;
         }
     }
+    *model = repaired;
     model.touch();
     trim_buffers();
     Ok(report)
@@ -127,7 +129,7 @@ fn solve(
     }
     fit.reduce(reduce)?;
     held_out.reduce(reduce)?;
-    let Some(found) = ridge(&fit, &held_out) else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
+    let Some(found) = ridge(&fit, &held_out)? else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
     let rows = || found.change.data().chunks_exact(inputs);
     let weight = model.params.get_mut(id).data_mut();
     weight.chunks_exact_mut(features).zip(rows()).for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));

@@ -228,42 +228,52 @@ fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
     assert!(first.len() == 2 && first[0] != first[1], "{first:?}");
 }
 
-/// Follows magnitudes, but has none to name in the first cycle.
-struct Lost(Box<dyn Strategy>, bool);
+/// Follows magnitudes, but in the first cycle has no finite number to score by, or to grow by.
+struct Lost {
+    sane: Box<dyn Strategy>,
+    scores: bool,
+    grows: bool,
+}
 
 impl Strategy for Lost {
     fn name(&self) -> &str {
         "lost"
     }
     fn params(&self) -> &StrategyParams {
-        self.0.params()
+        self.sane.params()
     }
     fn importances(&mut self, context: &ScoreContext<'_>) -> upgrayedd::Result<Scores> {
-        let scores = self.0.importances(context)?;
-        Ok(if std::mem::replace(&mut self.1, true) { scores } else { scores.map(|_| f64::NAN) })
+        let scores = self.sane.importances(context)?;
+        Ok(if std::mem::replace(&mut self.scores, true) { scores } else { scores.map(|_| f64::NAN) })
     }
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> upgrayedd::Result<Selection> {
-        self.0.select_heads_to_prune(view)
+        self.sane.select_heads_to_prune(view)
     }
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> upgrayedd::Result<BTreeMap<usize, usize>> {
-        self.0.select_heads_to_grow(view)
+        if std::mem::replace(&mut self.grows, true) {
+            return self.sane.select_heads_to_grow(view);
+        }
+        Err(Error::NotFinite("a gain is NaN".to_owned()))
     }
 }
 
 #[test]
 fn a_cycle_whose_pruning_blows_up_is_rolled_back_too() {
     let dir = tempfile::tempdir().unwrap();
-    let run = |name: &str, max_loss_increase| {
-        let magnitude = get_strategy("magnitude", StrategyParams::default(), BTreeMap::new()).unwrap();
-        let given = Given { strategy: Some(Box::new(Lost(magnitude, false))), ..Given::default() };
+    let run = |name: &str, scores, max_loss_increase| {
+        let sane = get_strategy("magnitude", StrategyParams::default(), BTreeMap::new()).unwrap();
+        let lost = Lost { sane, scores, grows: !scores };
+        let given = Given { strategy: Some(Box::new(lost)), ..Given::default() };
         let config = OptimizeConfig { max_loss_increase, num_cycles: 2, ..config() };
         let mut observer = Stop::never();
         let summary = Pipeline::with(config, given).unwrap().run(&dir.path().join(name), &mut observer);
         (summary, observer.notices)
     };
-    let (stopped, _) = run("stopped", None);
-    assert!(stopped.unwrap_err().to_string().contains("is NaN"));
-    let (summary, notices) = run("rolled back", Some(100.0));
+    // Nothing to roll back to, or nothing that had changed: the next cycle would come to the same.
+    for (scores, limit) in [(true, None), (false, Some(100.0))] {
+        assert!(run("stopped", scores, limit).0.unwrap_err().to_string().contains("is NaN"));
+    }
+    let (summary, notices) = run("rolled back", true, Some(100.0));
     let cycles = summary.unwrap().cycles;
     assert!(notices.iter().any(|n| n.contains("is NaN")), "{notices:?}");
     assert!(!cycles[0].accepted && cycles[0].loss_pruned.is_none() && cycles[0].pruned == 0, "{cycles:?}");

@@ -11,7 +11,7 @@ use upgrayedd::event::Silent;
 use upgrayedd::learner::{Learner, Update};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
-use upgrayedd::nn::{Gradients, ParamId};
+use upgrayedd::nn::{Gradients, ParamId, Tensor};
 use upgrayedd::record::Evaluation;
 use upgrayedd::reduce::{Alone, Reduce};
 use upgrayedd::refit::{batches, refit};
@@ -52,13 +52,11 @@ impl Reduce for Half<'_> {
         Ok(())
     }
 
-    fn sum_gradients(&self, gradients: &mut Gradients) -> Result<()> {
-        gradients.each_mut().try_for_each(|tensor| {
-            let mut values: Vec<f64> = tensor.data().iter().copied().map(f64::from).collect();
-            self.sum(&mut values)?;
-            tensor.data_mut().iter_mut().zip(values).for_each(|(to, value)| *to = value as f32);
-            Ok(())
-        })
+    fn sum_tensor(&self, tensor: &mut Tensor) -> Result<()> {
+        let mut values: Vec<f64> = tensor.data().iter().copied().map(f64::from).collect();
+        self.sum(&mut values)?;
+        tensor.data_mut().iter_mut().zip(values).for_each(|(to, value)| *to = value as f32);
+        Ok(())
     }
 
     fn gather(&self, values: &mut Vec<f64>) -> Result<()> {

@@ -248,8 +248,12 @@ impl<'a, W: Write> Writer<'a, W> {
             round.push(piece);
             Ok(())
         })?;
-        // As much as all threads do in about a third of a second: between two rounds a Ctrl-C is heard.
-        if self.round_bytes >= PIECE_BYTES * rayon::current_num_threads() { self.flush(path) } else { Ok(()) }
+        // A piece for each thread (they are cut somewhat short), some tenths of a second: between two rounds a Ctrl-C is heard.
+        if self.round_bytes >= (PIECE_BYTES - PIECE_BYTES / 16) * rayon::current_num_threads() {
+            self.flush(path)
+        } else {
+            Ok(())
+        }
     }
 
     /// Tokenises the pieces gathered so far, in parallel, and writes them in order.

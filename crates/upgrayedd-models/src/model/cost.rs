@@ -14,9 +14,9 @@ pub struct Cost {
     pub parameters: usize,
     /// Bytes of all weights in the model's file type.
     pub bytes: usize,
-    /// Multiply-accumulates per token in matrix products, at `context` visible keys.
+    /// Multiply-accumulates per token in matrix products, at `context` visible keys or as many as a layer's window shows.
     pub macs_per_token: u64,
-    /// Visible keys assumed for attention.
+    /// Visible keys assumed for attention, at most.
     pub context: usize,
     /// Bytes of keys and values per token in the model's file type; 0 for models that do not generate.
     pub kv_cache_bytes_per_token: usize,

@@ -103,8 +103,9 @@ impl Run<'_> {
         }
         let loss_learned = match self.change(cycle) {
             Ok(evaluation) => Some(evaluation.loss),
-            // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order.
-            Err(Error::NotFinite(message)) if self.start.is_some() => {
+            // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order. If
+            // nothing had changed yet, it would come to the same.
+            Err(Error::NotFinite(message)) if self.has_changed() => {
                 self.state.place.epoch += 1;
                 self.emit(Event::Notice { cycle, message })?;
                 None
@@ -124,6 +125,12 @@ impl Run<'_> {
         self.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
         self.state.cycle = cycle;
         Ok(())
+    }
+
+    /// Whether there is something to roll back.
+    fn has_changed(&self) -> bool {
+        let state = self.pipeline.learner.model.state_id();
+        self.start.as_ref().is_some_and(|start| self.state.learning.is_some() || start.model.state_id() != state)
     }
 
     /// What changes the model in a cycle, or what is left to do of it.
@@ -348,12 +355,14 @@ impl Run<'_> {
         match (loss, loss_change, self.start.take(), self.pipeline.config.max_loss_increase) {
             (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
                 self.state.loss = loss;
-                self.emit(Event::Accepted { cycle, loss_change })?;
+                let active = self.pipeline.learner.model.units.num_active();
+                self.emit(Event::Accepted { cycle, loss_change, active })?;
                 Ok(true)
             }
             (_, _, Some(start), Some(max_loss_increase)) => {
                 self.pipeline.learner = start;
-                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase })?;
+                let active = self.pipeline.learner.model.units.num_active();
+                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase, active })?;
                 Ok(false)
             }
             _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),

@@ -13,7 +13,7 @@ use super::context::ScoreContext;
 use crate::data::Pass;
 use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
-use crate::reduce::{sum_counts, sum_tensor};
+use crate::reduce::sum_counts;
 use crate::spec::Objective;
 use crate::units::{LayerSite, Scores, Site};
 use crate::weights::Writer;
@@ -135,7 +135,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let reduce = context.reduce;
     sum_counts(reduce, [&mut targets, &mut queries, &mut outputs.positions, &mut outputs.comparisons])?;
     sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
-    gradients.iter_mut().chain(outputs.grams.iter_mut().flatten()).try_for_each(|sum| sum_tensor(reduce, sum))?;
+    gradients.iter_mut().chain(outputs.grams.iter_mut().flatten()).try_for_each(|sum| reduce.sum_tensor(sum))?;
     if backward && targets == 0 {
         return Err(Error::invalid("the calibration data has nothing to predict: gate gradients are undefined"));
     }
