@@ -124,7 +124,7 @@ fn main() -> Result<()> {
             Work::Forward => {
                 let mut tape = Tape::inference(learner.model.device, &learner.model.params);
                 let result = learner.model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
-                loss = result.sum / result.count as f64;
+                loss = result.sum.read() / result.count as f64;
             }
             Work::Gemm => {
                 let mut tape = Tape::inference(learner.model.device, &learner.model.params);

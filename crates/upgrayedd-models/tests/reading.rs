@@ -90,7 +90,7 @@ fn loss(model: &Model, ids: &[u32]) -> f64 {
         return states.data().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / states.len() as f64;
     }
     let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap();
-    loss.sum / loss.count as f64
+    loss.sum.read() / loss.count as f64
 }
 
 #[test]

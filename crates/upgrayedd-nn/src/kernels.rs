@@ -1,5 +1,7 @@
 //! Everything that ops ask of a device, and the types that they ask with.
 
+use std::ops::Range;
+
 use crate::Tensor;
 
 /// A target that does not count (transformers' convention).
@@ -9,6 +11,17 @@ pub const IGNORE: i64 = -100;
 pub(crate) struct Sink<'a> {
     pub(crate) tensor: &'a mut Tensor,
     pub(crate) accumulate: bool,
+}
+
+/// A number that a device computes. Reading it waits for the device, so sums are made where they are and read once.
+#[derive(Debug, Clone, Default)]
+pub struct Number(pub(crate) f64);
+
+impl Number {
+    /// The number.
+    pub fn read(&self) -> f64 {
+        self.0
+    }
 }
 
 /// Elementwise non-linearities.
@@ -145,6 +158,8 @@ pub(crate) trait Kernels: Send + Sync {
     fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>);
     /// `xᵀ x`, symmetric to the bit, for the work of half a product.
     fn gram(&self, x: &Tensor) -> Tensor;
+    /// The same into the rows from `first` on of a larger gradient.
+    fn linear_grad_input_rows(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize);
     /// Column sums: the gradient of a bias.
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>);
 
@@ -194,16 +209,29 @@ pub(crate) trait Kernels: Send + Sync {
     /// Adds each row of `dy` to row `ids[i]` of the sink (which is zeroed first unless it accumulates).
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>);
 
+    /// Some consecutive rows.
+    fn rows(&self, x: &Tensor, rows: Range<usize>) -> Tensor;
+    /// Some ranges of columns, side by side.
+    fn columns(&self, x: &Tensor, columns: &[Range<usize>]) -> Tensor;
+    /// Puts `from` in the place of the rows from `first` on.
+    fn write_rows(&self, to: &mut Tensor, first: usize, from: &Tensor);
+    /// Σ factor · number, in this order.
+    fn combine(&self, parts: &[(f64, &Number)]) -> Number;
+    /// Σ x².
+    fn sum_of_squares(&self, x: &Tensor) -> Number;
+    /// How many rows of logits over so many entries should exist at once.
+    fn rows_of_logits(&self, vocabulary: usize) -> usize;
+
     /// Σ of −log softmax(x wᵀ + bias) at the targets, which may be [`IGNORE`]; logits of all never exist at once.
-    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64;
+    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number;
     /// Turns logits into `weight · (softmax − onehot)` in place and returns Σ of the negative log-likelihoods; `targets` may hold [`IGNORE`].
-    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64;
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number;
     /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T² KL(t ‖ s).
-    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64;
+    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number;
     /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows with r = 0 do not count.
-    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
+    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
     /// Turns `x` into `weight · 2 (x − r)` in place and returns Σ of (x − r)².
-    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64;
+    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
 
     /// Updates a parameter and its moments.
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);

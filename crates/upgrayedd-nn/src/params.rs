@@ -1,6 +1,7 @@
 //! Named parameters and their gradients.
 
-use crate::Tensor;
+use crate::kernels::Number;
+use crate::{Device, Tensor};
 
 /// A parameter of a [`ParamSet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,17 +123,11 @@ impl Gradients {
         slot.tensor.get_or_insert_with(|| Tensor::lasting_zeros(params.get(id).shape()))
     }
 
-    /// Global L2 norm over all gradients. Summed in a fixed order, in `f64`.
-    pub fn norm(&self) -> f64 {
-        use rayon::prelude::*;
-        const CHUNK: usize = 1 << 16;
-        let mut total = 0.0;
-        for slot in self.slots.iter().filter(|slot| slot.filled) {
-            if let Some(tensor) = &slot.tensor {
-                let partial: Vec<f64> = tensor.data().par_chunks(CHUNK).map(crate::device::cpu::sum_of_squares).collect();
-                total += partial.iter().sum::<f64>();
-            }
-        }
-        total.sqrt()
+    /// Σ g² over all gradients, the square of their global L2 norm; summed in a fixed order.
+    pub fn sum_of_squares(&self, device: Device) -> Number {
+        let kernels = device.kernels();
+        let arrived = self.slots.iter().filter(|slot| slot.filled).filter_map(|slot| slot.tensor.as_ref());
+        let sums: Vec<Number> = arrived.map(|gradient| kernels.sum_of_squares(gradient)).collect();
+        kernels.combine(&sums.iter().map(|sum| (1.0, sum)).collect::<Vec<_>>())
     }
 }

@@ -97,6 +97,11 @@ impl<'p> Tape<'p> {
         self.segmented && self.is_recording()
     }
 
+    /// Where its ops run.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Whether ops leave backward steps.
     pub fn is_recording(&self) -> bool {
         self.grads.is_some()

@@ -190,7 +190,7 @@ fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> Result
             let at = |delta: f32| {
                 let mut moved = params.clone();
                 moved.get_mut(id).data_mut()[i] += delta;
-                run(&mut Tape::inference(Device::cpu(), &moved)).sum
+                run(&mut Tape::inference(Device::cpu(), &moved)).sum.read()
             };
             let numeric = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
             let got = grads.get(id).map_or(0.0, |g| f64::from(g.data()[i]));

@@ -73,7 +73,7 @@ pub fn evaluate(
         } else {
             let mut tape = Tape::inference(model.device, &model.params);
             let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
-            sum += loss.sum;
+            sum += loss.sum.read();
             tokens += loss.count;
         }
         done += indices.len();

@@ -1,5 +1,6 @@
 //! A model and its optimiser, which change shape together, and a step of learning in two halves.
 
+use upgrayedd_nn::ops::{self, Number};
 use upgrayedd_nn::optim::{AdamW, AdamWConfig, clip_factor};
 use upgrayedd_nn::{Gradients, ParamId, Tape, Tensor};
 
@@ -93,15 +94,17 @@ impl Learner {
         let mut targets = [batches.iter().map(Batch::counted).sum::<u64>() as f64];
         reduce.sum(&mut targets)?;
         let count = targets[0].max(1.0);
-        let mut sum = [self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?];
-        reduce.sum(&mut sum)?;
+        let loss = self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?;
         // What has a gradient in one process has one in all.
         let mut arrived: Vec<f64> = self.model.params.ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
         reduce.sum(&mut arrived)?;
         for (id, _) in self.model.params.ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
             reduce.sum_tensor(grads.get_or_zero(&self.model.params, id))?;
         }
-        let step = Step { loss: sum[0] / count, targets: targets[0] as u64, norm: grads.norm() };
+        // The one place where a step waits for the device.
+        let (mut sum, squares) = ([loss.read()], grads.sum_of_squares(self.model.device).read());
+        reduce.sum(&mut sum)?;
+        let step = Step { loss: sum[0] / count, targets: targets[0] as u64, norm: squares.sqrt() };
         if !step.loss.is_finite() || !step.norm.is_finite() {
             let Step { loss, norm, .. } = step;
             let origin = origin_of_non_finite(&self.model, grads, batches)?;
@@ -115,7 +118,7 @@ impl Learner {
     }
 
     /// The first half of a step: leaves the gradients of the batches' loss, each target's times `weight`, in `grads` and returns the
-    /// unweighted sum of the losses.
+    /// unweighted sum of the losses, which is not read yet.
     pub fn accumulate(
         &self,
         grads: &mut Gradients,
@@ -123,17 +126,17 @@ impl Learner {
         weight: f32,
         distill: Option<&Distill<'_>>,
         gradient_checkpointing: bool,
-    ) -> Result<f64> {
+    ) -> Result<Number> {
         let model = &self.model;
         grads.clear();
-        let mut sum = 0.0;
+        let mut sum = Number::default();
         for batch in batches {
             let mut tape = Tape::recording(model.device, &model.params, grads).with_segments(gradient_checkpointing);
             let loss = match distill {
                 Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill)?,
                 None => model.loss(&mut tape, batch, weight, &mut Hooks::default())?,
             };
-            sum += loss.sum;
+            sum = ops::combine(model.device, &[(1.0, &sum), (1.0, &loss.sum)]);
             tape.backward(loss.seeds)?;
         }
         Ok(sum)

@@ -96,7 +96,7 @@ fn loss_and_every_gradient_agree() {
         let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default()).unwrap();
         tape.backward(loss.seeds).unwrap();
         let want = f64::from(case.golden.read("loss").unwrap().data()[0]);
-        assert!((loss.sum / loss.count as f64 - want).abs() < 1e-5 * want, "{}: loss", case.name);
+        assert!((loss.sum.read() / loss.count as f64 - want).abs() < 1e-5 * want, "{}: loss", case.name);
         // The gradients are stored as a model of their own; pruned like the model they belong to.
         let mut expected = Model::load(&case.dir.join("grad"), &LoadOptions::default()).unwrap();
         surgery::remove(&mut expected, None, &case.pruned, 1, None).unwrap();
@@ -125,7 +125,7 @@ fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
         };
         let loss = loss.unwrap();
         tape.backward(loss.seeds).unwrap();
-        (loss.sum, model.params.ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
+        (loss.sum.read(), model.params.ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
     };
     let share = 0.25;
     let distill = Distill { teacher: &teacher, temperature: 1.0, share };

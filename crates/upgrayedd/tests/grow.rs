@@ -66,7 +66,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                     at.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap()
                 };
                 let (up, down) = (loss(STEP), loss(-STEP));
-                let slope = (up.sum - down.sum) / (up.count as f64 * f64::from(2.0 * STEP));
+                let slope = (up.sum.read() - down.sum.read()) / (up.count as f64 * f64::from(2.0 * STEP));
                 gradient += slope * up.count as f64;
                 square += slope * slope * up.count as f64;
                 total += up.count as f64;

@@ -225,7 +225,7 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
             })
             .collect();
         let mut tape = Tape::inference(model.device, &model.params);
-        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap().sum
+        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap().sum.read()
     };
     let mut grads = Gradients::for_params(&model.params);
     let mut tape = Tape::recording(model.device, &model.params, &mut grads);

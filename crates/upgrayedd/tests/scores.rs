@@ -47,7 +47,7 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
     let of_layer = |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
     let gates = counts.iter().enumerate().map(of_layer).collect();
     let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
-    (loss.sum / loss.count as f64, loss.count as f64)
+    (loss.sum.read() / loss.count as f64, loss.count as f64)
 }
 
 fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> Scores {
@@ -161,7 +161,7 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
                 let gates = counts.iter().enumerate().map(|l| (LayerSite::heads(l.0), tape.constant(values(l)))).collect();
                 let batch = data.batch(indices, Pass::Fixed);
                 let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
-                sums.push(loss.sum);
+                sums.push(loss.sum.read());
                 count += loss.count;
             }
             (sums, count)

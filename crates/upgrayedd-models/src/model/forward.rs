@@ -307,10 +307,9 @@ impl Model {
 impl KvCache {
     /// Adds new keys and values and returns the whole buffers; rows beyond the filled ones are not read.
     fn extend(&mut self, tape: &Tape<'_>, layer: usize, k: &Tensor, v: &Tensor) -> (Var, Var) {
-        let at = self.len * k.cols();
         let (keys, values) = &mut self.layers[layer];
-        keys.data_mut()[at..at + k.len()].copy_from_slice(k.data());
-        values.data_mut()[at..at + v.len()].copy_from_slice(v.data());
+        ops::write_rows(tape.device(), keys, self.len, k);
+        ops::write_rows(tape.device(), values, self.len, v);
         (tape.constant(keys.clone()), tape.constant(values.clone()))
     }
 }

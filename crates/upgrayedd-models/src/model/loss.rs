@@ -129,7 +129,8 @@ impl Model {
         let numbers = self.numbers(tape, hidden, batch)?;
         let mut loss = ops::squared_error(tape, &numbers, &counted_values(batch), weight * (1.0 - share))?;
         let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share)?;
-        loss.sum = f64::from(1.0 - share) * loss.sum + f64::from(share) * distance.sum;
+        let parts = [(f64::from(1.0 - share), &loss.sum), (f64::from(share), &distance.sum)];
+        loss.sum = ops::combine(self.device, &parts);
         loss.seeds.extend(distance.seeds);
         Ok(loss)
     }

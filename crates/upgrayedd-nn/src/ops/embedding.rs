@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Result, Tape, Var};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 /// Rows `ids` of `table (V, D)`; gives `(ids, D)`.
 ///
@@ -26,4 +26,9 @@ pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Resul
 /// The given rows of `x (N, D)`: the positions that have a label, say.
 pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Result<Var> {
     embedding(tape, x, rows)
+}
+
+/// Puts `from (n, D)` in the place of the rows of `to (N, D)` from `first` on. Not recorded: there is no gradient.
+pub fn write_rows(device: Device, to: &mut Tensor, first: usize, from: &Tensor) {
+    device.kernels().write_rows(to, first, from);
 }

@@ -20,7 +20,8 @@ pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, fe
             // A column of zeros stands for no column at all.
             let zeros = 0..1;
             let features = if features.is_empty() { std::slice::from_ref(&zeros) } else { features };
-            tape.kernels().linear(&columns(x.tensor(), features), &columns(w.tensor(), features), bias_tensor)
+            let kernels = tape.kernels();
+            kernels.linear(&kernels.columns(x.tensor(), features), &kernels.columns(w.tensor(), features), bias_tensor)
         }
     };
     let (dx, dw, db) = (x.source(), w.source(), bias.and_then(Var::source));
@@ -47,19 +48,6 @@ pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, fe
         }
         Ok(())
     })
-}
-
-fn columns(matrix: &Tensor, features: &[Range<usize>]) -> Tensor {
-    let width = features.iter().map(Range::len).sum();
-    let mut out = Tensor::scratch(&[matrix.rows(), width]);
-    for (out, row) in out.data_mut().chunks_exact_mut(width).zip(matrix.data().chunks_exact(matrix.cols())) {
-        let mut at = 0;
-        for range in features {
-            out[at..at + range.len()].copy_from_slice(&row[range.clone()]);
-            at += range.len();
-        }
-    }
-    out
 }
 
 /// `xᵀ x (I, I)` of `x (N, I)`, symmetric to the bit. Not recorded: there is no gradient.

@@ -1,10 +1,9 @@
 //! Losses fused with the output projection, in chunks: logits of all tokens never exist at once.
 
-use crate::kernels::{IGNORE, Sink};
-use crate::{Result, Tape, Tensor, Var, interrupt};
+use std::ops::Range;
 
-/// Elements of logits that may exist at once (16 MiB).
-const CHUNK_ELEMENTS: usize = 4 << 20;
+use crate::kernels::{IGNORE, Number};
+use crate::{Device, Result, Tape, Tensor, Var, interrupt};
 
 /// An output projection: `logits = x wᵀ + bias`.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +18,7 @@ pub struct Head<'a> {
 #[derive(Debug)]
 pub struct Loss {
     /// Sum over counted rows, in nats (unweighted).
-    pub sum: f64,
+    pub sum: Number,
     /// Rows counted.
     pub count: u64,
     /// What [`Tape::backward`] takes.
@@ -45,13 +44,16 @@ pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i6
 /// Rows whose loss without gradients is computed at once.
 const ROWS: usize = 2048;
 
-fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]) -> Result<f64> {
-    let parts = targets.chunks(ROWS).enumerate().map(|(part, targets)| {
+fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]) -> Result<Number> {
+    let kernels = tape.kernels();
+    let mut sum = Number::default();
+    for (part, targets) in targets.chunks(ROWS).enumerate() {
         interrupt::check()?;
-        let rows = slice_rows(x, part * ROWS..part * ROWS + targets.len());
-        Ok(tape.kernels().negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets))
-    });
-    parts.sum()
+        let rows = kernels.rows(x, part * ROWS..part * ROWS + targets.len());
+        let likelihood = kernels.negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets);
+        sum = kernels.combine(&[(1.0, &sum), (1.0, &likelihood)]);
+    }
+    Ok(sum)
 }
 
 /// What a student learns from beside its targets.
@@ -89,14 +91,14 @@ pub fn distillation(
     let Teacher { temperature, share, .. } = *teacher;
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
-        let theirs = kernels.linear(&slice_rows(teacher.x, rows.clone()), teacher.weight, teacher.bias);
+        let theirs = kernels.linear(&kernels.rows(teacher.x, rows.clone()), teacher.weight, teacher.bias);
         let mut ours = logits.clone();
         let divergence = kernels.kl_divergence(&mut ours, &theirs, temperature, weight * share, recording);
         let entropy = kernels.cross_entropy(logits, &targets[rows], weight * (1.0 - share), recording);
         if recording {
             kernels.add_assign(logits, &ours);
         }
-        f64::from(1.0 - share) * entropy + f64::from(share) * divergence
+        kernels.combine(&[(f64::from(1.0 - share), &entropy), (f64::from(share), &divergence)])
     })?;
     Ok(Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
@@ -120,7 +122,7 @@ pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f
 }
 
 /// A loss that every row of `x` counts in.
-fn of_every_row(tape: &Tape<'_>, x: &Var, sum: f64, gradient: Tensor) -> Result<Loss> {
+fn of_every_row(tape: &Tape<'_>, x: &Var, sum: Number, gradient: Tensor) -> Result<Loss> {
     interrupt::check()?;
     let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
     Ok(Loss { sum, count: x.tensor().rows() as u64, seeds })
@@ -131,18 +133,19 @@ fn in_chunks(
     tape: &mut Tape<'_>,
     x: &Var,
     head: Head<'_>,
-    mut f: impl FnMut(&mut Tape<'_>, std::ops::Range<usize>, &mut Tensor) -> f64,
-) -> Result<(f64, Option<Tensor>)> {
+    mut f: impl FnMut(&mut Tape<'_>, Range<usize>, &mut Tensor) -> Number,
+) -> Result<(Number, Option<Tensor>)> {
     let (rows, width) = (x.tensor().rows(), x.tensor().cols());
-    let chunk = (CHUNK_ELEMENTS / head.weight.tensor().rows()).clamp(1, rows.max(1));
-    let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Vec::with_capacity(rows * width));
-    let mut sum = 0.0;
+    let chunk = tape.kernels().rows_of_logits(head.weight.tensor().rows()).clamp(1, rows.max(1));
+    let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Tensor::scratch(&[rows, width]));
+    let mut sum = Number::default();
     for start in (0..rows).step_by(chunk) {
         interrupt::check()?;
         let range = start..(start + chunk).min(rows);
-        let x_chunk = slice_rows(x.tensor(), range.clone());
+        let x_chunk = tape.kernels().rows(x.tensor(), range.clone());
         let mut logits = tape.kernels().linear(&x_chunk, head.weight.tensor(), head.bias.map(Var::tensor));
-        sum += f(tape, range.clone(), &mut logits);
+        let part = f(tape, range, &mut logits);
+        sum = tape.kernels().combine(&[(1.0, &sum), (1.0, &part)]);
         if !tape.is_recording() {
             continue;
         }
@@ -151,18 +154,13 @@ fn in_chunks(
             tape.with_param_grad(bias, |k, db| k.sum_rows(&logits, db));
         }
         if let Some(dx) = &mut dx {
-            let mut part = Tensor::scratch(x_chunk.shape());
-            let sink = Sink { tensor: &mut part, accumulate: false };
-            tape.kernels().linear_grad_input(&logits, head.weight.tensor(), sink);
-            dx.extend_from_slice(part.data());
+            tape.kernels().linear_grad_input_rows(&logits, head.weight.tensor(), dx, start);
         }
     }
-    Ok((sum, dx.map(|dx| Tensor::from_vec(&[rows, width], dx))))
+    Ok((sum, dx))
 }
 
-fn slice_rows(x: &Tensor, rows: std::ops::Range<usize>) -> Tensor {
-    let cols = x.cols();
-    let mut out = Tensor::scratch(&[rows.len(), cols]);
-    out.data_mut().copy_from_slice(&x.data()[rows.start * cols..rows.end * cols]);
-    out
+/// Σ factor · number, in this order and where the numbers are.
+pub fn combine(device: Device, parts: &[(f64, &Number)]) -> Number {
+    device.kernels().combine(parts)
 }

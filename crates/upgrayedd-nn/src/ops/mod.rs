@@ -9,12 +9,12 @@ mod loss;
 mod norm;
 mod rope;
 
-pub use crate::kernels::{Activation, AttentionShape, EntropyProbe, IGNORE};
+pub use crate::kernels::{Activation, AttentionShape, EntropyProbe, IGNORE, Number};
 pub use activation::{activation, gated_activation};
 pub use add::add;
 pub use attention::{attention, attention_with_entropy};
-pub use embedding::{embedding, select_rows};
+pub use embedding::{embedding, select_rows, write_rows};
 pub use linear::{gram, linear, linear_over};
-pub use loss::{Head, Loss, Teacher, cross_entropy, distillation, relative_distance, squared_error};
+pub use loss::{Head, Loss, Teacher, combine, cross_entropy, distillation, relative_distance, squared_error};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeTable, rope};

@@ -53,6 +53,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
         let hooks = &mut Hooks { inputs: Some(&mut inputs), wanted: wanted.as_ref(), ..Hooks::default() };
         let whole = model.loss_from(&mut tape, None, &batch, 1.0, hooks)?;
         targets += whole.count;
+        let whole = whole.sum.read();
         for ((layer, sums), heads) in sums.iter_mut().zip(selection.values()) {
             for (sum, &head) in sums.iter_mut().zip(heads) {
                 let gates = without(model, *layer, head)?;
@@ -60,7 +61,7 @@ pub(crate) fn of(context: &ScoreContext<'_>, selection: &Selection) -> Result<Ve
                 let gates = gates.into_iter().map(|(place, gates)| (place, tape.constant(gates))).collect();
                 let start = (*layer, tape.constant(inputs[*layer].clone()));
                 let hooks = &mut Hooks { gates: Some(&gates), wanted: wanted.as_ref(), ..Hooks::default() };
-                *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks)?.sum - whole.sum;
+                *sum += model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks)?.sum.read() - whole;
             }
         }
     }

@@ -67,6 +67,13 @@ pub(super) fn grad_input(dy: &Tensor, w: &Tensor, dx: Sink<'_>) {
     matmul((n, i, o), 1.0, lhs, rhs, dx.accumulate, dx.tensor.data_mut(), i, Threads::All);
 }
 
+pub(super) fn grad_input_rows(dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize) {
+    let (n, o, i) = (dy.rows(), w.rows(), w.cols());
+    let (lhs, rhs) = (View::rows(dy.data(), o), View::rows(w.data(), i));
+    let rows = &mut dx.data_mut()[first * i..(first + n) * i];
+    matmul((n, i, o), 1.0, lhs, rhs, false, rows, i, Threads::All);
+}
+
 pub(super) fn grad_weight(dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
     let (n, o, i) = (dy.rows(), dy.cols(), x.cols());
     let (lhs, rhs) = (View::rows(dy.data(), o).t(), View::rows(x.data(), i));

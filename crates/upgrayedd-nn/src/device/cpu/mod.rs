@@ -8,22 +8,29 @@ mod matmul;
 mod norm;
 mod pointwise;
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use crate::Tensor;
-use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Sink};
+use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink};
 
 /// The host's processor.
 pub(crate) struct Cpu;
 
-/// Σ x², for gradient norms.
-pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
-    x.chunks(1 << 10)
-        .map(|x| {
-            f64::from(math::simd(
-                #[inline(always)]
-                || math::dot(x, x),
-            ))
-        })
-        .sum()
+/// Elements of logits that may exist at once (16 MiB).
+const LOGITS: usize = 4 << 20;
+
+/// Σ x² by pieces in a fixed order.
+fn sum_of_squares(x: &[f32]) -> f64 {
+    let piece = |x: &[f32]| {
+        f64::from(math::simd(
+            #[inline(always)]
+            || math::dot(x, x),
+        ))
+    };
+    let parts: Vec<f64> = x.par_chunks(1 << 16).map(|x| x.chunks(1 << 10).map(piece).sum()).collect();
+    parts.iter().sum()
 }
 
 impl Kernels for Cpu {
@@ -41,6 +48,9 @@ impl Kernels for Cpu {
     }
     fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
         linear::grad_weight(dy, x, dw);
+    }
+    fn linear_grad_input_rows(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize) {
+        linear::grad_input_rows(dy, w, dx, first);
     }
     fn gram(&self, x: &Tensor) -> Tensor {
         linear::gram(x)
@@ -99,20 +109,39 @@ impl Kernels for Cpu {
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>) {
         pointwise::scatter_add(dy, ids, table);
     }
-    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> f64 {
-        loss::negative_log_likelihood(x, w, bias, targets)
+    fn rows(&self, x: &Tensor, rows: Range<usize>) -> Tensor {
+        pointwise::rows(x, rows)
     }
-    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {
-        loss::cross_entropy(logits, targets, weight, with_grad)
+    fn columns(&self, x: &Tensor, columns: &[Range<usize>]) -> Tensor {
+        pointwise::columns(x, columns)
     }
-    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64 {
-        loss::kl_divergence(student, teacher, temperature, weight, with_grad)
+    fn write_rows(&self, to: &mut Tensor, first: usize, from: &Tensor) {
+        let at = first * from.cols();
+        to.data_mut()[at..at + from.len()].copy_from_slice(from.data());
     }
-    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
-        loss::relative_distance(x, reference, weight)
+    fn combine(&self, parts: &[(f64, &Number)]) -> Number {
+        Number(parts.iter().map(|(factor, number)| factor * number.0).sum())
     }
-    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
-        loss::squared_error(x, reference, weight)
+    fn sum_of_squares(&self, x: &Tensor) -> Number {
+        Number(sum_of_squares(x.data()))
+    }
+    fn rows_of_logits(&self, vocabulary: usize) -> usize {
+        LOGITS / vocabulary
+    }
+    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number {
+        Number(loss::negative_log_likelihood(x, w, bias, targets))
+    }
+    fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number {
+        Number(loss::cross_entropy(logits, targets, weight, with_grad))
+    }
+    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number {
+        Number(loss::kl_divergence(student, teacher, temperature, weight, with_grad))
+    }
+    fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
+        Number(loss::relative_distance(x, reference, weight))
+    }
+    fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
+        Number(loss::squared_error(x, reference, weight))
     }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         pointwise::adamw(w, g, m, v, step);

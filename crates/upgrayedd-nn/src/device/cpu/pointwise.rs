@@ -1,5 +1,7 @@
 //! Elementwise kernels: sums, activations, rotations, row gathers and the AdamW update.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::math::{self, CHUNK, simd};
@@ -222,6 +224,26 @@ pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out
             },
         );
     });
+}
+
+pub(super) fn rows(x: &Tensor, rows: Range<usize>) -> Tensor {
+    let cols = x.cols();
+    let mut out = Tensor::scratch(&[rows.len(), cols]);
+    out.data_mut().copy_from_slice(&x.data()[rows.start * cols..rows.end * cols]);
+    out
+}
+
+pub(super) fn columns(x: &Tensor, columns: &[Range<usize>]) -> Tensor {
+    let width = columns.iter().map(Range::len).sum();
+    let mut out = Tensor::scratch(&[x.rows(), width]);
+    for (out, row) in out.data_mut().chunks_exact_mut(width).zip(x.data().chunks_exact(x.cols())) {
+        let mut at = 0;
+        for range in columns {
+            out[at..at + range.len()].copy_from_slice(&row[range.clone()]);
+            at += range.len();
+        }
+    }
+    out
 }
 
 pub(super) fn gather(table: &Tensor, ids: &[u32]) -> Tensor {
