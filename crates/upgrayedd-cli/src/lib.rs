@@ -99,7 +99,7 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
-    model.device = args.device.parse()?;
+    model.move_to(args.device.parse::<upgrayedd::nn::Device>()?);
     Ok(model)
 }
 
@@ -213,7 +213,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     let mut model = load(&args.model)?;
     if let Some(reference) = &args.reference {
         let mut reference = named(reference, args.model.family.clone())?;
-        reference.device = model.device;
+        reference.move_to(model.device);
         model.set_reference(Arc::new(reference))?;
     }
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));

@@ -1,8 +1,10 @@
 //! Everything that ops ask of a device, and the types that they ask with.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::Tensor;
+use crate::tensor::DeviceMemory;
 
 /// A target that does not count (transformers' convention).
 pub const IGNORE: i64 = -100;
@@ -14,13 +16,29 @@ pub(crate) struct Sink<'a> {
 }
 
 /// A number that a device computes. Reading it waits for the device, so sums are made where they are and read once.
-#[derive(Debug, Clone, Default)]
-pub struct Number(pub(crate) f64);
+#[derive(Debug, Clone)]
+pub struct Number(pub(crate) Value);
+
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Host(f64),
+    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    Device(Arc<dyn DeviceMemory>),
+}
+
+impl Default for Number {
+    fn default() -> Self {
+        Self(Value::Host(0.0))
+    }
+}
 
 impl Number {
-    /// The number.
+    /// The number. [`crate::Device::read`] reads several at once.
     pub fn read(&self) -> f64 {
-        self.0
+        match &self.0 {
+            Value::Host(value) => *value,
+            Value::Device(memory) => memory.number(),
+        }
     }
 }
 
@@ -108,12 +126,11 @@ pub(crate) struct AttentionGrads<'a> {
 /// One AdamW update (Loshchilov & Hutter 2019). Lanes are rows or columns of the parameter with a history of their own.
 pub(crate) struct AdamWStep<'a> {
     pub(crate) lanes: Lanes,
-    /// Per lane: learning rate / (1 − β₁ᵗ).
-    pub(crate) step_size: &'a [f32],
-    /// Per lane: 1 / √(1 − β₂ᵗ).
-    pub(crate) inv_bias2: &'a [f32],
-    /// Per lane: 1 − learning rate · weight decay.
-    pub(crate) keep: &'a [f32],
+    /// Of all parameters; this one's are `3 · count` from `first` on: per lane learning rate / (1 − β₁ᵗ), then 1 / √(1 − β₂ᵗ), then 1 −
+    /// learning rate · weight decay.
+    pub(crate) vectors: &'a Tensor,
+    pub(crate) first: usize,
+    pub(crate) count: usize,
     pub(crate) beta1: f32,
     pub(crate) beta2: f32,
     pub(crate) eps: f32,
@@ -145,6 +162,15 @@ impl Lanes {
 
 /// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and [`Tensor::cols`] say.
 pub(crate) trait Kernels: Send + Sync {
+    /// A tensor of unspecified contents, to be overwritten.
+    fn empty(&self, shape: &[usize]) -> Tensor;
+    /// Zeros that live as long as the weights.
+    fn zeros(&self, shape: &[usize]) -> Tensor;
+    /// A tensor as these kernels read it.
+    fn upload(&self, tensor: Tensor) -> Tensor;
+    /// Numbers, all at once.
+    fn read(&self, numbers: &[&Number]) -> Vec<f64>;
+
     /// `a += b`.
     fn add_assign(&self, a: &mut Tensor, b: &Tensor);
     /// `out = a + b`.

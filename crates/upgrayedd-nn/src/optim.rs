@@ -114,31 +114,40 @@ impl AdamW {
     /// Updates every trainable parameter that has a gradient. Gradients are multiplied by `grad_scale` first.
     pub fn step(&mut self, device: Device, params: &mut ParamSet, grads: &Gradients, rate: f64, grad_scale: f64) {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        for (id, state) in params.ids().zip(&mut self.states) {
-            let Some(gradient) = grads.get(id).filter(|_| params.is_trainable(id)) else { continue };
+        let updated: Vec<ParamId> = params.ids().filter(|id| params.is_trainable(*id) && grads.get(*id).is_some()).collect();
+        // The numbers of all lanes cross over to the device in one piece.
+        let mut vectors: Vec<f32> = Vec::new();
+        let mut first = Vec::with_capacity(updated.len());
+        for id in &updated {
+            let state = &mut self.states[id.0];
             state.steps.iter_mut().for_each(|s| *s += 1);
+            first.push(vectors.len());
             let lanes = || state.steps.iter().zip(&state.lr_scale);
             let lr = |scale: &f32| rate * f64::from(*scale);
             let powi = |beta: f64, t: u64| 1.0 - beta.powf(t as f64);
-            let step_size: Vec<f32> = lanes().map(|(&t, s)| (lr(s) / powi(beta1, t)) as f32).collect();
-            let inv_bias2: Vec<f32> = lanes().map(|(&t, _)| (1.0 / powi(beta2, t).sqrt()) as f32).collect();
             let decay = if state.decay { weight_decay } else { 0.0 };
-            let keep: Vec<f32> = lanes().map(|(_, s)| (1.0 - lr(s) * decay) as f32).collect();
+            vectors.extend(lanes().map(|(&t, s)| (lr(s) / powi(beta1, t)) as f32));
+            vectors.extend(lanes().map(|(&t, _)| (1.0 / powi(beta2, t).sqrt()) as f32));
+            vectors.extend(lanes().map(|(_, s)| (1.0 - lr(s) * decay) as f32));
+        }
+        let vectors = device.upload(Tensor::from_vec(&[vectors.len()], vectors));
+        for (id, first) in updated.into_iter().zip(first) {
+            let (Some(gradient), state) = (grads.get(id), &mut self.states[id.0]) else { continue };
             let step = AdamWStep {
                 lanes: state.lanes,
-                step_size: &step_size,
-                inv_bias2: &inv_bias2,
-                keep: &keep,
+                vectors: &vectors,
+                first,
+                count: state.steps.len(),
                 beta1: beta1 as f32,
                 beta2: beta2 as f32,
                 eps: eps as f32,
                 grad_scale: grad_scale as f32,
             };
             let weight = params.get_mut(id);
-            let shape = weight.shape().to_vec();
-            let m = state.m.get_or_insert_with(|| Tensor::lasting_zeros(&shape));
-            let v = state.v.get_or_insert_with(|| Tensor::lasting_zeros(&shape));
-            device.kernels().adamw(weight, gradient, m, v, &step);
+            let kernels = device.kernels();
+            let m = state.m.get_or_insert_with(|| kernels.zeros(weight.shape()));
+            let v = state.v.get_or_insert_with(|| kernels.zeros(weight.shape()));
+            kernels.adamw(weight, gradient, m, v, &step);
         }
     }
 }

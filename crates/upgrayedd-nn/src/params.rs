@@ -69,6 +69,13 @@ impl ParamSet {
         &mut self.params[id.0].tensor
     }
 
+    /// Puts all values where `device` reads them, or back into host memory.
+    pub fn move_to(&mut self, device: Device) {
+        for param in &mut self.params {
+            param.tensor = device.upload(param.tensor.to_host());
+        }
+    }
+
     /// Whether gradients are computed for the parameter.
     pub fn is_trainable(&self, id: ParamId) -> bool {
         self.params[id.0].trainable
@@ -115,12 +122,12 @@ impl Gradients {
     }
 
     /// The gradient of `id` to be changed; zeros if none has arrived.
-    pub fn get_or_zero(&mut self, params: &ParamSet, id: ParamId) -> &mut Tensor {
+    pub fn get_or_zero(&mut self, device: Device, params: &ParamSet, id: ParamId) -> &mut Tensor {
         let slot = &mut self.slots[id.0];
         if !std::mem::replace(&mut slot.filled, true) {
             slot.tensor = None;
         }
-        slot.tensor.get_or_insert_with(|| Tensor::lasting_zeros(params.get(id).shape()))
+        slot.tensor.get_or_insert_with(|| device.kernels().zeros(params.get(id).shape()))
     }
 
     /// Σ g² over all gradients, the square of their global L2 norm; summed in a fixed order.

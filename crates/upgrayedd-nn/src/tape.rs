@@ -109,7 +109,7 @@ impl<'p> Tape<'p> {
 
     /// A value without gradient.
     pub fn constant(&self, tensor: Tensor) -> Var {
-        Var { tensor, source: None, recipe: None }
+        Var { tensor: self.kernels().upload(tensor), source: None, recipe: None }
     }
 
     /// A value whose gradient [`Tape::backward`] returns (a head gate, say).
@@ -118,7 +118,7 @@ impl<'p> Tape<'p> {
             return self.constant(tensor);
         }
         self.nodes.push(None);
-        Var { tensor, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
+        Var { tensor: self.kernels().upload(tensor), source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
     }
 
     /// A parameter; its gradient is computed if it is trainable and the tape records.
@@ -181,7 +181,7 @@ impl<'p> Tape<'p> {
         let Some(Source::Param(id)) = var.source else { return };
         if let Some(grads) = self.grads.as_deref_mut() {
             let kernels = self.device.kernels();
-            sink_into(&mut grads.slots[id.0], var.tensor.shape(), |sink| f(kernels, sink));
+            sink_into(kernels, &mut grads.slots[id.0], var.tensor.shape(), |sink| f(kernels, sink));
         }
     }
 
@@ -255,13 +255,14 @@ impl GradStore<'_> {
     /// Takes the gradient of `source` out for a kernel, if one is wanted. Must be [`GradStore::put`] back.
     pub(crate) fn take(&mut self, source: Option<Source>, shape: &[usize]) -> Option<Taken> {
         let source = source?;
+        let kernels = self.kernels;
         let slot = self.slot(source);
         let accumulate = std::mem::take(&mut slot.filled);
         let kept = slot.tensor.take().filter(|t| t.shape() == shape);
         debug_assert!(!accumulate || kept.is_some(), "a gradient changed its shape");
         let tensor = kept.unwrap_or_else(|| match source {
-            Source::Node(_) => Tensor::scratch(shape),
-            Source::Param(_) => Tensor::lasting_zeros(shape),
+            Source::Node(_) => kernels.empty(shape),
+            Source::Param(_) => kernels.zeros(shape),
         });
         Some(Taken { source, tensor, accumulate })
     }
@@ -295,11 +296,11 @@ impl GradStore<'_> {
     }
 }
 
-fn sink_into(slot: &mut Slot, shape: &[usize], f: impl FnOnce(Sink<'_>)) {
+fn sink_into(kernels: &dyn Kernels, slot: &mut Slot, shape: &[usize], f: impl FnOnce(Sink<'_>)) {
     let accumulate = std::mem::replace(&mut slot.filled, true);
     let tensor = match slot.tensor.take() {
         Some(tensor) if tensor.shape() == shape => slot.tensor.insert(tensor),
-        _ => slot.tensor.insert(Tensor::lasting_zeros(shape)),
+        _ => slot.tensor.insert(kernels.zeros(shape)),
     };
     f(Sink { tensor, accumulate });
 }

@@ -1,5 +1,6 @@
-//! Dense `f32` tensors: a shape and a shared, copy-on-write buffer.
+//! Dense `f32` tensors: a shape, and elements in host memory (a shared, copy-on-write buffer) or in a device's own.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::pool;
@@ -22,12 +23,37 @@ impl Clone for Buffer {
     }
 }
 
+/// What a device keeps in its own memory: elements, or a number. Only its kernels know what it is.
+pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
+    /// Elements.
+    fn len(&self) -> usize;
+    /// Copies the elements to the host.
+    fn to_host(&self) -> Vec<f32>;
+    /// Copies a number to the host.
+    fn number(&self) -> f64;
+    /// What it is, for its own device.
+    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    fn as_any(&self) -> &dyn Any;
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    Host(Arc<Buffer>),
+    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    Device(Arc<dyn DeviceMemory>),
+}
+
 /// A dense, row-major `f32` tensor. Clones share memory until one of them is written to.
+///
+/// Its elements are in host memory, or in that of the device whose kernels made it. The host reads those by an explicit copy,
+/// [`Tensor::to_host`].
 #[derive(Debug, Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
-    buffer: Arc<Buffer>,
+    storage: Storage,
 }
+
+const ON_DEVICE: &str = "the elements are in a device's memory: the host reads them by to_host";
 
 impl Tensor {
     /// A tensor over `data`.
@@ -36,7 +62,7 @@ impl Tensor {
     /// If `data` does not have as many elements as `shape` asks for.
     pub fn from_vec(shape: &[usize], data: Vec<f32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} does not fit the data");
-        Self { shape: shape.to_vec(), buffer: Arc::new(Buffer(data)) }
+        Self { shape: shape.to_vec(), storage: Storage::Host(Arc::new(Buffer(data))) }
     }
 
     /// A tensor of zeros.
@@ -58,7 +84,32 @@ impl Tensor {
 
     /// A tensor of unspecified contents, to be overwritten.
     pub(crate) fn scratch(shape: &[usize]) -> Self {
-        Self { shape: shape.to_vec(), buffer: Arc::new(Buffer(pool::take(shape.iter().product()))) }
+        Self { shape: shape.to_vec(), storage: Storage::Host(Arc::new(Buffer(pool::take(shape.iter().product())))) }
+    }
+
+    /// A tensor over a device's memory.
+    #[cfg(feature = "fake-device")]
+    pub(crate) fn on_device(shape: &[usize], memory: Arc<dyn DeviceMemory>) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), memory.len(), "shape {shape:?} does not fit the memory");
+        Self { shape: shape.to_vec(), storage: Storage::Device(memory) }
+    }
+
+    /// The device's memory, if the elements are in one's.
+    #[cfg(feature = "fake-device")]
+    pub(crate) fn device_memory(&self) -> Option<&dyn DeviceMemory> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(memory) => Some(memory.as_ref()),
+        }
+    }
+
+    /// The same elements in host memory: a copy if they are in a device's.
+    #[must_use]
+    pub fn to_host(&self) -> Self {
+        match &self.storage {
+            Storage::Host(_) => self.clone(),
+            Storage::Device(memory) => Self::from_vec(&self.shape, memory.to_host()),
+        }
     }
 
     /// The extent of each axis.
@@ -68,12 +119,15 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.buffer.0.len()
+        match &self.storage {
+            Storage::Host(buffer) => buffer.0.len(),
+            Storage::Device(memory) => memory.len(),
+        }
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.buffer.0.is_empty()
+        self.len() == 0
     }
 
     /// Rows when seen as a matrix: the product of all axes but the last.
@@ -87,13 +141,25 @@ impl Tensor {
     }
 
     /// The elements, row by row.
+    ///
+    /// # Panics
+    /// If they are in a device's memory: copy them with [`Tensor::to_host`].
     pub fn data(&self) -> &[f32] {
-        &self.buffer.0
+        match &self.storage {
+            Storage::Host(buffer) => &buffer.0,
+            Storage::Device(_) => unreachable!("{ON_DEVICE}"),
+        }
     }
 
     /// The elements for writing; copies them first if another tensor shares them.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut Arc::make_mut(&mut self.buffer).0
+        match &mut self.storage {
+            Storage::Host(buffer) => &mut Arc::make_mut(buffer).0,
+            Storage::Device(_) => unreachable!("{ON_DEVICE}"),
+        }
     }
 
     /// The same elements under another shape.
@@ -152,6 +218,7 @@ impl Tensor {
 impl PartialEq for Tensor {
     /// Equal shapes and equal bits.
     fn eq(&self, other: &Self) -> bool {
-        self.shape == other.shape && self.data().iter().zip(other.data()).all(|(a, b)| a.to_bits() == b.to_bits())
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+        self.shape == other.shape && self.to_host().data().iter().zip(other.to_host().data()).all(same)
     }
 }

@@ -205,7 +205,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype)?;
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
-    model.device = base.device;
+    model.move_to(base.device);
     if let Some(reference) = base.reference() {
         model.set_reference(reference.clone())?;
     }

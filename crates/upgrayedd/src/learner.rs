@@ -99,10 +99,12 @@ impl Learner {
         let mut arrived: Vec<f64> = self.model.params.ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
         reduce.sum(&mut arrived)?;
         for (id, _) in self.model.params.ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
-            reduce.sum_tensor(grads.get_or_zero(&self.model.params, id))?;
+            reduce.sum_tensor(grads.get_or_zero(self.model.device, &self.model.params, id))?;
         }
         // The one place where a step waits for the device.
-        let (mut sum, squares) = ([loss.read()], grads.sum_of_squares(self.model.device).read());
+        let device = self.model.device;
+        let [sum, squares] = device.read([&loss, &grads.sum_of_squares(device)]);
+        let mut sum = [sum];
         reduce.sum(&mut sum)?;
         let step = Step { loss: sum[0] / count, targets: targets[0] as u64, norm: squares.sqrt() };
         if !step.loss.is_finite() || !step.norm.is_finite() {
@@ -151,7 +153,7 @@ impl Learner {
 
 /// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
 fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> Result<String> {
-    let finite = |t: &Tensor| t.data().iter().all(|v| v.is_finite());
+    let finite = |t: &Tensor| t.to_host().data().iter().all(|v| v.is_finite());
     if let Some(id) = model.params.ids().find(|id| !finite(model.params.get(*id))) {
         return Ok(format!("the weight {}", model.params.name(id)));
     }

@@ -34,7 +34,8 @@ impl Model {
             }
             let values = tape.constant(values);
             let out = ops::attention(tape, q, k, &values, None, shape)?;
-            let rows = out.tensor().data().chunks_exact(heads * width).enumerate();
+            let out = out.tensor().to_host();
+            let rows = out.data().chunks_exact(heads * width).enumerate();
             for (row, probabilities) in rows {
                 let (sequence, query) = (row / shape.queries, row % shape.queries);
                 for (head, probabilities) in probabilities.chunks_exact(width).enumerate() {

@@ -54,7 +54,8 @@ impl KvCache {
     pub fn new(model: &Model, capacity: usize) -> Self {
         let layer = |l: &crate::units::LayerUnits| {
             let shape = [capacity, l.kv_active().len() * model.spec.head_dim];
-            (Tensor::zeros(&shape), Tensor::zeros(&shape))
+            let zeros = || model.device.upload(Tensor::zeros(&shape));
+            (zeros(), zeros())
         };
         Self { layers: model.units.layers().iter().map(layer).collect(), len: 0 }
     }

@@ -237,7 +237,7 @@ impl Model {
 
     /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None` if there are none of those.
     fn open_features(&self, gates: &Tensor) -> Option<Vec<Range<usize>>> {
-        let (heads, width) = (gates.cols(), self.spec.head_dim);
+        let (heads, width, gates) = (gates.cols(), self.spec.head_dim, gates.to_host());
         let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
         let open: Vec<_> = (0..heads).filter(is_open).map(|head| head * width..(head + 1) * width).collect();
         (open.len() < heads).then_some(open)
@@ -300,7 +300,7 @@ impl Model {
 
     fn predict(&self, tape: &mut Tape<'_>, hidden: Var) -> Result<Tensor> {
         let (x, ids) = self.before_logits(tape, hidden)?;
-        Ok(self.linear(tape, &x, ids)?.tensor().clone())
+        Ok(self.linear(tape, &x, ids)?.tensor().to_host())
     }
 }
 

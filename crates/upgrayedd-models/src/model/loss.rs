@@ -44,7 +44,7 @@ impl Model {
         }
         if self.spec.objective.is_regression() {
             let numbers = self.numbers(tape, hidden, batch)?;
-            return ops::squared_error(tape, &numbers, &counted_values(batch), weight);
+            return ops::squared_error(tape, &numbers, &self.device.upload(counted_values(batch)), weight);
         }
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, false)?;
         let (rows, weights) = self.before_logits(tape, rows)?;
@@ -78,13 +78,13 @@ impl Model {
     ) -> Result<Vec<(Var, Tensor)>> {
         let hidden = self.hidden(tape, batch, hooks)?;
         let rows = self.predicted_rows(tape, hidden, batch, true)?.0;
-        let mut signs = rows.tensor().clone();
+        let mut signs = rows.tensor().to_host();
         for row in signs.data_mut().chunks_exact_mut(self.spec.hidden_size) {
             let length = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
             let size = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
             row.iter_mut().for_each(|v| *v = if stream.random::<bool>() { size } else { -size });
         }
-        Ok(vec![(rows, signs)])
+        Ok(vec![(rows, self.device.upload(signs))])
     }
 
     /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
@@ -127,7 +127,7 @@ impl Model {
         let theirs = teacher.numbers(&mut theirs, hidden, batch)?;
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
         let numbers = self.numbers(tape, hidden, batch)?;
-        let mut loss = ops::squared_error(tape, &numbers, &counted_values(batch), weight * (1.0 - share))?;
+        let mut loss = ops::squared_error(tape, &numbers, &self.device.upload(counted_values(batch)), weight * (1.0 - share))?;
         let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share)?;
         let parts = [(f64::from(1.0 - share), &loss.sum), (f64::from(share), &distance.sum)];
         loss.sum = ops::combine(self.device, &parts);

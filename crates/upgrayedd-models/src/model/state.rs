@@ -372,6 +372,12 @@ impl Model {
         self.gates.remove(&place)
     }
 
+    /// Computes there from now on: the weights move into the device's memory, or back into the host's.
+    pub fn move_to(&mut self, device: Device) {
+        self.device = device;
+        self.params.move_to(device);
+    }
+
     /// Positions of `queries` tokens from `first` on, sequence by sequence.
     pub fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
         Arc::new((0..batch).flat_map(|_| first..first + queries).map(|p| p as u32).collect())

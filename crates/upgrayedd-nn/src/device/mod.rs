@@ -1,16 +1,22 @@
 //! Where tensors live and kernels run. A device is one implementation of `Kernels`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "fake-device")]
+pub mod fake;
 
 use std::str::FromStr;
 
-use crate::kernels::Kernels;
+use crate::Tensor;
+use crate::kernels::{Kernels, Number};
 
 /// A place to compute, chosen at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// The host's processor, in `f32`, on the current rayon pool.
     Cpu,
+    /// Memory of its own in front of the host's processor, for tests: whatever crosses over is counted.
+    #[cfg(feature = "fake-device")]
+    Fake,
 }
 
 /// Why a device cannot be used.
@@ -30,9 +36,22 @@ impl Device {
         Self::Cpu
     }
 
+    /// A tensor as this device's kernels read it.
+    pub fn upload(self, tensor: Tensor) -> Tensor {
+        self.kernels().upload(tensor)
+    }
+
+    /// Reads numbers, all at once: whoever asks waits for the device.
+    pub fn read<const N: usize>(self, numbers: [&Number; N]) -> [f64; N] {
+        let values = self.kernels().read(&numbers);
+        std::array::from_fn(|i| values[i])
+    }
+
     pub(crate) fn kernels(self) -> &'static dyn Kernels {
         match self {
             Self::Cpu => &cpu::Cpu,
+            #[cfg(feature = "fake-device")]
+            Self::Fake => &fake::Fake,
         }
     }
 }
@@ -54,6 +73,8 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Cpu => "cpu",
+            #[cfg(feature = "fake-device")]
+            Self::Fake => "fake",
         })
     }
 }

@@ -137,7 +137,7 @@ fn in_chunks(
 ) -> Result<(Number, Option<Tensor>)> {
     let (rows, width) = (x.tensor().rows(), x.tensor().cols());
     let chunk = tape.kernels().rows_of_logits(head.weight.tensor().rows()).clamp(1, rows.max(1));
-    let mut dx = (tape.is_recording() && x.requires_grad()).then(|| Tensor::scratch(&[rows, width]));
+    let mut dx = (tape.is_recording() && x.requires_grad()).then(|| tape.kernels().empty(&[rows, width]));
     let mut sum = Number::default();
     for start in (0..rows).step_by(chunk) {
         interrupt::check()?;

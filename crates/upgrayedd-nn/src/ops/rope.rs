@@ -2,22 +2,21 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::{Result, Tape, Tensor, Var};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 /// Cosines and sines for the positions that have come up so far: a model's limit may be millions.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     inv_freq: Arc<[f32]>,
     positions: usize,
-    /// `(positions, head_dim)`: the first half of a row is cos, the second sin, of `position · inv_freq[i]`.
-    known: Arc<RwLock<Tensor>>,
+    /// By device `(positions, head_dim)`: the first half of a row is cos, the second sin, of `position · inv_freq[i]`.
+    known: Arc<RwLock<Vec<(Device, Tensor)>>>,
 }
 
 impl RopeTable {
     /// A table for at most `positions` positions and the inverse frequencies of one head (`head_dim / 2` of them).
     pub fn new(positions: usize, inv_freq: &[f32]) -> Self {
-        let known = Arc::new(RwLock::new(Tensor::zeros(&[0, inv_freq.len() * 2])));
-        Self { inv_freq: inv_freq.into(), positions, known }
+        Self { inv_freq: inv_freq.into(), positions, known: Arc::default() }
     }
 
     /// Columns per head.
@@ -31,10 +30,10 @@ impl RopeTable {
     }
 
     /// The table, with `count` rows at least.
-    fn rows(&self, count: usize) -> Tensor {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.rows() >= count {
-            return known;
+    fn rows(&self, device: Device, count: usize) -> Tensor {
+        let is_enough = |(of, table): &&(Device, Tensor)| *of == device && table.rows() >= count;
+        if let Some((_, table)) = self.known.read().unwrap_or_else(PoisonError::into_inner).iter().find(is_enough) {
+            return table.clone();
         }
         let rows = count.next_power_of_two().clamp(count, self.positions.max(count));
         let mut table = Vec::with_capacity(rows * self.head_dim());
@@ -43,16 +42,18 @@ impl RopeTable {
             table.extend(angles.clone().map(f32::cos));
             table.extend(angles.map(f32::sin));
         }
-        let table = Tensor::from_vec(&[rows, self.head_dim()], table);
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = table.clone();
+        let table = device.upload(Tensor::from_vec(&[rows, self.head_dim()], table));
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(of, _)| *of != device);
+        known.push((device, table.clone()));
         table
     }
 }
 
 /// Rotates every head of `x (N, heads · head_dim)` by the angle of its row's position.
 pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec<u32>>) -> Result<Var> {
-    let table = table.rows(positions.iter().max().map_or(0, |p| *p as usize + 1));
-    let mut out = Tensor::scratch(x.tensor().shape());
+    let table = table.rows(tape.device(), positions.iter().max().map_or(0, |p| *p as usize + 1));
+    let mut out = tape.kernels().empty(x.tensor().shape());
     let sink = crate::kernels::Sink { tensor: &mut out, accumulate: false };
     tape.kernels().rope(x.tensor(), &table, positions, 1.0, sink);
     let dx = x.source();

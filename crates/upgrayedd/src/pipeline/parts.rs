@@ -23,7 +23,7 @@ pub const CALIBRATION: usize = 128;
 /// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
 pub(super) fn load_teacher(name: &str, config: &OptimizeConfig, model: &Model, longest: usize) -> Result<Model> {
     let mut teacher = open(name, &LoadOptions { family: config.family.clone() })?;
-    teacher.device = model.device;
+    teacher.move_to(model.device);
     if let Err(reason) = model.check_same_tokens(&teacher) {
         return Err(Error::invalid(format!("{name} cannot teach this model: {reason}")));
     }

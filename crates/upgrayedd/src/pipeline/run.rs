@@ -379,7 +379,7 @@ impl Run<'_> {
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
         self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
         let mut dense = base_of(&self.dir.base(), &config, self.pipeline.given)?;
-        dense.device = self.pipeline.learner.model.device;
+        dense.move_to(self.pipeline.learner.model.device);
         let model = &self.pipeline.learner.model;
         let length = config.sequence_length.unwrap_or_default();
         let speeds = measure_speed(&[&dense, model], config.batch_size, length)?;

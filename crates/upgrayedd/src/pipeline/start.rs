@@ -55,7 +55,7 @@ impl Pipeline {
             }
             None => configured(&config)?,
         };
-        model.device = device;
+        model.move_to(device);
         config.strategy = strategy.name().to_owned();
         config.resolve(&model, strategy.as_ref());
         let again = [

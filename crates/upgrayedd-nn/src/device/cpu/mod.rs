@@ -13,10 +13,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Tensor;
-use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink};
+use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value};
 
 /// The host's processor.
 pub(crate) struct Cpu;
+
+fn number(value: f64) -> Number {
+    Number(Value::Host(value))
+}
 
 /// Elements of logits that may exist at once (16 MiB).
 const LOGITS: usize = 4 << 20;
@@ -34,6 +38,18 @@ fn sum_of_squares(x: &[f32]) -> f64 {
 }
 
 impl Kernels for Cpu {
+    fn empty(&self, shape: &[usize]) -> Tensor {
+        Tensor::scratch(shape)
+    }
+    fn zeros(&self, shape: &[usize]) -> Tensor {
+        Tensor::lasting_zeros(shape)
+    }
+    fn upload(&self, tensor: Tensor) -> Tensor {
+        tensor
+    }
+    fn read(&self, numbers: &[&Number]) -> Vec<f64> {
+        numbers.iter().map(|number| number.read()).collect()
+    }
     fn add_assign(&self, a: &mut Tensor, b: &Tensor) {
         pointwise::add_assign(a, b);
     }
@@ -120,28 +136,28 @@ impl Kernels for Cpu {
         to.data_mut()[at..at + from.len()].copy_from_slice(from.data());
     }
     fn combine(&self, parts: &[(f64, &Number)]) -> Number {
-        Number(parts.iter().map(|(factor, number)| factor * number.0).sum())
+        number(parts.iter().map(|(factor, number)| factor * number.read()).sum())
     }
     fn sum_of_squares(&self, x: &Tensor) -> Number {
-        Number(sum_of_squares(x.data()))
+        number(sum_of_squares(x.data()))
     }
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         LOGITS / vocabulary
     }
     fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number {
-        Number(loss::negative_log_likelihood(x, w, bias, targets))
+        number(loss::negative_log_likelihood(x, w, bias, targets))
     }
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number {
-        Number(loss::cross_entropy(logits, targets, weight, with_grad))
+        number(loss::cross_entropy(logits, targets, weight, with_grad))
     }
     fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number {
-        Number(loss::kl_divergence(student, teacher, temperature, weight, with_grad))
+        number(loss::kl_divergence(student, teacher, temperature, weight, with_grad))
     }
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
-        Number(loss::relative_distance(x, reference, weight))
+        number(loss::relative_distance(x, reference, weight))
     }
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
-        Number(loss::squared_error(x, reference, weight))
+        number(loss::squared_error(x, reference, weight))
     }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         pointwise::adamw(w, g, m, v, step);

@@ -267,6 +267,11 @@ pub(super) fn scatter_add(dy: &Tensor, ids: &[u32], table: Sink<'_>) {
 }
 
 pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
+    let vectors = &step.vectors.data()[step.first..step.first + 3 * step.count];
+    let (step_size, rest) = vectors.split_at(step.count);
+    let (inv_bias2, keep) = rest.split_at(step.count);
+    let AdamWStep { beta1, beta2, eps, grad_scale, .. } = *step;
+    let rates = Rates { step_size, inv_bias2, keep, beta1, beta2, eps, grad_scale };
     let cols = w.cols().max(1);
     let rows = (CHUNK / cols).max(1);
     // Without lanes the tensor is one long row, cut where it pleases.
@@ -277,17 +282,17 @@ pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, 
         simd(
             #[inline(always)]
             || match step.lanes {
-                Lanes::Whole => update(w, g, m, v, step, |_| 0),
+                Lanes::Whole => update(w, g, m, v, &rates, |_| 0),
                 Lanes::Rows => {
                     let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
                     for (r, ((w, g), (m, v))) in rows.enumerate() {
-                        update(w, g, m, v, step, |_| i * lanes_per_chunk + r);
+                        update(w, g, m, v, &rates, |_| i * lanes_per_chunk + r);
                     }
                 }
                 Lanes::Cols => {
                     let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
                     for ((w, g), (m, v)) in rows {
-                        update(w, g, m, v, step, |c| c);
+                        update(w, g, m, v, &rates, |c| c);
                     }
                 }
             },
@@ -295,8 +300,19 @@ pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, 
     });
 }
 
+/// The numbers of an update, those of lanes apart.
+struct Rates<'a> {
+    step_size: &'a [f32],
+    inv_bias2: &'a [f32],
+    keep: &'a [f32],
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+    grad_scale: f32,
+}
+
 #[inline(always)]
-fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep<'_>, lane: impl Fn(usize) -> usize) {
+fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &Rates<'_>, lane: impl Fn(usize) -> usize) {
     let n = w.len();
     let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
     for i in 0..n {

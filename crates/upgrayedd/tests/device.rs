@@ -1,0 +1,122 @@
+//! On a device with memory of its own every family computes the same bits, and next to nothing crosses over.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use upgrayedd::learner::{Learner, Update};
+use upgrayedd::load::LoadOptions;
+use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
+use upgrayedd::nn::device::fake::{self, Transfers};
+use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
+use upgrayedd::reduce::Alone;
+use upgrayedd::spec::Objective;
+
+const MODELS: [&str; 9] = [
+    "llama_gqa",
+    "llama3_rope",
+    "gpt2",
+    "gpt2_pruned",
+    "bert_mlm",
+    "bert_mlm_pruned",
+    "bert_classifier",
+    "bert_regression",
+    "bert_encoder",
+];
+
+fn load(name: &str) -> Model {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let mut model = Model::load(&golden, &LoadOptions::default()).unwrap();
+    if model.spec.objective == Objective::Encoder {
+        let mut reference = model.clone();
+        // A little off, so that there is something to learn.
+        let id = reference.params.ids().next().unwrap();
+        reference.params.get_mut(id).data_mut().iter_mut().for_each(|v| *v *= 1.1);
+        model.set_reference(Arc::new(reference)).unwrap();
+    }
+    model
+}
+
+/// Two sequences, the second padded.
+fn batch(model: &Model) -> Batch {
+    let tokens: Vec<u32> = (0..2 * 9).map(|i| (i * 7 + 3) % model.spec.vocab_size as u32).collect();
+    let mask: Vec<u8> = (0..2 * 9).map(|i| u8::from(i < 15)).collect();
+    let per_sequence = matches!(model.spec.objective, Objective::Classifier { .. });
+    let targets = match per_sequence {
+        true => vec![0, 0],
+        false => tokens.iter().zip(&mask).map(|(&t, m)| if *m == 1 { i64::from(t) } else { IGNORE }).collect(),
+    };
+    Batch { tokens: Arc::new(tokens), batch: 2, len: 9, mask: Some(mask), targets, values: vec![0.5, -0.5], ..Batch::default() }
+}
+
+fn on_device(mut model: Model) -> Model {
+    if let Some(reference) = model.reference().cloned() {
+        let mut reference = Arc::unwrap_or_clone(reference);
+        reference.move_to(Device::Fake);
+        model.set_reference(Arc::new(reference)).unwrap();
+    }
+    model.move_to(Device::Fake);
+    model
+}
+
+fn weights(mut model: Model) -> Vec<Tensor> {
+    model.move_to(Device::cpu());
+    model.params.ids().map(|id| model.params.get(id).clone()).collect()
+}
+
+#[test]
+fn every_family_learns_the_same_and_only_lists_go_up() {
+    for name in MODELS {
+        for gradient_checkpointing in [false, true] {
+            let step = |model: Model| {
+                let batch = batch(&model);
+                let mut grads = Gradients::for_params(&model.params);
+                let mut learner = Learner::new(model, 0.1);
+                let update = Update { gradient_checkpointing, ..Update::at(1e-2) };
+                let mut step = || learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone).unwrap();
+                // Tables of positions stay where they are.
+                let first = step();
+                fake::reset();
+                let second = step();
+                (first, second, fake::transfers(), weights(learner.model))
+            };
+            let (host, device) = (step(load(name)), step(on_device(load(name))));
+            assert!((host.0, host.1) == (device.0, device.1) && host.3 == device.3, "{name}: other bits");
+            let Transfers { tensors_up, tensors_down, reads, lists_up } = device.2;
+            // The optimiser's numbers of all lanes, and what a regression is to predict.
+            let expected = if name == "bert_regression" { 2 } else { 1 };
+            assert_eq!((tensors_up, tensors_down, reads), (expected, 0, 1), "{name}: {:?}", device.2);
+            assert!(lists_up > 0 && host.2 == Transfers::default());
+        }
+    }
+}
+
+#[test]
+fn forward_passes_and_distillation_are_the_same() {
+    for name in MODELS {
+        let (host, device) = (load(name), on_device(load(name)));
+        let batch = batch(&host);
+        if host.spec.objective != Objective::Encoder {
+            let logits = |model: &Model| model.logits(&batch, &mut Hooks::default()).unwrap();
+            assert!(logits(&host) == logits(&device), "{name}");
+        }
+        if host.spec.objective != Objective::CausalLm {
+            continue;
+        }
+        let learned = |model: &Model| {
+            let mut grads = Gradients::for_params(&model.params);
+            let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+            let distill = Distill { teacher: model, temperature: 2.0, share: 0.5 };
+            let loss = model.distillation_loss(&mut tape, &batch, 1.0, &distill).unwrap();
+            tape.backward(loss.seeds).unwrap();
+            (loss.sum.read(), model.params.ids().map(|id| grads.get(id).unwrap().to_host()).collect::<Vec<_>>())
+        };
+        assert!(learned(&host) == learned(&device), "{name}");
+        let options = GenerateOptions { max_new_tokens: 5, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: Vec::new() };
+        let generated = |model: &Model| model.generate(&[1, 2, 3], &options, |_| true).unwrap().tokens;
+        assert_eq!(generated(&host), generated(&device), "{name}");
+        let maps = |model: &Model| model.attention_maps(&batch).unwrap();
+        assert!(maps(&host) == maps(&device), "{name}");
+    }
+}
