@@ -69,6 +69,7 @@ fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Res
 
 /// The features `indices` of a tensor along its head axis. A vector stays a vector.
 fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
+    let tensor = tensor.to_host();
     match (lanes, tensor.shape().len()) {
         (Lanes::Rows, _) => tensor.take_rows(indices),
         (_, 1) => tensor.take_cols(indices).reshaped(&[indices.len()]),
@@ -78,6 +79,7 @@ fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
 
 /// Two tensors one after the other along the head axis.
 fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
+    let (a, b) = (a.to_host(), b.to_host());
     let (wide_a, wide_b) = (a.cols(), b.cols());
     if lanes == Lanes::Rows {
         let mut shape = a.shape().to_vec();
@@ -96,10 +98,11 @@ fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
 /// Keeps only the given features of a parameter and of what the optimiser knows about it.
 fn keep(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, indices: &[usize]) {
     let kept = take(model.params.get(id), lanes, indices);
-    *model.params.get_mut(id) = kept;
+    let device = model.device;
+    *model.params.get_mut(id) = device.upload(kept);
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
         for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
-            *moment = take(moment, lanes, indices);
+            *moment = device.upload(take(moment, lanes, indices));
         }
         state.steps = indices.iter().map(|&i| state.steps[i]).collect();
         state.lr_scale = indices.iter().map(|&i| state.lr_scale[i]).collect();
@@ -117,11 +120,12 @@ fn insert(
     lr_scale: f32,
 ) {
     let joined = concat(model.params.get(id), slice, lanes);
-    *model.params.get_mut(id) = take(&joined, lanes, order);
+    let device = model.device;
+    *model.params.get_mut(id) = device.upload(take(&joined, lanes, order));
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
         let blank = Tensor::zeros(slice.shape());
         for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
-            *moment = take(&concat(moment, &blank, lanes), lanes, order);
+            *moment = device.upload(take(&concat(moment, &blank, lanes), lanes, order));
         }
         let added = order.len() - state.steps.len();
         state.steps.extend(std::iter::repeat_n(0, added));
@@ -224,10 +228,11 @@ pub fn split(
         let Ok(position) = position else { return archived };
         if let Newcomer::Head { .. } = newcomer {
             let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
-            let weight = model.params.get_mut(id);
-            let cols = weight.cols();
-            let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
-            rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
+            model.params.edit(model.device, id, |weight| {
+                let cols = weight.cols();
+                let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
+                rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
+            });
         }
         cut(model, layer, site, position)
     })
@@ -354,11 +359,12 @@ pub fn fold_gates(model: &mut Model, layer: usize) {
     let Some(gates) = model.take_gates(LayerSite::heads(layer)) else { return };
     model.touch();
     let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
-    let weight = model.params.get_mut(id);
-    let cols = weight.cols();
-    for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {
-        for (slice, &gate) in row.chunks_exact_mut(width).zip(gates.data()) {
-            slice.iter_mut().filter(|_| gate != 1.0).for_each(|w| *w *= gate);
+    model.params.edit(model.device, id, |weight| {
+        let cols = weight.cols();
+        for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {
+            for (slice, &gate) in row.chunks_exact_mut(width).zip(gates.data()) {
+                slice.iter_mut().filter(|_| gate != 1.0).for_each(|w| *w *= gate);
+            }
         }
-    }
+    });
 }

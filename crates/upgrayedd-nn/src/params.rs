@@ -69,6 +69,18 @@ impl ParamSet {
         &mut self.params[id.0].tensor
     }
 
+    /// Changes a value on the host, wherever `device` keeps it.
+    pub fn edit<T>(&mut self, device: Device, id: ParamId, f: impl FnOnce(&mut Tensor) -> T) -> T {
+        let tensor = &mut self.params[id.0].tensor;
+        if tensor.is_on_host() {
+            return f(tensor);
+        }
+        let mut edited = tensor.to_host();
+        let result = f(&mut edited);
+        *tensor = device.upload(edited);
+        result
+    }
+
     /// Puts all values where `device` reads them, or back into host memory.
     pub fn move_to(&mut self, device: Device) {
         for param in &mut self.params {

@@ -103,6 +103,10 @@ impl Tensor {
         }
     }
 
+    pub(crate) fn is_on_host(&self) -> bool {
+        matches!(self.storage, Storage::Host(_))
+    }
+
     /// The same elements in host memory: a copy if they are in a device's.
     #[must_use]
     pub fn to_host(&self) -> Self {

@@ -6,12 +6,12 @@ use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, interrupt, ops};
 
 use crate::reduce::Reduce;
 
-/// `a bᵀ`.
+/// `a bᵀ`, from host memory into host memory.
 pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let none = ParamSet::default();
     let mut tape = Tape::inference(device, &none);
     let (a, b) = (tape.constant(a.clone()), tape.constant(b.clone()));
-    Ok(ops::linear(&mut tape, &a, &b, None)?.tensor().clone())
+    Ok(ops::linear(&mut tape, &a, &b, None)?.tensor().to_host())
 }
 
 /// Sums over rows of `xᵀ x`, `xᵀ y` and `|y|²`.
@@ -32,7 +32,7 @@ impl Moments {
 
     /// Adds the rows of `x (N, inputs)` and `y (N, outputs)`.
     pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) -> Result<()> {
-        add_to(&mut self.gram, &ops::gram(device, x));
+        add_to(&mut self.gram, &ops::gram(device, &device.upload(x.clone())).to_host());
         add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed())?);
         self.power += y.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
         Ok(())

@@ -115,8 +115,9 @@ fn solve(
     let inputs = features + usize::from(bias.is_some());
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
-        let mut missing = added(parent, layer, &pair.parent, teacher)?;
-        let there = added(model, layer, &pair.student, student)?;
+        let mut missing = added(parent, layer, &pair.parent, teacher)?.to_host();
+        let there = added(model, layer, &pair.student, student)?.to_host();
+        let student = &student.to_host();
         missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
         let mut x = if bias.is_some() { with_ones(student) } else { student.clone() };
         if let Some(mask) = &pair.batch.mask {
@@ -131,11 +132,15 @@ fn solve(
     held_out.reduce(reduce)?;
     let Some(found) = ridge(&fit, &held_out)? else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
     let rows = || found.change.data().chunks_exact(inputs);
-    let weight = model.params.get_mut(id).data_mut();
-    weight.chunks_exact_mut(features).zip(rows()).for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
+    let device = model.device;
+    model.params.edit(device, id, |weight| {
+        let lines = weight.data_mut().chunks_exact_mut(features).zip(rows());
+        lines.for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
+    });
     if let Some(bias) = bias {
-        let bias = model.params.get_mut(bias).data_mut();
-        bias.iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
+        model.params.edit(device, bias, |bias| {
+            bias.data_mut().iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
+        });
     }
     Ok(LayerRefit { ridge: Some(found.ridge), repaired: found.repaired })
 }

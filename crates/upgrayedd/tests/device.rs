@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use upgrayedd::data::{Dataset, Row};
 use upgrayedd::learner::{Learner, Update};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
@@ -11,7 +12,10 @@ use upgrayedd::nn::device::fake::{self, Transfers};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
 use upgrayedd::reduce::Alone;
+use upgrayedd::refit::{batches, refit};
+use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::spec::Objective;
+use upgrayedd::units::{LayerSite, Selection};
 
 const MODELS: [&str; 9] = [
     "llama_gqa",
@@ -118,5 +122,56 @@ fn forward_passes_and_distillation_are_the_same() {
         assert_eq!(generated(&host), generated(&device), "{name}");
         let maps = |model: &Model| model.attention_maps(&batch).unwrap();
         assert!(maps(&host) == maps(&device), "{name}");
+    }
+}
+
+#[test]
+fn surgery_scores_and_refit_are_the_same() {
+    for name in ["llama_gqa", "gpt2", "bert_mlm"] {
+        let all = |model: Model| {
+            let objective = model.spec.objective;
+            let row = |i: u32| match objective {
+                Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
+                _ => {
+                    let tokens: Vec<u32> = (0..9).map(|t| (i * 37 + t * t * 11) % 40).collect();
+                    let targets = tokens.iter().map(|&t| i64::from(t)).collect();
+                    Row { targets: upgrayedd::data::Targets::Tokens(targets), ..Row::causal(tokens, None, None) }
+                }
+            };
+            let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
+            let (range, reduce) = (0..6, &Alone);
+            let scores = |model: &Model| {
+                let context = ScoreContext {
+                    model,
+                    data: Some((&data, &range)),
+                    batch_size: 2,
+                    samples: 6,
+                    seed: 0,
+                    gradient_checkpointing: false,
+                    reduce,
+                };
+                let names = ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
+                let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
+                compute_all(&scores, &context).unwrap()
+            };
+            let before = scores(&model);
+            let parent = model.clone();
+            let mut learner = Learner::new(model, 0.1);
+            let batch = batch(&parent);
+            let mut grads = Gradients::for_params(&parent.params);
+            learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
+            let gone = Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]);
+            learner.remove(&gone, 1, Some(&before[0])).unwrap();
+            let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
+            let after = scores(&learner.model);
+            let back = Selection::from([(LayerSite::heads(0), vec![2])]);
+            learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units.layers()[1].active().len()]).unwrap();
+            learner.restore(&back, 2.0).unwrap();
+            upgrayedd::surgery::fold_gates(&mut learner.model, 1);
+            let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();
+            let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
+            (before, after, repaired, moments, weights(learner.model))
+        };
+        assert!(all(load(name)) == all(on_device(load(name))), "{name}");
     }
 }

@@ -59,7 +59,7 @@ fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Re
 /// Writes the weights alone, with the heads that are left, exactly as they are: in the model's own element type, or in f32 where some
 /// are none of its numbers.
 pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
-    let exact = |t: &Tensor| t.data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits());
+    let exact = |t: &Tensor| t.to_host().data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits());
     let fits = model.dtype == DType::F32 || model.params.ids().all(|id| exact(model.params.get(id)));
     write_tensors(tensors(model, false), if fits { model.dtype } else { DType::F32 }, dir)
 }
@@ -106,8 +106,8 @@ pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
     let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
     for id in model.params.ids() {
         let weight = model.weight(id);
-        let tensor = model.params.get(id);
-        let tensor = if dense { expand(model, weight, tensor) } else { tensor.clone() };
+        let tensor = model.params.get(id).to_host();
+        let tensor = if dense { expand(model, weight, &tensor) } else { tensor };
         // The base model of a plain encoder is saved without prefix, as transformers does.
         let name = match model.spec.objective {
             Objective::Encoder => weight.hf_name.strip_prefix(model.family.base_prefix).unwrap_or(&weight.hf_name).to_owned(),

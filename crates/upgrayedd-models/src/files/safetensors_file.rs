@@ -46,6 +46,7 @@ impl View for Stored {
 
 /// Writes tensors in the given element type. Refuses values that the type cannot hold.
 pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata: HashMap<String, String>) -> Result<()> {
+    let tensors: Vec<(String, Tensor)> = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_host())).collect();
     for (name, tensor) in &tensors {
         if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
             return Err(Error::NotFinite(format!(

@@ -111,7 +111,7 @@ pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {
     for id in model.params.ids() {
         interrupt::check()?;
         hasher.update(model.params.name(id).as_bytes());
-        hasher.update(bytemuck::cast_slice(model.params.get(id).data()));
+        hasher.update(bytemuck::cast_slice(model.params.get(id).to_host().data()));
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -441,7 +441,8 @@ fn round_weights(model: &mut Model, dtype: DType) {
         return;
     }
     for id in model.params.ids() {
-        model.params.get_mut(id).data_mut().iter_mut().for_each(|v| *v = dtype.round(*v));
+        let device = model.device;
+        model.params.edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
     }
     model.touch();
 }

@@ -47,7 +47,7 @@ fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
     let groups = model.units.layers()[layer].kv_positions();
     let mut sums = vec![0.0; groups.len()];
     for (id, site, width) in matrices(model, layer) {
-        let of_units = by_unit(model.params.get(id), model.weight(id).lanes(), width);
+        let of_units = by_unit(&model.params.get(id).to_host(), model.weight(id).lanes(), width);
         for (head, sum) in sums.iter_mut().enumerate() {
             *sum += of_units[if site == Site::KvGroup { groups[head] } else { head }];
         }

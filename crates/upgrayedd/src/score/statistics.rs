@@ -174,6 +174,7 @@ impl Statistics {
 
     /// Adds what one batch's `(batch, H)` gradient of the summed loss says.
     fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
+        let gradient = gradient.to_host();
         let rows = gradient.data().chunks_exact(gradient.cols().max(1));
         let Self { signed, absolute, squared, blocks, .. } = self;
         let [signed, absolute, squared] = [signed, absolute, squared].map(|scores| scores.at_mut(place));
@@ -193,7 +194,7 @@ impl Statistics {
 
 /// Adds `xᵀ x` to a layer's sum, which is made when the first layer's rows come by.
 fn add_products(device: Device, sums: &mut Vec<Tensor>, layer: usize, x: &Tensor) {
-    let products = ops::gram(device, x);
+    let products = ops::gram(device, &device.upload(x.clone())).to_host();
     match sums.get_mut(layer) {
         Some(sum) => sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p),
         None => sums.push(products),
@@ -251,6 +252,7 @@ impl<'m> Outputs<'m> {
     }
 
     fn add(&mut self, layer: usize, context: &Tensor) -> upgrayedd_nn::Result<()> {
+        let context = &context.to_host();
         if let Some(grams) = &mut self.grams {
             let mut x = context.clone();
             if let Some(mask) = &self.mask {
@@ -269,7 +271,7 @@ impl<'m> Outputs<'m> {
             });
         }
         if let Some(cosines) = &mut self.cosines {
-            let weight = self.model.writer_weight(layer, Writer::Attention);
+            let weight = &self.model.writer_weight(layer, Writer::Attention).to_host();
             let all: Vec<usize> = (0..weight.rows()).collect();
             let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
             for rows in self.compared.chunks(ROWS) {

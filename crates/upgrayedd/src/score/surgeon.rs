@@ -40,7 +40,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
         let first = scores.len();
         // P = Wᵀ B W, in the engine's precision and on all its threads.
         let weighted = |(i, (inputs, outputs)): (usize, &'_ (Tensor, Tensor))| {
-            let by_feature = model.writer_weight(first + i, Writer::Attention).transposed();
+            let by_feature = model.writer_weight(first + i, Writer::Attention).to_host().transposed();
             let weighted = multiply(model.device, &by_feature, outputs)?;
             Ok((inputs.clone(), multiply(model.device, &weighted, &by_feature)?))
         };

@@ -18,7 +18,7 @@ pub(super) static SCORE: Score = Score {
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let d = context.model.spec.head_dim;
     let layer = |(layer, norms): (usize, &Vec<f64>)| {
-        let weight = context.model.writer_weight(layer, Writer::Attention);
+        let weight = context.model.writer_weight(layer, Writer::Attention).to_host();
         let mut columns = vec![0.0; weight.cols()];
         for row in weight.data().chunks_exact(weight.cols().max(1)) {
             columns.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(w.abs()));
