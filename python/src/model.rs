@@ -54,11 +54,12 @@ impl Model {
 #[pyclass(frozen)]
 struct Storage(Tensor);
 
-/// A read-only array over the tensor's own memory.
+/// A read-only array, over the tensor's own memory if that holds `f32`.
 fn array<'py>(py: Python<'py>, tensor: Tensor) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+    let tensor = if tensor.as_f32().is_some() { tensor } else { tensor.to_host() };
     let shape = tensor.shape().to_vec();
     let storage = Bound::new(py, Storage(tensor))?;
-    let view = ArrayViewD::from_shape(IxDyn(&shape), storage.get().0.data())
+    let view = ArrayViewD::from_shape(IxDyn(&shape), storage.get().0.as_f32().unwrap_or_default())
         .map_err(|e| pyo3::exceptions::PyRuntimeError::new_err(e.to_string()))?;
     #[allow(unsafe_code, reason = "arrays share the memory of weights")]
     // SAFETY: the array's base object holds a reference to the tensor's buffer, which is never written while shared.

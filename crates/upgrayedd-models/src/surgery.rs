@@ -6,6 +6,7 @@ use upgrayedd_nn::optim::{AdamW, Lanes};
 use upgrayedd_nn::{ParamId, Tensor};
 
 use crate::archive::{Archive, Archived, Departure, Slices};
+use crate::files::DType;
 use crate::model::Model;
 use crate::units::{LayerSite, Scores, Selection, Site, Unit};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
@@ -69,7 +70,6 @@ fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Res
 
 /// The features `indices` of a tensor along its head axis. A vector stays a vector.
 fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
-    let tensor = tensor.to_host();
     match (lanes, tensor.shape().len()) {
         (Lanes::Rows, _) => tensor.take_rows(indices),
         (_, 1) => tensor.take_cols(indices).reshaped(&[indices.len()]),
@@ -95,14 +95,21 @@ fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
     Tensor::from_vec(&shape, data)
 }
 
+/// Gives a parameter another value, in the type in which its old one was stored if that holds it.
+fn put(model: &mut Model, id: ParamId, value: Tensor) {
+    let stored = model.params.get(id).format().and_then(|format| DType::of(format).store(&value));
+    let value = model.device.upload(stored.unwrap_or(value));
+    model.params.set(id, value);
+}
+
 /// Keeps only the given features of a parameter and of what the optimiser knows about it.
 fn keep(model: &mut Model, optim: Option<&mut AdamW>, id: ParamId, lanes: Lanes, indices: &[usize]) {
-    let kept = take(model.params.get(id), lanes, indices);
+    let kept = take(&model.params.get(id).from_device(), lanes, indices);
+    put(model, id, kept);
     let device = model.device;
-    *model.params.get_mut(id) = device.upload(kept);
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
         for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
-            *moment = device.upload(take(moment, lanes, indices));
+            *moment = device.upload(take(&moment.from_device(), lanes, indices));
         }
         state.steps = indices.iter().map(|&i| state.steps[i]).collect();
         state.lr_scale = indices.iter().map(|&i| state.lr_scale[i]).collect();
@@ -120,8 +127,8 @@ fn insert(
     lr_scale: f32,
 ) {
     let joined = concat(model.params.get(id), slice, lanes);
+    put(model, id, take(&joined, lanes, order));
     let device = model.device;
-    *model.params.get_mut(id) = device.upload(take(&joined, lanes, order));
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
         let blank = Tensor::zeros(slice.shape());
         for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
@@ -172,7 +179,7 @@ pub fn remove(
 fn cut(model: &Model, layer: usize, site: Site, position: usize) -> Slices {
     let slice = |id: ParamId| {
         let weight = model.weight(id);
-        (weight.role, take(model.params.get(id), weight.lanes(), &features(weight, &[position])))
+        (weight.role, take(&model.params.get(id).from_device(), weight.lanes(), &features(weight, &[position])))
     };
     model.owned(layer, site).into_iter().map(slice).collect()
 }

@@ -31,6 +31,7 @@ pub mod optim;
 mod params;
 mod pool;
 pub mod profile;
+mod stored;
 mod tape;
 mod tensor;
 
@@ -38,5 +39,6 @@ pub use device::{Device, DeviceError};
 pub use error::{Error, Result};
 pub use params::{Gradients, ParamId, ParamSet};
 pub use pool::trim as trim_buffers;
+pub use stored::{Bytes, Format};
 pub use tape::{LeafGradients, Tape, Var};
 pub use tensor::Tensor;

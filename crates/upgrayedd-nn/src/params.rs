@@ -59,14 +59,23 @@ impl ParamSet {
         self.params.iter().position(|p| p.name == name).map(ParamId)
     }
 
-    /// The parameter's value.
+    /// The parameter's value, which may be in a device's memory or as a file has it ([`Tensor::to_host`]).
     pub fn get(&self, id: ParamId) -> &Tensor {
         &self.params[id.0].tensor
     }
 
-    /// The parameter's value for writing; its shape may change.
+    /// The parameter's value for writing, which is not in its stored type any more.
     pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
-        &mut self.params[id.0].tensor
+        let tensor = &mut self.params[id.0].tensor;
+        if tensor.format().is_some() {
+            *tensor = tensor.widened();
+        }
+        tensor
+    }
+
+    /// Gives the parameter another value; its shape may change.
+    pub fn set(&mut self, id: ParamId, value: Tensor) {
+        self.params[id.0].tensor = value;
     }
 
     /// Changes a value on the host, wherever `device` keeps it.
@@ -84,13 +93,18 @@ impl ParamSet {
     /// Puts all values where `device` reads them, or back into host memory.
     pub fn move_to(&mut self, device: Device) {
         for param in &mut self.params {
-            param.tensor = device.upload(param.tensor.to_host());
+            param.tensor = device.upload(param.tensor.clone());
         }
     }
 
     /// Whether gradients are computed for the parameter.
     pub fn is_trainable(&self, id: ParamId) -> bool {
         self.params[id.0].trainable
+    }
+
+    /// Keeps every value as `f32`, for what changes weights over and over.
+    pub fn widen(&mut self) {
+        self.params.iter_mut().for_each(|param| param.tensor = param.tensor.widened());
     }
 
     /// Freezes or thaws every parameter.

@@ -1,9 +1,10 @@
-//! Dense `f32` tensors: a shape, and elements in host memory (a shared, copy-on-write buffer) or in a device's own.
+//! Dense `f32` tensors: a shape, and elements in host memory (a shared, copy-on-write buffer), in a device's own, or as a file has them.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use crate::pool;
+use crate::stored::{Bytes, Elements, Format, Stored};
 
 /// Elements in host memory; goes back to the buffer pool when dropped.
 #[derive(Debug)]
@@ -39,21 +40,22 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
 #[derive(Debug, Clone)]
 enum Storage {
     Host(Arc<Buffer>),
+    Stored(Stored),
     #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
     Device(Arc<dyn DeviceMemory>),
 }
 
 /// A dense, row-major `f32` tensor. Clones share memory until one of them is written to.
 ///
-/// Its elements are in host memory, or in that of the device whose kernels made it. The host reads those by an explicit copy,
-/// [`Tensor::to_host`].
+/// Its elements are in host memory, or in that of the device whose kernels made it, or, for weights that are only read, in the type and
+/// place in which a file has them. The host reads the latter two by an explicit copy, [`Tensor::to_host`].
 #[derive(Debug, Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
     storage: Storage,
 }
 
-const ON_DEVICE: &str = "the elements are in a device's memory: the host reads them by to_host";
+const ELSEWHERE: &str = "the elements are in a device's memory or in their stored type: the host reads them by to_host";
 
 impl Tensor {
     /// A tensor over `data`.
@@ -87,6 +89,23 @@ impl Tensor {
         Self { shape: shape.to_vec(), storage: Storage::Host(Arc::new(Buffer(pool::take(shape.iter().product())))) }
     }
 
+    /// A tensor over elements as a file has them, from byte `start` of `bytes` on, which is read only: kernels widen what they read.
+    ///
+    /// # Panics
+    /// If `bytes` do not reach so far.
+    pub fn stored(shape: &[usize], bytes: Bytes, start: usize, format: Format) -> Self {
+        let stored = Stored::new(bytes, start, shape.iter().product(), format);
+        Self { shape: shape.to_vec(), storage: Storage::Stored(stored) }
+    }
+
+    /// What the CPU's kernels read.
+    pub(crate) fn elements(&self) -> Elements<'_> {
+        match &self.storage {
+            Storage::Stored(stored) => stored.elements(),
+            _ => Elements::F32(self.data()),
+        }
+    }
+
     /// A tensor over a device's memory.
     #[cfg(feature = "fake-device")]
     pub(crate) fn on_device(shape: &[usize], memory: Arc<dyn DeviceMemory>) -> Self {
@@ -98,20 +117,77 @@ impl Tensor {
     #[cfg(feature = "fake-device")]
     pub(crate) fn device_memory(&self) -> Option<&dyn DeviceMemory> {
         match &self.storage {
-            Storage::Host(_) => None,
+            Storage::Host(_) | Storage::Stored(_) => None,
             Storage::Device(memory) => Some(memory.as_ref()),
         }
+    }
+
+    /// The same elements where the host reads them: a copy if they are in a device's memory.
+    #[must_use]
+    pub fn from_device(&self) -> Self {
+        if self.is_on_device() { self.to_host() } else { self.clone() }
+    }
+
+    /// The type in which the elements are stored, if they are as a file has them.
+    pub fn format(&self) -> Option<Format> {
+        match &self.storage {
+            Storage::Stored(stored) => Some(stored.format()),
+            _ => None,
+        }
+    }
+
+    /// The elements, if the host has them as `f32`, in memory or in a mapped file.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match (&self.storage, self.is_on_device()) {
+            (Storage::Host(buffer), _) => Some(&buffer.0),
+            (_, true) => None,
+            _ => match self.elements() {
+                Elements::F32(values) => Some(values),
+                Elements::Bytes(..) => None,
+            },
+        }
+    }
+
+    /// The elements' bytes, if they are as a file has them.
+    pub fn stored_bytes(&self) -> Option<&[u8]> {
+        match &self.storage {
+            Storage::Stored(stored) => Some(stored.as_bytes()),
+            _ => None,
+        }
+    }
+
+    /// As `f32`, if the elements are in their stored type.
+    #[must_use]
+    pub fn widened(&self) -> Self {
+        match &self.storage {
+            Storage::Stored(stored) => {
+                // In memory of its own: this may last.
+                let mut wide = vec![0.0; stored.len()];
+                stored.elements().widen_all(&mut wide);
+                Self::from_vec(&self.shape, wide)
+            }
+            _ => self.clone(),
+        }
+    }
+
+    pub(crate) fn is_on_device(&self) -> bool {
+        matches!(self.storage, Storage::Device(_))
     }
 
     pub(crate) fn is_on_host(&self) -> bool {
         matches!(self.storage, Storage::Host(_))
     }
 
-    /// The same elements in host memory: a copy if they are in a device's.
+    /// The same elements in host memory, as `f32`: a copy if they are in a device's memory or in their stored type.
     #[must_use]
     pub fn to_host(&self) -> Self {
         match &self.storage {
             Storage::Host(_) => self.clone(),
+            Storage::Stored(stored) => {
+                let mut wide = Self::scratch(&self.shape);
+                stored.elements().widen_all(wide.data_mut());
+                wide
+            }
             Storage::Device(memory) => Self::from_vec(&self.shape, memory.to_host()),
         }
     }
@@ -125,6 +201,7 @@ impl Tensor {
     pub fn len(&self) -> usize {
         match &self.storage {
             Storage::Host(buffer) => buffer.0.len(),
+            Storage::Stored(stored) => stored.len(),
             Storage::Device(memory) => memory.len(),
         }
     }
@@ -147,11 +224,11 @@ impl Tensor {
     /// The elements, row by row.
     ///
     /// # Panics
-    /// If they are in a device's memory: copy them with [`Tensor::to_host`].
+    /// If they are in a device's memory or in their stored type: copy them with [`Tensor::to_host`].
     pub fn data(&self) -> &[f32] {
         match &self.storage {
             Storage::Host(buffer) => &buffer.0,
-            Storage::Device(_) => unreachable!("{ON_DEVICE}"),
+            Storage::Stored(_) | Storage::Device(_) => unreachable!("{ELSEWHERE}"),
         }
     }
 
@@ -162,7 +239,7 @@ impl Tensor {
     pub fn data_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {
             Storage::Host(buffer) => &mut Arc::make_mut(buffer).0,
-            Storage::Device(_) => unreachable!("{ON_DEVICE}"),
+            Storage::Stored(_) | Storage::Device(_) => unreachable!("{ELSEWHERE}"),
         }
     }
 
@@ -179,9 +256,9 @@ impl Tensor {
     /// The given matrix rows, in the order given.
     pub fn take_rows(&self, rows: &[usize]) -> Self {
         let cols = self.cols();
-        let mut out = Vec::with_capacity(rows.len() * cols);
-        for &row in rows {
-            out.extend_from_slice(&self.data()[row * cols..(row + 1) * cols]);
+        let mut out = vec![0.0; rows.len() * cols];
+        for (out, &row) in out.chunks_exact_mut(cols.max(1)).zip(rows) {
+            self.elements().slice(row * cols..(row + 1) * cols).widen(out);
         }
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
@@ -192,7 +269,9 @@ impl Tensor {
     pub fn take_cols(&self, cols: &[usize]) -> Self {
         let width = self.cols();
         let mut out = Vec::with_capacity(self.rows() * cols.len());
-        for row in self.data().chunks_exact(width.max(1)) {
+        let mut row = vec![0.0; width];
+        for r in 0..self.rows() {
+            self.elements().slice(r * width..(r + 1) * width).widen(&mut row);
             out.extend(cols.iter().map(|&c| row[c]));
         }
         Self::from_vec(&[self.rows(), cols.len()], out)

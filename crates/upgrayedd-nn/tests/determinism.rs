@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use upgrayedd_nn::ops::{self, AttentionShape, Head};
 use upgrayedd_nn::optim::{AdamW, AdamWConfig, Decay, Lanes, Schedule};
-use upgrayedd_nn::{Device, Gradients, ParamSet, Tape, Tensor};
+use upgrayedd_nn::{Device, Format, Gradients, ParamSet, Tape, Tensor};
 
 /// A block with every kind of reduction; returns loss and all gradients.
 fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
@@ -154,5 +154,50 @@ fn the_loss_without_gradients_is_that_with_them() {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let again = threads.install(|| loss(Tape::inference(Device::cpu(), &params), &targets));
         assert_eq!(again.sum.read().to_bits(), without.to_bits());
+    }
+}
+
+fn random(rng: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
+    let data = (0..shape.iter().product()).map(|_| rng.random_range(-1.0f32..1.0)).collect();
+    Tensor::from_vec(shape, data)
+}
+
+/// `f32` values as a file would have them, `offset` bytes into its memory.
+fn stored(values: &Tensor, format: Format, offset: usize) -> Tensor {
+    let mut bytes = vec![0u8; offset];
+    for value in values.data() {
+        match format {
+            Format::F32 => bytes.extend(value.to_le_bytes()),
+            Format::F16 => bytes.extend(half::f16::from_f32(*value).to_le_bytes()),
+            Format::BF16 => bytes.extend(half::bf16::from_f32(*value).to_le_bytes()),
+        }
+    }
+    Tensor::stored(values.shape(), Arc::new(bytes), offset, format)
+}
+
+#[test]
+fn weights_in_their_stored_type_give_the_bits_of_the_same_numbers() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for (rows, outputs, inputs) in [(1, 70, 33), (5, 300, 40), (20, 30, 70), (70, 200, 33), (100, 300, 129), (600, 1000, 40)] {
+        let x = random(&mut rng, &[rows, inputs]);
+        let dy = random(&mut rng, &[rows, outputs]);
+        let w = random(&mut rng, &[outputs, inputs]);
+        for (format, offset) in [(Format::F32, 0), (Format::F32, 3), (Format::F16, 1), (Format::BF16, 0)] {
+            let narrow = stored(&w, format, offset);
+            let wide = narrow.to_host();
+            let run = |w: &Tensor| {
+                let none = ParamSet::default();
+                let mut grads = Gradients::for_params(&none);
+                let mut tape = Tape::recording(Device::cpu(), &none, &mut grads);
+                let (x, w) = (tape.leaf(x.clone()), tape.constant(w.clone()));
+                let y = ops::linear(&mut tape, &x, &w, None).unwrap();
+                let out = y.tensor().clone();
+                let leaves = tape.backward(vec![(y, dy.clone())]).unwrap();
+                (out, leaves.get(&x).unwrap().clone())
+            };
+            assert!(run(&narrow) == run(&wide), "{rows} × {inputs} by {outputs}, {format:?}");
+            let ids: Vec<usize> = (0..outputs).step_by(7).collect();
+            assert!(narrow.take_rows(&ids) == wide.take_rows(&ids) && narrow.take_cols(&[2, 0]) == wide.take_cols(&[2, 0]));
+        }
     }
 }

@@ -168,6 +168,7 @@ pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, weight_decay: f64) ->
     let best = if best_path.exists() {
         let mut best = model.clone();
         best.params = read_weights(&best_path, base, &model.units)?;
+        best.move_to(base.device);
         best.touch();
         Some(best)
     } else {
@@ -254,7 +255,7 @@ fn read_moments(dir: &Path, Learner { model, optim }: &mut Learner, lanes: Vec<L
                 if tensor.shape() != weight.shape() {
                     return Err(damaged());
                 }
-                *moment = Some(tensor);
+                *moment = Some(model.device.upload(tensor));
             }
         }
     }

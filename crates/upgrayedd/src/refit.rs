@@ -73,7 +73,7 @@ pub(crate) fn undo(model: &mut Model, parent: &Model) {
     for layer in 0..model.spec.num_layers() {
         let (id, bias) = model.writer(layer, WRITER);
         for id in [Some(id), bias].into_iter().flatten() {
-            *model.params.get_mut(id) = parent.params.get(id).clone();
+            model.params.set(id, parent.params.get(id).clone());
         }
     }
     model.touch();

@@ -109,6 +109,9 @@ pub fn learn(
     let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
     let mut grads = Gradients::for_params(&learner.model.params);
     learner.model.params.set_trainable(true);
+    if place.step < total {
+        learner.model.params.widen();
+    }
     let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
         set_fading(&mut learner.model, options, growing, total, place.step)?;
         let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);

@@ -1,11 +1,13 @@
-//! On a device with memory of its own every family computes the same bits, and next to nothing crosses over.
+//! On a device with memory of its own, and with weights in the type of their file, every family computes the same bits.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
 use std::sync::Arc;
 
 use upgrayedd::data::{Dataset, Row};
-use upgrayedd::learner::{Learner, Update};
+use upgrayedd::export::{HF, export};
+use upgrayedd::files::DType;
+use upgrayedd::learner::{Learner, Step, Update};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::device::fake::{self, Transfers};
@@ -15,7 +17,7 @@ use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerSite, Selection};
+use upgrayedd::units::{LayerSite, Scores, Selection};
 
 const MODELS: [&str; 9] = [
     "llama_gqa",
@@ -36,10 +38,29 @@ fn load(name: &str) -> Model {
         let mut reference = model.clone();
         // A little off, so that there is something to learn.
         let id = reference.params.ids().next().unwrap();
-        reference.params.get_mut(id).data_mut().iter_mut().for_each(|v| *v *= 1.1);
+        reference.params.edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
         model.set_reference(Arc::new(reference)).unwrap();
     }
     model
+}
+
+/// The model as a file of this type has it, and with the same numbers in `f32`.
+fn stored(name: &str, dtype: DType) -> [Model; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model");
+    let exported = load(name);
+    export(&exported, &HF, dtype, &out).unwrap();
+    let mut model = Model::load(&out, &LoadOptions::default()).unwrap();
+    let are_stored = model.params.ids().filter(|id| model.params.get(*id).format() == Some(dtype.format())).count();
+    // All matrices, but those that lie otherwise in their file.
+    assert!(are_stored >= if name.starts_with("gpt2") { 1 } else { 12 }, "{name}: {are_stored}");
+    if let Some(reference) = exported.reference() {
+        model.set_reference(reference.clone()).unwrap();
+    }
+    let mut wide = model.clone();
+    wide.params.widen();
+    assert!(wide.params.ids().all(|id| wide.params.get(id).format().is_none()));
+    [model, wide]
 }
 
 /// Two sequences, the second padded.
@@ -73,18 +94,7 @@ fn weights(mut model: Model) -> Vec<Tensor> {
 fn every_family_learns_the_same_and_only_lists_go_up() {
     for name in MODELS {
         for gradient_checkpointing in [false, true] {
-            let step = |model: Model| {
-                let batch = batch(&model);
-                let mut grads = Gradients::for_params(&model.params);
-                let mut learner = Learner::new(model, 0.1);
-                let update = Update { gradient_checkpointing, ..Update::at(1e-2) };
-                let mut step = || learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone).unwrap();
-                // Tables of positions stay where they are.
-                let first = step();
-                fake::reset();
-                let second = step();
-                (first, second, fake::transfers(), weights(learner.model))
-            };
+            let step = |model| two_steps(model, gradient_checkpointing);
             let (host, device) = (step(load(name)), step(on_device(load(name))));
             assert!((host.0, host.1) == (device.0, device.1) && host.3 == device.3, "{name}: other bits");
             let Transfers { tensors_up, tensors_down, reads, lists_up } = device.2;
@@ -99,14 +109,63 @@ fn every_family_learns_the_same_and_only_lists_go_up() {
 #[test]
 fn forward_passes_and_distillation_are_the_same() {
     for name in MODELS {
-        let (host, device) = (load(name), on_device(load(name)));
+        assert_same_passes(name, [load(name), on_device(load(name))]);
+    }
+}
+
+#[test]
+fn weights_in_the_type_of_their_file_give_the_bits_of_the_same_numbers() {
+    for name in MODELS {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            assert_same_passes(name, stored(name, dtype));
+            let [narrow, wide] = stored(name, dtype).map(|model| two_steps(model, false));
+            assert!(narrow == wide, "{name}: learning");
+        }
+    }
+    for name in ["llama_gqa", "gpt2", "bert_mlm"] {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            for learns in [false, true] {
+                let [narrow, wide] = stored(name, dtype).map(|model| everything(model, learns));
+                assert!(narrow == wide, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn surgery_leaves_stored_weights_in_their_type() {
+    let [mut model, _] = stored("llama_gqa", DType::BF16);
+    let count = |model: &Model| model.params.ids().filter(|id| model.params.get(*id).format().is_some()).count();
+    let before = count(&model);
+    let gone = Selection::from([(LayerSite::heads(0), vec![0, 1, 2]), (LayerSite::heads(1), vec![5])]);
+    upgrayedd::surgery::remove(&mut model, None, &gone, 0, None).unwrap();
+    upgrayedd::surgery::restore(&mut model, None, &gone, 1.0).unwrap();
+    assert!(before > 0 && count(&model) == before);
+}
+
+/// Two optimiser steps, what crossed over in the second, and the weights after both.
+fn two_steps(model: Model, gradient_checkpointing: bool) -> (Step, Step, Transfers, Vec<Tensor>) {
+    let batch = batch(&model);
+    let mut grads = Gradients::for_params(&model.params);
+    let mut learner = Learner::new(model, 0.1);
+    let update = Update { gradient_checkpointing, ..Update::at(1e-2) };
+    let mut step = || learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone).unwrap();
+    // Tables of positions stay where they are.
+    let first = step();
+    fake::reset();
+    let second = step();
+    (first, second, fake::transfers(), weights(learner.model))
+}
+
+fn assert_same_passes(name: &str, [host, device]: [Model; 2]) {
+    {
         let batch = batch(&host);
         if host.spec.objective != Objective::Encoder {
             let logits = |model: &Model| model.logits(&batch, &mut Hooks::default()).unwrap();
             assert!(logits(&host) == logits(&device), "{name}");
         }
         if host.spec.objective != Objective::CausalLm {
-            continue;
+            return;
         }
         let learned = |model: &Model| {
             let mut grads = Gradients::for_params(&model.params);
@@ -128,50 +187,56 @@ fn forward_passes_and_distillation_are_the_same() {
 #[test]
 fn surgery_scores_and_refit_are_the_same() {
     for name in ["llama_gqa", "gpt2", "bert_mlm"] {
-        let all = |model: Model| {
-            let objective = model.spec.objective;
-            let row = |i: u32| match objective {
-                Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
-                _ => {
-                    let tokens: Vec<u32> = (0..9).map(|t| (i * 37 + t * t * 11) % 40).collect();
-                    let targets = tokens.iter().map(|&t| i64::from(t)).collect();
-                    Row { targets: upgrayedd::data::Targets::Tokens(targets), ..Row::causal(tokens, None, None) }
-                }
-            };
-            let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
-            let (range, reduce) = (0..6, &Alone);
-            let scores = |model: &Model| {
-                let context = ScoreContext {
-                    model,
-                    data: Some((&data, &range)),
-                    batch_size: 2,
-                    samples: 6,
-                    seed: 0,
-                    gradient_checkpointing: false,
-                    reduce,
-                };
-                let names = ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
-                let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
-                compute_all(&scores, &context).unwrap()
-            };
-            let before = scores(&model);
-            let parent = model.clone();
-            let mut learner = Learner::new(model, 0.1);
-            let batch = batch(&parent);
-            let mut grads = Gradients::for_params(&parent.params);
-            learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
-            let gone = Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]);
-            learner.remove(&gone, 1, Some(&before[0])).unwrap();
-            let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
-            let after = scores(&learner.model);
-            let back = Selection::from([(LayerSite::heads(0), vec![2])]);
-            learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units.layers()[1].active().len()]).unwrap();
-            learner.restore(&back, 2.0).unwrap();
-            upgrayedd::surgery::fold_gates(&mut learner.model, 1);
-            let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();
-            let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
-            (before, after, repaired, moments, weights(learner.model))
-        };
-        assert!(all(load(name)) == all(on_device(load(name))), "{name}");
+        assert!(everything(load(name), true) == everything(on_device(load(name)), true), "{name}");
     }
+}
+
+type Everything = (Vec<Scores>, Vec<Scores>, Vec<f64>, Vec<Option<Tensor>>, Vec<Tensor>);
+
+/// Scores, perhaps a step, pruning, refit, scores again, regrowth.
+fn everything(model: Model, learns: bool) -> Everything {
+    let objective = model.spec.objective;
+    let row = |i: u32| match objective {
+        Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
+        _ => {
+            let tokens: Vec<u32> = (0..9).map(|t| (i * 37 + t * t * 11) % 40).collect();
+            let targets = tokens.iter().map(|&t| i64::from(t)).collect();
+            Row { targets: upgrayedd::data::Targets::Tokens(targets), ..Row::causal(tokens, None, None) }
+        }
+    };
+    let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
+    let (range, reduce) = (0..6, &Alone);
+    let scores = |model: &Model| {
+        let context = ScoreContext {
+            model,
+            data: Some((&data, &range)),
+            batch_size: 2,
+            samples: 6,
+            seed: 0,
+            gradient_checkpointing: false,
+            reduce,
+        };
+        let names = ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
+        let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
+        compute_all(&scores, &context).unwrap()
+    };
+    let before = scores(&model);
+    let parent = model.clone();
+    let mut learner = Learner::new(model, 0.1);
+    let batch = batch(&parent);
+    let mut grads = Gradients::for_params(&parent.params);
+    if learns {
+        learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
+    }
+    let gone = Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]);
+    learner.remove(&gone, 1, Some(&before[0])).unwrap();
+    let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
+    let after = scores(&learner.model);
+    let back = Selection::from([(LayerSite::heads(0), vec![2])]);
+    learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units.layers()[1].active().len()]).unwrap();
+    learner.restore(&back, 2.0).unwrap();
+    upgrayedd::surgery::fold_gates(&mut learner.model, 1);
+    let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();
+    let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
+    (before, after, repaired, moments, weights(learner.model))
 }

@@ -58,7 +58,7 @@ fn load(dir: PathBuf) -> Case {
 }
 
 fn largest(tensor: &Tensor) -> f32 {
-    tensor.data().iter().fold(0.0, |a, v| a.max(v.abs()))
+    tensor.to_host().data().iter().fold(0.0, |a, v| a.max(v.abs()))
 }
 
 /// To a share of the largest element, or of `least` if that is more.
@@ -105,7 +105,7 @@ fn loss_and_every_gradient_agree() {
         for id in model.params.ids() {
             let name = model.params.name(id);
             let got = grads.get(id).unwrap_or_else(|| panic!("{}: {name} got no gradient", case.name));
-            assert_close(&format!("{}: {name}", case.name), got, expected.params.get(id), 1e-4, least);
+            assert_close(&format!("{}: {name}", case.name), got, &expected.params.get(id).to_host(), 1e-4, least);
         }
     }
 }

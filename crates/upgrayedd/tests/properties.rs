@@ -45,7 +45,7 @@ fn selection(model: &Model, choice: u64) -> Selection {
 }
 
 fn weights(model: &Model) -> Vec<Tensor> {
-    model.params.ids().map(|id| model.params.get(id).clone()).collect()
+    model.params.ids().map(|id| model.params.get(id).to_host()).collect()
 }
 
 fn all_slots(model: &Model) -> Vec<Vec<usize>> {

@@ -201,7 +201,7 @@ fn wanda_and_similarity_follow_their_definitions() {
         let (wanda, similarity) = (score("wanda", &model, &data, 2), score("similarity", &model, &data, 2));
         for (layer, contexts) in contexts(&model, &data).iter().enumerate() {
             let id = model.params.find(&format!("layers.{layer}.attn.o.weight")).unwrap();
-            let weight = model.params.get(id);
+            let weight = model.params.get(id).to_host();
             let heads = weight.cols() / d;
             let row = |r: usize| &weight.data()[r * weight.cols()..(r + 1) * weight.cols()];
             for head in 0..heads {

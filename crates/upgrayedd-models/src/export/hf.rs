@@ -59,7 +59,10 @@ fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Re
 /// Writes the weights alone, with the heads that are left, exactly as they are: in the model's own element type, or in f32 where some
 /// are none of its numbers.
 pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
-    let exact = |t: &Tensor| t.to_host().data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits());
+    let exact = |t: &Tensor| {
+        t.format() == Some(model.dtype.format())
+            || t.to_host().data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits())
+    };
     let fits = model.dtype == DType::F32 || model.params.ids().all(|id| exact(model.params.get(id)));
     write_tensors(tensors(model, false), if fits { model.dtype } else { DType::F32 }, dir)
 }
@@ -101,13 +104,14 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     config
 }
 
-/// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing.
+/// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing. Those that nothing has
+/// changed may still be as their file has them ([`Tensor::to_host`]).
 pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
     let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
     for id in model.params.ids() {
         let weight = model.weight(id);
-        let tensor = model.params.get(id).to_host();
-        let tensor = if dense { expand(model, weight, &tensor) } else { tensor };
+        let tensor = model.params.get(id);
+        let tensor = if dense { expand(model, weight, &tensor.to_host()) } else { tensor.clone() };
         // The base model of a plain encoder is saved without prefix, as transformers does.
         let name = match model.spec.objective {
             Objective::Encoder => weight.hf_name.strip_prefix(model.family.base_prefix).unwrap_or(&weight.hf_name).to_owned(),
@@ -128,13 +132,13 @@ pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
 
 fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
     if let [(layout, tensor)] = &parts[..] {
-        return if *layout == Layout::Transposed { tensor.transposed() } else { tensor.clone() };
+        return if *layout == Layout::Transposed { tensor.to_host().transposed() } else { tensor.clone() };
     }
     parts.sort_by_key(|(layout, _)| match layout {
         Layout::FusedThird(part) => *part,
         _ => 0,
     });
-    let data: Vec<f32> = parts.iter().flat_map(|(_, t)| t.data().iter().copied()).collect();
+    let data: Vec<f32> = parts.iter().flat_map(|(_, t)| t.to_host().data().to_vec()).collect();
     let rows: usize = parts.iter().map(|(_, t)| t.shape()[0]).sum();
     match parts[0].1.shape() {
         [_, input] => Tensor::from_vec(&[rows, *input], data).transposed(),

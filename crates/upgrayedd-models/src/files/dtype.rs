@@ -1,8 +1,11 @@
 //! Element types of weights.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use upgrayedd_nn::{Format, Tensor};
 
 use crate::error::unknown_name;
 use crate::{Error, Result};
@@ -26,6 +29,48 @@ impl DType {
     /// Bytes per element.
     pub fn size(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// As the engine calls it.
+    pub fn format(self) -> Format {
+        match self {
+            Self::F32 => Format::F32,
+            Self::F16 => Format::F16,
+            Self::BF16 => Format::BF16,
+        }
+    }
+
+    /// The type that the engine calls so.
+    pub fn of(format: Format) -> Self {
+        match format {
+            Format::F32 => Self::F32,
+            Format::F16 => Self::F16,
+            Format::BF16 => Self::BF16,
+        }
+    }
+
+    /// These values in 16 bits, if this is a type of so many that holds each of them exactly.
+    pub fn store(self, values: &Tensor) -> Option<Tensor> {
+        const CHUNK: usize = 1 << 16;
+        if self == Self::F32 {
+            return None;
+        }
+        let wide = values.to_host();
+        let mut bytes = vec![0u8; 2 * wide.len()];
+        let chunks = bytes.par_chunks_mut(2 * CHUNK).zip(wide.data().par_chunks(CHUNK));
+        let exact = chunks.map(|(bytes, values)| {
+            let pairs = bytes.as_chunks_mut::<2>().0.iter_mut().zip(values);
+            pairs.fold(true, |exact, (bytes, &value)| {
+                let (stored, back) = match self {
+                    Self::F16 => (half::f16::from_f32(value).to_le_bytes(), half::f16::from_f32(value).to_f32()),
+                    _ => (half::bf16::from_f32(value).to_le_bytes(), half::bf16::from_f32(value).to_f32()),
+                };
+                *bytes = stored;
+                exact && back.to_bits() == value.to_bits()
+            })
+        });
+        let exact = exact.reduce(|| true, |a, b| a && b);
+        exact.then(|| Tensor::stored(values.shape(), Arc::new(bytes), 0, self.format()))
     }
 
     /// torch's name for it.

@@ -30,9 +30,16 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.tensor.data();
+        if let Some(bytes) = self.tensor.stored_bytes().filter(|_| self.tensor.format() == Some(self.dtype.format())) {
+            return Cow::Borrowed(bytes);
+        }
+        if let Some(values) = self.tensor.as_f32().filter(|_| self.dtype == DType::F32 && cfg!(target_endian = "little")) {
+            return Cow::Borrowed(bytemuck::cast_slice(values));
+        }
+        // One tensor at a time is there as `f32`.
+        let wide = self.tensor.to_host();
+        let values = wide.data();
         match self.dtype {
-            DType::F32 if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(values)),
             DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
             DType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
@@ -46,8 +53,9 @@ impl View for Stored {
 
 /// Writes tensors in the given element type. Refuses values that the type cannot hold.
 pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata: HashMap<String, String>) -> Result<()> {
-    let tensors: Vec<(String, Tensor)> = tensors.into_iter().map(|(name, tensor)| (name, tensor.to_host())).collect();
-    for (name, tensor) in &tensors {
+    // What has been read in a type can be stored in it.
+    for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.format() != Some(dtype.format())) {
+        let tensor = tensor.to_host();
         if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
             return Err(Error::NotFinite(format!(
                 "{name} holds {value}, which {} cannot store: export as float32 or bfloat16",

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -20,7 +21,7 @@ use crate::{Error, Result};
 /// A safetensors file, mapped and checked.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     header: Metadata,
     /// Where the tensors' bytes begin.
     data: usize,
@@ -31,12 +32,12 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         check_link(path)?;
         let file = File::open(path).map_err(Error::io(path, "read"))?;
-        // SAFETY: the map is read-only; a file changed by another program while it is read can only give other weights.
+        // SAFETY: the map is read-only, and this program replaces files and never writes into one. Another that does changes the weights.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
         let (length, header) = SafeTensors::read_metadata(&map).map_err(|e| {
             Error::bad_file(path, format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"))
         })?;
-        Ok(Self { path: path.to_owned(), map, header, data: size_of::<u64>() + length })
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, data: size_of::<u64>() + length })
     }
 
     /// Names of all tensors.
@@ -89,19 +90,46 @@ impl TensorFile {
         }
         self.let_go(range);
         if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
-            return Err(Error::bad_file(
-                &self.path,
-                format!("tensor {name} holds {} at element {at}: the checkpoint is damaged or its training diverged", out[at]),
-            ));
+            return Err(self.not_finite(name, at, out[at]));
         }
         Ok(Tensor::from_vec(&info.shape, out))
+    }
+
+    /// One tensor where it lies, in its own type; anything not finite is refused. `None` for types that are read as another.
+    pub fn stored(&self, name: &str) -> Result<Option<Tensor>> {
+        let (dtype, info) = (self.dtype(name)?, self.info(name)?);
+        if info.dtype == Dtype::F64 {
+            return Ok(None);
+        }
+        let start = self.data + info.data_offsets.0;
+        let range = start..self.data + info.data_offsets.1;
+        const CHUNK: usize = 1 << 18;
+        let chunks = self.map[range.clone()].par_chunks(CHUNK).enumerate();
+        let found = chunks.find_map_first(|(chunk, bytes)| {
+            let mut wide = vec![0.0f32; bytes.len() / dtype.size()];
+            convert(bytes, dtype, &mut wide);
+            let at = wide.iter().position(|v| !v.is_finite())?;
+            Some((chunk * CHUNK / dtype.size() + at, wide[at]))
+        });
+        self.let_go(range);
+        if let Some((at, value)) = found {
+            return Err(self.not_finite(name, at, value));
+        }
+        Ok(Some(Tensor::stored(&info.shape, self.map.clone(), start, dtype.format())))
+    }
+
+    fn not_finite(&self, name: &str, at: usize, value: f32) -> Error {
+        Error::bad_file(
+            &self.path,
+            format!("tensor {name} holds {value} at element {at}: the checkpoint is damaged or its training diverged"),
+        )
     }
 
     /// Tells the system that these bytes need not stay in this process's memory: otherwise a model would be there twice while it is
     /// read, as file and as weights.
     #[cfg(unix)]
     fn let_go(&self, range: Range<usize>) {
-        // SAFETY: nothing borrows the map now, and pages of a file that is mapped read-only come back as they were.
+        // SAFETY: whoever reads these bytes gets them again: pages of a file that is mapped read-only come back as they were.
         let told = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
         // Advice that is not taken costs memory and nothing else.
         drop(told);

@@ -34,6 +34,10 @@ impl Weights for TensorFolder {
     fn read(&self, name: &str) -> Result<Tensor> {
         self.files[self.index[name]].read(name)
     }
+
+    fn stored(&self, name: &str) -> Result<Option<Tensor>> {
+        self.files[self.index[name]].stored(name)
+    }
 }
 
 impl TensorFolder {

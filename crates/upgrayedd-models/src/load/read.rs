@@ -227,6 +227,11 @@ fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &Un
             "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
         )));
     }
+    // Matrices as they lie are not copied. Vectors are small, and kernels read them as `f32`.
+    let as_it_lies = weight.layout == Layout::Plain && want.len() == 2;
+    if let Some(stored) = if as_it_lies { weights.stored(name)? } else { None } {
+        return Ok(stored);
+    }
     let read = weights.read(name)?;
     Ok(match weight.layout {
         Layout::Plain => read,

@@ -15,4 +15,8 @@ pub trait Weights {
     fn dtype(&self, name: &str) -> Result<DType>;
     /// One tensor as `f32`; anything not finite is refused.
     fn read(&self, name: &str) -> Result<Tensor>;
+    /// One tensor in its own type and place, if that can be had; anything not finite is refused.
+    fn stored(&self, _name: &str) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 }

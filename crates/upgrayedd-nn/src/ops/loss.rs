@@ -89,9 +89,10 @@ pub fn distillation(
     assert!(targets.iter().all(|t| (0..vocab).contains(t)), "distillation: a target is not below {vocab}");
     let recording = tape.is_recording();
     let Teacher { temperature, share, .. } = *teacher;
+    let knows = teacher.weight.widened();
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
-        let theirs = kernels.linear(&kernels.rows(teacher.x, rows.clone()), teacher.weight, teacher.bias);
+        let theirs = kernels.linear(&kernels.rows(teacher.x, rows.clone()), &knows, teacher.bias);
         let mut ours = logits.clone();
         let divergence = kernels.kl_divergence(&mut ours, &theirs, temperature, weight * share, recording);
         let entropy = kernels.cross_entropy(logits, &targets[rows], weight * (1.0 - share), recording);
@@ -137,13 +138,15 @@ fn in_chunks(
 ) -> Result<(Number, Option<Tensor>)> {
     let (rows, width) = (x.tensor().rows(), x.tensor().cols());
     let chunk = tape.kernels().rows_of_logits(head.weight.tensor().rows()).clamp(1, rows.max(1));
+    // Once and not for every chunk.
+    let weight = head.weight.tensor().widened();
     let mut dx = (tape.is_recording() && x.requires_grad()).then(|| tape.kernels().empty(&[rows, width]));
     let mut sum = Number::default();
     for start in (0..rows).step_by(chunk) {
         interrupt::check()?;
         let range = start..(start + chunk).min(rows);
         let x_chunk = tape.kernels().rows(x.tensor(), range.clone());
-        let mut logits = tape.kernels().linear(&x_chunk, head.weight.tensor(), head.bias.map(Var::tensor));
+        let mut logits = tape.kernels().linear(&x_chunk, &weight, head.bias.map(Var::tensor));
         let part = f(tape, range, &mut logits);
         sum = tape.kernels().combine(&[(1.0, &sum), (1.0, &part)]);
         if !tape.is_recording() {
@@ -154,7 +157,7 @@ fn in_chunks(
             tape.with_param_grad(bias, |k, db| k.sum_rows(&logits, db));
         }
         if let Some(dx) = &mut dx {
-            tape.kernels().linear_grad_input_rows(&logits, head.weight.tensor(), dx, start);
+            tape.kernels().linear_grad_input_rows(&logits, &weight, dx, start);
         }
     }
     Ok((sum, dx))

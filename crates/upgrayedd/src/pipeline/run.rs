@@ -20,6 +20,7 @@ use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
 use crate::units::{LayerSite, Scores, Selection};
+use crate::weights::Layout;
 use crate::{Error, Result, checkpoint, grow, refit};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
@@ -441,8 +442,19 @@ fn round_weights(model: &mut Model, dtype: DType) {
         return;
     }
     for id in model.params.ids() {
+        if model.params.get(id).format() == Some(dtype.format()) {
+            continue;
+        }
         let device = model.device;
         model.params.edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
+        // As the result will be when it is loaded, so that its speed is that of what is stored.
+        let weight = model.weight(id);
+        if weight.layout == Layout::Plain
+            && weight.axes.len() == 2
+            && let Some(stored) = dtype.store(model.params.get(id))
+        {
+            model.params.set(id, device.upload(stored));
+        }
     }
     model.touch();
 }

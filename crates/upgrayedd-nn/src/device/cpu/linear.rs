@@ -3,18 +3,19 @@
 use rayon::prelude::*;
 
 use super::math::{self, CHUNK};
-use super::matmul::{Threads, View, matmul};
+use super::matmul::{Threads, View, matmul, matmul_weights};
 use crate::kernels::Sink;
+use crate::stored::Elements;
 use crate::{Tensor, pool};
 
 pub(super) fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let mut y = Tensor::scratch(&[x.rows(), w.rows()]);
-    forward_into(x, w.data(), bias.map(Tensor::data), y.data_mut());
+    forward_into(x, w.elements(), bias.map(Tensor::data), y.data_mut());
     y
 }
 
 /// `y (N, O) = x wᵀ + bias` for `x (N, I)`; O follows from the length of `w (O, I)`.
-pub(super) fn forward_into(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+pub(super) fn forward_into(x: &Tensor, w: Elements<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
     let (n, i) = (x.rows(), x.cols());
     let o = w.len() / i.max(1);
     if n < 8 {
@@ -23,12 +24,11 @@ pub(super) fn forward_into(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut 
     if let Some(bias) = bias {
         y.chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(bias));
     }
-    let (lhs, rhs) = (View::rows(x.data(), i), View::rows(w, i).t());
-    matmul((n, o, i), 1.0, lhs, rhs, bias.is_some(), y, o, Threads::All);
+    matmul_weights((n, o, i), View::rows(x.data(), i), w, bias.is_some(), y);
 }
 
 /// A few rows at a time are bound by memory: decoding reads the weights once, split over all threads.
-fn few_rows(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+fn few_rows(x: &Tensor, w: Elements<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
     let (n, o) = (x.rows(), y.len() / x.rows().max(1));
     if n <= 1 {
         return by_output(x, w, bias, y);
@@ -42,33 +42,45 @@ fn few_rows(x: &Tensor, w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
 }
 
 /// `out (O, N) = w xᵀ + bias`.
-fn by_output(x: &Tensor, w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn by_output(x: &Tensor, w: Elements<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
     const ROWS: usize = 64;
     let (n, width) = (x.rows(), x.cols());
     out.par_chunks_mut(ROWS * n.max(1)).enumerate().for_each(|(block, out)| {
+        let mut wide = if matches!(w, Elements::F32(_)) { Vec::new() } else { pool::take(width) };
         math::simd(
             #[inline(always)]
             || {
                 for (j, out) in out.chunks_exact_mut(n).enumerate() {
                     let row = block * ROWS + j;
-                    let (weights, bias) = (&w[row * width..(row + 1) * width], bias.map_or(0.0, |b| b[row]));
+                    let weights = w.slice(row * width..(row + 1) * width);
+                    let weights = match weights {
+                        Elements::F32(weights) => weights,
+                        Elements::Bytes(..) => {
+                            weights.widen(&mut wide);
+                            &wide[..]
+                        }
+                    };
+                    let bias = bias.map_or(0.0, |b| b[row]);
                     for (out, x) in out.iter_mut().zip(x.data().chunks_exact(width)) {
                         *out = math::dot(x, weights) + bias;
                     }
                 }
             },
         );
+        pool::give_back(wide);
     });
 }
 
 pub(super) fn grad_input(dy: &Tensor, w: &Tensor, dx: Sink<'_>) {
     let (n, o, i) = (dy.rows(), w.rows(), w.cols());
+    let w = w.to_host();
     let (lhs, rhs) = (View::rows(dy.data(), o), View::rows(w.data(), i));
     matmul((n, i, o), 1.0, lhs, rhs, dx.accumulate, dx.tensor.data_mut(), i, Threads::All);
 }
 
 pub(super) fn grad_input_rows(dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize) {
     let (n, o, i) = (dy.rows(), w.rows(), w.cols());
+    let w = w.to_host();
     let (lhs, rhs) = (View::rows(dy.data(), o), View::rows(w.data(), i));
     let rows = &mut dx.data_mut()[first * i..(first + n) * i];
     matmul((n, i, o), 1.0, lhs, rhs, false, rows, i, Threads::All);

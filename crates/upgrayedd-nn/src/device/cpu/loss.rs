@@ -36,7 +36,7 @@ pub(super) fn negative_log_likelihood(x: &Tensor, w: &Tensor, bias: Option<&Tens
     for first in (0..vocab).step_by(VOCAB_BLOCK) {
         let last = (first + VOCAB_BLOCK).min(vocab);
         let logits = &mut logits[..rows * (last - first)];
-        linear::forward_into(x, &w.data()[first * width..last * width], bias.map(|b| &b.data()[first..last]), logits);
+        linear::forward_into(x, w.elements().slice(first * width..last * width), bias.map(|b| &b.data()[first..last]), logits);
         logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each(|((row, running), &target)| {
             if target == IGNORE {
                 return;

@@ -8,7 +8,7 @@ const LANES: usize = 32;
 
 /// Runs `f` compiled for the best instruction set of this processor (AVX-512, AVX2 with FMA, or plain).
 #[inline(always)]
-pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 

@@ -6,6 +6,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::math::simd;
+use crate::stored::Elements;
 use crate::{pool, profile};
 
 /// A strided matrix over a slice: element `(r, c)` lies at `r · rs + c · cs`.
@@ -64,13 +65,48 @@ pub(super) fn matmul(
     assert!(last_index(k, n, rhs.rs, rhs.cs) < rhs.data.len(), "matmul: right operand too short");
     let dst = Target { first: dst.as_mut_ptr(), stride: dst_stride };
     if threads == Threads::All && rhs.rs == 1 && m >= 8 && (n >= 256 || m <= SMALL) {
-        return by_panels((m, n, k), alpha, lhs, rhs, accumulate, dst);
+        let panel = |column: usize, width: usize, panel: &mut [f32]| {
+            transpose(View::rows(&rhs.data[column * rhs.cs..], rhs.cs), width, k, panel);
+        };
+        return by_panels((m, n, k), alpha, lhs, panel, accumulate, dst);
     }
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
         return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
     // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so overlaps neither operand.
     unsafe { multiply((m, n, k), alpha, lhs, rhs, accumulate, dst, threads) }
+}
+
+/// `dst (m × n) = [dst +] lhs (m × k) · wᵀ` for weights `w (n × k)`, which are widened panel by panel: the bits are those of the same
+/// numbers in `f32`.
+pub(super) fn matmul_weights(
+    (m, n, k): (usize, usize, usize),
+    lhs: View<'_>,
+    w: Elements<'_>,
+    accumulate: bool,
+    dst: &mut [f32],
+) {
+    if let Elements::F32(w) = w {
+        return matmul((m, n, k), 1.0, lhs, View::rows(w, k).t(), accumulate, dst, n, Threads::All);
+    }
+    if !(m >= 8 && k > 0 && (n >= 256 || m <= SMALL)) {
+        let mut wide = pool::take(w.len());
+        w.widen_all(&mut wide);
+        matmul((m, n, k), 1.0, lhs, View::rows(&wide, k).t(), accumulate, dst, n, Threads::All);
+        return pool::give_back(wide);
+    }
+    assert!(m * n <= dst.len() && n * k <= w.len(), "matmul: weights or destination too short");
+    assert!(last_index(m, k, lhs.rs, lhs.cs) < lhs.data.len(), "matmul: left operand too short");
+    let panel = |column: usize, width: usize, panel: &mut [f32]| {
+        let mut rows = pool::take(width * k);
+        simd(
+            #[inline(always)]
+            || w.slice(column * k..(column + width) * k).widen(&mut rows),
+        );
+        transpose(View::rows(&rows, k), width, k, panel);
+        pool::give_back(rows);
+    };
+    by_panels((m, n, k), 1.0, lhs, panel, accumulate, Target { first: dst.as_mut_ptr(), stride: n });
 }
 
 /// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm` would keep a packed copy of
@@ -102,7 +138,16 @@ const SMALL: usize = 64;
 
 /// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element, over and over; panels of it
 /// that are transposed first take a quarter of the time. The partition depends on the shape alone, so the bits do not depend on the threads.
-fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
+///
+/// `fill` makes the panel of some columns: where the first is, and how many.
+fn by_panels(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    lhs: View<'_>,
+    fill: impl Fn(usize, usize, &mut [f32]) + Sync,
+    accumulate: bool,
+    dst: Target,
+) {
     // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small beside the product.
     let (width, height) = (if n < 768 || m <= SMALL { 64 } else { 128 }, m.div_ceil(m.div_ceil(512)));
     let panels = n.div_ceil(width);
@@ -110,7 +155,7 @@ fn by_panels((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: V
         let (row, column) = (task / panels * height, task % panels * width);
         let (height, width) = (height.min(m - row), width.min(n - column));
         let mut panel = pool::take(k * width);
-        transpose(View::rows(&rhs.data[column * rhs.cs..], rhs.cs), width, k, &mut panel);
+        fill(column, width, &mut panel);
         let lhs = View { data: &lhs.data[row * lhs.rs..], ..lhs };
         // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
         unsafe {

@@ -12,6 +12,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use math::simd;
+
 use crate::Tensor;
 use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value};
 
@@ -45,7 +47,7 @@ impl Kernels for Cpu {
         Tensor::lasting_zeros(shape)
     }
     fn upload(&self, tensor: Tensor) -> Tensor {
-        tensor
+        if tensor.is_on_device() { tensor.to_host() } else { tensor }
     }
     fn read(&self, numbers: &[&Number]) -> Vec<f64> {
         numbers.iter().map(|number| number.read()).collect()

@@ -236,10 +236,10 @@ pub(super) fn rows(x: &Tensor, rows: Range<usize>) -> Tensor {
 pub(super) fn columns(x: &Tensor, columns: &[Range<usize>]) -> Tensor {
     let width = columns.iter().map(Range::len).sum();
     let mut out = Tensor::scratch(&[x.rows(), width]);
-    for (out, row) in out.data_mut().chunks_exact_mut(width).zip(x.data().chunks_exact(x.cols())) {
-        let mut at = 0;
+    for (r, out) in out.data_mut().chunks_exact_mut(width).enumerate() {
+        let (row, mut at) = (r * x.cols(), 0);
         for range in columns {
-            out[at..at + range.len()].copy_from_slice(&row[range.clone()]);
+            x.elements().slice(row + range.start..row + range.end).widen(&mut out[at..at + range.len()]);
             at += range.len();
         }
     }
@@ -250,7 +250,7 @@ pub(super) fn gather(table: &Tensor, ids: &[u32]) -> Tensor {
     let cols = table.cols();
     let mut out = Tensor::scratch(&[ids.len(), cols]);
     for (out, &id) in out.data_mut().chunks_exact_mut(cols.max(1)).zip(ids) {
-        out.copy_from_slice(&table.data()[id as usize * cols..(id as usize + 1) * cols]);
+        table.elements().slice(id as usize * cols..(id as usize + 1) * cols).widen(out);
     }
     out
 }
