@@ -31,6 +31,7 @@ pub mod optim;
 mod params;
 mod pool;
 pub mod profile;
+mod simd;
 mod stored;
 mod tape;
 mod tensor;

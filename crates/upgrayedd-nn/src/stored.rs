@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::device::cpu::simd;
+use crate::simd::simd;
 
 /// Element types of files; numbers are little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,16 +1,12 @@
 //! Vectorised building blocks: plain loops that the compiler turns into SIMD, compiled for each instruction set.
 
+pub(super) use crate::simd::simd;
+
 /// Elements per parallel task.
 pub(super) const CHUNK: usize = 1 << 14;
 
 /// Lanes of the manual accumulators: enough to hide latency on AVX2 and AVX-512.
 const LANES: usize = 32;
-
-/// Runs `f` compiled for the best instruction set of this processor (AVX-512, AVX2 with FMA, or plain).
-#[inline(always)]
-pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
 
 /// eˣ to about 1 ulp; 0 below −87.3, never infinite.
 #[inline(always)]

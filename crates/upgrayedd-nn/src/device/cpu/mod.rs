@@ -12,8 +12,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use math::simd;
-
 use crate::Tensor;
 use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value};
 
