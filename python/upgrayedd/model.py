@@ -191,8 +191,10 @@ class Model:
         return self._core.num_parameters()
 
     def named_parameters(self) -> dict[str, NDArray[np.float32]]:
-        """Hugging Face name → weights as a read-only array: over the model's own memory where that has them as float32 and in this
-        layout, else a copy for each call."""
+        """Hugging Face name → weights as a read-only array.
+
+        Over the model's own memory where that has them as float32 and in this layout, else a copy for each call.
+        """
         return self._core.tensors()
 
     def summary(self, context: int = 256) -> dict[str, Any]:
