@@ -138,13 +138,13 @@ impl Tensor {
 
     /// The elements, if the host has them as `f32`, in memory or in a mapped file.
     pub fn as_f32(&self) -> Option<&[f32]> {
-        match (&self.storage, self.is_on_device()) {
-            (Storage::Host(buffer), _) => Some(&buffer.0),
-            (_, true) => None,
-            _ => match self.elements() {
+        match &self.storage {
+            Storage::Host(buffer) => Some(&buffer.0),
+            Storage::Stored(stored) => match stored.elements() {
                 Elements::F32(values) => Some(values),
                 Elements::Bytes(..) => None,
             },
+            Storage::Device(_) => None,
         }
     }
 
