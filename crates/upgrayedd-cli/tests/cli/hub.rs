@@ -3,9 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use crate::common::bench;
+use crate::stops::signal;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -68,6 +70,22 @@ fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
         bytes.len()
     );
     reply(&mut stream, "206 Partial Content", &extra, part);
+}
+
+#[test]
+fn a_signal_is_heard_while_the_hub_is_silent() {
+    let b = bench();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+    command.args(["inspect", "owner/small"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.env("HF_ENDPOINT", format!("http://{}", listener.local_addr().unwrap()));
+    command.env("HF_HOME", b.path("hub")).env_remove("HF_HUB_OFFLINE");
+    let mut child = command.spawn().unwrap();
+    // It has asked, and nobody will ever answer.
+    let asked = listener.accept().unwrap();
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(asked);
 }
 
 #[test]
