@@ -51,7 +51,7 @@ fn surgery(c: &mut Criterion) {
 
     let dir = tempfile::tempdir().expect("a folder");
     let (saved, again) = (dir.path().join("saved"), dir.path().join("again"));
-    let write = |to: &Path| export(&pruned.model, &HF, DType::F32, to).expect("written");
+    let write = |to: &Path| export(&pruned.model, &HF, Some(DType::F32), to).expect("written");
     write(&saved);
     let mut group = c.benchmark_group("model of 124 million parameters");
     group.sample_size(10);

@@ -140,7 +140,7 @@ impl Model {
 
     fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
         let format = export::named(format).map_err(to_py)?;
-        let dtype = dtype.map_or(Ok(self.inner.dtype), str::parse).map_err(to_py)?;
+        let dtype = dtype.map(str::parse).transpose().map_err(to_py)?;
         detached(py, || export::export(&self.inner, format, dtype, &folder))
     }
 
@@ -161,7 +161,7 @@ impl Model {
         let architecture = model.family.architecture_of(Task::of(spec.objective));
         json!({
             "classes": architecture.map(|a| json!({ "stock": a.class, "pruned": a.pruned, "auto": a.auto })),
-            "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype.name(),
+            "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype().name(),
             "layers": spec.num_layers(), "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
             "original_heads": counts(LayerUnits::total), "original_kv_heads": counts(LayerUnits::kv_total),
             "vocab_size": spec.vocab_size,
@@ -201,7 +201,7 @@ impl Model {
     /// Hugging Face name → read-only array.
     fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        for (name, tensor) in export::tensors(&self.inner, false) {
+        for (name, tensor, _) in export::tensors(&self.inner, false) {
             dict.set_item(name, array(py, tensor)?)?;
         }
         Ok(dict)

@@ -121,7 +121,7 @@ class Model:
             folder: Must not exist.
             format: "hf", really smaller, for transformers with `trust_remote_code=True`; or "hf-dense", zeros in the
                 original shape, which loads anywhere and is no faster.
-            dtype: "float32", "float16" or "bfloat16"; None keeps the model's.
+            dtype: "float32", "float16" or "bfloat16"; None writes each weight in the type it came in.
 
         Pruned heads are not written: what is loaded from `folder` cannot `restore` them. A run's own folder can.
 

@@ -166,7 +166,7 @@ pub struct OptimizeArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Element type of the result: float32, float16 or bfloat16 [default: that of the model]
+    /// Element type of all weights of the result: float32, float16 or bfloat16 [default: the one that each came in]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
     /// Field or column with the text [default: text, then sentence]
@@ -373,7 +373,7 @@ pub struct ExportArgs {
     /// Folder to write, which must not exist
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// float32, float16 or bfloat16 [default: that of the model]
+    /// float32, float16 or bfloat16 for all weights [default: the one that each came in]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
     #[arg(long, value_name = "NAME", help = family_help())]

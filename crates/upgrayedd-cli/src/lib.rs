@@ -251,7 +251,7 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
             "active_heads": heads.iter().map(|l| l.active()).collect::<Vec<_>>(),
             "original_heads": heads.iter().map(LayerUnits::total).collect::<Vec<_>>(),
             "original_kv_heads": heads.iter().map(LayerUnits::kv_total).collect::<Vec<_>>(),
-            "dtype": model.dtype.name(),
+            "dtype": model.dtype().name(),
             "parameters": cost.parameters,
             "bytes": cost.bytes,
             "macs_per_token": cost.macs_per_token,
@@ -297,9 +297,8 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::files::check_new(&args.out)?;
     let model = named(&args.model, args.family)?;
-    let dtype = dtype.unwrap_or(model.dtype);
     export::export(&model, format, dtype, &args.out)?;
     let note = (format.note)(&model);
-    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name, dtype.name()));
+    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name, dtype.unwrap_or(model.dtype()).name()));
     Ok(())
 }

@@ -140,7 +140,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
         model.spec.layers.iter().map(|layer| layer.num_kv_heads).sum::<usize>(),
         grouped(cost.parameters as u64),
         grouped(cost.bytes as u64),
-        model.dtype.name(),
+        model.dtype().name(),
         grouped(cost.macs_per_token),
         cost.context,
     );

@@ -90,7 +90,7 @@ impl Archive {
         for (unit, archived) in &self.units {
             let Unit { layer, site, index } = *unit;
             for (role, slice) in &archived.slices {
-                tensors.push((format!("{}.{}.{index}.{role}", layers[layer], site.name()), slice.clone()));
+                tensors.push((format!("{}.{}.{index}.{role}", layers[layer], site.name()), slice.clone(), DType::F32));
             }
             departures.extend(archived.departure.map(|departure| Recorded {
                 layer: layers[layer].clone(),
@@ -101,7 +101,7 @@ impl Archive {
         }
         let record = Record { format_version: FORMAT, departures };
         let record = serde_json::to_string(&record).map_err(|e| Error::bad_file(path, e.to_string()))?;
-        safetensors_file::write(path, tensors, DType::F32, [(RECORD.to_owned(), record)].into())
+        safetensors_file::write(path, tensors, [(RECORD.to_owned(), record)].into())
     }
 
     /// Reads an archive written by [`Archive::save`] for a model with these layers.

@@ -31,10 +31,10 @@ fn text(value: &Value) -> &str {
 }
 
 /// Tensors with their names, in the order of the file.
-type Tensors = Vec<(String, Tensor)>;
+type Tensors = Vec<(String, Tensor, DType)>;
 
 fn take<'t>(tensors: &'t Tensors, name: &str) -> &'t Tensor {
-    &tensors.iter().find(|(n, _)| n == name).unwrap().1
+    &tensors.iter().find(|(n, ..)| n == name).unwrap().1
 }
 
 /// The first row goes to the second place, and so on; of a vector each element.
@@ -48,14 +48,14 @@ fn rolled(tensor: &Tensor) -> Tensor {
 fn step(tensors: &mut Tensors, step: &Value) {
     let word = |i: usize| text(&step[i]).to_owned();
     match text(&step[0]) {
-        "copy" => tensors.push((word(2), take(tensors, &word(1)).clone())),
-        "roll" => tensors.push((word(2), rolled(take(tensors, &word(1))))),
-        "drop" => tensors.retain(|(name, _)| *name != word(1)),
+        "copy" => tensors.push((word(2), take(tensors, &word(1)).clone(), DType::F32)),
+        "roll" => tensors.push((word(2), rolled(take(tensors, &word(1))), DType::F32)),
+        "drop" => tensors.retain(|(name, ..)| *name != word(1)),
         "add" => {
             let shape: Vec<usize> = step.as_array().unwrap()[2..].iter().map(|n| n.as_u64().unwrap() as usize).collect();
-            tensors.push((word(1), Tensor::from_vec(&shape, vec![1.0; shape.iter().product()])));
+            tensors.push((word(1), Tensor::from_vec(&shape, vec![1.0; shape.iter().product()]), DType::F32));
         }
-        "rename" => tensors.iter_mut().for_each(|(name, _)| *name = name.replacen(&word(1), &word(2), 1)),
+        "rename" => tensors.iter_mut().for_each(|(name, ..)| *name = name.replacen(&word(1), &word(2), 1)),
         other => panic!("unknown step {other}"),
     }
 }
@@ -70,9 +70,10 @@ fn write(case: &Value, dir: &Path) {
     config.extend(case["config"].as_object().cloned().unwrap_or_default());
     fs::write(dir.join("config.json"), Value::Object(config).to_string()).unwrap();
     let file = TensorFile::open(&base.join("model.safetensors")).unwrap();
-    let mut tensors: Tensors = file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap())).collect();
+    let mut tensors: Tensors =
+        file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap(), file.dtype(&name).unwrap())).collect();
     case["steps"].as_array().into_iter().flatten().for_each(|s| step(&mut tensors, s));
-    safetensors_file::write(&dir.join("model.safetensors"), tensors, DType::F32, Default::default()).unwrap();
+    safetensors_file::write(&dir.join("model.safetensors"), tensors, Default::default()).unwrap();
 }
 
 /// The mean loss on the tokens, or of a plain encoder the mean square of its hidden states.
@@ -116,7 +117,7 @@ fn models_are_read_as_transformers_reads_them_or_refused() {
         }
         // What is written is what was read.
         let out = dir.path().join("out");
-        export(&model, &HF, model.dtype, &out).unwrap();
+        export(&model, &HF, None, &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
         assert_eq!(loss(&again, &ids), got, "{name}: written and read again");
         for id in model.params.ids() {

@@ -15,6 +15,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = upgrayedd::open(model, &LoadOptions::default())?;
     let batch = Batch { batch: 1, len: tokens.len(), tokens: Arc::new(tokens), ..Batch::default() };
     let logits = model.logits(&batch, &mut Hooks::default())?;
-    safetensors_file::write(Path::new(out), vec![("logits".to_owned(), logits)], DType::F32, Default::default())?;
+    safetensors_file::write(Path::new(out), vec![("logits".to_owned(), logits, DType::F32)], Default::default())?;
     Ok(())
 }

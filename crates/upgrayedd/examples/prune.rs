@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut model = upgrayedd::open(model, &LoadOptions::default())?;
     let before = model.num_parameters();
     surgery::remove(&mut model, None, &selection, 0, None)?;
-    export(&model, &HF, model.dtype, Path::new(out))?;
+    export(&model, &HF, None, Path::new(out))?;
     println!("{before} → {} parameters in {out}", model.num_parameters());
     Ok(())
 }

@@ -110,10 +110,10 @@ pub fn save<S: Serialize>(
         let named = |id| model.params.name(id).to_owned();
         let moments = model.params.ids().flat_map(|id| {
             let state = &optim.states[id.index()];
-            let moment = |kind: &str, t: &Option<Tensor>| t.clone().map(|t| (format!("{kind}.{}", named(id)), t));
+            let moment = |kind: &str, t: &Option<Tensor>| t.clone().map(|t| (format!("{kind}.{}", named(id)), t, DType::F32));
             [moment("m", &state.m), moment("v", &state.v)].into_iter().flatten().collect::<Vec<_>>()
         });
-        safetensors_file::write(&dir.join(OPTIMIZER_FILE), moments.collect(), DType::F32, Default::default())?;
+        safetensors_file::write(&dir.join(OPTIMIZER_FILE), moments.collect(), Default::default())?;
         let lanes = model.params.ids().map(|id| {
             let state = &optim.states[id.index()];
             LaneState { name: named(id), steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
@@ -135,8 +135,8 @@ pub fn save<S: Serialize>(
 }
 
 fn write_weights(path: &Path, model: &Model) -> Result<()> {
-    let weights = model.params.ids().map(|id| (model.params.name(id).to_owned(), model.params.get(id).clone()));
-    safetensors_file::write(path, weights.collect(), DType::F32, Default::default())
+    let weights = model.params.ids().map(|id| (model.params.name(id).to_owned(), model.params.get(id).clone(), DType::F32));
+    safetensors_file::write(path, weights.collect(), Default::default())
 }
 
 /// Compares every file with its checksum.
@@ -203,7 +203,8 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     let heads = base.spec.full_units().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype)?;
+    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype())?;
+    model.set_dtypes_of(base);
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
     model.move_to(base.device);

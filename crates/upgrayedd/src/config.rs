@@ -132,7 +132,7 @@ pub struct OptimizeConfig {
     pub device: String,
     /// Threads of the program; all cores if absent. A library user sets up rayon's pool instead.
     pub threads: Option<usize>,
-    /// Element type of the result; that of the model if absent.
+    /// Element type of all weights of the result; the one that each came in if absent.
     pub dtype: Option<DType>,
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn base_of(base: &Path, config: &OptimizeConfig, given: GivenParts) -
         return configured(config);
     }
     let mut model = Model::load(base, &LoadOptions::default())?;
-    model.dtype = given.dtype.unwrap_or(model.dtype);
+    model.set_dtypes(&export::own_dtypes(base)?);
     let archive = base.join(ARCHIVE_FILE);
     if archive.is_file() {
         model.archive = surgery::load_archive(&archive, &model)?;

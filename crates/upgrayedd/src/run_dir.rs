@@ -26,7 +26,7 @@ use crate::config::OptimizeConfig;
 use crate::data::{SetAside, Split};
 use crate::event::Event;
 use crate::export::{write_companions, write_weights};
-use crate::files::{DType, PARTIAL, sync_dir, write_file, write_folder};
+use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::{Error, Result};
@@ -73,8 +73,6 @@ pub struct GivenParts {
     pub data: bool,
     /// The decisions came from the caller.
     pub strategy: bool,
-    /// Element type of the model in `base/`, whose weights are wider there if they are none of its numbers.
-    pub dtype: Option<DType>,
 }
 
 /// A run's folder.

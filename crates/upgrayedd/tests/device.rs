@@ -49,7 +49,7 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model");
     let exported = load(name);
-    export(&exported, &HF, dtype, &out).unwrap();
+    export(&exported, &HF, Some(dtype), &out).unwrap();
     let mut model = Model::load(&out, &LoadOptions::default()).unwrap();
     let are_stored = model.params.ids().filter(|id| model.params.get(*id).format() == Some(dtype.format())).count();
     // All matrices, but those that lie otherwise in their file.

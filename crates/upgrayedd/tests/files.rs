@@ -5,14 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
-use upgrayedd::export::{HF, export};
+use upgrayedd::export::{HF, export, own_dtypes, with_own_config, write_weights};
 use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
-use upgrayedd::nn::Tensor;
 use upgrayedd::nn::ops::IGNORE;
+use upgrayedd::nn::{Device, Tensor};
 use upgrayedd::units::{LayerSite, Selection};
+use upgrayedd::weights::{Kind, Part};
 use upgrayedd::{Tokenizer, builtin, surgery};
 
 fn golden(name: &str) -> PathBuf {
@@ -23,11 +24,15 @@ fn load(dir: &Path) -> Model {
     Model::load(dir, &LoadOptions::default()).unwrap()
 }
 
-fn tensors(dir: &Path) -> Vec<(String, Tensor)> {
-    let file = TensorFile::open(&dir.join("model.safetensors")).unwrap();
+fn tensors(path: &Path) -> Vec<(String, Tensor, DType)> {
+    let file = TensorFile::open(path).unwrap();
     let mut names = file.names();
     names.sort();
-    names.into_iter().map(|n| (n.clone(), file.read(&n).unwrap())).collect()
+    names.into_iter().map(|n| (n.clone(), file.read(&n).unwrap(), file.dtype(&n).unwrap())).collect()
+}
+
+fn weights_of(name: &str) -> PathBuf {
+    golden(name).join("model.safetensors")
 }
 
 fn assert_same(a: &Model, b: &Model) {
@@ -43,22 +48,19 @@ fn shards_and_missing_prefixes_give_the_same_model() {
         let prefix = load(&golden(name)).family.base_prefix;
         fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
         let mut map = serde_json::Map::new();
-        for (i, (name, tensor)) in tensors(&golden(name)).into_iter().enumerate() {
+        for (i, (name, tensor, dtype)) in tensors(&weights_of(name)).into_iter().enumerate() {
             let short = name.strip_prefix(prefix).unwrap_or(&name).to_owned();
             let shard = format!("part-{}.safetensors", i % 3);
             map.insert(short.clone(), shard.into());
             let path = dir.path().join(format!("{i}.safetensors"));
-            safetensors_file::write(&path, vec![(short, tensor)], DType::F32, Default::default()).unwrap();
+            safetensors_file::write(&path, vec![(short, tensor, dtype)], Default::default()).unwrap();
         }
         // One file a tensor first, then joined into three shards.
         for shard in 0..3 {
-            let parts = (0..map.len()).filter(|i| i % 3 == shard).flat_map(|i| {
-                let path = dir.path().join(format!("{i}.safetensors"));
-                let file = TensorFile::open(&path).unwrap();
-                file.names().into_iter().map(|n| (n.clone(), file.read(&n).unwrap())).collect::<Vec<_>>()
-            });
+            let parts =
+                (0..map.len()).filter(|i| i % 3 == shard).flat_map(|i| tensors(&dir.path().join(format!("{i}.safetensors"))));
             let path = dir.path().join(format!("part-{shard}.safetensors"));
-            safetensors_file::write(&path, parts.collect(), DType::F32, Default::default()).unwrap();
+            safetensors_file::write(&path, parts.collect(), Default::default()).unwrap();
         }
         let index = serde_json::json!({ "metadata": {}, "weight_map": map });
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
@@ -83,7 +85,7 @@ fn unknown_config_keys_and_companions_are_kept() {
     fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
     let mut model = load(&source);
     surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
-    export(&model, &HF, DType::F32, &out).unwrap();
+    export(&model, &HF, Some(DType::F32), &out).unwrap();
     let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(written["my_own_key"], config["my_own_key"]);
     assert_eq!(written["upgrayedd"]["units"]["heads"]["model.layers.0.self_attn"], serde_json::json!([0, 2, 3, 4, 5]));
@@ -98,7 +100,7 @@ fn heads_pruned_by_transformers_4_are_understood() {
     let mut model = load(&golden("gpt2"));
     surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0, 3])]), 1, None).unwrap();
     let out = dir.path().join("out");
-    export(&model, &HF, DType::F32, &out).unwrap();
+    export(&model, &HF, Some(DType::F32), &out).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     config.as_object_mut().unwrap().remove("upgrayedd");
     config["pruned_heads"] = serde_json::json!({ "1": [0, 3] });
@@ -205,13 +207,70 @@ fn masking_is_seeded_and_differs_between_epochs() {
     }
 }
 
+/// Norms and biases in f32, feed-forward in f16, all else in bf16: what trainers write who want norms exact.
+fn mixed(name: &str, dir: &Path) {
+    let dtype = |name: &str, tensor: &Tensor| match tensor.shape().len() {
+        1 => DType::F32,
+        _ if name.contains("mlp") || name.contains("intermediate") => DType::F16,
+        _ => DType::BF16,
+    };
+    let typed = tensors(&weights_of(name)).into_iter().map(|(name, tensor, _)| {
+        let dtype = dtype(&name, &tensor);
+        (name, tensor, dtype)
+    });
+    fs::create_dir(dir).unwrap();
+    fs::copy(golden(name).join("config.json"), dir.join("config.json")).unwrap();
+    safetensors_file::write(&dir.join("model.safetensors"), typed.collect(), Default::default()).unwrap();
+}
+
+fn types(path: &Path) -> Vec<(String, DType)> {
+    tensors(path).into_iter().map(|(name, _, dtype)| (name, dtype)).collect()
+}
+
+#[test]
+fn each_weight_is_written_in_the_type_it_came_in() {
+    for name in ["llama_gqa", "gpt2", "bert_mlm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |part: &str| dir.path().join(part);
+        mixed(name, &at("mixed"));
+        let mut model = load(&at("mixed"));
+        let said = "stored as float32 and float16 and bfloat16: each is written as it was";
+        assert!(model.notices.iter().any(|n| n.contains(said)), "{:?}", model.notices);
+        export(&model, &HF, None, &at("same")).unwrap();
+        let file = |part: &str| at(part).join("model.safetensors");
+        assert!(tensors(&file("same")) == tensors(&file("mixed")), "{name}");
+
+        // Head by head, and with values that the types do not have, which a run's base must keep all the same.
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
+        let id = model.find(Some(0), Part::O, Kind::Weight).unwrap();
+        model.params.edit(Device::cpu(), id, |t| t.data_mut()[0] += 1e-7);
+        export(&model, &HF, None, &at("less")).unwrap();
+        assert_eq!(types(&file("less")), types(&file("mixed")), "{name}");
+        let bytes: usize = tensors(&file("less")).iter().map(|(_, t, dtype)| t.len() * dtype.size()).sum();
+        assert_eq!(model.cost(8).bytes, bytes, "{name}");
+        export(&model, &HF, Some(DType::F32), &at("wide")).unwrap();
+        assert!(types(&file("wide")).iter().all(|(_, dtype)| *dtype == DType::F32), "{name}");
+
+        // As the base of a run: to the bit, in wider types where it must be, which are known again.
+        fs::create_dir(at("base")).unwrap();
+        write_weights(&model, &at("base")).unwrap();
+        fs::write(at("base").join("config.json"), with_own_config(model.clone()).config.to_string()).unwrap();
+        let mut again = load(&at("base"));
+        assert_same(&again, &model);
+        let own = |model: &Model| model.params.ids().map(|id| model.dtype_of(id)).collect::<Vec<_>>();
+        assert_ne!(own(&again), own(&model), "{name}: the changed weight is wider");
+        again.set_dtypes(&own_dtypes(&at("base")).unwrap());
+        assert_eq!(own(&again), own(&model), "{name}");
+    }
+}
+
 #[test]
 fn layer_norms_under_their_old_names_are_read() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("bert_mlm").join("config.json"), dir.path().join("config.json")).unwrap();
     let old = |name: String| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    let renamed = tensors(&golden("bert_mlm")).into_iter().map(|(name, tensor)| (old(name), tensor)).collect();
-    safetensors_file::write(&dir.path().join("model.safetensors"), renamed, DType::F32, Default::default()).unwrap();
+    let renamed = tensors(&weights_of("bert_mlm")).into_iter().map(|(name, tensor, dtype)| (old(name), tensor, dtype)).collect();
+    safetensors_file::write(&dir.path().join("model.safetensors"), renamed, Default::default()).unwrap();
     assert_same(&load(dir.path()), &load(&golden("bert_mlm")));
 }
 
@@ -219,16 +278,16 @@ fn layer_norms_under_their_old_names_are_read() {
 fn a_weight_that_would_be_ignored_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("llama_mha").join("config.json"), dir.path().join("config.json")).unwrap();
-    let mut all = tensors(&golden("llama_mha"));
+    let mut all = tensors(&weights_of("llama_mha"));
     // A buffer of old checkpoints is harmless.
-    all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros(&[3])));
-    let write = |all: &[(String, Tensor)]| {
-        safetensors_file::write(&dir.path().join("model.safetensors"), all.to_vec(), DType::F32, Default::default()).unwrap();
+    all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros(&[3]), DType::F32));
+    let write = |all: &[(String, Tensor, DType)]| {
+        safetensors_file::write(&dir.path().join("model.safetensors"), all.to_vec(), Default::default()).unwrap();
     };
     write(&all);
     assert_same(&load(dir.path()), &load(&golden("llama_mha")));
     // A bias that config.json does not announce is not.
-    all.push(("model.layers.1.self_attn.q_proj.bias".into(), Tensor::zeros(&[24])));
+    all.push(("model.layers.1.self_attn.q_proj.bias".into(), Tensor::zeros(&[24]), DType::F32));
     write(&all);
     let error = Model::load(dir.path(), &LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("model.layers.1.self_attn.q_proj.bias"), "{error}");
@@ -239,7 +298,7 @@ fn what_version_1_wrote_is_refused_in_a_line() {
     let dir = tempfile::tempdir().unwrap();
     let model = load(&golden("llama_gqa"));
     let out = dir.path().join("model");
-    export(&model, &HF, DType::F32, &out).unwrap();
+    export(&model, &HF, Some(DType::F32), &out).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     config["upgrayedd"] = serde_json::json!({ "format_version": 1, "heads": [[0, 1], [0]] });
     fs::write(out.join("config.json"), config.to_string()).unwrap();
@@ -248,7 +307,7 @@ fn what_version_1_wrote_is_refused_in_a_line() {
 
     let archive = dir.path().join("archive.safetensors");
     let old = [("departures".to_owned(), "[]".to_owned())].into();
-    safetensors_file::write(&archive, Vec::new(), DType::F32, old).unwrap();
+    safetensors_file::write(&archive, Vec::new(), old).unwrap();
     let refused = upgrayedd::surgery::load_archive(&archive, &model).unwrap_err().to_string();
     assert!(refused.contains("archive of format 1: this program reads 2"), "{refused}");
 

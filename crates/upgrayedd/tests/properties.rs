@@ -112,7 +112,7 @@ proptest! {
         surgery::remove(&mut model, None, &pruned, 3, None).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("model");
-        export(&model, &HF, DType::F32, &out).unwrap();
+        export(&model, &HF, Some(DType::F32), &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
         prop_assert_eq!(&again.units, &model.units);
         prop_assert!(weights(&again) == weights(&model));
@@ -121,7 +121,7 @@ proptest! {
         prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == model.archive);
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
-        export(&model, &HF_DENSE, DType::F32, &dense).unwrap();
+        export(&model, &HF_DENSE, Some(DType::F32), &dense).unwrap();
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
         prop_assert_eq!(dense.units.num_pruned(), 0);
         let batch = batch(&model, 2, 7);
@@ -358,9 +358,9 @@ fn half_precision_files_are_read_and_written() {
     for dtype in [DType::F16, DType::BF16] {
         let dir = tempfile::tempdir().unwrap();
         let out: PathBuf = dir.path().join("half");
-        export(&model, &HF, dtype, &out).unwrap();
+        export(&model, &HF, Some(dtype), &out).unwrap();
         let half = Model::load(&out, &LoadOptions::default()).unwrap();
-        assert_eq!(half.dtype, dtype);
+        assert_eq!(half.dtype(), dtype);
         for (a, b) in weights(&model).iter().zip(weights(&half)) {
             assert!(a.data().iter().zip(b.data()).all(|(a, b)| dtype.round(*a) == *b));
         }

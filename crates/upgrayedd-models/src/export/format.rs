@@ -16,17 +16,18 @@ pub struct Format {
     pub summary: &'static str,
     /// What a user of this model in the format should know.
     pub note: fn(&Model) -> &'static str,
-    /// Writes config and weights into an empty folder.
-    pub write: fn(&Model, DType, &Path) -> Result<()>,
+    /// Writes config and weights into an empty folder: each weight in the type that it has ([`Model::dtype_of`]), or all in one.
+    pub write: fn(&Model, Option<DType>, &Path) -> Result<()>,
 }
 
-/// Writes the model as a new folder `out`, which appears whole or not at all.
-pub fn export(model: &Model, format: &Format, dtype: DType, out: &Path) -> Result<()> {
+/// Writes the model as a new folder `out`, which appears whole or not at all: each weight in the type that it has
+/// ([`Model::dtype_of`]), or all of them in one.
+pub fn export(model: &Model, format: &Format, dtype: Option<DType>, out: &Path) -> Result<()> {
     export_with(model, format, dtype, out, &[])
 }
 
 /// The same with further text files: name and contents of each.
-pub fn export_with(model: &Model, format: &Format, dtype: DType, out: &Path, more: &[(&str, &str)]) -> Result<()> {
+pub fn export_with(model: &Model, format: &Format, dtype: Option<DType>, out: &Path, more: &[(&str, &str)]) -> Result<()> {
     write_folder(out, |dir| {
         (format.write)(model, dtype, dir)?;
         write_companions(model, dir)?;

@@ -1,15 +1,15 @@
 //! Hugging Face folders: smaller with a modeling file that rebuilds the layers, or dense with zeros.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::{Value, json};
-use upgrayedd_nn::Tensor;
 use upgrayedd_nn::optim::Lanes;
+use upgrayedd_nn::{ParamId, Tensor};
 
 use super::format::Format;
 use crate::family::Task;
-use crate::files::{DType, safetensors_file, write_file};
+use crate::files::{DType, TensorFile, safetensors_file, write_file};
 use crate::model::Model;
 use crate::spec::Objective;
 use crate::units::{CONFIG_KEY, FORMAT};
@@ -40,36 +40,56 @@ pub static HF_DENSE: Format = Format {
     write: |model, dtype, dir| write(model, true, dtype, dir),
 };
 
-fn write(model: &Model, dense: bool, dtype: DType, dir: &Path) -> Result<()> {
+fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result<()> {
     let pruned = model.units.num_pruned() > 0 && !dense;
-    let config = config_json(model, pruned, dtype);
+    let config = config_json(model, pruned, dtype.unwrap_or(model.dtype()));
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
     if pruned {
         write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.as_bytes())?;
     }
-    write_tensors(tensors(model, dense), dtype, dir)
+    let mut tensors = tensors(model, dense);
+    tensors.iter_mut().for_each(|(_, _, own)| *own = dtype.unwrap_or(*own));
+    write_tensors(tensors, dir, HashMap::new())
 }
 
-fn write_tensors(tensors: Vec<(String, Tensor)>, dtype: DType, dir: &Path) -> Result<()> {
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors_file::write(&dir.join("model.safetensors"), tensors, dtype, metadata)
+const WEIGHTS_FILE: &str = "model.safetensors";
+
+fn write_tensors(tensors: Vec<(String, Tensor, DType)>, dir: &Path, mut metadata: HashMap<String, String>) -> Result<()> {
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    safetensors_file::write(&dir.join(WEIGHTS_FILE), tensors, metadata)
 }
 
-/// Writes the weights alone, with the heads that are left, exactly as they are: in the model's own element type, or in f32 where some
-/// are none of its numbers.
+/// The key of the metadata that says which types the weights have that are wider in the file, by their canonical names.
+const OWN_DTYPES: &str = "upgrayedd.dtypes";
+
+/// Writes the weights alone, with the heads that are left, exactly as they are: those that their own element type cannot hold in f32.
+/// [`own_dtypes`] has the types of those.
 pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
-    let exact = |t: &Tensor| {
-        t.format() == Some(model.dtype.format())
-            || t.to_host().data().iter().all(|&v| model.dtype.round(v).to_bits() == v.to_bits())
-    };
-    let fits = model.dtype == DType::F32 || model.params.ids().all(|id| exact(model.params.get(id)));
-    write_tensors(tensors(model, false), if fits { model.dtype } else { DType::F32 }, dir)
+    let holds = |id: &ParamId| model.dtype_of(*id).holds(model.params.get(*id));
+    let inexact = model.params.ids().filter(|id| !holds(id));
+    // What is one tensor in the file is of one type there.
+    let wide: BTreeSet<&str> = inexact.map(|id| model.weight(id).hf_name.as_str()).collect();
+    let mut tensors = tensors(model, false);
+    let is_wide = |name: &str| wide.iter().any(|wide| stored_name(model, wide) == name);
+    tensors.iter_mut().filter(|(name, ..)| is_wide(name)).for_each(|(_, _, dtype)| *dtype = DType::F32);
+    let widened = model.params.ids().filter(|id| wide.contains(model.weight(*id).hf_name.as_str()));
+    let own: BTreeMap<&str, DType> = widened.map(|id| (model.params.name(id), model.dtype_of(id))).collect();
+    let own = serde_json::to_string(&own).map_err(|e| Error::invalid(e.to_string()))?;
+    write_tensors(tensors, dir, [(OWN_DTYPES.to_owned(), own)].into())
+}
+
+/// The types of weights that [`write_weights`] has written in wider ones, by canonical name.
+pub fn own_dtypes(dir: &Path) -> Result<BTreeMap<String, DType>> {
+    let path = dir.join(WEIGHTS_FILE);
+    let metadata = TensorFile::open(&path)?.metadata();
+    let own = metadata.get(OWN_DTYPES).map_or("{}", String::as_str);
+    serde_json::from_str(own).map_err(|e| Error::bad_file(&path, format!("{OWN_DTYPES}: {e}")))
 }
 
 /// The model with a config.json that describes it as it is, heads included.
 pub fn with_own_config(mut model: Model) -> Model {
-    model.config = config_json(&model, model.units.num_pruned() > 0, model.dtype);
+    model.config = config_json(&model, model.units.num_pruned() > 0, model.dtype());
     model
 }
 
@@ -104,42 +124,52 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     config
 }
 
-/// All weights under their Hugging Face names and in their layout; `dense` puts zeros where heads are missing. Those that nothing has
-/// changed may still be as their file has them ([`Tensor::to_host`]).
-pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor)> {
-    let mut parts: BTreeMap<String, Vec<(Layout, Tensor)>> = BTreeMap::new();
+/// A weight's name in files that are written: the base model of a plain encoder is saved without prefix, as transformers does.
+fn stored_name<'a>(model: &Model, hf_name: &'a str) -> &'a str {
+    match model.spec.objective {
+        Objective::Encoder => hf_name.strip_prefix(model.family.base_prefix).unwrap_or(hf_name),
+        _ => hf_name,
+    }
+}
+
+/// All weights under their Hugging Face names, in their layout, and the type that each has in files; `dense` puts zeros where heads are
+/// missing. Those that nothing has changed may still be as their file has them ([`Tensor::to_host`]).
+pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
+    let mut parts: BTreeMap<&str, Vec<(Layout, Tensor, DType)>> = BTreeMap::new();
     for id in model.params.ids() {
         let weight = model.weight(id);
         let tensor = model.params.get(id);
         let tensor = if dense { expand(model, weight, &tensor.to_host()) } else { tensor.clone() };
-        // The base model of a plain encoder is saved without prefix, as transformers does.
-        let name = match model.spec.objective {
-            Objective::Encoder => weight.hf_name.strip_prefix(model.family.base_prefix).unwrap_or(&weight.hf_name).to_owned(),
-            _ => weight.hf_name.clone(),
-        };
-        parts.entry(name).or_default().push((weight.layout, tensor));
+        let name = stored_name(model, &weight.hf_name);
+        parts.entry(name).or_default().push((weight.layout, tensor, model.dtype_of(id)));
     }
-    let mut all: Vec<(String, Tensor)> = parts.into_iter().map(|(name, parts)| (name, assemble(parts))).collect();
+    let assembled = parts.into_iter().map(|(name, parts)| {
+        let dtype = parts[0].2;
+        (name.to_owned(), assemble(parts), dtype)
+    });
+    let mut all: Vec<(String, Tensor, DType)> = assembled.collect();
     // transformers takes a weight with two names for one only where the output projection is the embedding.
     if !model.spec.tied_head {
         for (own, other) in model.family.other_names {
-            let copy = all.iter().find(|(name, _)| name == own).map(|(_, tensor)| ((*other).to_owned(), tensor.clone()));
+            let found = all.iter().find(|(name, ..)| name == own);
+            let copy = found.map(|(_, tensor, dtype)| ((*other).to_owned(), tensor.clone(), *dtype));
             all.extend(copy);
         }
     }
     all
 }
 
-fn assemble(mut parts: Vec<(Layout, Tensor)>) -> Tensor {
-    if let [(layout, tensor)] = &parts[..] {
+/// The tensor of a file whose parts these are: several where one holds queries, keys and values.
+fn assemble(mut parts: Vec<(Layout, Tensor, DType)>) -> Tensor {
+    if let [(layout, tensor, _)] = &parts[..] {
         return if *layout == Layout::Transposed { tensor.to_host().transposed() } else { tensor.clone() };
     }
-    parts.sort_by_key(|(layout, _)| match layout {
+    parts.sort_by_key(|(layout, ..)| match layout {
         Layout::FusedThird(part) => *part,
         _ => 0,
     });
-    let data: Vec<f32> = parts.iter().flat_map(|(_, t)| t.to_host().data().to_vec()).collect();
-    let rows: usize = parts.iter().map(|(_, t)| t.shape()[0]).sum();
+    let data: Vec<f32> = parts.iter().flat_map(|(_, t, _)| t.to_host().data().to_vec()).collect();
+    let rows: usize = parts.iter().map(|(_, t, _)| t.shape()[0]).sum();
     match parts[0].1.shape() {
         [_, input] => Tensor::from_vec(&[rows, *input], data).transposed(),
         _ => Tensor::from_vec(&[rows], data),

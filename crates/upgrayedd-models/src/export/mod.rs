@@ -7,5 +7,5 @@ mod registry;
 
 pub use companions::{COMPANIONS, MODULES, has_companions, module_folders, write_companions};
 pub use format::{Format, export, export_with};
-pub use hf::{HF, HF_DENSE, tensors, with_own_config, write_weights};
+pub use hf::{HF, HF_DENSE, own_dtypes, tensors, with_own_config, write_weights};
 pub use registry::{all, named, register};

@@ -26,6 +26,9 @@ pub enum DType {
 }
 
 impl DType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
     /// Bytes per element.
     pub fn size(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
@@ -47,6 +50,12 @@ impl DType {
             Format::F16 => Self::F16,
             Format::BF16 => Self::BF16,
         }
+    }
+
+    /// Whether this type has each of these values exactly.
+    pub fn holds(self, values: &Tensor) -> bool {
+        let exact = |values: &Tensor| values.to_host().data().par_iter().all(|&v| self.round(v).to_bits() == v.to_bits());
+        self == Self::F32 || values.format() == Some(self.format()) || exact(values)
     }
 
     /// These values in 16 bits, if this is a type of so many that holds each of them exactly.
@@ -96,7 +105,6 @@ impl FromStr for DType {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let all = [Self::F32, Self::F16, Self::BF16];
-        all.into_iter().find(|d| d.name() == name).ok_or_else(|| unknown_name("dtype", name, &all.map(Self::name)))
+        Self::ALL.into_iter().find(|d| d.name() == name).ok_or_else(|| unknown_name("dtype", name, &Self::ALL.map(Self::name)))
     }
 }

@@ -51,10 +51,10 @@ impl View for Stored {
     }
 }
 
-/// Writes tensors in the given element type. Refuses values that the type cannot hold.
-pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata: HashMap<String, String>) -> Result<()> {
+/// Writes tensors, each in the element type beside it. Refuses values that the type cannot hold.
+pub fn write(path: &Path, tensors: Vec<(String, Tensor, DType)>, metadata: HashMap<String, String>) -> Result<()> {
     // What has been read in a type can be stored in it.
-    for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.format() != Some(dtype.format())) {
+    for (name, tensor, dtype) in tensors.iter().filter(|(_, tensor, dtype)| tensor.format() != Some(dtype.format())) {
         let tensor = tensor.to_host();
         if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
             return Err(Error::NotFinite(format!(
@@ -67,7 +67,7 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor)>, dtype: DType, metadata
     // A folder, since the library writes beside the file that it is given and renames, too.
     let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(dir).map_err(Error::io(dir, "write in"))?;
     let file = temporary.path().join("file");
-    let views = tensors.into_iter().map(|(name, tensor)| (name, Stored { tensor, dtype }));
+    let views = tensors.into_iter().map(|(name, tensor, dtype)| (name, Stored { tensor, dtype }));
     let failed = |e: safetensors::SafeTensorError| match e {
         safetensors::SafeTensorError::IoError(reason) => Error::Io { path: path.to_owned(), action: "write", reason },
         other => Error::bad_file(path, format!("cannot write: {other}")),
@@ -94,7 +94,7 @@ mod tests {
     fn a_file_without_tensors_can_be_read_again() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("empty.safetensors");
-        write(&path, Vec::new(), DType::F32, HashMap::new()).expect("written");
+        write(&path, Vec::new(), HashMap::new()).expect("written");
         assert!(TensorFile::open(&path).expect("read").names().is_empty());
     }
 }

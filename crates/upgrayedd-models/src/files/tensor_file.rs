@@ -59,8 +59,8 @@ impl TensorFile {
         self.header.info(name).ok_or_else(|| Error::bad_file(&self.path, format!("tensor {name} is not in the file")))
     }
 
-    /// Element type of one tensor.
-    pub(crate) fn dtype(&self, name: &str) -> Result<DType> {
+    /// Element type of one tensor; f64 counts as f32, as which it is read.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
         match self.info(name)?.dtype {
             // Nobody computes in f64, and nothing else is wide enough.
             Dtype::F32 | Dtype::F64 => Ok(DType::F32),

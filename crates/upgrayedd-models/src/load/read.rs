@@ -57,7 +57,7 @@ impl Model {
                 "the output projection differs from the embedding, although config.json says {TIED}: it is one of its own, as in transformers"
             ));
         }
-        let (mut params, mut types) = (ParamSet::default(), Types::default());
+        let (mut params, mut dtypes) = (ParamSet::default(), BTreeMap::new());
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
         for weight in (family.weights)(&spec) {
             interrupt::check()?;
@@ -69,7 +69,7 @@ impl Model {
             match found {
                 Some(name) => {
                     let tensor = read_canonical(weights, name, &weight, &heads)?;
-                    types.count(weights.dtype(name)?, tensor.len());
+                    dtypes.insert(weight.name(), weights.dtype(name)?);
                     read.insert(name.to_owned());
                     params.add(weight.name(), tensor);
                 }
@@ -83,9 +83,9 @@ impl Model {
             }
         }
         notices.extend(check_unread(family, &spec, &names, &read)?);
-        let (dtype, mixed) = types.settle();
-        notices.extend(mixed);
-        let mut model = Self::from_params(family, spec, config, params, heads, dtype)?;
+        let mut model = Self::from_params(family, spec, config, params, heads, DType::F32)?;
+        model.set_dtypes(&dtypes);
+        notices.extend(mixed_types(&model));
         model.notices = notices;
         Ok(model)
     }
@@ -160,33 +160,17 @@ fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSe
         .then(|| format!("the file also holds {what} that a {class} does not have, and that is not read: {shown}{more}")))
 }
 
-/// Elements of each type in a checkpoint.
-#[derive(Default)]
-struct Types([usize; 3]);
-
-impl Types {
-    const ALL: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-    fn count(&mut self, dtype: DType, elements: usize) {
-        let at = Self::ALL.iter().position(|d| *d == dtype).unwrap_or(0);
-        self.0[at] += elements;
-    }
-
-    /// The type of most elements, in which the result is written, and a notice if there are others.
-    fn settle(&self) -> (DType, Option<String>) {
-        let most = self.0.iter().copied().max().unwrap_or(0);
-        let at = self.0.iter().position(|n| *n == most).unwrap_or(0);
-        let there: Vec<&str> = Self::ALL.iter().zip(self.0).filter(|(_, n)| *n > 0).map(|(d, _)| d.name()).collect();
-        let dtype = Self::ALL[at];
-        let notice = (there.len() > 1).then(|| {
-            format!(
-                "weights are stored as {}: the result is written as {}, the type of most of them, unless another is asked for",
-                there.join(" and "),
-                dtype.name()
-            )
-        });
-        (dtype, notice)
-    }
+/// A notice if not all weights have one type.
+fn mixed_types(model: &Model) -> Option<String> {
+    let all = DType::ALL.into_iter().filter(|dtype| model.params.ids().any(|id| model.dtype_of(id) == *dtype));
+    let names: Vec<&str> = all.map(DType::name).collect();
+    (names.len() > 1).then(|| {
+        format!(
+            "weights are stored as {}: each is written as it was unless one type is asked for, and config.json names {}, that of most elements",
+            names.join(" and "),
+            model.dtype().name()
+        )
+    })
 }
 
 fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Result<UnitMap> {

@@ -12,13 +12,13 @@ use crate::weights::{Kind, Part, Weight};
 pub struct Cost {
     /// Elements of all weights.
     pub parameters: usize,
-    /// Bytes of all weights in the model's file type.
+    /// Bytes of all weights in the types that they have in files.
     pub bytes: usize,
     /// Multiply-accumulates per token in matrix products, at `context` visible keys or as many as a layer's window shows.
     pub macs_per_token: u64,
     /// Visible keys assumed for attention, at most.
     pub context: usize,
-    /// Bytes of keys and values per token in the model's file type; 0 for models that do not generate.
+    /// Bytes of keys and values per token in the type of most weights; 0 for models that do not generate.
     pub kv_cache_bytes_per_token: usize,
 }
 
@@ -32,6 +32,7 @@ impl Model {
     pub fn cost_with(&self, units: &UnitMap, context: usize) -> Cost {
         let size = |weight: &Weight| weight.shape(units).iter().product::<usize>();
         let parameters = self.table().iter().map(size).sum();
+        let bytes = self.table().iter().zip(self.dtypes()).map(|(weight, dtype)| size(weight) * dtype.size()).sum();
         let multiplies =
             |weight: &&Weight| weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight);
         let matrices: usize = self.table().iter().filter(multiplies).map(size).sum();
@@ -52,10 +53,10 @@ impl Model {
         let generates = self.spec.objective == Objective::CausalLm;
         Cost {
             parameters,
-            bytes: parameters * self.dtype.size(),
+            bytes,
             macs_per_token: (matrices + tied).saturating_add(attention) as u64,
             context,
-            kv_cache_bytes_per_token: if generates { 2 * kv_heads * width * self.dtype.size() } else { 0 },
+            kv_cache_bytes_per_token: if generates { 2 * kv_heads * width * self.dtype().size() } else { 0 },
         }
     }
 }

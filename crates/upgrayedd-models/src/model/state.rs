@@ -64,13 +64,13 @@ pub struct Model {
     pub params: ParamSet,
     /// A row for each of `params`.
     table: Vec<Weight>,
+    /// The type of each of `params` in files.
+    dtypes: Vec<DType>,
     ids: BTreeMap<(Option<usize>, Role), ParamId>,
     /// Which units there are.
     pub units: UnitMap,
     /// Heads that were removed.
     pub archive: Archive,
-    /// Element type of the files it came from.
-    pub dtype: DType,
     /// The Hub id and commit that it was read from, as `owner/name@commit`.
     pub origin: Option<String>,
     /// What was passed over or taken otherwise than its files say, a line each.
@@ -93,7 +93,7 @@ fn next_state_id() -> u64 {
 }
 
 impl Model {
-    /// A model of these weights. Refuses names and shapes other than those that the family's table has, and a table without a part that
+    /// A model of these weights, all of them of one type in files. Refuses names and shapes other than those that the family's table has, and a table without a part that
     /// the forward pass needs.
     pub fn from_params(
         family: &'static Family,
@@ -149,6 +149,7 @@ impl Model {
             .collect::<Result<_>>()?;
         let ropes = spec.ropes.iter().map(|inv_freq| RopeTable::new(spec.max_positions, inv_freq)).collect();
         let archive = Archive::default();
+        let dtypes = vec![dtype; params.len()];
         Ok(Self {
             family,
             spec,
@@ -158,7 +159,7 @@ impl Model {
             ids,
             units,
             archive,
-            dtype,
+            dtypes,
             origin: None,
             notices: Vec::new(),
             companions: Companions::None,
@@ -301,6 +302,44 @@ impl Model {
     /// Number of parameters.
     pub fn num_parameters(&self) -> usize {
         self.params.ids().map(|id| self.params.get(id).len()).sum()
+    }
+
+    /// The type that a weight has in files: what it came in, or what was set.
+    pub fn dtype_of(&self, id: ParamId) -> DType {
+        self.dtypes[id.index()]
+    }
+
+    /// These types in the order of the parameters.
+    pub(super) fn dtypes(&self) -> impl Iterator<Item = DType> {
+        self.dtypes.iter().copied()
+    }
+
+    /// The type of most elements: what config.json names, and what keys and values are taken to have.
+    pub fn dtype(&self) -> DType {
+        let elements = |dtype: &DType| -> usize {
+            self.params.ids().filter(|id| self.dtype_of(*id) == *dtype).map(|id| self.params.get(id).len()).sum()
+        };
+        // The first of equals.
+        DType::ALL.into_iter().rev().max_by_key(elements).unwrap_or(DType::F32)
+    }
+
+    /// Has all weights written in one type.
+    pub fn set_dtype(&mut self, dtype: DType) {
+        self.dtypes.fill(dtype);
+    }
+
+    /// Has the weights that `named` tells of, by canonical name, written in these types.
+    pub fn set_dtypes(&mut self, named: &BTreeMap<String, DType>) {
+        for id in self.params.ids() {
+            if let Some(dtype) = named.get(self.params.name(id)) {
+                self.dtypes[id.index()] = *dtype;
+            }
+        }
+    }
+
+    /// Has each weight written in the type that it has in another state of this model.
+    pub fn set_dtypes_of(&mut self, other: &Self) {
+        self.dtypes.clone_from(&other.dtypes);
     }
 
     pub(super) fn table(&self) -> &[Weight] {

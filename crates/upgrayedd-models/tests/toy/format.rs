@@ -8,7 +8,7 @@ use upgrayedd_models::{Model, Result};
 
 pub static FORMAT: Format = Format { name: "shapes", summary: "names and shapes", note: |_| "nothing loads it", write };
 
-fn write(model: &Model, _: DType, dir: &Path) -> Result<()> {
-    let lines = tensors(model, false).into_iter().map(|(name, tensor)| format!("{name} {:?}\n", tensor.shape()));
+fn write(model: &Model, _: Option<DType>, dir: &Path) -> Result<()> {
+    let lines = tensors(model, false).into_iter().map(|(name, tensor, _)| format!("{name} {:?}\n", tensor.shape()));
     write_file(&dir.join("shapes.txt"), lines.collect::<String>().as_bytes())
 }

@@ -48,13 +48,13 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let pruned = logits(&model);
     assert!(pruned.data() != whole.data());
     let dir = tempfile::tempdir().unwrap();
-    export::export(&model, &HF, DType::F32, &dir.path().join("hf")).unwrap();
+    export::export(&model, &HF, Some(DType::F32), &dir.path().join("hf")).unwrap();
     let again = Model::load(&dir.path().join("hf"), &LoadOptions::default()).unwrap();
     assert_eq!(again.units, model.units);
     assert_eq!(logits(&again).data(), pruned.data());
     assert_eq!(fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(), family::FAMILY.modeling);
 
-    export::export(&model, export::named("shapes").unwrap(), DType::F32, &dir.path().join("shapes")).unwrap();
+    export::export(&model, export::named("shapes").unwrap(), Some(DType::F32), &dir.path().join("shapes")).unwrap();
     let shapes = fs::read_to_string(dir.path().join("shapes/shapes.txt")).unwrap();
     assert!(shapes.contains("toy.blocks.2.query.bias [8]\n") && shapes.contains("toy.blocks.0.out.weight [16, 4]\n"), "{shapes}");
 

@@ -119,7 +119,7 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
         on_step(report);
         Ok(ControlFlow::Continue(()))
     })?;
-    export::export(&learner.model, &export::HF, DType::F16, out)?;
+    export::export(&learner.model, &export::HF, Some(DType::F16), out)?;
     write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
     Ok(out.to_owned())
 }

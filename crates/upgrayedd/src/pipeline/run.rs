@@ -373,8 +373,10 @@ impl Run<'_> {
     /// Rounds the weights to their stored type, measures that, compares it with the model as given, and writes it all.
     pub(super) fn finish(mut self) -> Result<Summary> {
         let config = self.pipeline.config.clone();
-        let dtype = config.dtype.unwrap_or(self.pipeline.learner.model.dtype);
-        round_weights(&mut self.pipeline.learner.model, dtype);
+        if let Some(dtype) = config.dtype {
+            self.pipeline.learner.model.set_dtype(dtype);
+        }
+        round_weights(&mut self.pipeline.learner.model);
         self.pipeline.learner.optim.states.clear();
         let evaluation = self.pipeline.measure("result", self.observer)?;
         self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
@@ -406,7 +408,7 @@ impl Run<'_> {
         let named =
             model.origin.as_deref().or(config.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
-        self.dir.finish(model, &summary, |out| export::export_with(model, &export::HF, dtype, out, &[("README.md", &card)]))?;
+        self.dir.finish(model, &summary, |out| export::export_with(model, &export::HF, None, out, &[("README.md", &card)]))?;
         self.observer.on_event(&finished);
         Ok(summary)
     }
@@ -436,13 +438,11 @@ fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
     left
 }
 
-fn round_weights(model: &mut Model, dtype: DType) {
-    model.dtype = dtype;
-    if dtype == DType::F32 {
-        return;
-    }
+/// Gives every weight numbers that its type in files has.
+fn round_weights(model: &mut Model) {
     for id in model.params.ids() {
-        if model.params.get(id).format() == Some(dtype.format()) {
+        let dtype = model.dtype_of(id);
+        if dtype == DType::F32 || model.params.get(id).format() == Some(dtype.format()) {
             continue;
         }
         let device = model.device;

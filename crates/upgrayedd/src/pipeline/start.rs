@@ -35,12 +35,7 @@ impl Pipeline {
     /// The same with parts that the caller has made itself.
     pub fn with(mut config: OptimizeConfig, given: Given) -> Result<Self> {
         config.check()?;
-        let parts = GivenParts {
-            model: given.model.is_some(),
-            data: given.data.is_some(),
-            strategy: given.strategy.is_some(),
-            dtype: given.model.as_ref().map(|m| m.dtype),
-        };
+        let parts = GivenParts { model: given.model.is_some(), data: given.data.is_some(), strategy: given.strategy.is_some() };
         config.check_sources(parts.model, parts.data)?;
         let device = config.device.parse()?;
         let strategy = match given.strategy {
