@@ -61,15 +61,6 @@ class Cycle:
     spearman: float | None = None
     accepted: bool | None = None
 
-    def _trade(self, back: dict[str, list[int]], gone: dict[str, list[int]]) -> None:
-        """Heads came back for others; what went and came in the same cycle has done neither."""
-        for now, before, moved in ((self.pruned, self.grown, gone), (self.grown, self.pruned, back)):
-            for layer, heads in moved.items():
-                undone = [h for h in heads if h in before.get(layer, [])]
-                before[layer] = [h for h in before.get(layer, []) if h not in undone]
-                now[layer] = now.get(layer, []) + [h for h in heads if h not in undone]
-
-
 class History(Sequence[Cycle]):
     """What has happened so far: the baseline, cycle by cycle, and the summary once the run is complete."""
 
@@ -134,7 +125,7 @@ class History(Sequence[Cycle]):
         if kind == "evaluated" and event["phase"] == "baseline":
             self.baseline = {k: v for k, v in event.items() if k not in ("event", "cycle", "phase")}
             return
-        if number == 0 or kind not in ("pruned", "grown", "swapped", "evaluated", "accepted", "rolled_back"):
+        if number == 0 or kind not in ("pruned", "grown", "evaluated", "accepted", "rolled_back"):
             return
         if not self._cycles or self._cycles[-1].cycle < number:
             self._cycles.append(Cycle(number))
@@ -144,8 +135,6 @@ class History(Sequence[Cycle]):
             for layer, indices in event["units"].get("heads", {}).items():
                 heads[layer] = heads.get(layer, []) + indices
             cycle.active = event["active"]
-        elif kind == "swapped" and event["accepted"]:
-            cycle._trade(event["grown"].get("heads", {}), event["pruned"].get("heads", {}))
         elif kind == "evaluated" and event["phase"] == "pruned":
             cycle.loss_pruned = event["loss"]
         elif kind == "evaluated" and event["phase"] == "learned":
@@ -172,9 +161,9 @@ class UpgrayeddPipeline:
         seed: Of every random choice.
         options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
             `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
-            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `exact_border`, `swaps`, `refit`, `refit_samples`,
+            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `refit`, `refit_samples`,
             `units`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
-            `gradient_checkpointing`, `growth_lr_multiplier`, `growth_init`, `gate_warmup`, `dtype`, `documents`, `text_field`,
+            `gradient_checkpointing`, `growth_lr_multiplier`, `gate_warmup`, `dtype`, `documents`, `text_field`,
             `text_pair_field`, `label_field`, `delimiter`, `columns`.
 
     Raises:

@@ -85,14 +85,6 @@ pub struct OptimizeArgs {
     /// Prune each cycle in this many parts, scoring anew before each [default: what suits the strategy, mostly 1]
     #[arg(long, value_name = "N")]
     pub steps_per_cycle: Option<usize>,
-    /// Let exact ablation settle this many heads on either side of the cut, in each layer where heads compete within theirs [default: 0]
-    #[arg(long, value_name = "N")]
-    pub exact_border: Option<usize>,
-    /// After pruning, try up to this many of the heads that went (of each layer, with scope layer) in the place of weak ones, and keep what
-    /// lowers the calibration loss
-    /// [default: 0]
-    #[arg(long, value_name = "N")]
-    pub swaps: Option<usize>,
     /// Do not repair the remaining heads' output projections by least squares after pruning
     #[arg(long)]
     pub no_refit: bool,
@@ -151,9 +143,6 @@ pub struct OptimizeArgs {
     /// With --eval-every: measurements without a new best before a cycle ends [default: 3]
     #[arg(long, value_name = "N")]
     pub patience: Option<usize>,
-    /// Weights with which heads return: restore, split (half of a strong head) or fresh [default: restore]
-    #[arg(long, value_name = "NAME")]
-    pub growth_init: Option<String>,
     /// Roll a cycle back that raises the held-out loss by more nats than this
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub max_loss_increase: Option<f64>,

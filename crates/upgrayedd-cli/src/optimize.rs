@@ -108,7 +108,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         ($($field:ident),+) => { $(if let Some(value) = &args.$field { config.$field = FromStr::from_str(value)?; })+ };
     }
     take!(strategy, pruning_ratio, growth_ratio, min_heads, num_cycles, epochs_per_cycle, warmup_steps);
-    take!(distill_temperature, patience, refit_samples, exact_border, swaps);
+    take!(distill_temperature, patience, refit_samples);
     take!(batch_size, gradient_accumulation, seed, device, label_field);
     take_optional!(
         model,
@@ -130,7 +130,7 @@ fn configuration(args: &OptimizeArgs) -> upgrayedd::Result<OptimizeConfig> {
         threads,
         learning_rate
     );
-    take_named!(budget, units, schedule, lr_schedule, documents, growth_init);
+    take_named!(budget, units, schedule, lr_schedule, documents);
     if let Some(scope) = &args.scope {
         config.scope = Some(scope.parse()?);
     }

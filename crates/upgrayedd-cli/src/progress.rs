@@ -119,16 +119,6 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Pruned { cycle, units, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(units)),
         Event::Grown { cycle, units, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(units)),
-        Event::Settled { cycle, impacts, exchanged } => {
-            let layers = impacts.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
-            let heads: usize = layers.filter_map(|heads| heads.as_object().map(serde_json::Map::len)).sum();
-            format!("cycle {cycle}: exact ablation of {heads} heads near the cut exchanged {exchanged}")
-        }
-        Event::Swapped { cycle, grown, loss_before, loss_after, accepted, .. } => {
-            let outcome = if *accepted { "kept" } else { "undone" };
-            let change = loss_after - loss_before;
-            format!("cycle {cycle}: {} archived heads for weak ones: calibration loss {change:+.4}, {outcome}", count(grown))
-        }
         Event::Refit { cycle, layers } => {
             let (best, worst) = layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
             format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)

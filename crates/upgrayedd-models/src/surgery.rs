@@ -9,8 +9,8 @@ use crate::archive::{Archive, Archived, Departure, Slices};
 use crate::files::DType;
 use crate::model::Model;
 use crate::units::{LayerSite, Scores, Selection, Site, Unit};
-use crate::weights::{Kind, Part, Role, Weight, Writer};
-use crate::{Error, Result, rng};
+use crate::weights::{Weight, Writer};
+use crate::{Error, Result};
 
 /// Reads an archive and checks that it belongs to `model`.
 pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
@@ -204,86 +204,7 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: 
 /// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
 ///
 /// Nothing changes if the selection is refused.
-pub fn restore(model: &mut Model, optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32) -> Result<()> {
-    bring(model, optim, selection, lr_scale, |_, _, archived| archived)
-}
-
-/// Puts new heads in the place of archived ones, which are forgotten: each a copy of `source(layer, head)`, an active head of the
-/// same layer (and key/value head, if that is there), both with half the output weights. The model computes what it did. Where a key/value
-/// head comes back that heads in the archive read too, it is as it was, and its new readers are as those of [`fresh`].
-///
-/// Nothing changes if the selection is refused.
-pub fn split(
-    model: &mut Model,
-    optim: Option<&mut AdamW>,
-    selection: &Selection,
-    (lr_scale, seed): (f32, u64),
-    source: impl Fn(usize, usize) -> usize,
-) -> Result<()> {
-    let mut random = rng::stream(seed, "fresh heads");
-    bring(model, optim, selection, lr_scale, |model, newcomer, archived| {
-        let (layer, head) = match newcomer {
-            Newcomer::Head { apart: true, .. } => return without_output(archived, &mut random),
-            Newcomer::Head { layer, head, .. } => (layer, source(layer, head)),
-            Newcomer::Group { layer, reader } => (layer, source(layer, reader)),
-        };
-        let heads = &model.units.layers()[layer];
-        let (site, position) = match newcomer {
-            Newcomer::Head { .. } => (Site::Head, heads.active().binary_search(&head)),
-            Newcomer::Group { .. } => (Site::KvGroup, heads.kv_active().binary_search(&heads.kv_group_of(head))),
-        };
-        let Ok(position) = position else { return archived };
-        if let Newcomer::Head { .. } = newcomer {
-            let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
-            model.params.edit(model.device, id, |weight| {
-                let cols = weight.cols();
-                let rows = weight.data_mut().chunks_exact_mut(cols.max(1));
-                rows.for_each(|row| row[position * width..(position + 1) * width].iter_mut().for_each(|w| *w *= 0.5));
-            });
-        }
-        cut(model, layer, site, position)
-    })
-}
-
-/// Puts new heads in the place of archived ones, which are forgotten: small random weights (normal of deviation 0.02) and no
-/// output, so that the model computes what it did and gradients flow. A key/value head that heads in the archive read too is as it was.
-///
-/// Nothing changes if the selection is refused.
-pub fn fresh(model: &mut Model, optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32, seed: u64) -> Result<()> {
-    let mut random = rng::stream(seed, "fresh heads");
-    bring(model, optim, selection, lr_scale, |_, _, archived| without_output(archived, &mut random))
-}
-
-/// Random weights in the place of `archived`, but none for the output.
-fn without_output(archived: Slices, random: &mut impl rand::Rng) -> Slices {
-    let mut new = |(role, slice): (Role, Tensor)| {
-        let values = match role {
-            Role { part: Part::Q | Part::K | Part::V, kind: Kind::Weight } => rng::normals(random, slice.len(), 0.02),
-            _ => vec![0.0; slice.len()],
-        };
-        (role, Tensor::from_vec(slice.shape(), values))
-    };
-    archived.into_iter().map(&mut new).collect()
-}
-
-/// What comes into a layer.
-#[derive(Clone, Copy)]
-enum Newcomer {
-    /// A query head; `apart` where its key/value head has come back as it was.
-    Head { layer: usize, head: usize, apart: bool },
-    /// A key/value head, for the query head that reads it.
-    Group { layer: usize, reader: usize },
-}
-
-/// Takes heads out of the archive into the model, with the weights that `weights` makes of the archived ones. It sees the model
-/// with the layer as it was. Key/value heads that are not the newcomers' alone return as they were, whatever comes.
-fn bring(
-    model: &mut Model,
-    mut optim: Option<&mut AdamW>,
-    selection: &Selection,
-    lr_scale: f32,
-    mut weights: impl FnMut(&mut Model, Newcomer, Slices) -> Slices,
-) -> Result<()> {
+pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32) -> Result<()> {
     for (&LayerSite { layer, .. }, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
             let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
@@ -301,26 +222,10 @@ fn bring(
         let mut returning = heads.clone();
         returning.sort_unstable();
         let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
-        let (mut groups, mut apart) = (Vec::new(), Vec::new());
-        for &group in new_groups.iter().filter(|g| !old_groups.contains(g)) {
-            let Some(Archived { slices: archived, .. }) = model.archive.units.remove(&Unit::kv_group(layer, group)) else {
-                continue;
-            };
-            let reads = |&head: &usize| new.kv_group_of(head) == group;
-            if model.archive.heads().any(|id| id.layer == layer && reads(&id.index) && !returning.contains(&id.index)) {
-                apart.push(group);
-                groups.push(archived);
-                continue;
-            }
-            let reader = returning.iter().copied().find(reads).unwrap_or_default();
-            groups.push(weights(model, Newcomer::Group { layer, reader }, archived));
-        }
-        let mut slices = Vec::new();
-        for &head in &returning {
-            let Some(archived) = model.archive.units.remove(&Unit::head(layer, head)) else { continue };
-            let newcomer = Newcomer::Head { layer, head, apart: apart.contains(&new.kv_group_of(head)) };
-            slices.push(weights(model, newcomer, archived.slices));
-        }
+        let mut take = |unit: Unit| model.archive.units.remove(&unit).map(|archived| archived.slices);
+        let missing = new_groups.iter().filter(|group| !old_groups.contains(group));
+        let groups: Vec<Slices> = missing.filter_map(|&group| take(Unit::kv_group(layer, group))).collect();
+        let slices: Vec<Slices> = returning.iter().filter_map(|&head| take(Unit::head(layer, head))).collect();
         model.units.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
         grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
         grow(model, optim.as_deref_mut(), layer, Site::KvGroup, (&old_groups, &new_groups), &groups, lr_scale);

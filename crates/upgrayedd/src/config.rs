@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{Schedule, Scope};
 use crate::data::{DataOptions, Documents, read_delimiter};
 use crate::files::DType;
-use crate::grow::GrowthInit;
 use crate::model::Companions;
 use crate::price::{Currency, Timings, time_layers};
 use crate::spec::Objective;
@@ -68,10 +67,6 @@ pub struct OptimizeConfig {
     pub schedule: Schedule,
     /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent.
     pub steps_per_cycle: Option<usize>,
-    /// Heads on either side of the cut (per layer, where heads compete there) that exact ablation settles.
-    pub exact_border: usize,
-    /// Archived heads (per layer, where heads compete there) that are tried in the place of weak ones after pruning, at most at a time.
-    pub swaps: usize,
     /// Whether the remaining output projections are repaired by least squares after pruning and growing.
     pub refit: bool,
     /// Sequences that the last refit of pruning and that of growing read; those set aside for scoring are read in any case.
@@ -121,10 +116,7 @@ pub struct OptimizeConfig {
     pub max_loss_increase: Option<f64>,
     /// Multiplies the learning rate of regrown heads in the cycle of their return.
     pub growth_lr_multiplier: f64,
-    /// The weights with which heads return.
-    pub growth_init: GrowthInit,
-    /// Share of a cycle's steps over which restored heads are faded in, where no refit has fitted them in. Split and fresh ones change
-    /// nothing when they come.
+    /// Share of a cycle's steps over which regrown heads are faded in, where no refit has fitted them in.
     pub gate_warmup: f64,
     /// Of every random choice.
     pub seed: u64,
@@ -162,8 +154,6 @@ impl Default for OptimizeConfig {
             units: Site::Head,
             schedule: Schedule::PerCycle,
             steps_per_cycle: None,
-            exact_border: 0,
-            swaps: 0,
             refit: true,
             refit_samples: 256,
             num_cycles: 3,
@@ -187,7 +177,6 @@ impl Default for OptimizeConfig {
             max_eval_windows: None,
             max_loss_increase: None,
             growth_lr_multiplier: 5.0,
-            growth_init: GrowthInit::Restore,
             gate_warmup: 0.25,
             seed: 42,
             device: "auto".to_owned(),
@@ -240,11 +229,6 @@ impl OptimizeConfig {
                 "schedule target counts heads: with a budget in {} use schedule per-cycle",
                 self.budget.name()
             )));
-        }
-        for (name, value) in [("exact_border", self.exact_border), ("swaps", self.swaps)] {
-            if value > 0 && (self.budget != Currency::Heads || self.units != Site::Head) {
-                return Err(Error::invalid(format!("{name} looks at single heads: it needs units heads and a budget in heads")));
-            }
         }
         for (name, value) in [("gate_warmup", self.gate_warmup), ("distill", self.distill.unwrap_or(0.0))] {
             if !(0.0..=1.0).contains(&value) {

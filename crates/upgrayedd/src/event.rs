@@ -77,30 +77,6 @@ pub enum Event {
         /// Query heads left.
         active: usize,
     },
-    /// Heads near the cut were left out one by one, and the selection follows what that cost.
-    Settled {
-        /// Cycle, from 1.
-        cycle: usize,
-        /// Kind of unit → layer name → index → what the loss on the calibration sequences rises by without it.
-        impacts: Map<String, Value>,
-        /// Heads that go though their scores alone had let them stay.
-        exchanged: usize,
-    },
-    /// Archived heads were tried in the place of weak ones.
-    Swapped {
-        /// Cycle, from 1.
-        cycle: usize,
-        /// Kind of unit → layer name → original indices of what came back.
-        grown: Map<String, Value>,
-        /// Kind of unit → layer name → original indices of what went for it.
-        pruned: Map<String, Value>,
-        /// Loss on the calibration sequences before.
-        loss_before: f64,
-        /// And with the heads traded and the rest refitted.
-        loss_after: f64,
-        /// Whether it was lower, and the trade holds.
-        accepted: bool,
-    },
     /// The output projections were repaired by least squares.
     Refit {
         /// Cycle, from 1.

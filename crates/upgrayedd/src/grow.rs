@@ -2,58 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use upgrayedd_nn::optim::AdamW;
-
-use crate::named_enum;
 use crate::score::{ScoreContext, gate_gradients};
 use crate::spec::Objective;
 use crate::surgery;
-use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, Unit, UnitMap};
+use crate::units::{LayerSite, Selection, Site, Unit, UnitMap};
 use crate::{Error, Model, Result};
-
-named_enum! {
-    /// The weights with which heads return.
-    GrowthInit, "growth initialisation" {
-        /// Those they left with.
-        #[default]
-        Restore = "restore",
-        /// A copy of the strongest head that reads the same keys and values; each of the two has half the output. Fresh where the
-        /// key/value head had gone and archived heads read it too.
-        Split = "split",
-        /// Small random weights and no output.
-        Fresh = "fresh",
-    }
-}
-
-/// Brings archived heads back. `keep` (higher = keep) says which heads are strong enough to split.
-pub fn bring_back(
-    model: &mut Model,
-    optim: Option<&mut AdamW>,
-    selection: &Selection,
-    init: GrowthInit,
-    (keep, seed): (&Scores, u64),
-    lr_scale: f32,
-) -> Result<()> {
-    match init {
-        GrowthInit::Restore => surgery::restore(model, optim, selection, lr_scale),
-        GrowthInit::Fresh => surgery::fresh(model, optim, selection, lr_scale, seed),
-        GrowthInit::Split => {
-            let heads = model.units.clone();
-            surgery::split(model, optim, selection, (lr_scale, seed), |layer, head| {
-                strongest(&heads.layers()[layer], keep.at(LayerSite::heads(layer)), head)
-            })
-        }
-    }
-}
-
-/// The active head with the highest score among those that read the same key/value head, or of the whole layer if none does.
-fn strongest(layer: &LayerUnits, keep: &[f64], head: usize) -> usize {
-    let group = layer.kv_group_of(head);
-    let scored = || layer.active().iter().copied().zip(keep.iter().copied());
-    let best =
-        |heads: &mut dyn Iterator<Item = (usize, f64)>| heads.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))).map(|h| h.0);
-    best(&mut scored().filter(|&(h, _)| layer.kv_group_of(h) == group)).or_else(|| best(&mut scored())).unwrap_or(head)
-}
 
 /// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so, the higher.
 pub type Gains = BTreeMap<Unit, f64>;

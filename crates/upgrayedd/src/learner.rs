@@ -4,7 +4,6 @@ use upgrayedd_nn::ops::{self, Number};
 use upgrayedd_nn::optim::{AdamW, AdamWConfig, clip_factor};
 use upgrayedd_nn::{Gradients, ParamId, Tape, Tensor};
 
-use crate::grow::{self, GrowthInit};
 use crate::model::{Batch, Distill, Hooks};
 use crate::reduce::Reduce;
 use crate::units::{Scores, Selection};
@@ -68,11 +67,6 @@ impl Learner {
     /// Puts archived units back as they were ([`surgery::restore`]).
     pub fn restore(&mut self, selection: &Selection, lr_scale: f32) -> Result<()> {
         surgery::restore(&mut self.model, Some(&mut self.optim), selection, lr_scale)
-    }
-
-    /// Brings archived units back ([`grow::bring_back`]).
-    pub fn bring_back(&mut self, selection: &Selection, init: GrowthInit, keep: (&Scores, u64), lr_scale: f32) -> Result<()> {
-        grow::bring_back(&mut self.model, Some(&mut self.optim), selection, init, keep, lr_scale)
     }
 
     /// Makes every row and column learn at the same rate again.

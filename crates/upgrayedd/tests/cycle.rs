@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use upgrayedd::OptimizeConfig;
 use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_units};
-use upgrayedd::grow::GrowthInit;
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::price::{AttentionTimes, Currency, Timings};
 use upgrayedd::train::LrSchedule;
@@ -83,16 +82,6 @@ fn restored_heads_are_faded_in_over_their_share_of_the_steps() {
     assert!(learning[5..].iter().all(|loss| (loss - baseline).abs() < 1e-5), "{baseline} {learning:?}");
     let at_once = run(OptimizeConfig { gate_warmup: 0.0, ..grown }).at(Phase::Learning);
     assert!(at_once.iter().all(|loss| (loss - baseline).abs() < 1e-5), "{baseline} {at_once:?}");
-}
-
-#[test]
-fn heads_that_change_nothing_are_not_faded_in() {
-    for growth_init in [GrowthInit::Split, GrowthInit::Fresh] {
-        let seen = run(OptimizeConfig { growth_ratio: 1.0, growth_init, learning_rate: Some(1e-12), ..config() });
-        let pruned = seen.at(Phase::Pruned)[0];
-        let learning = seen.at(Phase::Learning);
-        assert!(learning.iter().all(|loss| (loss - pruned).abs() < 1e-5), "{growth_init:?}: {pruned} {learning:?}");
-    }
 }
 
 #[test]

@@ -6,14 +6,14 @@ use std::path::Path;
 
 use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::family;
-use upgrayedd::grow::{self, Gains, GrowthInit};
+use upgrayedd::grow::{self, Gains};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks, Model};
 use upgrayedd::nn::Tape;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
-use upgrayedd::units::{LayerSite, Scores, Selection, Site, Unit, heads_by_layer};
+use upgrayedd::units::{LayerSite, Selection, Site, Unit, heads_by_layer};
 
 fn pruned(name: &str, selection: &[(usize, Vec<usize>)]) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -143,60 +143,4 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
     let heads = model.units.layers()[0].active().len();
     model.set_gates(LayerSite::heads(0), vec![0.5; heads]).unwrap();
     assert_ne!(score(&model), open);
-}
-
-#[test]
-fn split_and_fresh_heads_leave_the_model_as_it_was() {
-    for (name, selection) in [
-        ("gpt2", vec![(0, vec![1, 3]), (1, vec![0])]),
-        // A whole group of key/value head 0, and one reader of head 1 of two.
-        ("llama_gqa", vec![(0, vec![0, 1, 2]), (1, vec![3])]),
-    ] {
-        for init in [GrowthInit::Split, GrowthInit::Fresh] {
-            let model = pruned(name, &selection);
-            let data = data(&model);
-            let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-            let keep = Scores::of_heads(model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()));
-            let mut grown = model.clone();
-            let selection = heads_by_layer(selection.iter().cloned().collect());
-            grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
-            assert!(grown.units.num_pruned() == 0 && grown.archive.heads().count() == 0);
-            let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
-            for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
-                assert!((a - b).abs() < 1e-5, "{name}: {init:?}: {a} {b}");
-            }
-            // They are new: not what had been archived, and not without effect on what is learned.
-            let mut restored = model.clone();
-            surgery::restore(&mut restored, None, &selection, 1.0).unwrap();
-            let q = model.params.find("layers.0.attn.q.weight").unwrap();
-            assert_ne!(grown.params.get(q), restored.params.get(q));
-        }
-    }
-}
-
-#[test]
-fn what_heads_in_the_archive_read_is_not_lost_to_newcomers() {
-    for init in [GrowthInit::Split, GrowthInit::Fresh] {
-        let model = pruned("llama_gqa", &[(0, vec![0, 1, 2])]);
-        let data = data(&model);
-        let batch = data.batch(&[0, 1, 2, 3, 4, 5], Pass::Fixed);
-        let logits = |m: &Model| m.logits(&batch, &mut Hooks::default()).unwrap();
-        let keep = Scores::of_heads(model.units.counts().iter().map(|&n| (0..n).map(|h| h as f64).collect()));
-        // One reader of a key/value head that had gone; the other two stay in the archive.
-        let mut grown = model.clone();
-        let selection = Selection::from([(LayerSite::heads(0), vec![1])]);
-        grow::bring_back(&mut grown, None, &selection, init, (&keep, 7), 1.0).unwrap();
-        for (a, b) in logits(&grown).data().iter().zip(logits(&model).data()) {
-            assert!((a - b).abs() < 1e-5, "{init:?}: {a} {b}");
-        }
-        let mut whole = model.clone();
-        surgery::restore(&mut whole, None, &Selection::from([(LayerSite::heads(0), vec![0, 1, 2])]), 1.0).unwrap();
-        surgery::restore(&mut grown, None, &Selection::from([(LayerSite::heads(0), vec![0, 2])]), 1.0).unwrap();
-        for part in ["k", "v"] {
-            let id = model.params.find(&format!("layers.0.attn.{part}.weight")).unwrap();
-            assert_eq!(grown.params.get(id), whole.params.get(id), "{init:?}: {part}");
-        }
-        let q = model.params.find("layers.0.attn.q.weight").unwrap();
-        assert_ne!(grown.params.get(q), whole.params.get(q), "{init:?}");
-    }
 }

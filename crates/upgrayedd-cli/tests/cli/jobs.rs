@@ -43,8 +43,8 @@ fn every_strategy_scope_unit_and_schedule_runs() {
         vec!["--strategy", "random", "--units", "kv-groups"],
         vec!["--strategy", "auto"],
         vec!["--strategy", "fisher", "--steps-per-cycle", "3", "--no-refit"],
-        vec!["--strategy", "similarity", "--growth-init", "split"],
-        vec!["--strategy", "wanda", "--growth-init", "fresh", "--distill", "0.5"],
+        vec!["--strategy", "similarity"],
+        vec!["--strategy", "wanda", "--distill", "0.5"],
         vec!["--strategy", "loss_impact", "--strategy-option", "calibration_samples=2"],
     ]
     .iter()
@@ -449,4 +449,17 @@ fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
     let distance = b.json(&[&evaluate[..], &["--reference", "bert_encoder"]].concat());
     assert_eq!(distance["protocol"], "hidden states");
     assert!(distance["loss"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_teacher_may_be_another_model_with_the_same_tokens() {
+    let b = bench();
+    let weights = |run: &str| fs::read(b.path(run).join("model/model.safetensors")).unwrap();
+    b.ok(&optimize("own", &["--distill", "0.5"]));
+    b.ok(&optimize("named", &["--teacher", "model"]));
+    assert!(weights("own") == weights("named"), "the model as given is the teacher by default, with half of the loss");
+    b.ok(&optimize("other", &["--teacher", "own"]));
+    assert!(weights("own") != weights("other"));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama_gqa");
+    b.refused(2, &["cannot teach this model", "tokens"], &optimize("no", &["--teacher", golden.to_str().unwrap()]));
 }

@@ -6,7 +6,6 @@ mod common;
 mod faults;
 mod hub;
 mod jobs;
-mod looks;
 mod reading;
 mod refusals;
 mod stops;

@@ -25,7 +25,7 @@ const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
 
 impl Pipeline {
     /// What each of several ratios would cost before learning, one built on the other and each scored anew; the model stays as it is. Heads
-    /// are chosen as in a run, but for swaps; the refit reads the sequences to score on alone, where a run may read more. Ratios that
+    /// are chosen as in a run; the refit reads the sequences to score on alone, where a run may read more. Ratios that
     /// the heads which may go do not reach are left out. Returns the held-out loss now as well.
     pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let parent = self.learner.model.clone();
@@ -50,7 +50,6 @@ impl Pipeline {
             } else {
                 self.select_by_cost(&scores, parent, ratio)?
             };
-            let (selection, _) = self.settle(1, &scores, selection)?;
             surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
             if self.config.budget != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
                 // There are not heads enough to go.

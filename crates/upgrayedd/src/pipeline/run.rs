@@ -10,7 +10,7 @@ use crate::eval::measure_speed;
 use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
 use crate::export;
 use crate::files::DType;
-use crate::grow::{Gains, GrowthInit};
+use crate::grow::Gains;
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::open::base_of;
@@ -185,21 +185,18 @@ impl Run<'_> {
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
         let of = self.pipeline.config.steps_per_cycle.unwrap_or(1);
         let task = self.task(cycle, "score");
-        let (swaps, all) = (self.pipeline.config.swaps > 0, self.pipeline.config.refit_samples);
+        let all = self.pipeline.config.refit_samples;
         let (mut pruned, mut count) = (Selection::new(), 0);
         let mut left = Scores::default();
         let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
         for number in 1..=of {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
-            let Some(Chosen { scores, share, selection, settled }) = self.pipeline.prune_step(step)? else { continue };
+            let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances = named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
             let strategy = self.pipeline.strategy.name().to_owned();
             self.emit(Event::Scored { cycle, strategy, importances })?;
-            if let Some((impacts, exchanged)) = settled {
-                self.emit(Event::Settled { cycle, impacts, exchanged })?;
-            }
             let learner = &mut self.pipeline.learner;
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;
@@ -211,11 +208,7 @@ impl Run<'_> {
                 pruned.entry(place).or_insert_with(Vec::new).extend(units);
             }
             // What comes before another step need not be perfect.
-            self.refit(cycle, parent, if number < of || swaps { 0 } else { all })?;
-        }
-        if swaps && count > 0 {
-            left = self.swap(cycle, parent)?;
-            self.refit(cycle, parent, all)?;
+            self.refit(cycle, parent, if number < of { 0 } else { all })?;
         }
         let unmet = if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
         if let Some(message) = unmet {
@@ -327,18 +320,16 @@ impl Run<'_> {
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&learner.model.units, &gains, &counts, config.units)?;
         let rate = config.growth_lr_multiplier as f32;
-        // Split and fresh heads leave the model as it was: shut, a split head would take half of its source away.
-        let restores = config.growth_init == GrowthInit::Restore;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
         let has = |layer: usize, head: usize| parent.units.layers()[layer].is_active(head);
-        let (first, later) = if restores { partition(&selection, has) } else { (selection.clone(), Selection::new()) };
-        learner.bring_back(&first, config.growth_init, (left, seed), rate)?;
+        let (first, later) = partition(&selection, has);
+        learner.restore(&first, rate)?;
         let model = &learner.model;
         let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
         self.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.config.refit && !first.is_empty();
-        let fitted = if refits && restores && self.pipeline.learner.model.units == parent.units {
+        let fitted = if refits && self.pipeline.learner.model.units == parent.units {
             refit::undo(&mut self.pipeline.learner.model, parent);
             true
         } else {
@@ -347,7 +338,7 @@ impl Run<'_> {
         self.pipeline.learner.restore(&later, rate)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
-        Ok((selection, if restores { fading } else { Selection::new() }))
+        Ok((selection, fading))
     }
 
     /// Keeps the cycle or rolls it back; one that diverged has no loss.

@@ -3,7 +3,6 @@
 use upgrayedd_nn::trim_buffers;
 
 use super::parts::prices;
-use super::second_look::Settled;
 use super::state::Pipeline;
 use crate::budget::{self, Budget};
 use crate::model::Model;
@@ -32,12 +31,10 @@ pub(super) struct Chosen {
     /// How many heads the budget asked for.
     pub(super) share: usize,
     pub(super) selection: Selection,
-    /// What exact ablation has found out and changed.
-    pub(super) settled: Option<Settled>,
 }
 
 impl Pipeline {
-    /// The heads that the first cycle would prune, without changing anything; of the run's second looks, swaps are left out.
+    /// The heads that the first cycle would prune, without changing anything.
     pub fn preview(&mut self) -> Result<Selection> {
         let parent = self.learner.model.clone();
         let result = self.preview_from(&parent);
@@ -110,9 +107,8 @@ impl Pipeline {
         } else {
             self.select_by_cost(&scores, parent, self.config.pruning_ratio * number as f64 / of as f64)?
         };
-        let (selection, settled) = self.settle(cycle, &scores, selection)?;
         let share = if by_heads { share } else { selection.values().map(Vec::len).sum() };
-        Ok(Some(Chosen { scores, share, selection, settled }))
+        Ok(Some(Chosen { scores, share, selection }))
     }
 
     /// What the strategy takes of a budget of `heads`.

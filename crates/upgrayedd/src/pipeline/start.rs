@@ -53,15 +53,10 @@ impl Pipeline {
         model.move_to(device);
         config.strategy = strategy.name().to_owned();
         config.resolve(&model, strategy.as_ref());
-        let again = [
-            ("steps_per_cycle", config.steps_per_cycle != Some(1)),
-            ("exact_border", config.exact_border > 0),
-            ("swaps", config.swaps > 0),
-        ];
-        if let Some((name, _)) = again.into_iter().find(|(_, asked)| parts.strategy && *asked) {
-            return Err(Error::invalid(format!(
-                "{name} needs a built-in strategy: one of the caller's own decides about a whole cycle at once"
-            )));
+        if parts.strategy && config.steps_per_cycle != Some(1) {
+            return Err(Error::invalid(
+                "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
+            ));
         }
         if parts.strategy && config.budget != Currency::Heads {
             return Err(Error::invalid(format!(

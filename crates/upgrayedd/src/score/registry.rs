@@ -6,7 +6,7 @@ use super::statistics::{self, Needs};
 use super::{entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda};
 use crate::Result;
 use crate::error::unknown_name;
-use crate::units::{Scores, Selection};
+use crate::units::Scores;
 
 /// Every score, in the order in which messages and documents name them.
 pub const ALL: [&Score; 11] = [
@@ -39,11 +39,6 @@ pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result
     let scores = (score.compute)(context, &statistics)?;
     scores.check(&context.model.units)?;
     Ok((scores, statistics.blocks))
-}
-
-/// What the loss rises by without each head of `selection` alone, layer by layer in its order, in nats per target.
-pub(crate) fn ablate(context: &ScoreContext<'_>, selection: &Selection) -> Result<Vec<(usize, Vec<f64>)>> {
-    loss_impact::of(context, selection)
 }
 
 /// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
