@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use upgrayedd::data::{DataOptions, Dataset, Documents};
+use upgrayedd::data::{DataOptions, Dataset, Documents, ReadOptions};
 use upgrayedd::files::TensorFile;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::{Model, Pipeline, Tokenizer, builtin};
@@ -179,7 +179,11 @@ fn data(bytes: &[u8]) {
         let documents = if kind & 8 == 0 { Documents::Packed } else { Documents::Separate };
         let path = dir.join(name);
         fs::write(&path, rest).unwrap();
-        let options = DataOptions { sequence_length: 16, documents, ..DataOptions::default() };
+        let options = DataOptions {
+            sequence_length: 16,
+            read: ReadOptions { documents, ..ReadOptions::default() },
+            ..DataOptions::default()
+        };
         let _ = Dataset::open(&[path], model, tokenizer, &options);
     });
 }
@@ -213,7 +217,11 @@ fn labelled(bytes: &[u8]) {
         let path = dir.join(["data.tsv", "data.jsonl", "data.csv", "data.parquet"][usize::from(kind % 2 + (kind >> 2) % 2 * 2)]);
         fs::write(&path, rest).unwrap();
         let text_pair_field = (kind & 2 == 0).then(|| "other".to_owned());
-        let options = DataOptions { sequence_length: 8, text_pair_field, ..DataOptions::default() };
+        let options = DataOptions {
+            sequence_length: 8,
+            read: ReadOptions { text_pair_field, ..ReadOptions::default() },
+            ..DataOptions::default()
+        };
         let _ = Dataset::open(&[path], model, tokenizer, &options);
     });
 }
@@ -274,6 +282,6 @@ fn run(bytes: &[u8]) {
 fn run_seeds() -> Vec<Vec<u8>> {
     let config = toml::to_string(&upgrayedd::OptimizeConfig::default()).unwrap();
     let split = "train = { start = 20, end = 90 }\ncalibration = { start = 0, end = 20 }\nheld_out = { start = 90, end = 100 }\n";
-    let head = "format_version = 2\nprogram_version = \"0.1.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n";
+    let head = "format_version = 3\nprogram_version = \"0.1.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n";
     vec![format!("{head}[split]\n{split}[config]\n{config}").into()]
 }

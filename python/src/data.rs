@@ -8,7 +8,9 @@ use std::sync::Arc;
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use upgrayedd::data::{BatchSource, DataOptions, Dataset, Part, Row, RunData, SetAside, Split, TakeBatch, Targets, many_unknown};
+use upgrayedd::data::{
+    BatchSource, DataOptions, Dataset, Part, ReadOptions, Row, RunData, SetAside, Split, TakeBatch, Targets, many_unknown,
+};
 use upgrayedd::family::Family;
 use upgrayedd::model::Batch;
 use upgrayedd::nn::ops::IGNORE;
@@ -78,7 +80,7 @@ impl Source {
                 let data = self.dataset(model, options, true)?;
                 let mut data = RunData::split(data, eval, calibration, batch_size, options.seed)?;
                 // How files are read is not on record where a program reads them: what is known of the data has to tell.
-                let DataOptions { text_field, text_pair_field, label_field, delimiter, columns, documents, .. } = options;
+                let ReadOptions { text_field, text_pair_field, label_field, delimiter, columns, documents } = &options.read;
                 let reading =
                     format!("{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?}");
                 data.hash = format!("{} {}", data.hash, &blake3::hash(reading.as_bytes()).to_hex()[..16]);

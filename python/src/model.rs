@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use upgrayedd::budget::Budget;
-use upgrayedd::data::{DataOptions, Documents, delimiter};
+use upgrayedd::data::{DataOptions, ReadOptions};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
 use upgrayedd::family::Task;
@@ -403,37 +403,24 @@ impl Model {
     }
 }
 
-/// `{"sequence_length", "text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents", "seed"}`.
+/// How sequences are made of texts, as JSON: `sequence_length`, `seed` and the options for reading files.
 pub fn data_options(json: &str) -> PyResult<DataOptions> {
     #[derive(serde::Deserialize)]
-    #[serde(default)]
     struct Given {
-        sequence_length: usize,
-        text_field: Option<String>,
-        text_pair_field: Option<String>,
-        label_field: String,
-        delimiter: Option<String>,
-        columns: Option<Vec<String>>,
-        documents: Documents,
-        seed: u64,
+        sequence_length: Option<usize>,
+        seed: Option<u64>,
+        #[serde(flatten)]
+        read: ReadOptions,
     }
-    impl Default for Given {
-        fn default() -> Self {
-            let DataOptions { sequence_length, label_field, documents, seed, .. } = DataOptions::default();
-            let (text_field, text_pair_field, delimiter, columns) = (None, None, None, None);
-            Self { sequence_length, text_field, text_pair_field, label_field, delimiter, columns, documents, seed }
-        }
+    let standard = DataOptions::default();
+    if json.is_empty() {
+        return Ok(standard);
     }
-    let given: Given = if json.is_empty() { Given::default() } else { crate::pipeline::read_json(json)? };
+    let Given { sequence_length, seed, read } = crate::pipeline::read_json(json)?;
     Ok(DataOptions {
-        sequence_length: given.sequence_length,
-        text_field: given.text_field,
-        text_pair_field: given.text_pair_field,
-        label_field: given.label_field,
-        delimiter: given.delimiter.map(|d| delimiter(&d)).transpose().map_err(to_py)?,
-        columns: given.columns,
-        documents: given.documents,
-        seed: given.seed,
+        sequence_length: sequence_length.unwrap_or(standard.sequence_length),
+        read,
+        seed: seed.unwrap_or(standard.seed),
     })
 }
 

@@ -43,15 +43,15 @@ impl Parts {
             None => config.build_strategy()?.calibration_samples(),
         };
         let mut options = data_options(&options).map_err(crate::errors::from_py)?;
-        options.seed = config.seed;
-        options.sequence_length = config.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
+        options.seed = config.run.seed;
+        options.sequence_length = config.data.length_for(&model);
         let data = data
             .map(|(train, eval)| -> upgrayedd::Result<RunData> {
-                let limits = (samples.unwrap_or(CALIBRATION), config.batch_size);
+                let limits = (samples.unwrap_or(CALIBRATION), config.learn.batch_size);
                 train.run_data(eval.as_ref(), &model, &options, limits, run)
             })
             .transpose()?;
-        Ok(Given { model: keep_model.then_some(model), data, strategy })
+        Ok(Given { model: keep_model.then_some(model), data, strategy, ..Given::default() })
     }
 }
 
@@ -82,7 +82,10 @@ fn outcome(result: PyResult<Summary>, observer: PyObserver) -> PyResult<String> 
 #[pyfunction]
 pub fn check_config(config: &str) -> PyResult<()> {
     let config = read_config(config)?;
-    config.check().and_then(|()| config.device.parse::<upgrayedd::nn::Device>().map(|_| ()).map_err(Error::from)).map_err(to_py)
+    config
+        .check()
+        .and_then(|()| config.run.device.parse::<upgrayedd::nn::Device>().map(|_| ()).map_err(Error::from))
+        .map_err(to_py)
 }
 
 /// Runs all cycles into the new folder `out`; returns the summary as JSON. `keep_model`: the model is not what the

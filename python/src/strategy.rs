@@ -4,37 +4,61 @@ use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use serde::Deserialize;
 use serde_json::json;
 use upgrayedd::budget::{self, Budget, Schedule, Scope};
+use upgrayedd::config::{GrowOptions, PruneOptions};
 use upgrayedd::data::Pass;
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::record::Evaluation;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::spec::Objective;
-use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, StrategyParams, get_strategy};
+use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, get_strategy};
 use upgrayedd::units::{Scores, Selection, Site, Unit, heads_by_layer};
 use upgrayedd::{Error, Result};
 
 use crate::errors::{from_py, to_py};
 use crate::model::{Allowed, Model};
 
-/// Parameters as JSON: the common ones, and the strategy's own under `options`.
-fn parse(params: &str) -> Result<(StrategyParams, Options)> {
-    let mut value: serde_json::Value = serde_json::from_str(params).map_err(|e| Error::invalid(e.to_string()))?;
-    let options = value.as_object_mut().and_then(|v| v.remove("options")).unwrap_or_else(|| json!({}));
-    let bad = |e: serde_json::Error| Error::invalid(e.to_string());
-    Ok((serde_json::from_value(value).map_err(bad)?, serde_json::from_value(options).map_err(bad)?))
+/// What every strategy has in Python, and what is its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Params {
+    pruning_ratio: f64,
+    growth_ratio: f64,
+    min_heads: usize,
+    seed: Option<u64>,
+    options: Options,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        let PruneOptions { pruning_ratio, min_heads, .. } = PruneOptions::default();
+        let GrowOptions { growth_ratio, .. } = GrowOptions::default();
+        Self { pruning_ratio, growth_ratio, min_heads, seed: None, options: Options::new() }
+    }
+}
+
+impl Params {
+    /// Reads them from JSON. Refuses values out of range.
+    fn read(json: &str) -> Result<Self> {
+        let params: Self = serde_json::from_str(json).map_err(|e| Error::invalid(e.to_string()))?;
+        let Self { pruning_ratio, growth_ratio, min_heads, .. } = params;
+        PruneOptions { pruning_ratio, min_heads, ..PruneOptions::default() }.check()?;
+        GrowOptions { growth_ratio, ..GrowOptions::default() }.check()?;
+        Ok(params)
+    }
+
+    fn strategy(&self, name: &str) -> Result<Box<dyn Strategy>> {
+        get_strategy(name, self.options.clone())
+    }
 }
 
 /// Refuses parameters out of range.
 #[pyfunction]
 pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
-    let (params, options) = parse(params).map_err(to_py)?;
-    match name {
-        Some(name) => get_strategy(name, params, options).map(|_| ()),
-        None => params.check(),
-    }
-    .map_err(to_py)
+    let params = Params::read(params).map_err(to_py)?;
+    name.map_or(Ok(()), |name| params.strategy(name).map(|_| ())).map_err(to_py)
 }
 
 /// Heads as Python has them: by layer.
@@ -44,15 +68,15 @@ type HeadsByLayer = BTreeMap<usize, Vec<usize>>;
 #[pyfunction]
 pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadsByLayer> {
     let decide = || {
-        let (params, options) = parse(params)?;
-        let mut strategy = get_strategy(name, params.clone(), options)?;
+        let params = Params::read(params)?;
+        let mut strategy = params.strategy(name)?;
         let importances = strategy.shown(&Scores::of_heads(importances));
         importances.check(&model.inner.units)?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
             let most = budget::prunable(&model.inner.units, Site::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
-            let plan = budget::plan(Schedule::PerCycle, &model.inner.units, Site::Head, ratios, (1, 1), most);
-            Budget { heads: plan.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
+            let counts = budget::cycle_counts(Schedule::PerCycle, &model.inner.units, Site::Head, ratios, (1, 1), most);
+            Budget { heads: counts.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
         });
         let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
         Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())
@@ -72,8 +96,8 @@ pub fn select_to_grow(
     gains: BTreeMap<usize, BTreeMap<usize, f64>>,
 ) -> PyResult<BTreeMap<usize, usize>> {
     let decide = || {
-        let (params, options) = parse(params)?;
-        let mut strategy = get_strategy(name, params.clone(), options)?;
+        let params = Params::read(params)?;
+        let mut strategy = params.strategy(name)?;
         let can_return = restorable.iter().sum();
         let (count, units, seed) = model.allowed.grow.unwrap_or_else(|| {
             let count = budget::growth(params.growth_ratio, can_return, &model.inner.units, Site::Head);
@@ -114,7 +138,6 @@ pub fn select_to_grow(
 pub struct PyStrategy {
     adapter: Py<PyAny>,
     name: String,
-    params: StrategyParams,
     higher_keeps: bool,
     samples: Option<usize>,
     scope: Scope,
@@ -124,11 +147,11 @@ pub struct PyStrategy {
 impl PyStrategy {
     pub fn new(adapter: Bound<'_, PyAny>) -> PyResult<Self> {
         let params: String = adapter.call_method0("params")?.extract()?;
-        let (params, options) = parse(&params).map_err(to_py)?;
+        let params = Params::read(&params).map_err(to_py)?;
         let built_in: Option<String> = adapter.getattr("built_in")?.extract()?;
         let (scope, steps) = match built_in {
             Some(name) => {
-                let strategy = get_strategy(&name, params.clone(), options).map_err(to_py)?;
+                let strategy = params.strategy(&name).map_err(to_py)?;
                 (strategy.scope(), strategy.steps_per_cycle())
             }
             None => (Scope::Layer, 1),
@@ -137,7 +160,6 @@ impl PyStrategy {
             name: adapter.getattr("name")?.extract()?,
             higher_keeps: adapter.getattr("higher_keeps")?.extract()?,
             samples: adapter.getattr("samples")?.extract()?,
-            params,
             scope,
             steps,
             adapter: adapter.unbind(),
@@ -152,10 +174,6 @@ impl PyStrategy {
 impl Strategy for PyStrategy {
     fn name(&self) -> &str {
         &self.name
-    }
-
-    fn params(&self) -> &StrategyParams {
-        &self.params
     }
 
     fn calibration_samples(&self) -> Option<usize> {

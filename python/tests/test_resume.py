@@ -158,7 +158,7 @@ def test_the_strategy_of_a_run_cannot_be_exchanged(texts: list[str], tmp_path: p
         pass
 
     start("builtin", texts, tmp_path / "named", **SMALL)
-    with pytest.raises(ValueError, match="has a built-in strategy, magnitude"):
+    with pytest.raises(ValueError, match="has a built-in strategy, auto"):
         UpgrayeddPipeline.resume(tmp_path / "named", strategy=MagnitudePruningStrategy())
     start("builtin", texts, tmp_path / "mine", strategy=Mine(0.25), **SMALL)
     for strategy, says in [

@@ -22,7 +22,7 @@ from upgrayedd.strategies.base import number
 
 ELSEWHERE = {
     **dict.fromkeys(("pruning_ratio", "growth_ratio", "min_heads"), "strategy=get_strategy(name, {}=…)"),
-    "strategy_options": "strategy=get_strategy(name, …)",
+    "strategy_option": "strategy=get_strategy(name, …)",
     "strategy_seed": "strategy=get_strategy(name, seed=…)",
     **dict.fromkeys(("num_cycles", "epochs_per_cycle"), "run_optimization({}=…)"),
     "data": "run_optimization(data)",
@@ -175,7 +175,7 @@ class UpgrayeddPipeline:
         self,
         model: Any,
         tokenizer: Any = None,
-        strategy: str | BasePruningStrategy = "magnitude",
+        strategy: str | BasePruningStrategy = "auto",
         device: str = "auto",
         *,
         output_dir: str | os.PathLike[str] | None = None,
@@ -196,7 +196,7 @@ class UpgrayeddPipeline:
             if name in ELSEWHERE:
                 raise InvalidValueError(f"{name} is not an option of the pipeline: use {ELSEWHERE[name].format(name)}")
         rate = {} if learning_rate is None else {"learning_rate": learning_rate}
-        self._config = {k: plain(k, v) for k, v in {**options, **rate, "device": device, "seed": seed}.items()}
+        self._config = {k: plain(k, v) for k, v in {**options, **rate, "device": device, "seed": seed}.items() if v is not None}
         _native.check_config(json.dumps(self._full_config(1, 1)))
 
     @classmethod
@@ -231,7 +231,7 @@ class UpgrayeddPipeline:
                 raise InvalidValueError(
                     f"the run has a built-in strategy, {config['strategy']}, with its parameters: leave strategy out"
                 )
-            strategy = get_strategy(config["strategy"], **shared, seed=config.get("strategy_seed"), **config["strategy_options"])
+            strategy = get_strategy(config["strategy"], **shared, seed=config.get("strategy_seed"), **config["strategy_option"])
         elif strategy is None:
             raise InvalidValueError("the run was started with a strategy of your own: give it again as strategy=")
         elif type(checked_strategy(strategy)).__name__ != config["strategy"]:
@@ -381,7 +381,7 @@ class UpgrayeddPipeline:
             "epochs_per_cycle": epochs_per_cycle,
         }
         if type(strategy) in STRATEGIES.values():
-            config |= {"strategy": strategy.name, "strategy_options": strategy._options()}
+            config |= {"strategy": strategy.name, "strategy_option": strategy._options()}
         if self.model._origin not in (None, "builtin"):
             config["model"] = self.model._origin
         return config

@@ -2,6 +2,7 @@
 //! calls; progress; exit codes.
 
 mod args;
+mod given;
 mod optimize;
 mod progress;
 mod report;
@@ -12,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use anyhow::Context;
 use clap::Parser;
+use clap::error::ErrorKind;
 use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
@@ -37,8 +39,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // A closed pipe leaves nobody to tell.
-            let _ = error.print();
+            match error.kind() {
+                // A value that is wrong is said in a line, as everywhere.
+                ErrorKind::InvalidValue | ErrorKind::ValueValidation => progress::say(&first_paragraph(&error)),
+                // A closed pipe leaves nobody to tell.
+                _ => drop(error.print()),
+            }
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
@@ -56,6 +62,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             }
         }
     }
+}
+
+/// What clap says before it comes to hints, in a line.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.to_string();
+    text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// Lets the first signal stop the work, and a second one the program.
@@ -109,7 +121,7 @@ fn named(name: &str, family: Option<String>) -> upgrayedd::Result<Model> {
     Ok(model)
 }
 
-fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> upgrayedd::Result<Dataset> {
+fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> anyhow::Result<Dataset> {
     let data = Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)?;
     note(&data.notices);
     Ok(data)

@@ -96,7 +96,8 @@ macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident, $kind:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, Default)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+        #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] #[cfg_attr(feature = "cli", value(name = $text))] $variant),+ }
 
         impl $name {
             /// Every choice, in the order in which messages name them.

@@ -11,6 +11,7 @@ mod foreign;
 pub mod keys;
 pub mod load;
 pub mod model;
+mod options;
 mod registry;
 pub mod rng;
 pub mod spec;

@@ -68,7 +68,7 @@ pub fn prunable(heads: &UnitMap, site: Site, min_heads: usize) -> usize {
 
 /// A cycle's counts of query heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CyclePlan {
+pub struct CycleCounts {
     /// To prune.
     pub prune: usize,
     /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
@@ -78,17 +78,17 @@ pub struct CyclePlan {
 }
 
 /// How many heads go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
-pub fn plan(
+pub fn cycle_counts(
     schedule: Schedule,
     heads: &UnitMap,
     site: Site,
     ratios: (f64, f64),
     (cycle, cycles): (usize, usize),
     most: usize,
-) -> CyclePlan {
+) -> CycleCounts {
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
-        return CyclePlan { prune: portion(pruning, heads.num_active()), goal: None, growth_fits: true };
+        return CycleCounts { prune: portion(pruning, heads.num_active()), goal: None, growth_fits: true };
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(heads, site);
@@ -99,7 +99,7 @@ pub fn plan(
     // The smallest number of units pruned at the peak that growth brings down to the goal, if so many can go.
     let lowest = goal.max(gone);
     let peak = (lowest..=gone + most / size).find(|&p| p - portion(growth, p) >= goal);
-    CyclePlan { prune: (peak.unwrap_or(lowest) - gone) * size, goal: Some(goal * size), growth_fits: peak.is_some() }
+    CycleCounts { prune: (peak.unwrap_or(lowest) - gone) * size, goal: Some(goal * size), growth_fits: peak.is_some() }
 }
 
 /// ⌊growth · pruned⌋, in whole units.
@@ -295,12 +295,12 @@ mod tests {
                 if goal > map.num_pruned() + most {
                     return Ok(());
                 }
-                let plan = plan(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles), most);
-                prop_assert!(plan.prune <= most);
+                let counts = cycle_counts(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles), most);
+                prop_assert!(counts.prune <= most);
                 let keep = scores(&map, 1);
-                let chosen = choose(&map, &keep, Budget { heads: plan.prune, scope: Scope::Global, units: unit, min_heads: 1 });
+                let chosen = choose(&map, &keep, Budget { heads: counts.prune, scope: Scope::Global, units: unit, min_heads: 1 });
                 map.remove(&chosen, 1).expect("valid");
-                let mut grow = (map.num_pruned() - plan.goal.expect("a target has one")) / size;
+                let mut grow = (map.num_pruned() - counts.goal.expect("a target has one")) / size;
                 while grow > 0 {
                     let pruned = map.pruned();
                     let (&LayerSite { layer, .. }, heads) = pruned.iter().next().expect("something is pruned");
@@ -317,9 +317,9 @@ mod tests {
     #[test]
     fn growth_that_needs_more_than_may_go_does_not_fit() {
         let heads = UnitMap::full(5, 8, 4);
-        let plan = |growth| plan(Schedule::Target, &heads, Site::Head, (0.5, growth), (1, 1), 35);
-        assert_eq!(plan(0.4), CyclePlan { prune: 32, goal: Some(20), growth_fits: true });
-        assert_eq!(plan(0.5), CyclePlan { prune: 20, goal: Some(20), growth_fits: false });
+        let counts = |growth| cycle_counts(Schedule::Target, &heads, Site::Head, (0.5, growth), (1, 1), 35);
+        assert_eq!(counts(0.4), CycleCounts { prune: 32, goal: Some(20), growth_fits: true });
+        assert_eq!(counts(0.5), CycleCounts { prune: 20, goal: Some(20), growth_fits: false });
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! use upgrayedd::event::Silent;
 //! use upgrayedd::{OptimizeConfig, Pipeline};
 //!
-//! let config = OptimizeConfig { strategy: "entropy".into(), num_cycles: 2, ..OptimizeConfig::default() };
+//! let config = OptimizeConfig::from_toml("strategy = \"entropy\"\nnum_cycles = 2")?;
 //! let summary = Pipeline::new(config)?.run("runs/first".as_ref(), &mut Silent)?;
 //! println!("{} → {} parameters", summary.before.cost.parameters, summary.after.cost.parameters);
 //! # Ok::<(), upgrayedd::Error>(())
@@ -62,4 +62,4 @@ pub use upgrayedd_models::{
 };
 pub use upgrayedd_nn as nn;
 
-use upgrayedd_models::{error, named_enum};
+use upgrayedd_models::{error, named_enum, options};

@@ -33,8 +33,8 @@ pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
 
 /// The model that a configuration names; the built-in one if it names none.
 pub(crate) fn configured(config: &OptimizeConfig) -> Result<Model> {
-    match &config.model {
-        Some(name) => open(name, &LoadOptions { family: config.family.clone() }),
+    match &config.run.model {
+        Some(name) => open(name, &LoadOptions { family: config.run.family.clone() }),
         None => builtin::model(),
     }
 }

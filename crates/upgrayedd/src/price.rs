@@ -1,5 +1,6 @@
 //! What heads cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in heads.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,19 @@ pub struct AttentionTimes {
 }
 
 impl Timings {
+    /// The times that a file has: the `run.toml` of a run with a budget in latency.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Record {
+            timings: Timings,
+        }
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let record: Record = toml::from_str(&text).map_err(|e| {
+            Error::bad_file(path, format!("has no times of layers, as the run.toml of a run has them: {}", e.message()))
+        })?;
+        Ok(record.timings)
+    }
+
     /// Each layer's table. Refuses times that are none, layers without any, and tables that are too short for the heads that a layer has
     /// or may have again.
     pub(crate) fn by_layer(&self, model: &Model) -> Result<Vec<&[f64]>> {

@@ -29,6 +29,7 @@ use crate::export::{write_companions, write_weights};
 use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
+use crate::price::Timings;
 use crate::{Error, Result};
 
 const RUN_FILE: &str = "run.toml";
@@ -37,7 +38,7 @@ const LOCK_FILE: &str = ".lock";
 const SET_ASIDE_FILE: &str = "set_aside.json";
 
 /// Version of a run folder's layout.
-pub const RUN_FORMAT: u32 = 2;
+pub const RUN_FORMAT: u32 = 3;
 
 /// `run.toml`: everything that decides the result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,8 +61,10 @@ pub struct RunRecord {
     pub given: GivenParts,
     /// Which sequences serve what.
     pub split: Split,
-    /// The resolved configuration.
+    /// The plan, as a configuration that makes it again.
     pub config: OptimizeConfig,
+    /// For a budget in latency: the times that it goes by.
+    pub timings: Option<Timings>,
 }
 
 /// Which parts of a run its caller made itself.

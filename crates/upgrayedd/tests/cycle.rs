@@ -51,44 +51,63 @@ fn run(config: OptimizeConfig) -> Seen {
     seen
 }
 
+/// `config` with some options changed.
+fn with(mut config: OptimizeConfig, change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
+    change(&mut config);
+    config
+}
+
 /// One cycle of eight steps, measured at each, without the refit that would change heads as they return.
 fn config() -> OptimizeConfig {
-    OptimizeConfig {
-        num_cycles: 1,
-        max_steps_per_cycle: Some(8),
-        eval_every: Some(1),
-        patience: 100,
-        max_eval_windows: Some(4),
-        batch_size: 2,
-        sequence_length: Some(32),
-        lr_schedule: LrSchedule::Constant,
-        warmup_steps: 0,
-        pruning_ratio: 0.3,
-        refit: false,
-        ..OptimizeConfig::default()
-    }
+    with(OptimizeConfig::default(), |c| {
+        c.run.num_cycles = 1;
+        c.learn.max_steps_per_cycle = Some(8);
+        c.measure.eval_every = Some(1);
+        c.measure.patience = 100;
+        c.measure.max_eval_windows = Some(4);
+        c.learn.batch_size = 2;
+        c.data.sequence_length = Some(32);
+        c.learn.lr_schedule = LrSchedule::Constant;
+        c.learn.warmup_steps = 0;
+        c.prune.strategy = "magnitude".into();
+        c.refit.refit = false;
+    })
 }
 
 #[test]
 fn restored_heads_are_faded_in_over_their_share_of_the_steps() {
     // Nothing is learned, so that only the gates move.
-    let grown = OptimizeConfig { growth_ratio: 1.0, learning_rate: Some(1e-12), ..config() };
-    let seen = run(OptimizeConfig { gate_warmup: 0.5, ..grown.clone() });
+    let grown = with(config(), |c| {
+        c.grow.growth_ratio = 1.0;
+        c.learn.learning_rate = Some(1e-12);
+    });
+    let seen = run(with(grown.clone(), |c| {
+        c.grow.gate_warmup = 0.5;
+    }));
     let (baseline, pruned, learning) = (seen.at(Phase::Baseline)[0], seen.at(Phase::Pruned)[0], seen.at(Phase::Learning));
     assert!((pruned - baseline).abs() > 0.01, "pruning must show: {baseline} {pruned}");
     // Shut in the first step, which changes no bit; open after half of the steps, which makes the model whole again.
     assert_eq!(learning[..2], [pruned; 2]);
     assert!(learning[1..6].windows(2).all(|w| w[0] > w[1]), "{learning:?}");
     assert!(learning[5..].iter().all(|loss| (loss - baseline).abs() < 1e-5), "{baseline} {learning:?}");
-    let at_once = run(OptimizeConfig { gate_warmup: 0.0, ..grown }).at(Phase::Learning);
+    let at_once = run(with(grown, |c| {
+        c.grow.gate_warmup = 0.0;
+    }))
+    .at(Phase::Learning);
     assert!(at_once.iter().all(|loss| (loss - baseline).abs() < 1e-5), "{baseline} {at_once:?}");
 }
 
 #[test]
 fn a_refit_does_not_cancel_heads_that_return() {
-    let still = OptimizeConfig { refit: true, max_steps_per_cycle: Some(0), eval_every: None, ..config() };
+    let still = with(config(), |c| {
+        c.refit.refit = true;
+        c.learn.max_steps_per_cycle = Some(0);
+        c.measure.eval_every = None;
+    });
     // Everything that went in this cycle comes back: the model as it was, without what the repair had put in its place.
-    let seen = run(OptimizeConfig { growth_ratio: 1.0, ..still.clone() });
+    let seen = run(with(still.clone(), |c| {
+        c.grow.growth_ratio = 1.0;
+    }));
     assert_ne!(seen.at(Phase::Pruned), seen.at(Phase::Baseline));
     assert_eq!(seen.at(Phase::Result), seen.at(Phase::Baseline));
     // What had gone before comes back as without a refit, and half-shut first, while the model learns.
@@ -110,8 +129,14 @@ fn a_refit_does_not_cancel_heads_that_return() {
     .unwrap();
     let grown = |refit, max_steps_per_cycle| {
         let (learning_rate, data) = (Some(1e-12), vec![text.clone()]);
-        let config =
-            OptimizeConfig { pruning_ratio: 0.0, growth_ratio: 1.0, refit, max_steps_per_cycle, learning_rate, data, ..config() };
+        let config = with(config(), |c| {
+            c.prune.pruning_ratio = 0.0;
+            c.grow.growth_ratio = 1.0;
+            c.refit.refit = refit;
+            c.learn.max_steps_per_cycle = max_steps_per_cycle;
+            c.learn.learning_rate = learning_rate;
+            c.data.data = data;
+        });
         let out = folder.path().join(format!("{refit}-{max_steps_per_cycle:?}"));
         let mut seen = Seen::default();
         let given = Given { model: Some(model.clone()), ..Given::default() };
@@ -137,7 +162,12 @@ fn a_cycle_that_is_stopped_keeps_no_half_open_heads() {
             Control::Finish
         }
     }
-    let config = OptimizeConfig { growth_ratio: 1.0, gate_warmup: 1.0, learning_rate: Some(1e-12), eval_every: None, ..config() };
+    let config = with(config(), |c| {
+        c.grow.growth_ratio = 1.0;
+        c.grow.gate_warmup = 1.0;
+        c.learn.learning_rate = Some(1e-12);
+        c.measure.eval_every = None;
+    });
     let folder = tempfile::tempdir().unwrap();
     let mut stops = Stops(Seen::default());
     Pipeline::new(config).unwrap().run(&folder.path().join("run"), &mut stops).unwrap();
@@ -147,7 +177,11 @@ fn a_cycle_that_is_stopped_keeps_no_half_open_heads() {
 
 #[test]
 fn learning_that_only_harms_is_not_kept() {
-    let seen = run(OptimizeConfig { growth_ratio: 0.0, learning_rate: Some(0.3), patience: 2, ..config() });
+    let seen = run(with(config(), |c| {
+        c.grow.growth_ratio = 0.0;
+        c.learn.learning_rate = Some(0.3);
+        c.measure.patience = 2;
+    }));
     let (pruned, learning, learned) = (seen.at(Phase::Pruned)[0], seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
     assert!(learning.len() == 3 && learning[0] == pruned && learning[1..].iter().all(|l| *l > pruned), "{pruned} {learning:?}");
     assert_eq!(learned, pruned);
@@ -157,7 +191,12 @@ fn learning_that_only_harms_is_not_kept() {
 #[test]
 fn a_state_with_heads_that_are_not_there_yet_is_not_kept() {
     // Eight steps, of which the first four fade in; whatever they cost, nothing before counts.
-    let seen = run(OptimizeConfig { growth_ratio: 1.0, gate_warmup: 0.5, learning_rate: Some(0.3), patience: 1, ..config() });
+    let seen = run(with(config(), |c| {
+        c.grow.growth_ratio = 1.0;
+        c.grow.gate_warmup = 0.5;
+        c.learn.learning_rate = Some(0.3);
+        c.measure.patience = 1;
+    }));
     let (learning, learned) = (seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
     assert!(learning.len() >= 7 && learning[5..].iter().all(|loss| *loss > learning[0]), "{learning:?}");
     assert!(learning[5..].contains(&learned), "{learned} {learning:?}");
@@ -165,39 +204,50 @@ fn a_state_with_heads_that_are_not_there_yet_is_not_kept() {
 
 #[test]
 fn a_dry_run_names_the_heads_that_the_run_prunes() {
-    let config = OptimizeConfig {
-        strategy: "fisher".into(),
-        steps_per_cycle: Some(4),
-        pruning_ratio: 0.5,
-        growth_ratio: 0.0,
-        refit: true,
-        max_steps_per_cycle: Some(0),
-        eval_every: None,
-        ..config()
-    };
+    let config = with(config(), |c| {
+        c.prune.strategy = "fisher".into();
+        c.prune.steps_per_cycle = Some(4);
+        c.prune.pruning_ratio = 0.5;
+        c.grow.growth_ratio = 0.0;
+        c.refit.refit = true;
+        c.learn.max_steps_per_cycle = Some(0);
+        c.measure.eval_every = None;
+    });
     let mut pipeline = Pipeline::new(config.clone()).unwrap();
     let before = pipeline.model().units.clone();
     let heads = pipeline.preview().unwrap();
     assert!(pipeline.model().units == before);
     let named: BTreeSet<_> = pairs(&named_units(pipeline.model(), &heads)).into_iter().collect();
     assert_eq!(named, run(config.clone()).pruned);
-    let at_once = Pipeline::new(OptimizeConfig { steps_per_cycle: Some(1), ..config }).unwrap().preview().unwrap();
+    let at_once = Pipeline::new(with(config, |c| {
+        c.prune.steps_per_cycle = Some(1);
+    }))
+    .unwrap()
+    .preview()
+    .unwrap();
     assert_ne!(heads, at_once, "the steps make no difference here: the test shows nothing");
 }
 
 #[test]
 fn a_forecast_names_no_ratio_that_cannot_be_reached() {
     // 2 of 8 heads a layer may go.
-    let mut pipeline = Pipeline::new(OptimizeConfig { min_heads: 6, ..config() }).unwrap();
+    let mut pipeline = Pipeline::new(with(config(), |c| {
+        c.prune.min_heads = 6;
+    }))
+    .unwrap();
     let (_, rows) = pipeline.forecast(&mut Silent).unwrap();
     assert_eq!(rows.iter().map(|row| (row.ratio, row.active)).collect::<Vec<_>>(), [(0.1, 29), (0.2, 26)]);
 }
 
 #[test]
 fn lengths_and_times_that_mean_nothing_are_refused() {
-    let latency = OptimizeConfig { budget: Currency::Latency, ..config() };
+    let latency = with(config(), |c| {
+        c.prune.budget = Currency::Latency;
+    });
     for sequence_length in [0, 1, 1 << 20] {
-        let config = OptimizeConfig { sequence_length: Some(sequence_length), ..latency.clone() };
+        let config = with(latency.clone(), |c| {
+            c.data.sequence_length = Some(sequence_length);
+        });
         let error = Pipeline::new(config).err().unwrap().to_string();
         assert!(error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")), "{error}");
     }
@@ -205,7 +255,8 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         let layers = builtin::model().unwrap().layer_names();
         let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
         let timings = Some(Timings { rest: timings.0, attention });
-        let error = Pipeline::new(OptimizeConfig { timings, ..latency.clone() }).err().unwrap().to_string();
+        let given = Given { timings, ..Given::default() };
+        let error = Pipeline::with(latency.clone(), given).err().unwrap().to_string();
         assert!(error.starts_with("timings: "), "{error}");
     }
 }
@@ -213,7 +264,11 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
 #[test]
 fn heads_that_returned_learn_at_their_own_rate() {
     let learned = |growth_ratio, growth_lr_multiplier| {
-        let config = OptimizeConfig { growth_ratio, growth_lr_multiplier, eval_every: None, ..config() };
+        let config = with(config(), |c| {
+            c.grow.growth_ratio = growth_ratio;
+            c.grow.growth_lr_multiplier = growth_lr_multiplier;
+            c.measure.eval_every = None;
+        });
         run(config).at(Phase::Learned)[0]
     };
     assert_ne!(learned(1.0, 1.0), learned(1.0, 5.0));
@@ -222,15 +277,24 @@ fn heads_that_returned_learn_at_their_own_rate() {
 
 #[test]
 fn damage_is_told_at_once_and_the_recommended_strategy_named() {
-    let harmful = OptimizeConfig { pruning_ratio: 0.8, growth_ratio: 0.0, max_steps_per_cycle: Some(0), ..config() };
+    let harmful = with(config(), |c| {
+        c.prune.pruning_ratio = 0.8;
+        c.grow.growth_ratio = 0.0;
+        c.learn.max_steps_per_cycle = Some(0);
+    });
     let warned = |config: OptimizeConfig| {
         let seen = run(config);
         let lost = seen.at(Phase::Pruned)[0] - seen.at(Phase::Baseline)[0];
         (lost, seen.notices.into_iter().find(|n| n.contains("raised the held-out loss")))
     };
-    let (lost, notice) = warned(OptimizeConfig { strategy: "random".into(), ..harmful.clone() });
+    let (lost, notice) = warned(with(harmful.clone(), |c| {
+        c.prune.strategy = "random".into();
+    }));
     let notice = notice.unwrap();
     assert!(notice.contains(&format!("{lost:.2} nats")) && notice.contains("strategy auto"), "{lost}: {notice}");
-    let (lost, notice) = warned(OptimizeConfig { pruning_ratio: 0.1, strategy: "auto".into(), ..harmful });
+    let (lost, notice) = warned(with(harmful, |c| {
+        c.prune.pruning_ratio = 0.1;
+        c.prune.strategy = "auto".into();
+    }));
     assert!(lost < 0.1 && notice.is_none(), "{lost}: {notice:?}");
 }

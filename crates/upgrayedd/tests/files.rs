@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use upgrayedd::data::{DataOptions, Dataset, Documents, Pass};
+use upgrayedd::data::{DataOptions, Dataset, Documents, Pass, ReadOptions};
 use upgrayedd::export::{HF, export, own_dtypes, with_own_config, write_weights};
 use upgrayedd::files::safetensors_file;
 use upgrayedd::files::{DType, TensorFile};
@@ -162,7 +162,10 @@ fn windows_tile_the_text_and_documents_stay_apart() {
     let windows: Vec<u32> = (0..packed.len()).flat_map(|i| packed.tokens(i)).collect();
     assert_eq!(windows, stream[..windows.len()]);
     assert!(stream.len() - windows.len() < 32);
-    let separate = stories(5, &DataOptions { documents: Documents::Separate, sequence_length: 200, ..options });
+    let separate = stories(
+        5,
+        &DataOptions { read: ReadOptions { documents: Documents::Separate, ..options.read }, sequence_length: 200, ..options },
+    );
     assert_eq!(separate.len(), 5);
     let batch = separate.batch(&[0, 1, 2], Pass::Fixed);
     let mask = batch.mask.unwrap();
@@ -313,5 +316,5 @@ fn what_version_1_wrote_is_refused_in_a_line() {
 
     fs::write(dir.path().join("run.toml"), "format_version = 1\n[config]\nunit = \"head\"\n").unwrap();
     let refused = upgrayedd::run_dir::read_run(dir.path()).unwrap_err().to_string();
-    assert!(refused.contains("has format 1: this program reads 2"), "{refused}");
+    assert!(refused.contains("has format 1: this program reads 3"), "{refused}");
 }

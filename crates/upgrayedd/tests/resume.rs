@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use upgrayedd::event::{Control, Event, Observer, Progress};
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::score::ScoreContext;
-use upgrayedd::strategy::{GrowView, PruneView, Strategy, StrategyParams, get_strategy};
+use upgrayedd::strategy::{GrowView, PruneView, Strategy, get_strategy};
 use upgrayedd::units::{Scores, Selection};
 use upgrayedd::{Error, OptimizeConfig};
 
@@ -41,17 +41,22 @@ impl Observer for Stop {
     }
 }
 
+/// `config` with some options changed.
+fn with(mut config: OptimizeConfig, change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
+    change(&mut config);
+    config
+}
+
 fn config() -> OptimizeConfig {
-    OptimizeConfig {
-        num_cycles: 2,
-        max_steps_per_cycle: Some(7),
-        max_eval_windows: Some(4),
-        batch_size: 2,
-        sequence_length: Some(32),
-        pruning_ratio: 0.3,
-        growth_ratio: 0.5,
-        ..OptimizeConfig::default()
-    }
+    with(OptimizeConfig::default(), |c| {
+        c.run.num_cycles = 2;
+        c.learn.max_steps_per_cycle = Some(7);
+        c.measure.max_eval_windows = Some(4);
+        c.learn.batch_size = 2;
+        c.data.sequence_length = Some(32);
+        c.prune.pruning_ratio = 0.3;
+        c.grow.growth_ratio = 0.5;
+    })
 }
 
 /// Every file below `dir` but for measured speeds.
@@ -100,19 +105,31 @@ fn run_in_pieces(config: &OptimizeConfig, out: &Path, every: usize) -> usize {
 fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
     let variants = [
         ("plain", config()),
-        ("measured", OptimizeConfig { eval_every: Some(2), patience: 2, learning_rate: Some(0.05), ..config() }),
+        (
+            "measured",
+            with(config(), |c| {
+                c.measure.eval_every = Some(2);
+                c.measure.patience = 2;
+                c.learn.learning_rate = Some(0.05);
+            }),
+        ),
         (
             "faded in, in groups, over epochs",
-            OptimizeConfig {
-                refit: false,
-                gate_warmup: 1.0,
-                gradient_accumulation: 2,
-                checkpoint_every: Some(2),
-                epochs_per_cycle: 2,
-                ..config()
-            },
+            with(config(), |c| {
+                c.refit.refit = false;
+                c.grow.gate_warmup = 1.0;
+                c.learn.gradient_accumulation = 2;
+                c.run.checkpoint_every = Some(2);
+                c.learn.epochs_per_cycle = 2;
+            }),
         ),
-        ("rolled back", OptimizeConfig { max_loss_increase: Some(0.0), learning_rate: Some(0.3), ..config() }),
+        (
+            "rolled back",
+            with(config(), |c| {
+                c.measure.max_loss_increase = Some(0.0);
+                c.learn.learning_rate = Some(0.3);
+            }),
+        ),
     ];
     let dir = tempfile::tempdir().unwrap();
     for (name, config) in variants {
@@ -132,7 +149,9 @@ fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
 fn a_damaged_checkpoint_is_reported_and_the_one_before_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
-    let config = OptimizeConfig { num_cycles: 3, ..config() };
+    let config = with(config(), |c| {
+        c.run.num_cycles = 3;
+    });
     Pipeline::new(config.clone()).unwrap().run(&whole, &mut Stop::never()).unwrap();
     let summary = Pipeline::new(config).unwrap().run(&cut, &mut Stop::never()).unwrap();
     fs::remove_dir_all(cut.join("model")).unwrap();
@@ -207,13 +226,20 @@ fn the_second_process_is_refused() {
 #[test]
 fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
     let dir = tempfile::tempdir().unwrap();
-    let config = OptimizeConfig { learning_rate: Some(1e30), warmup_steps: 0, num_cycles: 1, ..config() };
+    let config = with(config(), |c| {
+        c.learn.learning_rate = Some(1e30);
+        c.learn.warmup_steps = 0;
+        c.run.num_cycles = 1;
+    });
     let out = dir.path().join("stopped");
     let error = Pipeline::new(config.clone()).unwrap().run(&out, &mut Stop::never()).unwrap_err().to_string();
     assert!(error.contains("step 2") && error.contains("first not finite"), "{error}");
     assert!(!out.exists());
     let out = dir.path().join("rolled back");
-    let kept = OptimizeConfig { max_loss_increase: Some(0.1), num_cycles: 2, ..config };
+    let kept = with(config, |c| {
+        c.measure.max_loss_increase = Some(0.1);
+        c.run.num_cycles = 2;
+    });
     let mut observer = Stop::never();
     let summary = Pipeline::new(kept).unwrap().run(&out, &mut observer).unwrap();
     assert!(!summary.cycles[0].accepted && summary.after.evaluation == summary.before.evaluation);
@@ -239,9 +265,6 @@ impl Strategy for Lost {
     fn name(&self) -> &str {
         "lost"
     }
-    fn params(&self) -> &StrategyParams {
-        self.sane.params()
-    }
     fn importances(&mut self, context: &ScoreContext<'_>) -> upgrayedd::Result<Scores> {
         let scores = self.sane.importances(context)?;
         Ok(if std::mem::replace(&mut self.scores, true) { scores } else { scores.map(|_| f64::NAN) })
@@ -261,10 +284,13 @@ impl Strategy for Lost {
 fn a_cycle_whose_pruning_blows_up_is_rolled_back_too() {
     let dir = tempfile::tempdir().unwrap();
     let run = |name: &str, scores, max_loss_increase| {
-        let sane = get_strategy("magnitude", StrategyParams::default(), BTreeMap::new()).unwrap();
+        let sane = get_strategy("magnitude", BTreeMap::new()).unwrap();
         let lost = Lost { sane, scores, grows: !scores };
         let given = Given { strategy: Some(Box::new(lost)), ..Given::default() };
-        let config = OptimizeConfig { max_loss_increase, num_cycles: 2, ..config() };
+        let config = with(config(), |c| {
+            c.measure.max_loss_increase = max_loss_increase;
+            c.run.num_cycles = 2;
+        });
         let mut observer = Stop::never();
         let summary = Pipeline::with(config, given).unwrap().run(&dir.path().join(name), &mut observer);
         (summary, observer.notices)
@@ -313,7 +339,10 @@ fn a_run_that_was_asked_for_its_result_remembers_it() {
     let dir = tempfile::tempdir().unwrap();
     for after_step in [None, Some(3)] {
         let (whole, cut) = (dir.path().join(format!("whole {after_step:?}")), dir.path().join(format!("cut {after_step:?}")));
-        let config = OptimizeConfig { num_cycles: 4, checkpoint_every: Some(1), ..config() };
+        let config = with(config(), |c| {
+            c.run.num_cycles = 4;
+            c.run.checkpoint_every = Some(1);
+        });
         let enough = |interrupts| Enough { after_step, interrupts, ..Enough::default() };
         let summary = Pipeline::new(config.clone()).unwrap().run(&whole, &mut enough(false)).unwrap();
         assert_eq!(summary.cycles.len(), 1);

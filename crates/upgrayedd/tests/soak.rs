@@ -34,25 +34,30 @@ impl Observer for Memory {
     }
 }
 
+/// `config` with some options changed.
+fn with(mut config: OptimizeConfig, change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
+    change(&mut config);
+    config
+}
+
 fn config() -> OptimizeConfig {
     let cycles: usize = std::env::var("UPGRAYEDD_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
-    OptimizeConfig {
-        model: std::env::var("UPGRAYEDD_SOAK_MODEL").ok(),
-        data: std::env::var("UPGRAYEDD_SOAK_DATA").ok().into_iter().map(Into::into).collect(),
-        strategy: "random".to_owned(),
-        num_cycles: cycles,
-        pruning_ratio: 0.4,
+    with(OptimizeConfig::default(), |c| {
+        c.run.model = std::env::var("UPGRAYEDD_SOAK_MODEL").ok();
+        c.data.data = std::env::var("UPGRAYEDD_SOAK_DATA").ok().into_iter().map(Into::into).collect();
+        c.prune.strategy = "random".to_owned();
+        c.run.num_cycles = cycles;
+        c.prune.pruning_ratio = 0.4;
         // What goes comes back, so that every cycle has as much to do.
-        growth_ratio: 0.9,
-        max_eval_windows: Some(8),
-        batch_size: 2,
-        sequence_length: Some(64),
-        ..OptimizeConfig::default()
-    }
+        c.grow.growth_ratio = 0.9;
+        c.measure.max_eval_windows = Some(8);
+        c.learn.batch_size = 2;
+        c.data.sequence_length = Some(64);
+    })
 }
 
 fn dense() -> Model {
-    upgrayedd::open(config().model.as_deref().unwrap_or("builtin"), &LoadOptions::default()).unwrap()
+    upgrayedd::open(config().run.model.as_deref().unwrap_or("builtin"), &LoadOptions::default()).unwrap()
 }
 
 fn check_books(result: &Path) -> Model {
@@ -70,7 +75,10 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    let config = OptimizeConfig { max_steps_per_cycle: Some(0), refit: false, ..config() };
+    let config = with(config(), |c| {
+        c.learn.max_steps_per_cycle = Some(0);
+        c.refit.refit = false;
+    });
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
     assert!(model.units.num_pruned() > 0);
@@ -94,7 +102,9 @@ fn memory_stays_flat_and_the_model_good() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let mut memory = Memory::default();
-    let config = OptimizeConfig { max_steps_per_cycle: Some(4), ..config() };
+    let config = with(config(), |c| {
+        c.learn.max_steps_per_cycle = Some(4);
+    });
     let summary = Pipeline::new(config).unwrap().run(&out, &mut memory).unwrap();
     check_books(&out);
     let (before, after) = (summary.before.evaluation.loss, summary.after.evaluation.loss);

@@ -15,7 +15,7 @@ const INPUT_OUTPUT: i32 = 5;
 fn arguments(out: &str) -> Vec<&str> {
     let data = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "32", "--max-eval-windows", "2"];
     let learn = ["--batch-size", "1", "--max-steps-per-cycle", "2", "--num-cycles", "2", "--checkpoint-every", "1"];
-    [&data[..], &learn, &["--strategy", "magnitude", "--no-refit", "--out", out]].concat()
+    [&data[..], &learn, &["--strategy", "magnitude", "--refit", "false", "--out", out]].concat()
 }
 
 fn library(b: &Bench) -> PathBuf {

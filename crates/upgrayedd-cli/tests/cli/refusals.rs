@@ -50,7 +50,7 @@ fn parameters_out_of_range() {
         ("--batch-size", "0", ["batch_size", "more than 0"]),
         ("--sequence-length", "9999", ["sequence length", "256"]),
         ("--strategy", "entrpy", ["random, entropy, magnitude", "did you mean \"entropy\"?"]),
-        ("--strategy-option", "weight_treshold=1", ["weight_treshold", "weight_threshold"]),
+        ("--strategy-option", "calibration_sample=1", ["calibration_sample", "calibration_samples"]),
         ("--scope", "everywhere", ["scope", "layer, global"]),
         ("--units", "kv-group", ["kv-groups", "did you mean"]),
         ("--schedule", "target2", ["schedule", "target"]),

@@ -98,7 +98,7 @@ impl Dataset {
                 let read = labelled::read(files, model, tokenizer, options, labels)?;
                 return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
             }
-            if let Some(field) = &options.text_pair_field {
+            if let Some(field) = &options.read.text_pair_field {
                 return Err(Error::invalid(format!(
                     "the second text in {field:?} is for classifiers: a {} model learns from one text",
                     model.spec.objective.name()
@@ -281,7 +281,7 @@ impl Dataset {
 }
 
 fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>, Vec<String>)> {
-    let windows = Windows::over(&store, options.documents, room)?;
+    let windows = Windows::over(&store, options.read.documents, room)?;
     let hashes = store.file_hashes.clone();
     let notices = store.skipped.notices();
     Ok((Source::Windows(store, windows), hashes, notices))

@@ -46,13 +46,13 @@ pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMu
         })?;
         return Ok(skipped);
     }
-    if options.delimiter.is_some() || options.columns.is_some() {
+    if options.read.delimiter.is_some() || options.read.columns.is_some() {
         return Err(Error::invalid(format!(
             "--delimiter and --columns are for .tsv and .csv files: {} has no columns",
             path.display()
         )));
     }
-    match options.documents {
+    match options.read.documents {
         Documents::Packed => {
             // The last part is kept back, since only it ends the document.
             let mut held: Option<Part> = None;

@@ -42,7 +42,7 @@ pub(super) fn read(
             let Record { number, text, pair, label, has_more } = record;
             skipped.with_more += usize::from(has_more);
             let bad = |message: String| Error::bad_file(path, format!("{row_or_line} {number}: {message}"));
-            let wants_pair = options.text_pair_field.is_some();
+            let wants_pair = options.read.text_pair_field.is_some();
             let (Some(text), Some(label), false) = (text, label, wants_pair && pair.is_none()) else {
                 skipped.without_text += 1;
                 return Ok(());

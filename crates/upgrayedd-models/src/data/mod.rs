@@ -14,7 +14,7 @@ mod text;
 mod tokens;
 
 pub use dataset::{Dataset, Split, check_length, many_unknown};
-pub use options::{DataOptions, Documents, Pass, delimiter, read_delimiter};
+pub use options::{DataOptions, Documents, Pass, ReadOptions};
 pub use rows::{Row, Targets};
 pub use source::{BatchSource, DatasetBatches, Part, RunData, SetAside, TakeBatch};
 pub use tokens::cache_dir;

@@ -1,57 +1,48 @@
 //! How data is read.
 
-use std::str::FromStr;
+use serde::Deserialize;
 
-use serde::{Deserialize, Serialize};
+use crate::{Error, Result, named_enum, options};
 
-use crate::error::unknown_name;
-use crate::{Error, Result};
-
-/// How documents become sequences.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Documents {
-    /// One after the other in windows of equal length. A `.txt` file is one document.
-    #[default]
-    Packed,
-    /// Each document is a sequence of its own, padded. A `.txt` file has a document per line.
-    Separate,
-}
-
-impl Documents {
-    /// Both, for messages.
-    pub const ALL: [&'static str; 2] = ["packed", "separate"];
-}
-
-impl FromStr for Documents {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "packed" => Ok(Self::Packed),
-            "separate" => Ok(Self::Separate),
-            _ => Err(unknown_name("documents mode", name, &Self::ALL)),
-        }
+named_enum! {
+    /// How documents become sequences.
+    Documents, "documents mode" {
+        /// One after the other in windows of equal length; a `.txt` file is one document.
+        #[default]
+        Packed = "packed",
+        /// Each a sequence of its own, padded; a `.txt` file has a document per line.
+        Separate = "separate",
     }
 }
 
-/// How to read the user's files.
+options! {
+    /// How the user's files are read.
+    ReadOptions {
+        /// Field or column with the text; `text`, then `sentence` if absent
+        text_field("NAME"): Option<String> = None;
+        /// Field or column with a second text, which a classifier reads after the first: a sentence pair
+        text_pair_field("NAME"): Option<String> = None;
+        /// Field or column with the label, or the number for regression
+        label_field("NAME"): String = "label".to_owned();
+        /// What stands between the cells of a .tsv or .csv file, or `tab`; tabs, or what a .csv file begins with, if absent
+        #[serde(deserialize_with = "read_delimiter")]
+        #[cfg_attr(feature = "cli", arg(value_parser = delimiter))]
+        delimiter("CHAR"): Option<char> = None;
+        /// Names of the columns of a .tsv or .csv file that has no line with them; cells beyond them are not read
+        #[cfg_attr(feature = "cli", arg(value_delimiter = ','))]
+        columns("NAME,…"): Option<Vec<String>> = None;
+        /// How documents become sequences
+        documents("MODE"): Documents = Documents::Packed;
+    }
+}
+
+/// How sequences are made of the user's files.
 #[derive(Debug, Clone)]
 pub struct DataOptions {
     /// Tokens per sequence, special tokens included.
     pub sequence_length: usize,
-    /// Field or column with the text; `None` looks for `text`, then `sentence`.
-    pub text_field: Option<String>,
-    /// Field or column with a second text, which a classifier reads after the first: a sentence pair.
-    pub text_pair_field: Option<String>,
-    /// Field or column with the label, or the number for regression.
-    pub label_field: String,
-    /// What stands between the cells of a table; `None` takes tabs for .tsv and finds out for .csv.
-    pub delimiter: Option<char>,
-    /// Names of a table's columns, whose file then has no line with them.
-    pub columns: Option<Vec<String>>,
-    /// How documents become sequences.
-    pub documents: Documents,
+    /// How the files are read.
+    pub read: ReadOptions,
     /// For the masking of masked language models.
     pub seed: u64,
 }
@@ -66,25 +57,15 @@ pub fn delimiter(name: &str) -> Result<char> {
     }
 }
 
-/// The same in a configuration.
-pub fn read_delimiter<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Option<char>, D::Error> {
+/// The same in a file of options.
+fn read_delimiter<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Option<char>, D::Error> {
     let name = Option::<String>::deserialize(from)?;
     name.map(|name| delimiter(&name).map_err(serde::de::Error::custom)).transpose()
 }
 
 impl Default for DataOptions {
     fn default() -> Self {
-        let label_field = "label".to_owned();
-        Self {
-            sequence_length: 256,
-            text_field: None,
-            text_pair_field: None,
-            label_field,
-            delimiter: None,
-            columns: None,
-            documents: Documents::Packed,
-            seed: 42,
-        }
+        Self { sequence_length: 256, read: ReadOptions::default(), seed: 42 }
     }
 }
 

@@ -72,15 +72,15 @@ impl Wanted<'_> {
             format!("has no {kind} {name:?}{what} (it has {}): name the right one with {option}", names.join(", "))
         };
         let options = self.options;
-        let text = match &options.text_field {
+        let text = match &options.read.text_field {
             Some(field) => find(field),
             None => TEXT_FIELDS.iter().find_map(|field| find(field)),
         };
-        let named = options.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
+        let named = options.read.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
         let text = text.ok_or_else(|| missing("field", named, "--text-field"))?;
         let second = |field: &String| find(field).ok_or_else(|| missing("second text field", field, "--text-pair-field"));
-        let pair = options.text_pair_field.as_ref().map(second).transpose()?;
-        let field = &options.label_field;
+        let pair = options.read.text_pair_field.as_ref().map(second).transpose()?;
+        let field = &options.read.label_field;
         let label =
             self.labelled.then(|| find(field).ok_or_else(|| missing("label field", field, "--label-field"))).transpose()?;
         Ok(Places { text, pair, label })

@@ -23,7 +23,8 @@ pub(super) fn for_each_record(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMu
         interrupt::check()?;
         f(record)
     };
-    let of_tables = [("--delimiter", wanted.options.delimiter.is_some()), ("--columns", wanted.options.columns.is_some())];
+    let of_tables =
+        [("--delimiter", wanted.options.read.delimiter.is_some()), ("--columns", wanted.options.read.columns.is_some())];
     match kind.as_str() {
         "tsv" | "csv" => return table::for_each_row(path, &read_all(path)?, kind == "csv", wanted, f),
         _ => {}
@@ -48,7 +49,7 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
         };
         let names: Vec<&str> = fields.keys().map(String::as_str).collect();
         let places = Wanted { options: &options, ..*wanted }.places(&names, "").map_err(bad)?;
-        options.text_field.get_or_insert_with(|| names[places.text].to_owned());
+        options.read.text_field.get_or_insert_with(|| names[places.text].to_owned());
         let value = |at: usize| &fields[names[at]];
         let text = |at: usize| match value(at) {
             Value::Null => Ok(None),
@@ -167,7 +168,7 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::DataOptions;
+    use super::super::options::{DataOptions, ReadOptions};
     use super::*;
 
     #[test]
@@ -188,7 +189,8 @@ mod tests {
             std::fs::write(&path, case["text"].as_str().expect("text")).expect("written");
             let delimiter = case["options"]["delimiter"].as_str().and_then(|d| d.chars().next());
             let columns = serde_json::from_value(case["options"]["columns"].clone()).expect("names");
-            let options = DataOptions { delimiter, columns, ..DataOptions::default() };
+            let read = ReadOptions { delimiter, columns, ..ReadOptions::default() };
+            let options = DataOptions { read, ..DataOptions::default() };
             let mut rows = Vec::new();
             for_each_record(&path, &Wanted { options: &options, labelled: true }, &mut |record| {
                 let Some(Label::Cell(label)) = record.label else { panic!("{name}: no cell") };

@@ -15,14 +15,14 @@ pub(super) fn for_each_row(
     f: &mut dyn FnMut(Record) -> Result<()>,
 ) -> Result<()> {
     let options = wanted.options;
-    let delimiter = match options.delimiter {
+    let delimiter = match options.read.delimiter {
         Some(delimiter) => delimiter,
         None if is_csv => sniff(text, wanted),
         None => '\t',
     };
     let mut rows =
-        Rows { rest: text, line: 1, delimiter, columns: options.columns.as_ref().map(Vec::len), named: false, quotes: true };
-    let header = match &options.columns {
+        Rows { rest: text, line: 1, delimiter, columns: options.read.columns.as_ref().map(Vec::len), named: false, quotes: true };
+    let header = match &options.read.columns {
         Some(columns) => columns.iter().map(|c| Cow::Borrowed(c.as_str())).collect(),
         None => match rows.next() {
             Some((_, cells)) => cells,
@@ -30,16 +30,17 @@ pub(super) fn for_each_row(
         },
     };
     let names: Vec<&str> = header.iter().map(Cow::as_ref).collect();
-    if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| options.columns.is_some() && names[..*at].contains(name))
+    if let Some((_, twice)) =
+        names.iter().enumerate().find(|(at, name)| options.read.columns.is_some() && names[..*at].contains(name))
     {
         return Err(Error::invalid(format!("--columns has {twice:?} twice: expected a name of its own for each column")));
     }
-    (rows.columns, rows.named) = (Some(names.len()), options.columns.is_none());
-    let what = if options.columns.is_some() { " in --columns" } else { " in its first line" };
+    (rows.columns, rows.named) = (Some(names.len()), options.read.columns.is_none());
+    let what = if options.read.columns.is_some() { " in --columns" } else { " in its first line" };
     let places = wanted.places(&names, what).map_err(|e| {
         let hint = match names[..] {
             [one] if one.contains([',', ';', '\t', '|']) => ", say with --delimiter what stands between the cells",
-            _ if options.columns.is_some() => "",
+            _ if options.read.columns.is_some() => "",
             _ => ", or name all columns with --columns if there is no header",
         };
         Error::bad_file(path, format!("{e}{hint}"))
@@ -47,9 +48,9 @@ pub(super) fn for_each_row(
     rows.quotes = !rows.quotes_are_text();
     for (number, cells) in rows {
         let (count, expected) = (cells.len(), names.len());
-        if count < expected || count > expected && options.columns.is_none() {
-            let what = if options.columns.is_some() { "--columns" } else { "the header" };
-            let by_tabs = delimiter == ',' && options.delimiter.is_none() && cells.iter().any(|cell| cell.contains('\t'));
+        if count < expected || count > expected && options.read.columns.is_none() {
+            let what = if options.read.columns.is_some() { "--columns" } else { "the header" };
+            let by_tabs = delimiter == ',' && options.read.delimiter.is_none() && cells.iter().any(|cell| cell.contains('\t'));
             let hint = if by_tabs {
                 "--delimiter tab reads cells that tabs part"
             } else {
@@ -76,7 +77,7 @@ fn sniff(text: &str, wanted: &Wanted<'_>) -> char {
     let fits = |delimiter: &char| {
         let mut rows = Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false, quotes: true };
         let cells = rows.next().map(|(_, cells)| cells).unwrap_or_default();
-        match &wanted.options.columns {
+        match &wanted.options.read.columns {
             Some(columns) => cells.len() >= columns.len(),
             None => wanted.places(&cells.iter().map(Cow::as_ref).collect::<Vec<_>>(), "").is_ok(),
         }

@@ -74,10 +74,10 @@ impl TokenStore {
         let recipe = format!(
             "{MAGIC:?} {} {content_hash} {kinds:?} {:?} {:?} {:?} {:?} {in_stream}",
             tokenizer.fingerprint(),
-            options.text_field,
-            options.documents,
-            options.delimiter,
-            options.columns
+            options.read.text_field,
+            options.read.documents,
+            options.read.delimiter,
+            options.read.columns
         );
         let dir = cache_dir()?.join("tokens");
         let path = dir.join(format!("{}.tok", blake3::hash(recipe.as_bytes()).to_hex()));
@@ -219,7 +219,7 @@ fn tokenise(
 impl<'a, W: Write> Writer<'a, W> {
     fn new(out: W, tokenizer: &'a Tokenizer, options: &DataOptions, in_stream: bool) -> Self {
         let framed = !tokenizer.prefix().is_empty() || !tokenizer.suffix().is_empty();
-        let separate = options.documents == Documents::Separate;
+        let separate = options.read.documents == Documents::Separate;
         let separator = tokenizer.eos().filter(|_| in_stream && !framed && !separate);
         let (cutter, round) = (Cutter::default(), Vec::new());
         Self {

@@ -1,33 +1,28 @@
 //! Element types of weights.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use upgrayedd_nn::{Format, Tensor};
 
-use crate::error::unknown_name;
-use crate::{Error, Result};
+use crate::named_enum;
 
-/// Element type in files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DType {
-    /// 32-bit float.
-    #[serde(rename = "float32")]
-    F32,
-    /// 16-bit float.
-    #[serde(rename = "float16")]
-    F16,
-    /// Brain float.
-    #[serde(rename = "bfloat16")]
-    BF16,
+named_enum! {
+    /// Element type in files.
+    DType, "dtype" {
+        /// 32-bit float.
+        #[default]
+        F32 = "float32",
+        /// 16-bit float.
+        F16 = "float16",
+        /// Brain float.
+        BF16 = "bfloat16",
+    }
 }
 
 impl DType {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+    pub(crate) const EACH: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
     /// Bytes per element.
     pub fn size(self) -> usize {
@@ -82,15 +77,6 @@ impl DType {
         exact.then(|| Tensor::stored(values.shape(), Arc::new(bytes), 0, self.format()))
     }
 
-    /// torch's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::BF16 => "bfloat16",
-        }
-    }
-
     /// The nearest value that the type can hold.
     pub fn round(self, value: f32) -> f32 {
         match self {
@@ -98,13 +84,5 @@ impl DType {
             Self::F16 => half::f16::from_f32(value).to_f32(),
             Self::BF16 => half::bf16::from_f32(value).to_f32(),
         }
-    }
-}
-
-impl FromStr for DType {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|d| d.name() == name).ok_or_else(|| unknown_name("dtype", name, &Self::ALL.map(Self::name)))
     }
 }

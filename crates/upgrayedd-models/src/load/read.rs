@@ -162,7 +162,7 @@ fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSe
 
 /// A notice if not all weights have one type.
 fn mixed_types(model: &Model) -> Option<String> {
-    let all = DType::ALL.into_iter().filter(|dtype| model.params.ids().any(|id| model.dtype_of(id) == *dtype));
+    let all = DType::EACH.into_iter().filter(|dtype| model.params.ids().any(|id| model.dtype_of(id) == *dtype));
     let names: Vec<&str> = all.map(DType::name).collect();
     (names.len() > 1).then(|| {
         format!(

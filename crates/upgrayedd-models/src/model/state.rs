@@ -320,7 +320,7 @@ impl Model {
             self.params.ids().filter(|id| self.dtype_of(*id) == *dtype).map(|id| self.params.get(id).len()).sum()
         };
         // The first of equals.
-        DType::ALL.into_iter().rev().max_by_key(elements).unwrap_or(DType::F32)
+        DType::EACH.into_iter().rev().max_by_key(elements).unwrap_or(DType::F32)
     }
 
     /// Has all weights written in one type.

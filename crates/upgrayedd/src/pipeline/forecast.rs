@@ -36,14 +36,14 @@ impl Pipeline {
 
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
-        let most = budget::prunable(&parent.units, self.config.units, self.config.min_heads);
+        let (most, currency) = (self.prunable(), self.plan.config.prune.budget);
         let mut rows = Vec::new();
         for ratio in FORECAST {
-            if self.config.budget == Currency::Heads && budget::portion(ratio, parent.units.num_active()) > most {
+            if currency == Currency::Heads && budget::portion(ratio, parent.units.num_active()) > most {
                 break;
             }
             let scores = self.score(1)?;
-            let selection = if self.config.budget == Currency::Heads {
+            let selection = if currency == Currency::Heads {
                 let heads = budget::portion(ratio, parent.units.num_active());
                 let gone = parent.units.num_active() - self.learner.model.units.num_active();
                 self.select(&scores, heads.saturating_sub(gone))?
@@ -51,7 +51,7 @@ impl Pipeline {
                 self.select_by_cost(&scores, parent, ratio)?
             };
             surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
-            if self.config.budget != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
+            if currency != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
                 // There are not heads enough to go.
                 break;
             }

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::state::{Learning, Pipeline, Run, State};
-use crate::config::OptimizeConfig;
+use crate::config::Plan;
 use crate::data::{Part, RunData};
-use crate::eval::{EvalOptions, evaluate};
+use crate::eval::evaluate;
 use crate::event::{Control, Event, Observer, Phase, Progress, units_named};
 use crate::learner::Learner;
 use crate::model::{Distill, Model};
@@ -39,9 +39,8 @@ impl Learning {
 struct Between<'a> {
     cycle: usize,
     task: &'a str,
-    config: &'a OptimizeConfig,
+    plan: &'a Plan,
     held_out: &'a Part,
-    eval_options: EvalOptions<'a>,
     /// The first step whose state is a whole one: no head is being faded in any more.
     whole_from: u64,
     state: &'a mut State,
@@ -80,7 +79,7 @@ impl Between<'_> {
         if control == Control::Finish {
             (self.state.ending, self.state.place.stopped) = (true, true);
         }
-        if step < report.steps && self.config.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
+        if step < report.steps && self.plan.config.run.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
             save(self.dir, self.state, learner, self.best.as_ref())?;
         }
         match control {
@@ -93,15 +92,15 @@ impl Between<'_> {
     /// Measures if it is time to, and breaks if there has been no progress for too long. Whatever the loss while heads are being faded
     /// in, that state is not one to keep: folding its gates would leave part of these heads away for good.
     fn measure(&mut self, model: &Model, step: u64, steps: u64) -> Result<ControlFlow<()>> {
-        let due = self.config.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
+        let due = self.plan.config.measure.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
         if !due || self.learning().measured == Some(step) {
             return Ok(ControlFlow::Continue(()));
         }
         let Part { data, range } = self.held_out;
-        let evaluation = evaluate(model, data, range, self.eval_options, self.task, self.observer)?;
+        let evaluation = evaluate(model, data, range, self.plan.eval_options(), self.task, self.observer)?;
         let loss = evaluation.loss;
         self.emit(Event::Evaluated { cycle: self.cycle, phase: Phase::Learning, evaluation })?;
-        let (patience, whole) = (self.config.patience, step >= self.whole_from);
+        let (patience, whole) = (self.plan.config.measure.patience, step >= self.whole_from);
         let learning = self.learning();
         learning.measured = Some(step);
         if !whole {
@@ -131,27 +130,25 @@ impl Run<'_> {
             return Ok(());
         }
         let task = self.task(cycle, "learn");
-        let options = self.pipeline.train_options();
-        let eval_options = self.pipeline.eval_options();
         let Self { pipeline, dir, state, observer, best, .. } = self;
-        let Pipeline { learner, data, config, teacher, .. } = pipeline;
-        let (share, temperature) = (config.distill.unwrap_or(0.0) as f32, config.distill_temperature as f32);
+        let Pipeline { learner, data, plan, teacher, .. } = pipeline;
+        let options = &plan.train;
+        let (share, temperature) = (plan.distill as f32, plan.config.learn.distill_temperature as f32);
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train: source, held_out, .. } = data;
-        let steps = train::steps(&options, source.batches_per_epoch());
+        let steps = train::steps(options, source.batches_per_epoch());
         let growing =
             state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
-        let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(&options, steps) + 1 };
+        let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(options, steps) + 1 };
         let mut place = state.place.clone();
-        let mut between =
-            Between { cycle, task: &task, config, held_out, eval_options, whole_from, state, best, dir, observer: *observer };
+        let mut between = Between { cycle, task: &task, plan, held_out, whole_from, state, best, dir, observer: *observer };
         // Continued where a measurement was due: the gates are as the last step had them.
-        train::set_fading(&mut learner.model, &options, &growing, steps, place.step.saturating_sub(1))?;
+        train::set_fading(&mut learner.model, options, &growing, steps, place.step.saturating_sub(1))?;
         place.stopped |= between.measure(&learner.model, place.step, steps)?.is_break();
         train::learn(
             learner,
             source.as_mut(),
-            &options,
+            options,
             (&mut place, &growing),
             distill.as_ref(),
             &Alone,

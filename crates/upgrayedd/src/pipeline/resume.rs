@@ -52,12 +52,13 @@ impl Pipeline {
         if record.given.model && given.model.is_none() {
             given.model = Some(base_of(&dir.base(), &record.config, record.given)?);
         }
+        given.timings = record.timings.clone();
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
         // Of a model from memory they were said of what was given then.
         pipeline.notices = record.notices.clone();
-        if pipeline.strategy.name() != record.config.strategy {
-            let (was, is) = (&record.config.strategy, pipeline.strategy.name());
+        if pipeline.strategy.name() != record.config.prune.strategy {
+            let (was, is) = (&record.config.prune.strategy, pipeline.strategy.name());
             return Err(Error::bad_file(path, format!("was started with the strategy {was}: {is} cannot continue it")));
         }
         let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
@@ -70,7 +71,7 @@ impl Pipeline {
         if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
             return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
         }
-        let weight_decay = pipeline.config.weight_decay;
+        let weight_decay = pipeline.plan.train.weight_decay;
         let mut damaged = Vec::new();
         let saved = dir.load_checkpoint::<State>(&pipeline.learner.model, weight_decay, &mut damaged);
         for error in damaged {
@@ -86,10 +87,12 @@ impl Pipeline {
         };
         let Saved { learner, best, state, .. } = saved;
         let start = match &state {
-            State { learning: Some(_), cycle, .. } if pipeline.config.max_loss_increase.is_some() => Some(match cycle {
-                0 => pipeline.learner.clone(),
-                cycle => dir.load_cycle::<State>(*cycle, &pipeline.learner.model, weight_decay)?.learner,
-            }),
+            State { learning: Some(_), cycle, .. } if pipeline.plan.config.measure.max_loss_increase.is_some() => {
+                Some(match cycle {
+                    0 => pipeline.learner.clone(),
+                    cycle => dir.load_cycle::<State>(*cycle, &pipeline.learner.model, weight_decay)?.learner,
+                })
+            }
             _ => None,
         };
         pipeline.learner = learner;

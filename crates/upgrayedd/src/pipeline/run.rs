@@ -57,7 +57,7 @@ impl Run<'_> {
             let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
             self.emit(Event::Notice { cycle: 0, message })?;
         }
-        if self.pipeline.config.refit && there < 2 {
+        if self.pipeline.plan.config.refit.refit && there < 2 {
             let message = "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by".to_owned();
             self.emit(Event::Notice { cycle: 0, message })?;
         }
@@ -69,7 +69,7 @@ impl Run<'_> {
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
-        while self.state.cycle < self.pipeline.config.num_cycles && !self.state.ending {
+        while self.state.cycle < self.pipeline.plan.config.run.num_cycles && !self.state.ending {
             let cycle = self.state.cycle + 1;
             match self.cycle(cycle) {
                 Ok(()) => {}
@@ -146,19 +146,19 @@ impl Run<'_> {
     /// Prunes and grows: all of a cycle but learning.
     fn settle_heads(&mut self, cycle: usize) -> Result<()> {
         let parent = self.pipeline.learner.model.clone();
-        let plan = self.pipeline.plan(cycle);
-        if let (Some(goal), false) = (plan.goal, plan.growth_fits) {
-            let ratio = self.pipeline.config.growth_ratio;
+        let counts = self.pipeline.plan.cycle_counts(&parent, cycle);
+        if let (Some(goal), false) = (counts.goal, counts.growth_fits) {
+            let ratio = self.pipeline.plan.config.grow.growth_ratio;
             let message = format!(
                 "growth_ratio {ratio} cannot be had: for {goal} heads to be gone after growth, more than may go would have to go first; \
                  none go beyond those in this cycle"
             );
             self.emit(Event::Notice { cycle, message })?;
         }
-        let (pruned, left) = self.prune(cycle, plan.prune, &parent)?;
+        let (pruned, left) = self.prune(cycle, counts.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &left, plan.goal, &after_pruning, &parent)?;
+        let (grown, growing) = self.grow(cycle, &left, counts.goal, &after_pruning, &parent)?;
         let count = |heads: &Selection| heads.values().map(Vec::len).sum();
         self.state.learning = Some(Learning {
             growing: named_units(&self.pipeline.learner.model, &growing),
@@ -174,21 +174,22 @@ impl Run<'_> {
 
     /// Tensors share memory until they are changed, so this costs nothing until the cycle learns.
     fn keep_for_roll_back(&self) -> Option<Learner> {
-        self.pipeline.config.max_loss_increase.map(|_| self.pipeline.learner.clone())
+        self.pipeline.plan.config.measure.max_loss_increase.map(|_| self.pipeline.learner.clone())
     }
 
     pub(super) fn task(&self, cycle: usize, what: &str) -> String {
-        format!("cycle {cycle} of {}: {what}", self.pipeline.config.num_cycles)
+        format!("cycle {cycle} of {}: {what}", self.pipeline.plan.config.run.num_cycles)
     }
 
     /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
-        let of = self.pipeline.config.steps_per_cycle.unwrap_or(1);
+        let of = self.pipeline.plan.steps_per_cycle;
         let task = self.task(cycle, "score");
-        let all = self.pipeline.config.refit_samples;
+        let all = self.pipeline.plan.config.refit.refit_samples;
         let (mut pruned, mut count) = (Selection::new(), 0);
         let mut left = Scores::default();
-        let (by_heads, ratio) = (self.pipeline.config.budget == Currency::Heads, self.pipeline.config.pruning_ratio);
+        let (by_heads, ratio) =
+            (self.pipeline.plan.config.prune.budget == Currency::Heads, self.pipeline.plan.config.prune.pruning_ratio);
         for number in 1..=of {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
@@ -219,7 +220,8 @@ impl Run<'_> {
 
     /// Why pruning took another number of heads than the budget asked for.
     fn unmet(&self, count: usize, budget: usize) -> Option<String> {
-        let Pipeline { config, given, .. } = &self.pipeline;
+        let Pipeline { plan, given, .. } = &self.pipeline;
+        let config = &plan.config.prune;
         match (count, budget) {
             // A strategy of the caller's decides freely.
             _ if given.strategy => None,
@@ -243,7 +245,7 @@ impl Run<'_> {
     /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
         let task = self.task(cycle, "refit");
-        if self.pipeline.config.refit {
+        if self.pipeline.plan.config.refit.refit {
             self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
         }
         match self.pipeline.refit(parent, sequences)? {
@@ -292,34 +294,35 @@ impl Run<'_> {
         evaluation: &Evaluation,
         parent: &Model,
     ) -> Result<(Selection, Selection)> {
-        let seed = self.pipeline.cycle_seed(cycle);
-        let Pipeline { learner: Learner { model, .. }, config, .. } = &self.pipeline;
+        let seed = self.pipeline.plan.cycle_seed(cycle);
+        let Pipeline { learner: Learner { model, .. }, plan, .. } = &self.pipeline;
+        let units = plan.config.prune.units;
         let restorable = model.archive.restorable(&model.units);
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
             Some(goal) => model.units.num_pruned().saturating_sub(goal).min(can_return),
-            None => budget::growth(config.growth_ratio, can_return, &model.units, config.units),
+            None => budget::growth(plan.config.grow.growth_ratio, can_return, &model.units, units),
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
         let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
         let gains = if wanted { self.pipeline.gains(cycle)? } else { Gains::new() };
         trim_buffers();
-        let Pipeline { learner, strategy, config, .. } = &mut self.pipeline;
+        let Pipeline { learner, strategy, plan, .. } = &mut self.pipeline;
         let view = GrowView {
             model: &learner.model,
             gains: &gains,
             restorable: &restorable,
             importances: left,
             count,
-            units: config.units,
+            units,
             seed,
             cycle,
             evaluation,
             history: &self.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&learner.model.units, &gains, &counts, config.units)?;
-        let rate = config.growth_lr_multiplier as f32;
+        let selection = grow::choose(&learner.model.units, &gains, &counts, units)?;
+        let rate = plan.config.grow.growth_lr_multiplier as f32;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
         let has = |layer: usize, head: usize| parent.units.layers()[layer].is_active(head);
         let (first, later) = partition(&selection, has);
@@ -328,12 +331,12 @@ impl Run<'_> {
         let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
         self.emit(Event::Grown { cycle, units, active })?;
-        let refits = self.pipeline.config.refit && !first.is_empty();
+        let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
         let fitted = if refits && self.pipeline.learner.model.units == parent.units {
             refit::undo(&mut self.pipeline.learner.model, parent);
             true
         } else {
-            refits && self.refit(cycle, parent, self.pipeline.config.refit_samples)?
+            refits && self.refit(cycle, parent, self.pipeline.plan.config.refit.refit_samples)?
         };
         self.pipeline.learner.restore(&later, rate)?;
         // Heads whose output projections have been solved for belong to the whole at once: no fading in.
@@ -344,7 +347,7 @@ impl Run<'_> {
     /// Keeps the cycle or rolls it back; one that diverged has no loss.
     fn accept(&mut self, cycle: usize, loss: Option<f64>) -> Result<bool> {
         let loss_change = loss.map(|loss| loss - self.state.loss);
-        match (loss, loss_change, self.start.take(), self.pipeline.config.max_loss_increase) {
+        match (loss, loss_change, self.start.take(), self.pipeline.plan.config.measure.max_loss_increase) {
             (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
                 self.state.loss = loss;
                 let active = self.pipeline.learner.model.units.num_active();
@@ -363,8 +366,8 @@ impl Run<'_> {
 
     /// Rounds the weights to their stored type, measures that, compares it with the model as given, and writes it all.
     pub(super) fn finish(mut self) -> Result<Summary> {
-        let config = self.pipeline.config.clone();
-        if let Some(dtype) = config.dtype {
+        let (config, length) = (self.pipeline.plan.config.clone(), self.pipeline.plan.sequence_length);
+        if let Some(dtype) = config.run.dtype {
             self.pipeline.learner.model.set_dtype(dtype);
         }
         round_weights(&mut self.pipeline.learner.model);
@@ -375,8 +378,7 @@ impl Run<'_> {
         let mut dense = base_of(&self.dir.base(), &config, self.pipeline.given)?;
         dense.move_to(self.pipeline.learner.model.device);
         let model = &self.pipeline.learner.model;
-        let length = config.sequence_length.unwrap_or_default();
-        let speeds = measure_speed(&[&dense, model], config.batch_size, length)?;
+        let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
         self.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
             evaluation,
@@ -397,7 +399,7 @@ impl Run<'_> {
         let finished = Event::RunFinished { active, parameters };
         self.dir.write_event(&finished)?;
         let named =
-            model.origin.as_deref().or(config.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
+            model.origin.as_deref().or(config.run.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
         self.dir.finish(model, &summary, |out| export::export_with(model, &export::HF, None, out, &[("README.md", &card)]))?;
         self.observer.on_event(&finished);

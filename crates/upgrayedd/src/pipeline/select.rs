@@ -2,9 +2,8 @@
 
 use upgrayedd_nn::trim_buffers;
 
-use super::parts::prices;
 use super::state::Pipeline;
-use crate::budget::{self, Budget};
+use crate::budget;
 use crate::model::Model;
 use crate::price::Currency;
 use crate::strategy::PruneView;
@@ -43,7 +42,7 @@ impl Pipeline {
     }
 
     fn preview_from(&mut self, parent: &Model) -> Result<Selection> {
-        let (budget, of) = (self.plan(1).prune, self.config.steps_per_cycle.unwrap_or(1));
+        let (budget, of) = (self.plan.cycle_counts(&self.learner.model, 1).prune, self.plan.steps_per_cycle);
         let mut gone = Selection::new();
         for number in 1..=of {
             let before = gone.values().map(Vec::len).sum();
@@ -62,9 +61,9 @@ impl Pipeline {
 
     /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
-        let prices = prices(&self.config, start)?;
+        let prices = self.plan.prices(start)?;
         let goal = prices.total(&start.units) * (1.0 - share);
-        let most = budget::prunable(&self.learner.model.units, self.config.units, self.config.min_heads);
+        let most = self.prunable();
         let (mut low, mut high) = (0, most);
         while low < high {
             let middle = usize::midpoint(low, high);
@@ -78,15 +77,15 @@ impl Pipeline {
 
     /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
-        let prices = prices(&self.config, start)?;
+        let prices = self.plan.prices(start)?;
         let gone = 1.0 - prices.total(&self.learner.model.units) / prices.total(&start.units);
-        let name = self.config.budget.name();
+        let name = self.plan.config.prune.budget.name();
         let message = format!(
             "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
             100.0 * gone,
             100.0 * share,
-            self.config.min_heads,
-            self.config.units.name()
+            self.plan.config.prune.min_heads,
+            self.plan.config.prune.units.name()
         );
         Ok((gone < share * (1.0 - 1e-9)).then_some(message))
     }
@@ -94,7 +93,7 @@ impl Pipeline {
     /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none is due.
     pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
         let PruneStep { cycle, number, of, budget, before, parent } = step;
-        let by_heads = self.config.budget == Currency::Heads;
+        let by_heads = self.plan.config.prune.budget == Currency::Heads;
         // What an earlier step could not take is asked of the next.
         let share = (budget * number / of).saturating_sub(before);
         if by_heads && share == 0 && number < of {
@@ -105,7 +104,7 @@ impl Pipeline {
         let selection = if by_heads {
             self.select(&scores, share)?
         } else {
-            self.select_by_cost(&scores, parent, self.config.pruning_ratio * number as f64 / of as f64)?
+            self.select_by_cost(&scores, parent, self.plan.config.prune.pruning_ratio * number as f64 / of as f64)?
         };
         let share = if by_heads { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))
@@ -113,12 +112,16 @@ impl Pipeline {
 
     /// What the strategy takes of a budget of `heads`.
     pub(super) fn select(&mut self, scores: &Scores, heads: usize) -> Result<Selection> {
-        let config = &self.config;
-        let scope = config.scope.unwrap_or_default();
-        let budget = Budget { heads, scope, units: config.units, min_heads: config.min_heads };
+        let budget = self.plan.budget(heads);
         let view = PruneView { model: &self.learner.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
-        self.learner.model.units.clone().remove(&selection, config.min_heads)?;
+        self.learner.model.units.clone().remove(&selection, budget.min_heads)?;
         Ok(selection)
+    }
+
+    /// Heads that may go at most.
+    pub(super) fn prunable(&self) -> usize {
+        let prune = &self.plan.config.prune;
+        budget::prunable(&self.learner.model.units, prune.units, prune.min_heads)
     }
 }

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::OptimizeConfig;
+use crate::config::Plan;
 use crate::data::RunData;
 use crate::event::Observer;
 use crate::learner::Learner;
 use crate::model::Model;
+use crate::price::Timings;
 use crate::record::{CycleRecord, Evaluation};
 use crate::run_dir::{GivenParts, RunDir};
 use crate::strategy::Strategy;
@@ -22,11 +23,13 @@ pub struct Given {
     pub data: Option<RunData>,
     /// What decides. Whoever continues the run must give it again.
     pub strategy: Option<Box<dyn Strategy>>,
+    /// Times for a budget in latency, in the place of measuring them.
+    pub timings: Option<Timings>,
 }
 
 /// A run in the making: everything checked and read, nothing written yet.
 pub struct Pipeline {
-    pub(super) config: OptimizeConfig,
+    pub(super) plan: Plan,
     pub(super) learner: Learner,
     pub(super) data: RunData,
     pub(super) given: GivenParts,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::budget::{self, Budget, Scope};
 use crate::grow::{self, Gains};
@@ -11,42 +11,6 @@ use crate::score::ScoreContext;
 use crate::spec::Objective;
 use crate::units::{Scores, Selection, Site};
 use crate::{Error, Model, Result};
-
-/// What every strategy takes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StrategyParams {
-    /// Share of the active heads pruned per cycle, `0 ≤ r < 1`.
-    pub pruning_ratio: f64,
-    /// Share of the pruned heads grown back per cycle, `0 ≤ r ≤ 1`.
-    pub growth_ratio: f64,
-    /// Heads that every layer keeps, at least 1.
-    pub min_heads: usize,
-    /// For random choices; the run's seed if absent.
-    pub seed: Option<u64>,
-}
-
-impl Default for StrategyParams {
-    fn default() -> Self {
-        Self { pruning_ratio: 0.3, growth_ratio: 0.1, min_heads: 1, seed: None }
-    }
-}
-
-impl StrategyParams {
-    /// Refuses values outside their range.
-    pub fn check(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.pruning_ratio) {
-            return Err(Error::invalid(format!("pruning_ratio is {}: expected at least 0 and less than 1", self.pruning_ratio)));
-        }
-        if !(0.0..=1.0).contains(&self.growth_ratio) {
-            return Err(Error::invalid(format!("growth_ratio is {}: expected 0 to 1", self.growth_ratio)));
-        }
-        if self.min_heads < 1 {
-            return Err(Error::invalid("min_heads is 0: expected at least 1"));
-        }
-        Ok(())
-    }
-}
 
 /// What a strategy sees when it prunes.
 #[derive(Debug, Clone, Copy)]
@@ -88,8 +52,6 @@ pub struct GrowView<'a> {
 pub trait Strategy: Send {
     /// The registered name.
     fn name(&self) -> &str;
-    /// The common parameters.
-    fn params(&self) -> &StrategyParams;
     /// Sequences that the strategy wants to score on; `None` if it reads weights only.
     fn calibration_samples(&self) -> Option<usize> {
         None
@@ -124,7 +86,7 @@ pub struct StrategyInfo {
     pub name: &'static str,
     /// One line for help texts.
     pub summary: &'static str,
-    pub(super) build: fn(StrategyParams, Options) -> Result<Box<dyn Strategy>>,
+    pub(super) build: fn(Options) -> Result<Box<dyn Strategy>>,
 }
 
 /// Reads a strategy's own options; unknown names and wrong types are errors that say what there is.

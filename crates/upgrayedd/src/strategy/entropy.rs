@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread, within_budget,
 };
 use crate::score::{self, ScoreContext};
 use crate::units::{Scores, Selection};
@@ -28,26 +28,21 @@ impl Default for EntropyOptions {
 }
 
 struct Entropy {
-    params: StrategyParams,
     options: EntropyOptions,
     cache: Cache<Scores>,
 }
 
-fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+fn build(options: Options) -> Result<Box<dyn Strategy>> {
     let options: EntropyOptions = parse_options("entropy", options)?;
     if options.attention_samples == 0 {
         return Err(Error::invalid("attention_samples is 0: expected at least 1"));
     }
-    Ok(Box::new(Entropy { params, options, cache: Cache::default() }))
+    Ok(Box::new(Entropy { options, cache: Cache::default() }))
 }
 
 impl Strategy for Entropy {
     fn name(&self) -> &str {
         INFO.name
-    }
-
-    fn params(&self) -> &StrategyParams {
-        &self.params
     }
 
     fn calibration_samples(&self) -> Option<usize> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread, within_budget,
 };
 use crate::score::weights_per_head;
 use crate::score::{self, ScoreContext};
@@ -32,17 +32,16 @@ impl Default for MagnitudeOptions {
 }
 
 struct Magnitude {
-    params: StrategyParams,
     options: MagnitudeOptions,
     cache: Cache<Scores>,
 }
 
-fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+fn build(options: Options) -> Result<Box<dyn Strategy>> {
     let options: MagnitudeOptions = parse_options("magnitude", options)?;
     if !(options.weight_threshold >= 0.0 && options.weight_threshold.is_finite()) {
         return Err(Error::invalid(format!("weight_threshold is {}: expected 0 or more", options.weight_threshold)));
     }
-    Ok(Box::new(Magnitude { params, options, cache: Cache::default() }))
+    Ok(Box::new(Magnitude { options, cache: Cache::default() }))
 }
 
 impl Magnitude {
@@ -83,10 +82,6 @@ impl Strategy for Magnitude {
         INFO.name
     }
 
-    fn params(&self) -> &StrategyParams {
-        &self.params
-    }
-
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { data: None, ..*context };
         self.cache.get_or(self.options.use_cached_magnitudes, &context, || score::named("magnitude")?.compute(&context))
@@ -119,7 +114,7 @@ mod tests {
         let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
         let view = PruneView { model: &model, importances: &norms, budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
-        let strategy = Magnitude { params: StrategyParams::default(), options, cache: Cache::default() };
+        let strategy = Magnitude { options, cache: Cache::default() };
         let mut chosen = Selection::new();
         strategy.add_dead(&view, &mut chosen);
         for (place, gone) in &chosen {

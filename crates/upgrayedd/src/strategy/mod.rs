@@ -7,5 +7,5 @@ mod random;
 mod registry;
 mod scored;
 
-pub use definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams};
+pub use definition::{GrowView, Options, PruneView, Strategy, StrategyInfo};
 pub use registry::{ALL, get_strategy};

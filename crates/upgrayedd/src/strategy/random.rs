@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rand::RngExt;
 use serde::Deserialize;
 
-use super::definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, parse_options, within_budget};
+use super::definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, parse_options, within_budget};
 use crate::budget::unit_size;
 use crate::score::{self, ScoreContext};
 use crate::units::{Scores, Selection};
@@ -18,22 +18,16 @@ pub(super) static INFO: StrategyInfo =
 #[serde(deny_unknown_fields)]
 struct NoOptions {}
 
-struct Random {
-    params: StrategyParams,
-}
+struct Random;
 
-fn build(params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+fn build(options: Options) -> Result<Box<dyn Strategy>> {
     let NoOptions {} = parse_options("random", options)?;
-    Ok(Box::new(Random { params }))
+    Ok(Box::new(Random))
 }
 
 impl Strategy for Random {
     fn name(&self) -> &str {
         INFO.name
-    }
-
-    fn params(&self) -> &StrategyParams {
-        &self.params
     }
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {

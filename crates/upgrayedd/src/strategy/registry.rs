@@ -1,6 +1,6 @@
 //! The strategies there are.
 
-use super::definition::{Options, Strategy, StrategyInfo, StrategyParams};
+use super::definition::{Options, Strategy, StrategyInfo};
 use super::{entropy, magnitude, random, scored};
 use crate::Result;
 use crate::error::unknown_name;
@@ -22,8 +22,7 @@ pub const ALL: [&StrategyInfo; 12] = [
 ];
 
 /// The strategy called `name`, with checked parameters.
-pub fn get_strategy(name: &str, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+pub fn get_strategy(name: &str, options: Options) -> Result<Box<dyn Strategy>> {
     let info = ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
-    params.check()?;
-    (info.build)(params, options)
+    (info.build)(options)
 }

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, StrategyParams, by_gain, by_mean, parse_options, spread,
-    within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, parse_options, spread, within_budget,
 };
 use crate::budget::Scope;
 use crate::score::{self, Score, ScoreContext, fisher_blocks};
@@ -19,7 +18,7 @@ macro_rules! scored {
         $(pub(super) static $info: StrategyInfo = StrategyInfo {
             name: $name,
             summary: $summary,
-            build: |params, options| build($name, $settings, params, options),
+            build: |options| build($name, $settings, options),
         };)+
     };
 }
@@ -51,14 +50,14 @@ scored! {
         "prunes what raises the loss least, measured head by head: exact and slow";
 }
 
-fn build(name: &'static str, settings: Settings, params: StrategyParams, options: Options) -> Result<Box<dyn Strategy>> {
+fn build(name: &'static str, settings: Settings, options: Options) -> Result<Box<dyn Strategy>> {
     let ScoredOptions { calibration_samples } = parse_options(name, options)?;
     let samples = calibration_samples.unwrap_or(settings.samples);
     if samples == 0 {
         return Err(Error::invalid("calibration_samples is 0: expected at least 1"));
     }
     let score = score::named(settings.score)?;
-    Ok(Box::new(Scored { name, score, settings, params, samples, cache: Cache::default(), blocks: Vec::new() }))
+    Ok(Box::new(Scored { name, score, settings, samples, cache: Cache::default(), blocks: Vec::new() }))
 }
 
 #[derive(Default, Deserialize)]
@@ -71,7 +70,6 @@ struct Scored {
     name: &'static str,
     score: &'static Score,
     settings: Settings,
-    params: StrategyParams,
     samples: usize,
     cache: Cache<(Scores, Vec<Vec<f64>>)>,
     /// Of the Fisher information, for the state that was scored last.
@@ -89,10 +87,6 @@ impl Strategy for Scored {
 
     fn steps_per_cycle(&self) -> usize {
         self.settings.steps
-    }
-
-    fn params(&self) -> &StrategyParams {
-        &self.params
     }
 
     fn calibration_samples(&self) -> Option<usize> {

@@ -1,0 +1,288 @@
+//! From what a user asked to what a run does.
+
+use std::path::{Path, PathBuf};
+
+use super::optimize::OptimizeConfig;
+use super::options::SourceOptions;
+use crate::budget::{self, Budget, CycleCounts, Schedule, Scope};
+use crate::data::{DataOptions, Part, RunData, check_length};
+use crate::eval::EvalOptions;
+use crate::model::{Companions, Model};
+use crate::price::{Currency, Prices, Timings, time_layers};
+use crate::reduce::Alone;
+use crate::score::ScoreContext;
+use crate::spec::Objective;
+use crate::strategy::Strategy;
+use crate::train::TrainOptions;
+use crate::units::{LayerUnits, Scores, Site};
+use crate::{Error, Result};
+
+/// What a run does: what was asked for with everything that follows from the model, the strategy and the machine, checked. It does not
+/// change any more; `run.toml` has it as a configuration that makes it again.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) config: OptimizeConfig,
+    /// Where heads compete.
+    pub scope: Scope,
+    /// Parts in which a cycle prunes.
+    pub steps_per_cycle: usize,
+    /// Tokens per sequence.
+    pub sequence_length: usize,
+    /// How a cycle learns.
+    pub train: TrainOptions,
+    /// Share of the loss that the teacher's predictions have.
+    pub distill: f64,
+    /// For a budget in latency.
+    pub timings: Option<Timings>,
+}
+
+impl Plan {
+    /// Completes and checks what was asked for. `own_strategy`: the strategy is none of ours. `timings` are measured or read if a budget in
+    /// latency needs them and there are none.
+    pub fn new(
+        mut config: OptimizeConfig,
+        model: &Model,
+        strategy: &dyn Strategy,
+        own_strategy: bool,
+        timings: Option<Timings>,
+    ) -> Result<Self> {
+        config.check()?;
+        config.prune.strategy = strategy.name().to_owned();
+        locate(&mut config, model);
+        let sequence_length = config.data.length_for(model);
+        let distill = distill_share(&config, model)?;
+        let learning_rate = config.learn.learning_rate.unwrap_or(match model.companions {
+            // The built-in model is far smaller than what users bring.
+            Companions::Memory(_) => 1e-3,
+            _ => 5e-5,
+        });
+        let mut plan = Self {
+            scope: config.prune.scope.unwrap_or_else(|| strategy.scope()),
+            steps_per_cycle: config.prune.steps_per_cycle.unwrap_or_else(|| strategy.steps_per_cycle()),
+            sequence_length,
+            train: train_options(&config, learning_rate),
+            distill,
+            timings: None,
+            config,
+        };
+        if own_strategy {
+            plan.check_own_strategy()?;
+        }
+        check_length(model, sequence_length)?;
+        plan.check_heads(model)?;
+        plan.timings = plan.find_timings(model, timings)?;
+        plan.check_reachable(model)?;
+        Ok(plan)
+    }
+
+    /// The configuration that makes this plan again.
+    pub fn config(&self) -> OptimizeConfig {
+        let mut config = self.config.clone();
+        config.prune.scope = Some(self.scope);
+        config.prune.steps_per_cycle = Some(self.steps_per_cycle);
+        config.data.sequence_length = Some(self.sequence_length);
+        config.learn.learning_rate = Some(self.train.learning_rate);
+        if config.learn.distill.is_some() || self.distill > 0.0 {
+            config.learn.distill = Some(self.distill);
+        }
+        config
+    }
+
+    fn check_own_strategy(&self) -> Result<()> {
+        if self.steps_per_cycle != 1 {
+            return Err(Error::invalid(
+                "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
+            ));
+        }
+        let budget = self.config.prune.budget;
+        if budget != Currency::Heads {
+            return Err(Error::invalid(format!(
+                "a budget in {} needs a built-in strategy: one of the caller's own decides how much goes",
+                budget.name()
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_heads(&self, model: &Model) -> Result<()> {
+        let prune = &self.config.prune;
+        for (layer, heads) in model.units.layers().iter().enumerate() {
+            if prune.min_heads > heads.active().len() {
+                return Err(Error::invalid(format!(
+                    "min_heads is {}, but layer {layer} has {} heads: expected at most that",
+                    prune.min_heads,
+                    heads.active().len()
+                )));
+            }
+        }
+        let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
+        let alike = model.units.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
+        if prune.units == Site::KvGroup && !alike {
+            return Err(Error::invalid(
+                "units kv-groups needs layers whose key/value heads have as many readers each: use heads",
+            ));
+        }
+        if prune.schedule == Schedule::Target {
+            let goal = budget::portion(prune.pruning_ratio, model.units.total());
+            let most = model.units.num_pruned() + budget::prunable(&model.units, prune.units, prune.min_heads);
+            if goal > most {
+                return Err(Error::invalid(format!(
+                    "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
+                    prune.pruning_ratio,
+                    model.units.total(),
+                    prune.min_heads
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The times that a budget in latency goes by: those there are, those of a file, or those of this machine.
+    fn find_timings(&self, model: &Model, given: Option<Timings>) -> Result<Option<Timings>> {
+        let prune = &self.config.prune;
+        let timings = match (given, &prune.timings) {
+            (Some(given), _) => Some(given),
+            (None, Some(file)) => Some(Timings::read(file)?),
+            (None, None) if prune.budget == Currency::Latency => {
+                Some(time_layers(model, self.config.learn.batch_size, self.sequence_length)?)
+            }
+            (None, None) => None,
+        };
+        if let Some(timings) = &timings {
+            timings.by_layer(model)?;
+        }
+        Ok(timings)
+    }
+
+    /// Refuses a share of the model that all the heads together are not.
+    fn check_reachable(&self, model: &Model) -> Result<()> {
+        let prune = &self.config.prune;
+        if prune.budget == Currency::Heads {
+            return Ok(());
+        }
+        let prices = self.prices(model)?;
+        let all = Scores::zeros(&model.units, Site::Head);
+        let most = budget::prunable(&model.units, prune.units, prune.min_heads);
+        let budget = Budget { scope: Scope::Global, ..self.budget(most) };
+        let mut least = model.units.clone();
+        least.remove(&budget::choose(&model.units, &all, budget), 1)?;
+        let possible = 1.0 - prices.total(&least) / prices.total(&model.units);
+        if prune.pruning_ratio > possible {
+            return Err(Error::invalid(format!(
+                "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
+                prune.pruning_ratio,
+                prune.budget.name(),
+                prune.min_heads
+            )));
+        }
+        Ok(())
+    }
+
+    /// So many heads, where and as the plan has them go.
+    pub(crate) fn budget(&self, heads: usize) -> Budget {
+        let prune = &self.config.prune;
+        Budget { heads, scope: self.scope, units: prune.units, min_heads: prune.min_heads }
+    }
+
+    /// Prices in the currency of the budget, for the heads that `model` has now.
+    pub(crate) fn prices<'m>(&self, model: &'m Model) -> Result<Prices<'m>> {
+        Prices::new(model, self.config.prune.budget, self.sequence_length, self.timings.as_ref())
+    }
+
+    /// How many heads go in a cycle, and how many are to be gone after growth.
+    pub(crate) fn cycle_counts(&self, model: &Model, cycle: usize) -> CycleCounts {
+        let OptimizeConfig { prune, grow, run, .. } = &self.config;
+        let ratios = (prune.pruning_ratio, grow.growth_ratio);
+        let most = budget::prunable(&model.units, prune.units, prune.min_heads);
+        budget::cycle_counts(prune.schedule, &model.units, prune.units, ratios, (cycle, run.num_cycles), most)
+    }
+
+    /// A number that differs from cycle to cycle and depends on nothing but seed and cycle.
+    pub(crate) fn cycle_seed(&self, cycle: usize) -> u64 {
+        let seed = self.config.prune.strategy_seed.unwrap_or(self.config.run.seed);
+        seed.wrapping_add((cycle as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    pub(crate) fn data_options(&self) -> DataOptions {
+        DataOptions { sequence_length: self.sequence_length, read: self.config.read.clone(), seed: self.config.run.seed }
+    }
+
+    pub(crate) fn eval_options(&self) -> EvalOptions<'static> {
+        EvalOptions {
+            batch_size: self.config.learn.batch_size,
+            max_windows: self.config.measure.max_eval_windows,
+            window: self.sequence_length,
+            reduce: &Alone,
+        }
+    }
+
+    /// Scoring of `model` on what is set aside for it.
+    pub(crate) fn score_context<'a>(&self, model: &'a Model, data: &'a RunData, cycle: usize) -> ScoreContext<'a> {
+        let Part { data, range } = &data.calibration;
+        ScoreContext {
+            model,
+            data: Some((data, range)),
+            batch_size: self.config.learn.batch_size,
+            samples: range.len(),
+            seed: self.cycle_seed(cycle),
+            gradient_checkpointing: self.train.gradient_checkpointing,
+            reduce: &Alone,
+        }
+    }
+}
+
+impl SourceOptions {
+    /// Tokens per sequence for this model. A shorter model is not an error of the user's as long as no length was asked for.
+    pub fn length_for(&self, model: &Model) -> usize {
+        self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions))
+    }
+}
+
+/// Makes names of files and models hold wherever the run is continued from.
+fn locate(config: &mut OptimizeConfig, model: &Model) {
+    let absolute = |path: &mut PathBuf| {
+        if let Ok(full) = path.canonicalize() {
+            *path = full;
+        }
+    };
+    let OptimizeConfig { run, data, prune, learn, .. } = config;
+    data.data.iter_mut().chain(&mut data.eval_data).chain(&mut prune.timings).for_each(absolute);
+    // The commit that was read, so that the run can be made again after the repository has moved.
+    if let Some(origin) = model.origin.as_ref().filter(|_| run.model.is_some()) {
+        run.model = Some(origin.clone());
+    }
+    for name in [&mut run.model, &mut learn.teacher] {
+        if let Some(full) = name.as_ref().and_then(|name| Path::new(name).canonicalize().ok()) {
+            *name = Some(full.to_string_lossy().into_owned());
+        }
+    }
+}
+
+/// The share of the teacher's predictions in the loss. Refuses teachers that would teach nothing.
+fn distill_share(config: &OptimizeConfig, model: &Model) -> Result<f64> {
+    let (is_encoder, teacher) = (model.spec.objective == Objective::Encoder, config.learn.teacher.is_some());
+    let share = config.learn.distill.unwrap_or(if teacher && !is_encoder { 0.5 } else { 0.0 });
+    if is_encoder && share > 0.0 {
+        return Err(Error::invalid("a plain encoder learns from its parent's hidden states alone: leave distill out"));
+    }
+    if !is_encoder && teacher && share == 0.0 {
+        return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
+    }
+    Ok(share)
+}
+
+fn train_options(config: &OptimizeConfig, learning_rate: f64) -> TrainOptions {
+    let learn = &config.learn;
+    TrainOptions {
+        epochs: learn.epochs_per_cycle,
+        max_steps: learn.max_steps_per_cycle,
+        learning_rate,
+        gradient_accumulation: learn.gradient_accumulation,
+        lr_schedule: learn.lr_schedule,
+        warmup_steps: learn.warmup_steps,
+        weight_decay: learn.weight_decay,
+        max_gradient_norm: learn.max_gradient_norm,
+        gate_warmup: config.grow.gate_warmup,
+        gradient_checkpointing: learn.gradient_checkpointing,
+    }
+}
