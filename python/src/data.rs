@@ -57,7 +57,7 @@ impl Source {
                     rows.extend(batch);
                 }
                 if rows.is_empty() {
-                    return Err(Error::invalid("the data loader gave no batches"));
+                    return Err(Error::data("the data loader gave no batches"));
                 }
                 Ok(Dataset::from_rows(rows, model.spec.objective, 0))
             }
@@ -142,7 +142,7 @@ impl Reader<'_> {
     }
 
     fn build(&self, (tokens, mask, types): Inputs<'_>, labels: Labels<'_>, number: usize) -> Result<Row> {
-        let refuse = |message: String| Error::invalid(format!("sequence {number} of the data: {message}"));
+        let refuse = |message: String| Error::data(format!("sequence {number} of the data: {message}"));
         let ids: Option<Vec<u32>> = tokens.iter().map(|&t| u32::try_from(t).ok()).collect();
         let ids = ids.ok_or_else(|| refuse("has a negative token id".to_owned()))?;
         if types.is_some() && self.family.types_are_tokens {
@@ -404,11 +404,11 @@ fn loader_data(
     }
     let count = keys.len();
     if let Some(length) = length.filter(|n| *n != count) {
-        return Err(Error::invalid(format!("the data loader says that it has {length} batches, but gave {count}")));
+        return Err(Error::data(format!("the data loader says that it has {length} batches, but gave {count}")));
     }
     let needed = if eval.is_some() { 2 } else { 3 };
     if count < needed {
-        return Err(Error::invalid(format!(
+        return Err(Error::data(format!(
             "the data loader gave {count} batches, but {} need one each: give more or smaller batches",
             if eval.is_some() { "training and calibration" } else { "training, calibration and measurement" }
         )));

@@ -25,8 +25,8 @@ pub fn to_py(error: Error) -> PyErr {
             Err(_) => exception("UpgrayeddError", message),
         },
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
-        Error::Invalid(_) | Error::Device(_) => exception("InvalidValueError", message),
-        Error::BadFile { .. } | Error::Io { .. } | Error::Hub(_) => exception("FileError", message),
+        Error::File { .. } | Error::Io { .. } | Error::Hub(_) => exception("FileError", message),
+        error if error.is_usage() => exception("InvalidValueError", message),
         _ => exception("UpgrayeddError", message),
     }
 }

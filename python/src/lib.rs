@@ -48,9 +48,9 @@ fn strategy_names() -> Vec<&'static str> {
 #[pyfunction]
 fn set_num_threads(count: usize) -> PyResult<()> {
     if count == 0 {
-        return Err(errors::to_py(upgrayedd::Error::invalid("the number of threads is 0: expected at least 1")));
+        return Err(errors::to_py(upgrayedd::Error::out_of_range("the number of threads", count, "at least 1")));
     }
     rayon::ThreadPoolBuilder::new().num_threads(count).build_global().map_err(|_| {
-        errors::to_py(upgrayedd::Error::invalid("the threads have been started already: set their number before any work"))
+        errors::to_py(upgrayedd::Error::malformed("the threads have been started already: set their number before any work"))
     })
 }

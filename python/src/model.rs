@@ -95,7 +95,7 @@ impl Weights for Arrays {
     fn read(&self, name: &str) -> Result<Tensor> {
         let tensor = self.with(name, |a| Ok(Tensor::from_vec(a.shape(), a.as_array().iter().copied().collect())))?;
         match tensor.data().iter().find(|v| !v.is_finite()) {
-            Some(value) => Err(Error::invalid(format!("tensor {name} holds {value}: the weights are damaged"))),
+            Some(value) => Err(Error::malformed(format!("tensor {name} holds {value}: the weights are damaged"))),
             None => Ok(tensor),
         }
     }
@@ -117,7 +117,7 @@ impl Model {
     /// A model of arrays: Hugging Face name → (float32 array, dtype that it stands for).
     #[staticmethod]
     fn from_arrays(py: Python<'_>, config: String, arrays: BTreeMap<String, (Py<PyAny>, String)>) -> PyResult<Self> {
-        let config: Value = serde_json::from_str(&config).map_err(|e| to_py(Error::invalid(format!("config: {e}"))))?;
+        let config: Value = serde_json::from_str(&config).map_err(|e| to_py(Error::malformed(format!("config: {e}"))))?;
         let typed = |(name, (array, dtype)): (String, (Py<PyAny>, String))| Ok((name, (array, dtype.parse::<DType>()?)));
         let arrays = Arrays(arrays.into_iter().map(typed).collect::<Result<_>>().map_err(to_py)?);
         let load = || {
@@ -189,7 +189,7 @@ impl Model {
         let known = self.inner.units.layers().get(layer);
         let Some(known) = known.filter(|known| head < known.total()) else {
             let heads = known.map_or(0, LayerUnits::total);
-            return Err(to_py(Error::invalid(format!("layer {layer} has no head {head}: it had {heads} heads"))));
+            return Err(to_py(Error::malformed(format!("layer {layer} has no head {head}: it had {heads} heads"))));
         };
         Ok(known.kv_group_of(head))
     }
@@ -219,7 +219,7 @@ impl Model {
     fn logits<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let logits = detached(py, || {
             if self.inner.spec.objective == Objective::Encoder {
-                return Err(Error::invalid("a plain encoder has no logits: take its hidden_states"));
+                return Err(Error::unsupported("a plain encoder has no logits: take its hidden_states"));
             }
             let batch = self.unlabelled(&rows)?;
             let logits = self.inner.logits(&batch, &mut Hooks::default())?;
@@ -279,7 +279,7 @@ impl Model {
         if let Some(raised) = observer.raised {
             return Err(raised);
         }
-        serde_json::to_string(&result?).map_err(|e| to_py(Error::invalid(e.to_string())))
+        serde_json::to_string(&result?).map_err(|e| to_py(Error::malformed(e.to_string())))
     }
 
     /// A score by name: per layer the values of the active heads. `limits`: batch size, sequences, seed.

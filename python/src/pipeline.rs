@@ -67,7 +67,7 @@ pub fn read_json<T: serde::de::DeserializeOwned>(options: &str) -> PyResult<T> {
         let message = error.inner().to_string();
         let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
         let option = error.path().iter().next().map(|_| format!("{}: ", error.path())).unwrap_or_default();
-        to_py(Error::invalid(format!("{option}{message}")))
+        to_py(Error::malformed(format!("{option}{message}")))
     })
 }
 
@@ -75,7 +75,7 @@ fn outcome(result: PyResult<Summary>, observer: PyObserver) -> PyResult<String> 
     if let Some(raised) = observer.raised {
         return Err(raised);
     }
-    serde_json::to_string(&result?).map_err(|e| to_py(Error::invalid(e.to_string())))
+    serde_json::to_string(&result?).map_err(|e| to_py(Error::malformed(e.to_string())))
 }
 
 /// Refuses options that are unknown or out of range.
@@ -120,7 +120,7 @@ pub fn optimize(
 #[pyfunction]
 pub fn recorded(py: Python<'_>, path: PathBuf) -> PyResult<(String, Model)> {
     let (record, model) = detached(py, || Pipeline::recorded(&path))?;
-    let json = serde_json::to_string(&record).map_err(|e| to_py(Error::invalid(e.to_string())))?;
+    let json = serde_json::to_string(&record).map_err(|e| to_py(Error::malformed(e.to_string())))?;
     Ok((json, Model::of(model)))
 }
 

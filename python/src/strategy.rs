@@ -42,7 +42,7 @@ impl Default for Params {
 impl Params {
     /// Reads them from JSON. Refuses values out of range.
     fn read(json: &str) -> Result<Self> {
-        let params: Self = serde_json::from_str(json).map_err(|e| Error::invalid(e.to_string()))?;
+        let params: Self = serde_json::from_str(json).map_err(|e| Error::malformed(e.to_string()))?;
         let Self { pruning_ratio, growth_ratio, min_heads, .. } = params;
         PruneOptions { pruning_ratio, min_heads, ..PruneOptions::default() }.check()?;
         GrowOptions { growth_ratio, ..GrowOptions::default() }.check()?;

@@ -24,7 +24,7 @@ use upgrayedd::nn::interrupt::watch;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerUnits, Scores};
-use upgrayedd::{Error, Model};
+use upgrayedd::{Error, Model, OptimizeConfig};
 
 use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
 
@@ -54,7 +54,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
-            progress::say(&format!("error: {error:#}"));
+            progress::say(&format!("error: {}", with_flags(&format!("{error:#}"))));
             match error.downcast_ref::<Error>() {
                 Some(Error::Interrupted) => u8::try_from(128 + SIGNAL.load(Ordering::SeqCst)).unwrap_or(130),
                 Some(error) if error.is_usage() => 2,
@@ -62,6 +62,28 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             }
         }
     }
+}
+
+/// A message of the library with its options as they are on the command line: `pruning_ratio` is `--pruning-ratio`. Names that are words as
+/// well stay as they are.
+fn with_flags(message: &str) -> String {
+    let names = OptimizeConfig::names();
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut text = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(is_name) {
+        let end = rest[start..].find(|c| !is_name(c)).map_or(rest.len(), |length| start + length);
+        let (before, word) = (&rest[..start], &rest[start..end]);
+        text.push_str(before);
+        if word.contains('_') && names.contains(&word) && !before.ends_with(['"', '/', '.', '-']) {
+            text.push_str("--");
+            text.push_str(&word.replace('_', "-"));
+        } else {
+            text.push_str(word);
+        }
+        rest = &rest[end..];
+    }
+    text + rest
 }
 
 /// What clap says before it comes to hints, in a line.
@@ -104,7 +126,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
 /// Sets the size of the thread pool; `None` uses every core.
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if threads == Some(0) {
-        return Err(Error::invalid("threads is 0: expected at least 1").into());
+        return Err(Error::out_of_range("threads", 0, "at least 1").into());
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global().context("cannot start the threads")
 }
@@ -147,7 +169,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
     let reads_data = only.is_none_or(Score::needs_data);
     if args.data.data.is_empty() && reads_data {
-        return Err(Error::invalid("--data is missing: this score reads text (magnitude and random do without)").into());
+        return Err(Error::does_not_fit("--data is missing: this score reads text (magnitude and random do without)").into());
     }
     let mut data = (!args.data.data.is_empty()).then(|| open(&model, &args.data, length)).transpose()?;
     data.iter_mut().for_each(|data| data.spread_over(data.len()));
@@ -208,13 +230,13 @@ fn score_all(
 
 /// Refuses an option that nothing would come of.
 pub(crate) fn refuse_idle(option: &str, idle: bool, needed: &str) -> upgrayedd::Result<()> {
-    if idle { Err(Error::invalid(format!("{option} does nothing without {needed}"))) } else { Ok(()) }
+    if idle { Err(Error::does_not_fit(format!("{option} does nothing without {needed}"))) } else { Ok(()) }
 }
 
 /// Refuses options that are 0.
 fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
     match options.iter().find(|(_, value)| *value == 0) {
-        Some((name, _)) => Err(Error::invalid(format!("--{name} is 0: expected at least 1"))),
+        Some((name, _)) => Err(Error::out_of_range(format!("--{name}"), 0, "at least 1")),
         None => Ok(()),
     }
 }
@@ -230,7 +252,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     }
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
     if args.data.data.is_empty() {
-        return Err(Error::invalid("--data is missing: name the file to measure on").into());
+        return Err(Error::does_not_fit("--data is missing: name the file to measure on").into());
     }
     let data = open(&model, &args.data, length)?;
     let (batch_size, max_windows) = (args.batch_size, args.max_eval_windows);
@@ -313,4 +335,14 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let note = (format.note)(&model);
     progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name, dtype.unwrap_or(model.dtype()).name()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn options_are_said_as_flags() {
+        let said =
+            super::with_flags("pruning_ratio is 2: expected \"seed\" or data/min_heads, with min_heads and attention_samples");
+        assert_eq!(said, "--pruning-ratio is 2: expected \"seed\" or data/min_heads, with --min-heads and attention_samples");
+    }
 }

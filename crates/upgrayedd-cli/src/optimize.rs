@@ -124,7 +124,7 @@ fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
         }
         return Ok(config);
     }
-    OptimizeConfig::from_toml(&text).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
+    OptimizeConfig::from_toml(&text).map_err(|error| Error::does_not_fit(format!("{}: {error}", path.display())))
 }
 
 /// `runs/MODEL-STRATEGY-N` with the first free number.

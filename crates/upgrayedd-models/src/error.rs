@@ -1,5 +1,6 @@
 //! What can go wrong, said so that a user knows where and what to do.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// The result of everything that can fail.
@@ -7,17 +8,47 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of the library. The message is complete: what was wrong, where, and what would be right.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// A parameter, option or argument has no meaning.
+    /// There is nothing of this name.
+    #[error("unknown {kind} {given:?}: expected one of {}{}", known.join(", "), nearest(given, known))]
+    UnknownName {
+        /// What it should be the name of: "strategy", "score".
+        kind: String,
+        /// The name that was given.
+        given: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// A value that an option, a parameter or a key of a file cannot have.
+    #[error("{name} is {value}: expected {expected}")]
+    OutOfRange {
+        /// Of what it is the value.
+        name: String,
+        /// The value as it was given.
+        value: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// Things that are right by themselves, and do not go together: options with each other, or with this model.
     #[error("{0}")]
-    Invalid(String),
-    /// A file or model has contents that cannot be used.
-    #[error("{path}: {message}", path = path.display())]
-    BadFile {
+    DoesNotFit(String),
+    /// Something that exists and that this program does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Texts, tables or batches that cannot be learned from or measured on.
+    #[error("{0}")]
+    Data(String),
+    /// Contents of a file, or of what stands for one, that contradict themselves or the format.
+    #[error("{0}")]
+    Malformed(String),
+    /// A file or folder that cannot be used.
+    #[error("{path}: {problem}", path = path.display())]
+    File {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong with it, and what would be right.
-        message: String,
+        problem: Box<Error>,
     },
     /// The system refused to read or write.
     #[error("{path}: cannot {action}: {reason}", path = path.display())]
@@ -50,20 +81,59 @@ impl From<upgrayedd_nn::Error> for Error {
     fn from(error: upgrayedd_nn::Error) -> Self {
         match error {
             upgrayedd_nn::Error::Interrupted => Self::Interrupted,
-            other => Self::invalid(other.to_string()),
+            other => Self::Unsupported(other.to_string()),
         }
     }
 }
 
 impl Error {
-    /// An [`Error::Invalid`].
-    pub fn invalid(message: impl Into<String>) -> Self {
-        Self::Invalid(message.into())
+    /// An [`Error::UnknownName`].
+    pub fn unknown_name(kind: &str, given: &str, known: &[&str]) -> Self {
+        let known = known.iter().map(|name| (*name).to_owned()).collect();
+        Self::UnknownName { kind: kind.to_owned(), given: given.to_owned(), known }
     }
 
-    /// An [`Error::BadFile`].
+    /// An [`Error::OutOfRange`].
+    pub fn out_of_range(name: impl Display, value: impl Display, expected: impl Display) -> Self {
+        Self::OutOfRange { name: name.to_string(), value: value.to_string(), expected: expected.to_string() }
+    }
+
+    /// An [`Error::DoesNotFit`].
+    pub fn does_not_fit(message: impl Into<String>) -> Self {
+        Self::DoesNotFit(message.into())
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::Unsupported(message.into())
+    }
+
+    /// An [`Error::Data`].
+    pub fn data(message: impl Into<String>) -> Self {
+        Self::Data(message.into())
+    }
+
+    /// An [`Error::Malformed`].
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::Malformed(message.into())
+    }
+
+    /// An [`Error::File`] whose contents are [`Error::Malformed`], or that is not what it should be.
     pub fn bad_file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::BadFile { path: path.as_ref().to_owned(), message: message.into() }
+        Self::Malformed(message.into()).of_file(path)
+    }
+
+    /// The same error as that of a file, unless it says already where it comes from or has no place.
+    pub fn of_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Self::UnknownName { .. }
+            | Self::OutOfRange { .. }
+            | Self::DoesNotFit(_)
+            | Self::Unsupported(_)
+            | Self::Data(_)
+            | Self::Malformed(_) => Self::File { path: path.as_ref().to_owned(), problem: Box::new(self) },
+            other => other,
+        }
     }
 
     /// Wraps an I/O error with the path and what was tried.
@@ -74,20 +144,24 @@ impl Error {
 
     /// Whether the user's request itself was wrong (exit code 2), rather than its execution.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Invalid(_) | Self::Device(_))
+        matches!(
+            self,
+            Self::UnknownName { .. }
+                | Self::OutOfRange { .. }
+                | Self::DoesNotFit(_)
+                | Self::Unsupported(_)
+                | Self::Data(_)
+                | Self::Malformed(_)
+                | Self::Device(_)
+        )
     }
 }
 
-/// `unknown KIND "x": expected one of a, b, c`, with the nearest name suggested.
-pub fn unknown_name(kind: &str, given: &str, known: &[&str]) -> Error {
-    let nearest = known
-        .iter()
-        .map(|k| (strsim::damerau_levenshtein(given, k), k))
-        .min()
-        .filter(|(distance, _)| *distance <= 3)
-        .map(|(_, k)| format!(" (did you mean {k:?}?)"))
-        .unwrap_or_default();
-    Error::invalid(format!("unknown {kind} {given:?}: expected one of {}{nearest}", known.join(", ")))
+/// A suggestion, if a name is near enough to be meant.
+fn nearest(given: &str, known: &[String]) -> String {
+    let distances = known.iter().map(|name| (strsim::damerau_levenshtein(given, name), name));
+    let near = distances.min().filter(|(distance, _)| *distance <= 3);
+    near.map(|(_, name)| format!(" (did you mean {name:?}?)")).unwrap_or_default()
 }
 
 /// An enum of names that a user may write: variants, their names, `ALL`, `name()`, and parsing that says what there is.
@@ -113,7 +187,7 @@ macro_rules! named_enum {
             type Err = $crate::Error;
 
             fn from_str(text: &str) -> $crate::Result<Self> {
-                match text { $($text => Ok(Self::$variant),)+ _ => Err($crate::error::unknown_name($kind, text, Self::ALL)) }
+                match text { $($text => Ok(Self::$variant),)+ _ => Err($crate::Error::unknown_name($kind, text, Self::ALL)) }
             }
         }
     };

@@ -295,7 +295,7 @@ pub(crate) fn check(file: &str, values: &Value, tables: &[Keys], known_elsewhere
         match fate_of(tables, key) {
             Some(Used | Idle(_)) => {}
             Some(Only(allowed, right)) if !among(allowed) => {
-                return Err(Error::invalid(format!(
+                return Err(Error::unsupported(format!(
                     "{file}: {key} is {}, which is not supported: expected {right}",
                     short(value)
                 )));

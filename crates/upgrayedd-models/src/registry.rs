@@ -2,7 +2,6 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use crate::error::unknown_name;
 use crate::{Error, Result};
 
 /// What a registry holds.
@@ -36,13 +35,13 @@ impl<T: Named> Registry<T> {
 
     pub(crate) fn named(&self, name: &str) -> Result<&'static T> {
         let found = self.all().into_iter().find(|item| item.name() == name);
-        found.ok_or_else(|| unknown_name(T::KIND, name, &self.names()))
+        found.ok_or_else(|| Error::unknown_name(T::KIND, name, &self.names()))
     }
 
     pub(crate) fn register(&self, item: &'static T) -> Result<()> {
         let mut more = self.more.write().unwrap_or_else(PoisonError::into_inner);
         if self.own.iter().chain(more.iter()).any(|known| known.name() == item.name()) {
-            return Err(Error::invalid(format!("there is a {} {:?} already", T::KIND, item.name())));
+            return Err(Error::does_not_fit(format!("there is a {} {:?} already", T::KIND, item.name())));
         }
         more.push(item);
         Ok(())

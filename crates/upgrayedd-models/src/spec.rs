@@ -121,7 +121,7 @@ impl ModelSpec {
 
     /// Refuses combinations that no model has.
     pub fn check(&self) -> Result<()> {
-        let refuse = |message: String| Err(Error::invalid(format!("config.json: {message}")));
+        let refuse = |message: String| Err(Error::malformed(format!("config.json: {message}")));
         for layer in &self.layers {
             let LayerSpec { num_heads, num_kv_heads, rope, .. } = *layer;
             if num_heads > 4096 {

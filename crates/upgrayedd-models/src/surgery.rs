@@ -25,7 +25,7 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
         if site == Site::KvGroup {
             let known = model.units.layers().get(layer).filter(|l| index < l.kv_total());
             if known.is_none_or(|l| l.kv_active().contains(&index)) {
-                return Err(Error::invalid(format!(
+                return Err(Error::malformed(format!(
                     "the archive holds key/value head {index} of layer {layer}, which the model still has or never had"
                 )));
             }
@@ -33,13 +33,13 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
         }
         let known = model.units.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));
         let Some(known) = known else {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "the archive holds head {index} of layer {layer}, which the model still has or never had"
             )));
         };
         let group = known.kv_group_of(index);
         if known.kv_active().binary_search(&group).is_err() && !archive.contains(Unit::kv_group(layer, group)) {
-            return Err(Error::invalid(format!("key/value head {group} of layer {layer} is not in the archive")));
+            return Err(Error::malformed(format!("key/value head {group} of layer {layer} is not in the archive")));
         }
     }
     Ok(())
@@ -56,14 +56,14 @@ fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Res
             _ => vec![width],
         };
         if slices.get(&weight.role).is_none_or(|s| s.shape() != want) {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "the archive's {} of a head in layer {layer} is missing or not shaped {want:?}",
                 weight.role
             )));
         }
     }
     match slices.keys().find(|role| !owned.iter().any(|id| model.weight(*id).role == **role)) {
-        Some(role) => Err(Error::invalid(format!("the archive holds {role} of a head in layer {layer}, which has none"))),
+        Some(role) => Err(Error::malformed(format!("the archive holds {role} of a head in layer {layer}, which has none"))),
         None => Ok(()),
     }
 }
@@ -208,7 +208,7 @@ pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Sel
     for (&LayerSite { layer, .. }, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
             let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
             )));
         }

@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use upgrayedd_nn::optim::Lanes;
 
-use crate::error::unknown_name;
 use crate::spec::{ModelSpec, Norm, Objective};
 use crate::units::{Site, UnitMap};
 use crate::{Error, Result};
@@ -137,7 +136,7 @@ impl FromStr for Role {
         };
         let part = Part::ALL.iter().find(|(_, known)| *known == front).map(|(part, _)| *part);
         let role = part.map(|part| Self { part, kind }).filter(|role| role.to_string() == name);
-        role.ok_or_else(|| unknown_name("weight", name, &Part::ALL.map(|(_, name)| name)))
+        role.ok_or_else(|| Error::unknown_name("weight", name, &Part::ALL.map(|(_, name)| name)))
     }
 }
 

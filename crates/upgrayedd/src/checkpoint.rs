@@ -120,7 +120,7 @@ pub fn save<S: Serialize>(
         });
         let units = model.units.record(&model.layer_names());
         let file = StateFile { format_version: FORMAT, units, lanes: lanes.collect(), events_bytes, state };
-        let json = serde_json::to_vec(&file).map_err(|e| Error::invalid(e.to_string()))?;
+        let json = serde_json::to_vec(&file).map_err(|e| Error::malformed(e.to_string()))?;
         write_file(&dir.join(STATE_FILE), &json)?;
         let mut sums = String::new();
         for name in [WEIGHTS_FILE, BEST_FILE, ARCHIVE_FILE, OPTIMIZER_FILE, STATE_FILE] {

@@ -39,7 +39,7 @@ pub fn evaluate(
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
     if model.spec.objective == Objective::Encoder && model.reference().is_none() {
-        return Err(Error::invalid(
+        return Err(Error::does_not_fit(
             "this is a plain encoder, with no objective of its own: name a reference, the model whose hidden states it is to agree with",
         ));
     }
@@ -86,7 +86,7 @@ pub fn evaluate(
     let [sum, tokens, right, sequences] = sums;
     let (tokens, sequences) = (tokens as u64, sequences as usize);
     if tokens == 0 {
-        return Err(Error::invalid("the data to measure on has nothing to predict"));
+        return Err(Error::data("the data to measure on has nothing to predict"));
     }
     let loss = sum / tokens as f64;
     if !loss.is_finite() {

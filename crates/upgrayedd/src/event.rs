@@ -217,10 +217,10 @@ pub(crate) fn units_named(model: &Model, named: &Map<String, Value>) -> Result<S
     for (site, layers) in named {
         let site: Site = site.parse()?;
         let layers: BTreeMap<String, Vec<usize>> =
-            BTreeMap::deserialize(layers).map_err(|e| Error::invalid(format!("{}: {e}", site.name())))?;
+            BTreeMap::deserialize(layers).map_err(|e| Error::malformed(format!("{}: {e}", site.name())))?;
         for (name, units) in layers {
             let layer = names.iter().position(|known| *known == name);
-            let layer = layer.ok_or_else(|| Error::invalid(format!("{name} is no layer of this model")))?;
+            let layer = layer.ok_or_else(|| Error::malformed(format!("{name} is no layer of this model")))?;
             selection.insert(LayerSite { layer, site }, units);
         }
     }

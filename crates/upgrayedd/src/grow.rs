@@ -32,7 +32,7 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
 /// Refuses a plain encoder without a reference: nothing says what it should do better.
 pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     if context.model.spec.objective == Objective::Encoder && context.model.reference().is_none() {
-        return Err(Error::invalid(
+        return Err(Error::does_not_fit(
             "a plain encoder has gains only against a reference, the model whose hidden states it is to keep",
         ));
     }
@@ -78,11 +78,14 @@ pub fn choose(heads: &UnitMap, gains: &Gains, counts: &BTreeMap<usize, usize>, s
     let candidates = candidates(heads, gains, site);
     for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
         if layer >= heads.layers().len() {
-            return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", heads.layers().len())));
+            return Err(Error::does_not_fit(format!(
+                "layer {layer} does not exist: the model has {} layers",
+                heads.layers().len()
+            )));
         }
         let there = gains.keys().filter(|id| id.layer == layer).count();
         if count > there {
-            return Err(Error::invalid(format!("{count} heads are to grow in layer {layer}, which has {there} to restore")));
+            return Err(Error::does_not_fit(format!("{count} heads are to grow in layer {layer}, which has {there} to restore")));
         }
         let mut picked: Vec<usize> = Vec::new();
         for (_, _, unit) in candidates.iter().filter(|c| c.1 == layer) {

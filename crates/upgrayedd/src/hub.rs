@@ -53,12 +53,12 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
     let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
     let parts: Vec<&str> = id.split('/').collect();
     if parts.len() > 2 || !parts.iter().all(|p| plain(p)) {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "{name}: no such folder, and not a Hub id either (expected a folder, OWNER/NAME or OWNER/NAME@REVISION)"
         )));
     }
     if let Some(revision) = revision.filter(|r| !r.split('/').all(plain)) {
-        return Err(Error::invalid(format!("{name}: {revision:?} is no revision: expected a branch, a tag or a commit")));
+        return Err(Error::malformed(format!("{name}: {revision:?} is no revision: expected a branch, a tag or a commit")));
     }
     let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.unwrap_or("main").to_owned());
     let cache = Cache::from_env();

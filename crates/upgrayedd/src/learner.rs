@@ -106,7 +106,7 @@ impl Learner {
             let origin = origin_of_non_finite(&self.model, grads, batches)?;
             return Err(Error::NotFinite(format!(
                 "the training loss is {loss} and the gradient norm {norm}; first not finite: {origin}: \
-                 lower --learning-rate or look for damaged data"
+                 lower learning_rate or look for damaged data"
             )));
         }
         self.apply(grads, step.norm, update);

@@ -62,4 +62,4 @@ pub use upgrayedd_models::{
 };
 pub use upgrayedd_nn as nn;
 
-use upgrayedd_models::{error, named_enum, options};
+use upgrayedd_models::{named_enum, options};

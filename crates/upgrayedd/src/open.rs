@@ -65,10 +65,9 @@ fn resolve(name: &str) -> Result<Fetched> {
         return match (is_model_folder(path), is_model_folder(&result)) {
             (true, _) => Ok(Fetched { dir: path.to_owned(), origin: None }),
             (false, true) => Ok(Fetched { dir: result, origin: None }),
-            (false, false) if path.join("run.toml").is_file() => Err(Error::bad_file(
-                path,
-                format!("is a run folder without a result yet: finish it with `upgrayedd resume {name}`"),
-            )),
+            (false, false) if path.join("run.toml").is_file() => {
+                Err(Error::bad_file(path, "is a run folder without a result yet: resume it first"))
+            }
             _ => Err(Error::bad_file(path, "is not a model folder: it has no config.json")),
         };
     }

@@ -56,7 +56,7 @@ impl<'a> Prices<'a> {
             (Currency::Latency, Some(timings)) => {
                 Count::Seconds(timings.rest, timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect())
             }
-            (Currency::Latency, None) => return Err(Error::invalid("a budget in latency needs timings of the layers")),
+            (Currency::Latency, None) => return Err(Error::does_not_fit("a budget in latency needs timings of the layers")),
         };
         Ok(Self { model, length, count })
     }
@@ -113,18 +113,18 @@ impl Timings {
         let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
         let is_table = |times: &AttentionTimes| times.seconds.iter().all(is_time) && times.seconds.is_sorted();
         if !is_time(&self.rest) || !self.attention.iter().all(is_table) {
-            return Err(Error::invalid("timings: expected seconds, of attention none less than the one before"));
+            return Err(Error::does_not_fit("timings: expected seconds, of attention none less than the one before"));
         }
         let restorable = model.archive.restorable(&model.units);
         let table = |(layer, gone): (usize, &usize)| {
             let name = model.layer_name(layer);
             let found = self.attention.iter().find(|times| times.layers.contains(&name));
             let seconds = found.map(|times| times.seconds.as_slice());
-            let seconds = seconds.ok_or_else(|| Error::invalid(format!("timings: {name} has none")))?;
+            let seconds = seconds.ok_or_else(|| Error::does_not_fit(format!("timings: {name} has none")))?;
             let need = model.units.layers()[layer].active().len() + gone + 1;
             if seconds.len() < need {
                 let have = seconds.len();
-                return Err(Error::invalid(format!(
+                return Err(Error::does_not_fit(format!(
                     "timings: {name} has {have} times: expected {need}, for 0 to {} heads",
                     need - 1
                 )));

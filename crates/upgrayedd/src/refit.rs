@@ -43,11 +43,11 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 /// Nothing changes if it is stopped or refused: for fewer than two batches, one to fit on and one to judge by.
 pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Vec<LayerRefit>> {
     if batches.len() < 2 {
-        return Err(Error::invalid("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
+        return Err(Error::does_not_fit("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
     let shape = |m: &Model| (m.family.model_type, m.spec.num_layers(), m.spec.hidden_size, m.spec.vocab_size);
     if shape(model) != shape(parent) {
-        return Err(Error::invalid(
+        return Err(Error::does_not_fit(
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }

@@ -91,21 +91,21 @@ impl RunDir {
     /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
     /// A model that was given in memory leaves its weights there too, a data loader the sequences that are not learned from.
     pub fn create(path: &Path, run: &RunRecord, model: &Model, keep_weights: bool, set_aside: Option<&SetAside>) -> Result<Self> {
-        let text = toml::to_string_pretty(run).map_err(|e| Error::invalid(format!("cannot write the configuration: {e}")))?;
+        let text = toml::to_string_pretty(run).map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
             write_file(&dir.join(EVENTS_FILE), b"")?;
             for sub in ["base", "checkpoints"] {
                 std::fs::create_dir(dir.join(sub)).map_err(Error::io(dir, "write"))?;
             }
-            let config = serde_json::to_string_pretty(&model.config).map_err(|e| Error::invalid(e.to_string()))?;
+            let config = serde_json::to_string_pretty(&model.config).map_err(|e| Error::malformed(e.to_string()))?;
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
             if keep_weights {
                 write_weights(model, &dir.join("base"))?;
                 model.archive.save(&dir.join("base").join(ARCHIVE_FILE), &model.layer_names())?;
             }
             if let Some(set_aside) = set_aside {
-                let json = serde_json::to_vec(set_aside).map_err(|e| Error::invalid(e.to_string()))?;
+                let json = serde_json::to_vec(set_aside).map_err(|e| Error::malformed(e.to_string()))?;
                 write_file(&dir.join("base").join(SET_ASIDE_FILE), &json)?;
             }
             write_companions(model, &dir.join("base"))
@@ -157,7 +157,7 @@ impl RunDir {
     /// Appends an event.
     pub fn write_event(&mut self, event: &Event) -> Result<()> {
         let path = self.path.join(EVENTS_FILE);
-        let mut line = serde_json::to_vec(event).map_err(|e| Error::invalid(e.to_string()))?;
+        let mut line = serde_json::to_vec(event).map_err(|e| Error::malformed(e.to_string()))?;
         line.push(b'\n');
         self.events.write_all(&line).map_err(Error::io(path, "write"))
     }
@@ -241,7 +241,7 @@ impl RunDir {
         }
         self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
         model.archive.save(&self.path.join(ARCHIVE_FILE), &model.layer_names())?;
-        let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::invalid(e.to_string()))?;
+        let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::malformed(e.to_string()))?;
         let path = self.path.join("summary.json");
         let beside = self.path.join(format!("{PARTIAL}summary.json"));
         write_file(&beside, &json)?;

@@ -146,7 +146,7 @@ pub fn learn(
             let _ = one_step(place, &rest, taken)?;
         }
         if taken == 0 {
-            return Err(Error::invalid(format!("epoch {} of the training data has no batches", place.epoch + 1)));
+            return Err(Error::data(format!("epoch {} of the training data has no batches", place.epoch + 1)));
         }
         (place.epoch, place.batch) = (place.epoch + 1, 0);
     }

@@ -93,7 +93,7 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     assert_eq!(loss(&b, &model, "more.csv", &bare), right);
     let said =
         notes(&b, &[&["evaluate", "--model", &model, "--data", "more.csv", "--sequence-length", "16"], &bare[..]].concat());
-    assert!(said.iter().any(|note| note.contains("4 records") && note.contains("--columns")), "{said:?}");
+    assert!(said.iter().any(|note| note.contains("4 records") && note.contains("columns names")), "{said:?}");
 
     let rows =
         "{\"text\": null, \"label\": 1}\n{\"text\": \"bad\", \"label\": -1}\n{\"text\": \"gruesome awful ugly\", \"label\": 0}\n";
@@ -112,11 +112,11 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     refused("{\"text\": \"bad\", \"label\": 0.5}\n", "jsonl", &[], &["line 1", "0.5", "0 to 2"]);
     refused("{\"text\": \"bad\", \"label\": \"awful\"}\n", "jsonl", &[], &["awful", "poor"]);
     refused("text,label\nbad\n", "csv", &[], &["line 2", "1 columns", "2"]);
-    refused("bad,0\n", "csv", &[], &["--columns", "bad, 0"]);
+    refused("bad,0\n", "csv", &[], &["name all columns", "bad, 0"]);
     refused("bad,0\n", "csv", &["--columns", "text,text"], &["text", "twice"]);
     fs::write(b.path("tabs.csv"), "a, b\t0\n").unwrap();
     let tabs = ["evaluate", "--model", &model, "--data", "tabs.csv", "--columns", "text,label,id"];
-    b.refused(1, &["line 1", "--delimiter tab"], &tabs);
+    b.refused(1, &["line 1", "delimiter tab"], &tabs);
     refused("{}", "jsonl", &["--delimiter", ","], &["--delimiter", ".tsv and .csv"]);
     named["label2id"] = json!({ "0": 2, "1": 1, "2": 0 });
     fs::write(&config, named.to_string()).unwrap();
@@ -179,9 +179,9 @@ fn the_family_option_contradicts_nothing() {
         change(&mut edited);
         fs::write(&config, edited.to_string()).unwrap();
     };
-    b.refused(1, &["model_type", "llama", "--family gpt2"], &["inspect", "model", "--family", "gpt2"]);
+    b.refused(1, &["model_type", "llama", "family gpt2"], &["inspect", "model", "--family", "gpt2"]);
     edit(&|c| c["architectures"] = json!(["OurOwnForCausalLM"]));
-    b.refused(1, &["OurOwnForCausalLM", "--family llama"], &["inspect", "model"]);
+    b.refused(1, &["OurOwnForCausalLM", "family llama"], &["inspect", "model"]);
     assert_eq!(b.json(&["inspect", "model", "--family", "llama"])["objective"], "causal-lm");
     edit(&|c| {
         c.as_object_mut().unwrap().remove("model_type");

@@ -30,24 +30,24 @@ fn data_that_cannot_be_used() {
     b.refused(1, &["fake.parquet", "Parquet"], &optimize("model", "fake.parquet", &[]));
     b.refused(2, &["--eval-data", "same contents"], &optimize("model", "text.txt", &["--eval-data", "text.txt"]));
     fs::copy(b.path("text.txt"), b.path("copy.txt")).unwrap();
-    b.refused(2, &["same contents", "--data"], &optimize("model", "text.txt", &["--data", "copy.txt"]));
-    b.refused(2, &["--data"], &["optimize", "--model", "model"]);
-    b.refused(2, &["--model"], &["optimize", "--data", "text.txt"]);
+    b.refused(2, &["two files to learn from", "same contents"], &optimize("model", "text.txt", &["--data", "copy.txt"]));
+    b.refused(2, &["no data"], &["optimize", "--model", "model"]);
+    b.refused(2, &["data without a model"], &["optimize", "--data", "text.txt"]);
 }
 
 #[test]
 fn parameters_out_of_range() {
     let b = bench();
     for (flag, value, words) in [
-        ("--pruning-ratio", "1.0", ["pruning_ratio", "less than 1"]),
-        ("--pruning-ratio", "-0.1", ["pruning_ratio", "-0.1"]),
-        ("--growth-ratio", "1.5", ["growth_ratio", "0 to 1"]),
-        ("--min-heads", "0", ["min_heads", "at least 1"]),
-        ("--min-heads", "9", ["min_heads is 9", "8 heads"]),
-        ("--num-cycles", "0", ["num_cycles", "more than 0"]),
-        ("--learning-rate", "-1", ["learning_rate", "more than 0"]),
-        ("--learning-rate", "nan", ["learning_rate", "NaN"]),
-        ("--batch-size", "0", ["batch_size", "more than 0"]),
+        ("--pruning-ratio", "1.0", ["--pruning-ratio", "less than 1"]),
+        ("--pruning-ratio", "-0.1", ["--pruning-ratio", "-0.1"]),
+        ("--growth-ratio", "1.5", ["--growth-ratio", "0 to 1"]),
+        ("--min-heads", "0", ["--min-heads", "at least 1"]),
+        ("--min-heads", "9", ["--min-heads is 9", "8 heads"]),
+        ("--num-cycles", "0", ["--num-cycles", "more than 0"]),
+        ("--learning-rate", "-1", ["--learning-rate", "more than 0"]),
+        ("--learning-rate", "nan", ["--learning-rate", "NaN"]),
+        ("--batch-size", "0", ["--batch-size", "more than 0"]),
         ("--sequence-length", "9999", ["sequence length", "256"]),
         ("--strategy", "entrpy", ["random, entropy, magnitude", "did you mean \"entropy\"?"]),
         ("--strategy-option", "calibration_sample=1", ["calibration_sample", "calibration_samples"]),
@@ -57,8 +57,8 @@ fn parameters_out_of_range() {
         ("--device", "cuda", ["cuda", "cpu"]),
         ("--device", "tpu", ["tpu", "auto, cpu, cuda"]),
         ("--dtype", "int8", ["dtype", "float16"]),
-        ("--max-loss-increase", "-1", ["max_loss_increase", "0 or more"]),
-        ("--batch-size", "18446744073709551615", ["batch_size", "at most"]),
+        ("--max-loss-increase", "-1", ["--max-loss-increase", "0 or more"]),
+        ("--batch-size", "18446744073709551615", ["--batch-size", "at most"]),
         ("--threads", "0", ["threads", "more than 0"]),
     ] {
         let mut arguments = vec!["optimize", "--model", "model", "--data", "text.txt", "--out", "run", flag, value];
@@ -179,7 +179,7 @@ fn a_config_without_model_type() {
 fn places_that_cannot_be_written() {
     let b = bench();
     fs::create_dir(b.path("run")).unwrap();
-    b.refused(1, &["run", "already exists", "--out"], &optimize("model", "text.txt", &[]));
+    b.refused(1, &["run", "already exists", "another place"], &optimize("model", "text.txt", &[]));
     b.refused(1, &["already exists"], &["export", "--model", "model", "--format", "hf", "--out", "model"]);
     b.refused(1, &["cannot"], &["export", "--model", "model", "--format", "hf", "--out", "/proc/nowhere/model"]);
     fs::remove_dir(b.path("run")).unwrap();

@@ -67,7 +67,7 @@ fn a_signal_saves_what_has_been_learned() {
         assert_eq!(child.wait().unwrap().code(), Some(code));
         assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
         assert!(!run.join("model").exists());
-        b.refused(1, &["upgrayedd resume"], &["inspect", name]);
+        b.refused(1, &["resume it first"], &["inspect", name]);
         let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).max().unwrap();
         let saved = newest.to_string_lossy().split_once("-step-").map(|(_, step)| step.parse::<usize>().unwrap());
         assert!(saved.is_some_and(|step| step >= at % steps), "{newest:?}");

@@ -91,7 +91,7 @@ impl Dataset {
     /// Reads files for the model's objective. Text is tokenised once and cached.
     pub fn open(files: &[PathBuf], model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
         if files.is_empty() {
-            return Err(Error::invalid("no data files given"));
+            return Err(Error::data("no data files given"));
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
             if let Objective::Classifier { labels } = model.spec.objective {
@@ -99,7 +99,7 @@ impl Dataset {
                 return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
             }
             if let Some(field) = &options.read.text_pair_field {
-                return Err(Error::invalid(format!(
+                return Err(Error::does_not_fit(format!(
                     "the second text in {field:?} is for classifiers: a {} model learns from one text",
                     model.spec.objective.name()
                 )));
@@ -116,7 +116,7 @@ impl Dataset {
         options: &DataOptions,
     ) -> Result<Self> {
         if let Objective::Classifier { .. } = model.spec.objective {
-            return Err(Error::invalid("a classifier learns from labelled examples, not from plain text"));
+            return Err(Error::data("a classifier learns from labelled examples, not from plain text"));
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
             windows(TokenStore::from_documents(texts, tokenizer, options, in_stream)?, options, room)
@@ -156,7 +156,7 @@ impl Dataset {
         let (prefix, suffix) = (frame(tokenizer.prefix()), frame(tokenizer.suffix()));
         let room = options.sequence_length.saturating_sub(prefix.len() + suffix.len());
         if room < 2 {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "sequence length {} leaves no room for text: expected at least {}",
                 options.sequence_length,
                 options.sequence_length - room + 2
@@ -169,7 +169,7 @@ impl Dataset {
         let largest = prefix.iter().chain(&suffix).copied().chain(source.largest_token()).max().unwrap_or(0);
         if largest as usize >= model.spec.vocab_size {
             let text = tokenizer.token(largest).map(|t| format!(" ({t:?})")).unwrap_or_default();
-            return Err(Error::invalid(format!(
+            return Err(Error::data(format!(
                 "the data has the token {largest}{text}, but the model's vocabulary ends at {}: the tokenizer is not the model's, \
                  the text holds a token that was added without resizing the model, or the token cache is damaged (delete it)",
                 model.spec.vocab_size - 1
@@ -264,9 +264,9 @@ impl Dataset {
         let count = self.len();
         let needed = if eval.is_some() { 2 } else { 3 };
         if count < needed {
-            return Err(Error::invalid(format!(
+            return Err(Error::data(format!(
                 "the data gives {count} sequences, but training, calibration and measurement need one each: \
-                 give more text or a shorter --sequence-length"
+                 give more text or a shorter sequence_length"
             )));
         }
         let tenth = (count / 10).max(1);
@@ -298,8 +298,8 @@ pub fn many_unknown(tokenizer: &Tokenizer, (all, unknown): (usize, usize)) -> Op
 impl Windows {
     fn over(store: &TokenStore, documents: Documents, room: usize) -> Result<Self> {
         let too_short = |have: usize| {
-            Error::invalid(format!(
-                "the data has {have} tokens, less than one window of {room}: give more text or a shorter --sequence-length"
+            Error::data(format!(
+                "the data has {have} tokens, less than one window of {room}: give more text or a shorter sequence_length"
             ))
         };
         match documents {
@@ -328,7 +328,7 @@ impl Windows {
 pub fn check_length(model: &Model, length: usize) -> Result<()> {
     let limit = model.spec.max_positions;
     if length > limit || length < 2 {
-        return Err(Error::invalid(format!("sequence length is {length}: the model takes 2 to {limit}")));
+        return Err(Error::does_not_fit(format!("sequence length is {length}: the model takes 2 to {limit}")));
     }
     Ok(())
 }

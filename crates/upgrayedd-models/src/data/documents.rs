@@ -47,10 +47,7 @@ pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMu
         return Ok(skipped);
     }
     if options.read.delimiter.is_some() || options.read.columns.is_some() {
-        return Err(Error::invalid(format!(
-            "--delimiter and --columns are for .tsv and .csv files: {} has no columns",
-            path.display()
-        )));
+        return Err(Error::data(format!("delimiter and columns are for .tsv and .csv files: {} has no columns", path.display())));
     }
     match options.read.documents {
         Documents::Packed => {
@@ -93,7 +90,7 @@ impl Piece {
         let before = tokenizer.encode(&self.context)?;
         let mut tokens = tokenizer.encode(&format!("{}{}", self.context, self.text))?;
         if !tokens.starts_with(&before) {
-            return Err(Error::invalid(
+            return Err(Error::data(
                 "the tokenizer cannot take this text in parts: split it into documents of at most a megabyte (.jsonl)",
             ));
         }

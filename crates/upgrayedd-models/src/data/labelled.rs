@@ -135,10 +135,9 @@ impl Classes {
                 }
                 Ok(())
             }
-            None => Err(Error::invalid(format!(
-                "config.json: {key} gives {name:?} a class that is none of 0 to {}",
-                count.max(1) - 1
-            ))),
+            None => {
+                Err(Error::data(format!("config.json: {key} gives {name:?} a class that is none of 0 to {}", count.max(1) - 1)))
+            }
         };
         if count > 1 {
             for (name, class) in config["label2id"].as_object().into_iter().flatten() {

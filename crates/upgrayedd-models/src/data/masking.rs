@@ -26,7 +26,7 @@ impl Masking {
         let mask = tokenizer
             .mask()
             .filter(|&mask| (mask as usize) < vocabulary)
-            .ok_or_else(|| Error::invalid("the tokenizer has no mask token, which a masked language model learns with"))?;
+            .ok_or_else(|| Error::does_not_fit("the tokenizer has no mask token, which a masked language model learns with"))?;
         let vocabulary = tokenizer.vocab_size().min(vocabulary) as u32;
         Ok(Self { mask, special: tokenizer.special_ids(), vocabulary, seed })
     }

@@ -53,7 +53,7 @@ pub fn delimiter(name: &str) -> Result<char> {
     match (name, characters.next(), characters.next()) {
         ("tab" | "\\t", ..) => Ok('\t'),
         (_, Some(one), None) if !['"', '\n', '\r'].contains(&one) => Ok(one),
-        _ => Err(Error::invalid(format!("delimiter {name:?}: expected one character, such as , or ;, or tab"))),
+        _ => Err(Error::data(format!("delimiter {name:?}: expected one character, such as , or ;, or tab"))),
     }
 }
 

@@ -45,7 +45,7 @@ impl Skipped {
         let records = |n: usize| if n == 1 { "1 record of the data".to_owned() } else { format!("{n} records of the data") };
         let (text, more) = (self.without_text, self.with_more);
         let text = (text > 0).then(|| format!("not read, for want of a text: {}", records(text)));
-        let more = (more > 0).then(|| format!("cells beyond those that --columns names are not read: in {}", records(more)));
+        let more = (more > 0).then(|| format!("cells beyond those that columns names are not read: in {}", records(more)));
         text.into_iter().chain(more).collect()
     }
 }
@@ -77,12 +77,11 @@ impl Wanted<'_> {
             None => TEXT_FIELDS.iter().find_map(|field| find(field)),
         };
         let named = options.read.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
-        let text = text.ok_or_else(|| missing("field", named, "--text-field"))?;
-        let second = |field: &String| find(field).ok_or_else(|| missing("second text field", field, "--text-pair-field"));
+        let text = text.ok_or_else(|| missing("field", named, "text_field"))?;
+        let second = |field: &String| find(field).ok_or_else(|| missing("second text field", field, "text_pair_field"));
         let pair = options.read.text_pair_field.as_ref().map(second).transpose()?;
         let field = &options.read.label_field;
-        let label =
-            self.labelled.then(|| find(field).ok_or_else(|| missing("label field", field, "--label-field"))).transpose()?;
+        let label = self.labelled.then(|| find(field).ok_or_else(|| missing("label field", field, "label_field"))).transpose()?;
         Ok(Places { text, pair, label })
     }
 }

@@ -23,14 +23,13 @@ pub(super) fn for_each_record(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMu
         interrupt::check()?;
         f(record)
     };
-    let of_tables =
-        [("--delimiter", wanted.options.read.delimiter.is_some()), ("--columns", wanted.options.read.columns.is_some())];
+    let of_tables = [("delimiter", wanted.options.read.delimiter.is_some()), ("columns", wanted.options.read.columns.is_some())];
     match kind.as_str() {
         "tsv" | "csv" => return table::for_each_row(path, &read_all(path)?, kind == "csv", wanted, f),
         _ => {}
     }
     if let Some((option, _)) = of_tables.into_iter().find(|(_, given)| *given) {
-        return Err(Error::invalid(format!("{option} is for .tsv and .csv files: {} has fields by name", path.display())));
+        return Err(Error::data(format!("{option} is for .tsv and .csv files: {} has fields by name", path.display())));
     }
     if kind == "jsonl" { json_lines(path, wanted, f) } else { parquet_rows(path, wanted, f) }
 }

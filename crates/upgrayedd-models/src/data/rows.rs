@@ -68,7 +68,7 @@ impl Row {
 
     /// Refuses what the model cannot take; `number` is the row's, for the message.
     pub fn check(&self, spec: &ModelSpec, number: usize) -> Result<()> {
-        let refuse = |message: String| Err(Error::invalid(format!("sequence {number} of the data: {message}")));
+        let refuse = |message: String| Err(Error::data(format!("sequence {number} of the data: {message}")));
         let length = self.tokens.len();
         if length == 0 || length > spec.max_positions {
             return refuse(format!("has {length} tokens: the model takes 1 to {}", spec.max_positions));

@@ -129,13 +129,13 @@ impl RunData {
 fn check_disjoint(data: &Dataset, eval: Option<&Dataset>) -> Result<()> {
     let repeated = data.file_hashes.iter().enumerate().any(|(i, hash)| data.file_hashes[..i].contains(hash));
     if repeated {
-        return Err(Error::invalid(
-            "two files of --data have the same contents: name each text once, or some of it would be learned from and measured on",
+        return Err(Error::data(
+            "two files to learn from have the same contents: name each text once, or some of it would be learned from and measured on",
         ));
     }
     match eval.and_then(|eval| eval.file_hashes.iter().find(|hash| data.file_hashes.contains(hash))) {
-        Some(_) => Err(Error::invalid(
-            "--eval-data has the same contents as a file of --data: measure on text that is not learned from, or leave --eval-data out",
+        Some(_) => Err(Error::data(
+            "the file to measure on has the same contents as one to learn from: measure on text that is not learned from, or leave eval_data out",
         )),
         None => Ok(()),
     }

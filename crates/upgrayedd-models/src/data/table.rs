@@ -33,15 +33,15 @@ pub(super) fn for_each_row(
     if let Some((_, twice)) =
         names.iter().enumerate().find(|(at, name)| options.read.columns.is_some() && names[..*at].contains(name))
     {
-        return Err(Error::invalid(format!("--columns has {twice:?} twice: expected a name of its own for each column")));
+        return Err(Error::data(format!("columns has {twice:?} twice: expected a name of its own for each column")));
     }
     (rows.columns, rows.named) = (Some(names.len()), options.read.columns.is_none());
-    let what = if options.read.columns.is_some() { " in --columns" } else { " in its first line" };
+    let what = if options.read.columns.is_some() { " in columns" } else { " in its first line" };
     let places = wanted.places(&names, what).map_err(|e| {
         let hint = match names[..] {
-            [one] if one.contains([',', ';', '\t', '|']) => ", say with --delimiter what stands between the cells",
+            [one] if one.contains([',', ';', '\t', '|']) => ", say as delimiter what stands between the cells",
             _ if options.read.columns.is_some() => "",
-            _ => ", or name all columns with --columns if there is no header",
+            _ => ", or name all columns, as columns, if there is no header",
         };
         Error::bad_file(path, format!("{e}{hint}"))
     })?;
@@ -49,10 +49,10 @@ pub(super) fn for_each_row(
     for (number, cells) in rows {
         let (count, expected) = (cells.len(), names.len());
         if count < expected || count > expected && options.read.columns.is_none() {
-            let what = if options.read.columns.is_some() { "--columns" } else { "the header" };
+            let what = if options.read.columns.is_some() { "columns" } else { "the header" };
             let by_tabs = delimiter == ',' && options.read.delimiter.is_none() && cells.iter().any(|cell| cell.contains('\t'));
             let hint = if by_tabs {
-                "--delimiter tab reads cells that tabs part"
+                "delimiter tab reads cells that tabs part"
             } else {
                 "a cell with a delimiter in it stands in quotes"
             };

@@ -56,7 +56,7 @@ pub fn cache_dir() -> Result<PathBuf> {
     set("UPGRAYEDD_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("upgrayedd")))
         .or_else(|| set("HOME").map(|d| d.join(".cache/upgrayedd")))
-        .ok_or_else(|| Error::invalid("no place for the token cache: set UPGRAYEDD_CACHE to a writable folder"))
+        .ok_or_else(|| Error::malformed("no place for the token cache: set UPGRAYEDD_CACHE to a writable folder"))
 }
 
 impl TokenStore {
@@ -83,7 +83,7 @@ impl TokenStore {
         let path = dir.join(format!("{}.tok", blake3::hash(recipe.as_bytes()).to_hex()));
         if !path.is_file() {
             let no_place = |e| {
-                Error::invalid(format!(
+                Error::malformed(format!(
                     "{}: cannot create the token cache: {e}; set UPGRAYEDD_CACHE to a writable folder",
                     dir.display()
                 ))
@@ -122,7 +122,7 @@ impl TokenStore {
         out.extend_from_slice(bytemuck::cast_slice(&ends));
         out[..HEADER].copy_from_slice(bytemuck::cast_slice(&header));
         let hash = hasher.finalize().to_hex().to_string();
-        Self::parse(Bytes::Owned(out), vec![hash]).ok_or_else(|| Error::invalid("no text to learn from"))
+        Self::parse(Bytes::Owned(out), vec![hash]).ok_or_else(|| Error::data("no text to learn from"))
     }
 
     fn parse(map: Bytes, file_hashes: Vec<String>) -> Option<Self> {

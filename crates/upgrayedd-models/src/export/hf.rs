@@ -43,7 +43,7 @@ pub static HF_DENSE: Format = Format {
 fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result<()> {
     let pruned = model.units.num_pruned() > 0 && !dense;
     let config = config_json(model, pruned, dtype.unwrap_or(model.dtype()));
-    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::malformed(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
     if pruned {
         write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.as_bytes())?;
@@ -75,7 +75,7 @@ pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
     tensors.iter_mut().filter(|(name, ..)| is_wide(name)).for_each(|(_, _, dtype)| *dtype = DType::F32);
     let widened = model.params.ids().filter(|id| wide.contains(model.weight(*id).hf_name.as_str()));
     let own: BTreeMap<&str, DType> = widened.map(|id| (model.params.name(id), model.dtype_of(id))).collect();
-    let own = serde_json::to_string(&own).map_err(|e| Error::invalid(e.to_string()))?;
+    let own = serde_json::to_string(&own).map_err(|e| Error::malformed(e.to_string()))?;
     write_tensors(tensors, dir, [(OWN_DTYPES.to_owned(), own)].into())
 }
 

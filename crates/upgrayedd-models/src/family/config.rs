@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use crate::error::unknown_name;
 use crate::spec::Objective;
 use crate::{Error, Result};
 
@@ -30,7 +29,7 @@ impl<'a> Config<'a> {
     }
 
     fn wrong(key: &str, value: &Value, expected: &str) -> Error {
-        Error::invalid(format!("config.json: {key} is {value}: expected {expected}"))
+        Error::out_of_range(format!("config.json: {key}"), value, expected)
     }
 
     /// A whole number of sane size; `default` stands in for a missing key.
@@ -107,7 +106,7 @@ impl<'a> Config<'a> {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => Ok(GeluTanh),
             "silu" | "swish" => Ok(Silu),
             "relu" => Ok(Relu),
-            other => Err(unknown_name(
+            other => Err(Error::unknown_name(
                 &format!("{key} in config.json"),
                 other,
                 &["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"],
@@ -119,10 +118,10 @@ impl<'a> Config<'a> {
     pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         let layers = self.size(key, default)?;
         if layers > MOST_LAYERS {
-            return Err(Error::invalid(format!("config.json: {key} is {layers}: at most {MOST_LAYERS} are supported")));
+            return Err(Error::unsupported(format!("config.json: {key} is {layers}: at most {MOST_LAYERS} are supported")));
         }
         match self.get("layer_types").and_then(Value::as_array) {
-            Some(types) if types.len() != layers => Err(Error::invalid(format!(
+            Some(types) if types.len() != layers => Err(Error::malformed(format!(
                 "config.json: layer_types has {} layers, but {key} is {layers}: expected as many",
                 types.len()
             ))),
@@ -133,7 +132,9 @@ impl<'a> Config<'a> {
     /// Columns per head, where all heads together are as wide as the model.
     pub fn share_of(&self, hidden_size: usize, num_heads: usize) -> Result<usize> {
         if !hidden_size.is_multiple_of(num_heads) {
-            return Err(Error::invalid(format!("config.json: hidden size {hidden_size} is not a multiple of {num_heads} heads")));
+            return Err(Error::malformed(format!(
+                "config.json: hidden size {hidden_size} is not a multiple of {num_heads} heads"
+            )));
         }
         Ok(hidden_size / num_heads)
     }
@@ -155,7 +156,7 @@ impl<'a> Config<'a> {
                 // Two labels need not be named.
                 let labels = match (named, number) {
                     (Some(named), Some(number)) if named != number => {
-                        return Err(Error::invalid(format!(
+                        return Err(Error::malformed(format!(
                             "config.json: num_labels is {number}, but id2label names {named}: expected as many"
                         )));
                     }
@@ -163,7 +164,7 @@ impl<'a> Config<'a> {
                 };
                 let kind = if labels == 1 { "regression" } else { "single_label_classification" };
                 if let Some(other) = self.text("problem_type")?.filter(|k| *k != kind) {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::unsupported(format!(
                         "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?}"
                     )));
                 }

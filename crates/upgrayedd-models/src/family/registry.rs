@@ -50,7 +50,7 @@ pub fn recognise(
     wanted: Option<&str>,
 ) -> Result<(&'static Family, ModelSpec, Vec<String>)> {
     if !config.is_object() {
-        return Err(Error::invalid("config.json: expected an object of keys and values"));
+        return Err(Error::malformed("config.json: expected an object of keys and values"));
     }
     let family = family_of(config, tensor_names, wanted)?;
     let tables = [family.keys, keys::COMMON];
@@ -64,7 +64,7 @@ pub fn recognise(
 /// The first architecture, if config.json names any.
 fn architecture(config: &Value) -> Result<Option<&str>> {
     let refuse = |what: &str, value: &Value| {
-        Error::invalid(format!("config.json: architectures {what} {value}: expected names of classes"))
+        Error::malformed(format!("config.json: architectures {what} {value}: expected names of classes"))
     };
     match config.get("architectures") {
         None | Some(Value::Null) => Ok(None),
@@ -83,29 +83,29 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
     let said = match config.get("model_type") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.as_str()),
-        Some(other) => return Err(Error::invalid(format!("config.json: model_type is {other}: expected one of {supported}"))),
+        Some(other) => return Err(Error::out_of_range("config.json: model_type", other, format!("one of {supported}"))),
     };
     if let Some(name) = said {
         if let Some(wanted) = wanted.filter(|wanted| *wanted != name) {
-            return Err(Error::invalid(format!("config.json says model_type {name:?}, so --family {wanted} cannot be right")));
+            return Err(Error::does_not_fit(format!("config.json says model_type {name:?}, so family {wanted} cannot be right")));
         }
         return all().into_iter().find(|f| f.model_type == name).ok_or_else(|| {
-            Error::invalid(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
+            Error::unsupported(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
         });
     }
     let architecture = architecture(config)?;
     let by_architecture = all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
     let told = by_architecture.or_else(|| all().into_iter().find(|f| has(tensor_names, f.marker)));
     match (wanted, told) {
-        (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::invalid(format!(
-            "the architecture or the tensors are those of a {} model, so --family {wanted} cannot be right",
+        (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::does_not_fit(format!(
+            "the architecture or the tensors are those of a {} model, so family {wanted} cannot be right",
             told.model_type
         ))),
         (Some(wanted), _) => named(wanted),
         (None, Some(told)) => Ok(told),
-        (None, None) => Err(Error::invalid(format!(
+        (None, None) => Err(Error::malformed(format!(
             "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
-             say which with --family ({supported})"
+             say which as family ({supported})"
         ))),
     }
 }
@@ -122,9 +122,9 @@ fn task_of(family: &'static Family, config: &Value, tensor_names: &[String], wan
         None if wanted.is_some() => Ok(from_tensors()),
         None => {
             let known: Vec<&str> = family.architectures.iter().map(|a| a.class).collect();
-            Err(Error::invalid(format!(
+            Err(Error::unsupported(format!(
                 "config.json: architecture {name:?} is not supported: expected one of {}; if it computes what one of them does, \
-                 --family {} reads it as what its tensors say",
+                 family {} reads it as what its tensors say",
                 known.join(", "),
                 family.model_type
             )))

@@ -19,7 +19,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     };
     let inner = Config::new(parameters.unwrap_or(&Value::Null), &[]);
     if let Some((key, _)) = parameters.and_then(Value::as_object).and_then(|p| p.iter().find(|(_, v)| v.is_object())) {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "config.json: the rope parameters under {key:?} are for one kind of layers only: expected one set for all layers"
         )));
     }
@@ -29,7 +29,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
             Some(_) => place.number("partial_rotary_factor", None)?,
         };
         if share != 1.0 {
-            return Err(Error::invalid(format!(
+            return Err(Error::unsupported(format!(
                 "config.json: partial_rotary_factor is {share}: only heads that are rotated as a whole (1.0) are supported"
             )));
         }
@@ -40,15 +40,15 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     };
     let kind = match (inner.get("rope_type"), inner.get("type")) {
         (None, None) => "default",
-        (Some(value), _) | (None, Some(value)) => value
-            .as_str()
-            .ok_or_else(|| Error::invalid(format!("config.json: the rope type is {value}: expected {}", KINDS.join(", "))))?,
+        (Some(value), _) | (None, Some(value)) => {
+            value.as_str().ok_or_else(|| Error::out_of_range("config.json: the rope type", value, KINDS.join(", ")))?
+        }
     };
     let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
     let needed = |key: &str| {
         inner.number(key, None).map_err(|_| {
             let value = inner.get(key).unwrap_or(&Value::Null);
-            Error::invalid(format!("config.json: rope type {kind:?} needs {key}, a positive number, which is {value}"))
+            Error::malformed(format!("config.json: rope type {kind:?} needs {key}, a positive number, which is {value}"))
         })
     };
     let scaled: Vec<f64> = match kind {
@@ -79,7 +79,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
                 .collect()
         }
         other => {
-            return Err(Error::invalid(format!(
+            return Err(Error::unsupported(format!(
                 "config.json: rope type {other:?} is not supported: expected {}",
                 KINDS.join(", ")
             )));
@@ -88,6 +88,6 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     let frequencies: Vec<f32> = scaled.into_iter().map(|f| f as f32).collect();
     match frequencies.iter().all(|f| f.is_finite()) {
         true => Ok(frequencies),
-        false => Err(Error::invalid("config.json: the rope parameters make frequencies that are not finite")),
+        false => Err(Error::malformed("config.json: the rope parameters make frequencies that are not finite")),
     }
 }

@@ -17,7 +17,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Refuses a target that exists, or whose parent cannot take it. Writes nothing that stays.
 pub fn check_new(out: &Path) -> Result<()> {
     if out.symlink_metadata().is_ok() {
-        return Err(Error::bad_file(out, "already exists: choose another --out or remove it first"));
+        return Err(Error::bad_file(out, "already exists: choose another place or remove it first"));
     }
     let mut nearest = parent_of(out);
     while !nearest.exists() {

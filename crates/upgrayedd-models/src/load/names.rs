@@ -21,7 +21,7 @@ impl Names {
         if let Some(name) =
             stored.iter().find(|n| ["base_layer", "lora_A", "lora_B"].iter().any(|p| n.split('.').any(|part| part == *p)))
         {
-            return Err(Error::invalid(format!(
+            return Err(Error::unsupported(format!(
                 "holds the tensor {name} of an adapter (PEFT) that is not merged: merge it with merge_and_unload() and save the model"
             )));
         }
@@ -45,7 +45,9 @@ impl Names {
 
     fn insert(&mut self, name: String, stored: String) -> Result<()> {
         match self.stored.insert(name.clone(), stored.clone()) {
-            Some(other) => Err(Error::invalid(format!("the tensors {other} and {stored} are both {name}: expected one of them"))),
+            Some(other) => {
+                Err(Error::malformed(format!("the tensors {other} and {stored} are both {name}: expected one of them")))
+            }
             None => Ok(()),
         }
     }
@@ -59,7 +61,7 @@ impl Names {
             [] => return Ok(self),
             [front] => front,
             [one, other, ..] => {
-                return Err(Error::invalid(format!(
+                return Err(Error::unsupported(format!(
                     "holds several models, with tensors under {one:?} and {other:?}: expected one {} model",
                     family.model_type
                 )));
@@ -106,7 +108,7 @@ impl Names {
             [] => Ok(None),
             [one] => Ok(Some(one)),
             [one, other, ..] => {
-                Err(Error::invalid(format!("the tensors {one} and {other} are both {name}: expected one of them")))
+                Err(Error::malformed(format!("the tensors {one} and {other} are both {name}: expected one of them")))
             }
         }
     }

@@ -32,10 +32,7 @@ impl Model {
         }
         let config = read_config(dir)?;
         let folder = TensorFolder::open(dir)?;
-        let mut model = Self::from_weights(config, &folder, options).map_err(|e| match e {
-            Error::Invalid(message) => Error::bad_file(dir, message),
-            other => other,
-        })?;
+        let mut model = Self::from_weights(config, &folder, options).map_err(|error| error.of_file(dir))?;
         model.notices.extend(folder.notes);
         model.companions = Companions::Folder(dir.to_owned());
         Ok(model)
@@ -75,7 +72,7 @@ impl Model {
                 }
                 None if weight.optional => {}
                 None => {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::malformed(format!(
                         "the weight {} is missing: weights and config.json do not belong together, or the file is not complete",
                         weight.hf_name
                     )));
@@ -116,7 +113,7 @@ fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &d
             Ok(Head { compared: spec.tied_head.then(|| head.to_owned()), embedding: None })
         }
         (true, Some(head), None) => Ok(Head { embedding: Some(head.to_owned()), compared: None }),
-        (false, None, Some(_)) => Err(Error::invalid(format!(
+        (false, None, Some(_)) => Err(Error::malformed(format!(
             "the weight {head} is missing: if the output projection is the embedding, config.json has to say {TIED}: true"
         ))),
         _ => Ok(Head::default()),
@@ -131,7 +128,7 @@ fn check_second_names(family: &Family, spec: &ModelSpec, names: &Names) -> Resul
     }
     for (own, other) in family.other_names {
         if names.find_as(other, family)?.is_none() {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "the weight {other} is missing: where config.json says {TIED}: false, {own} does not stand for it, as in transformers 5"
             )));
         }
@@ -147,7 +144,7 @@ fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSe
     let unread = names.unread(|stored| read.contains(stored));
     let unread: Vec<&str> = unread.filter(|name| !family.is_buffer(name) && !second(name)).collect();
     if let Some(name) = unread.iter().find(|name| family.is_layer_weight(name)) {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "holds the weight {name}, which a {} model as config.json describes it does not have: it would compute something else without it",
             family.model_type
         )));
@@ -182,19 +179,19 @@ fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Resul
     };
     let version = &ours["format_version"];
     if version.as_u64() != Some(FORMAT) {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "config.json: {CONFIG_KEY}.format_version is {version}: this program reads version {FORMAT}"
         )));
     }
     let layers: Vec<String> = (0..spec.num_layers()).map(family.module).collect();
     let units = spec.full_units().with_record(&ours["units"], &layers);
-    units.map_err(|e| Error::invalid(format!("config.json: {CONFIG_KEY}.units: {e}")))
+    units.map_err(|e| Error::malformed(format!("config.json: {CONFIG_KEY}.units: {e}")))
 }
 
 /// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
 fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
     let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
-        Error::invalid(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
+        Error::malformed(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
     })?;
     let mut heads = spec.full_units();
     heads.remove(&heads_by_layer(pruned), 1)?;
@@ -207,7 +204,7 @@ fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &Un
     let stored = stored_shape(&weight.layout, &want);
     let found = weights.shape(name)?;
     if found != stored {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "tensor {name} has shape {found:?}, but config.json asks for {stored:?}: weights and config do not belong together"
         )));
     }

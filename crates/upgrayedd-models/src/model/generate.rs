@@ -67,25 +67,27 @@ impl Model {
 
     fn check_generation(&self, prompt: &[u32], options: &GenerateOptions) -> Result<()> {
         if self.spec.objective != Objective::CausalLm {
-            return Err(Error::invalid(format!(
+            return Err(Error::unsupported(format!(
                 "a {} model does not generate text: expected a causal language model",
                 self.spec.objective.name()
             )));
         }
         if prompt.is_empty() {
-            return Err(Error::invalid("the prompt is empty and the tokenizer adds no start token: give at least one token"));
+            return Err(Error::does_not_fit(
+                "the prompt is empty and the tokenizer adds no start token: give at least one token",
+            ));
         }
         if let Some(token) = prompt.iter().find(|&&t| t as usize >= self.spec.vocab_size) {
-            return Err(Error::invalid(format!("token {token} is not below the vocabulary size {}", self.spec.vocab_size)));
+            return Err(Error::does_not_fit(format!("token {token} is not below the vocabulary size {}", self.spec.vocab_size)));
         }
         if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
-            return Err(Error::invalid(format!("temperature is {}: expected 0 or more", options.temperature)));
+            return Err(Error::out_of_range("temperature", options.temperature, "0 or more"));
         }
         if !(options.top_p > 0.0 && options.top_p <= 1.0) {
-            return Err(Error::invalid(format!("top_p is {}: expected more than 0 and at most 1", options.top_p)));
+            return Err(Error::out_of_range("top_p", options.top_p, "more than 0 and at most 1"));
         }
         if prompt.len().saturating_add(options.max_new_tokens) > self.spec.max_positions {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "{} prompt tokens and {} new ones exceed the model's {} positions: lower max-new-tokens",
                 prompt.len(),
                 options.max_new_tokens,

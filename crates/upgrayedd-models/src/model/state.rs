@@ -108,9 +108,10 @@ impl Model {
         for id in params.ids() {
             let (name, shape) = (params.name(id), params.get(id).shape());
             let weight = rows.remove(name);
-            let weight = weight.ok_or_else(|| Error::invalid(format!("a {} model has no weight {name}", family.model_type)))?;
+            let weight =
+                weight.ok_or_else(|| Error::does_not_fit(format!("a {} model has no weight {name}", family.model_type)))?;
             if weight.shape(&units) != shape {
-                return Err(Error::invalid(format!(
+                return Err(Error::does_not_fit(format!(
                     "the weight {name} has shape {shape:?}: expected {:?}",
                     weight.shape(&units)
                 )));
@@ -119,10 +120,10 @@ impl Model {
             table.push(weight);
         }
         if let Some(name) = rows.iter().find(|(_, weight)| !weight.optional).map(|(name, _)| name) {
-            return Err(Error::invalid(format!("the weight {name} is missing")));
+            return Err(Error::does_not_fit(format!("the weight {name} is missing")));
         }
         if !ids.contains_key(&(None, Role { part: Part::Tokens, kind: Kind::Weight })) {
-            return Err(Error::invalid(format!("a {} model has no token embeddings", family.model_type)));
+            return Err(Error::does_not_fit(format!("a {} model has no token embeddings", family.model_type)));
         }
         let find = |layer: usize, part: Part| {
             let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
@@ -130,7 +131,7 @@ impl Model {
         };
         let must = |layer, part: Part| {
             let found = find(layer, part);
-            found.ok_or_else(|| Error::invalid(format!("a {} model's layer {layer} has no {part:?}", family.model_type)))
+            found.ok_or_else(|| Error::does_not_fit(format!("a {} model's layer {layer} has no {part:?}", family.model_type)))
         };
         let layers = (0..spec.num_layers())
             .map(|i| {
@@ -196,9 +197,9 @@ impl Model {
             Companions::Folder(dir) => Tokenizer::load(dir, &self.config),
             Companions::Memory(files) => match files.iter().find(|(name, _)| *name == "tokenizer.json") {
                 Some((_, json)) => Tokenizer::from_json(json, &Value::Null),
-                None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
+                None => Err(Error::does_not_fit("the model came without a tokenizer: text needs one")),
             },
-            Companions::None => Err(Error::invalid("the model came without a tokenizer: text needs one")),
+            Companions::None => Err(Error::does_not_fit("the model came without a tokenizer: text needs one")),
         }
     }
 
@@ -212,20 +213,20 @@ impl Model {
     /// Refuses models with an objective of their own, and references of another width or vocabulary.
     pub fn set_reference(&mut self, reference: Arc<Self>) -> Result<()> {
         if self.spec.objective != Objective::Encoder {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "a reference is for plain encoders: this {} model has an objective of its own",
                 self.spec.objective.name()
             )));
         }
         let shape = |m: &Self| (m.family.model_type, m.spec.objective, m.spec.hidden_size, m.spec.vocab_size);
         if shape(self) != shape(&reference) {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "the reference is no encoder of this kind: expected a {} encoder of width {} and {} tokens",
                 self.family.model_type, self.spec.hidden_size, self.spec.vocab_size
             )));
         }
         if let Err(reason) = self.check_same_tokens(&reference) {
-            return Err(Error::invalid(format!("the reference cannot be compared with: {reason}")));
+            return Err(Error::does_not_fit(format!("the reference cannot be compared with: {reason}")));
         }
         self.reference = Some(reference);
         Ok(())
@@ -261,7 +262,9 @@ impl Model {
         let files = [("config.json", &self.config), ("generation_config.json", &settings)];
         let mut tokens = Vec::new();
         for (file, values) in files {
-            tokens.extend(end_tokens(&values["eos_token_id"]).map_err(|e| Error::invalid(format!("{file}: eos_token_id {e}")))?);
+            tokens.extend(
+                end_tokens(&values["eos_token_id"]).map_err(|e| Error::does_not_fit(format!("{file}: eos_token_id {e}")))?,
+            );
         }
         tokens.extend(tokenizer.eos());
         tokens.sort_unstable();
@@ -395,11 +398,11 @@ impl Model {
     /// Refuses another number of them, and units other than heads, which have none.
     pub fn set_gates(&mut self, place: LayerSite, gates: Vec<f32>) -> Result<()> {
         if place.site != Site::Head {
-            return Err(Error::invalid(format!("{} have no gates: expected heads", place.site.name())));
+            return Err(Error::unsupported(format!("{} have no gates: expected heads", place.site.name())));
         }
         let there = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
         if gates.len() != there {
-            return Err(Error::invalid(format!("layer {} has {there} heads, not {} to be gated", place.layer, gates.len())));
+            return Err(Error::does_not_fit(format!("layer {} has {there} heads, not {} to be gated", place.layer, gates.len())));
         }
         self.gates.insert(place, Tensor::from_vec(&[there], gates));
         self.touch();

@@ -138,7 +138,7 @@ impl Class {
             // Llama 3 and its like name this class, which would not be able to read their bytes.
             "LlamaTokenizer" if byte_level => Ok(Self::Backend),
             "LlamaTokenizer" => Ok(Self::Llama),
-            other if UNKNOWN_HERE.contains(&other) => Err(Error::invalid(format!(
+            other if UNKNOWN_HERE.contains(&other) => Err(Error::malformed(format!(
                 "tokenizer_class {named} (of tokenizer_config.json or config.json) builds a tokenizer of its own in transformers, which this program does \
                  not: expected BertTokenizer, GPT2Tokenizer, LlamaTokenizer, or PreTrainedTokenizerFast, which takes tokenizer.json as it is"
             ))),
@@ -283,7 +283,7 @@ fn optional_flag(options: &Map<String, Value>, key: &str) -> Result<Option<bool>
     match options.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(value)) => Ok(Some(*value)),
-        Some(value) => Err(Error::invalid(format!("tokenizer_config.json: {key} is {value}: expected true or false"))),
+        Some(value) => Err(Error::out_of_range(format!("tokenizer_config.json: {key}"), value, "true or false")),
     }
 }
 

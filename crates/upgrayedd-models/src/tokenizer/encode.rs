@@ -50,7 +50,7 @@ impl Tokenizer {
 
     fn new(made: Made, model_config: &Value) -> Result<Self> {
         let Made { inner, special, unknown, types, cuts_left, notices } = made;
-        let bad = |e: String| Error::invalid(format!("tokenizer: {e}"));
+        let bad = |e: String| Error::malformed(format!("tokenizer: {e}"));
         let largest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         if largest >= LARGEST_ID {
             return Err(bad(format!("has the token id {largest}: expected ids below {LARGEST_ID}")));
@@ -82,8 +82,8 @@ impl Tokenizer {
 
     /// Tokens of a text, without the special tokens that frame a sequence.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = foreign(|| self.inner.encode_fast(text, false))
-            .map_err(|e| Error::invalid(format!("cannot tokenise the text: {e}")))?;
+        let encoding =
+            foreign(|| self.inner.encode_fast(text, false)).map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -102,7 +102,7 @@ impl Tokenizer {
             let whole = if tokens.is_empty() { tokens } else { [&self.prefix[..], &tokens, &self.suffix].concat() };
             return Ok((whole, None));
         };
-        let bad = |e: String| Error::invalid(format!("cannot tokenise the pair of texts: {e}"));
+        let bad = |e: String| Error::data(format!("cannot tokenise the pair of texts: {e}"));
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         let room = limit.saturating_sub(added);
         if room < 2 {
@@ -126,12 +126,12 @@ impl Tokenizer {
 
     /// Text of tokens; special tokens are left out.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        foreign(|| self.inner.decode(tokens, true)).map_err(|e| Error::invalid(format!("cannot decode tokens: {e}")))
+        foreign(|| self.inner.decode(tokens, true)).map_err(|e| Error::data(format!("cannot decode tokens: {e}")))
     }
 
     /// The text of a tokenizer.json that makes the same tokenizer.
     pub fn to_json(&self) -> Result<String> {
-        foreign(|| self.inner.to_string(false)).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
+        foreign(|| self.inner.to_string(false)).map_err(|e| Error::malformed(format!("tokenizer: {e}")))
     }
 
     /// A tokenizer_config.json that goes with [`Self::to_json`]: the tokenizer is what that file says, in whatever model's folder.

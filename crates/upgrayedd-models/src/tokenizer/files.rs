@@ -38,10 +38,7 @@ pub(super) fn make(dir: &Path, model_config: &Value) -> Result<Made> {
     let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
     let map = read_optional_json(&dir.join("special_tokens_map.json"))?;
     let added = read_optional_json(&dir.join("added_tokens.json"))?;
-    let in_folder = |e: Error| match e {
-        Error::Invalid(message) => Error::bad_file(dir, message),
-        other => other,
-    };
+    let in_folder = |error: Error| error.of_file(dir);
     let named = class_name(&config, model_config).map_err(in_folder)?;
     let vocabulary = match read_optional_json(&dir.join("tokenizer.json"))? {
         Value::Null => vocabulary(dir, named, model_config)?,
@@ -52,7 +49,7 @@ pub(super) fn make(dir: &Path, model_config: &Value) -> Result<Made> {
 
 /// Makes the tokenizer of a tokenizer.json alone.
 pub(super) fn from_json(json: &str) -> Result<Made> {
-    let value = serde_json::from_str(json).map_err(|e| Error::invalid(format!("tokenizer.json is not valid JSON: {e}")))?;
+    let value = serde_json::from_str(json).map_err(|e| Error::malformed(format!("tokenizer.json is not valid JSON: {e}")))?;
     build(Vocabulary::Json(value), [&Value::Null; 3], (None, &Value::Null))
 }
 
@@ -62,7 +59,7 @@ fn class_name<'v>(config: &'v Value, model_config: &'v Value) -> Result<Option<&
     match named {
         None => Ok(None),
         Some(Value::String(name)) => Ok(Some(name)),
-        Some(other) => Err(Error::invalid(format!("tokenizer_class is {other}: expected the name of a class"))),
+        Some(other) => Err(Error::out_of_range("tokenizer_class", other, "the name of a class")),
     }
 }
 
@@ -138,7 +135,7 @@ fn build(
     let mut options = match config {
         Value::Null => Map::new(),
         Value::Object(options) => options.clone(),
-        other => return Err(Error::invalid(format!("tokenizer_config.json is {other}: expected an object"))),
+        other => return Err(Error::out_of_range("tokenizer_config.json", other, "an object")),
     };
     let special_token = |key: &str| key.ends_with("_token");
     let mut notices = keys::check("tokenizer_config.json", config, &[keys::TOKENIZER], special_token)?;
@@ -152,7 +149,7 @@ fn build(
             let kind = kind_of(&json["model"]);
             if class.model_kind().is_some_and(|wanted| wanted != kind) {
                 if let Some(named) = named {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::malformed(format!(
                         "tokenizer_config.json: tokenizer_class {named} takes a {} vocabulary, but tokenizer.json has a {kind}: \
                          expected PreTrainedTokenizerFast, which takes tokenizer.json as it is",
                         class.model_kind().unwrap_or_default()
@@ -206,7 +203,7 @@ fn build(
         (None | Some(Value::Null), stored) => stored == Some("Left"),
         (Some(side), _) if side == "left" || side == "right" => side == "left",
         (Some(side), _) => {
-            return Err(Error::invalid(format!("tokenizer_config.json: truncation_side is {side}: expected left or right")));
+            return Err(Error::out_of_range("tokenizer_config.json: truncation_side", side, "left or right"));
         }
     };
     // Limits stored for some other use must not cut the user's text.
@@ -219,11 +216,11 @@ fn build(
     let text = whole.to_string();
     let mut inner: HfTokenizer = foreign(|| text.parse()).map_err(|e| {
         let what = if json.is_null() { "the vocabulary's files are" } else { "tokenizer.json is" };
-        Error::invalid(format!("{what} not a valid tokenizer: {e}"))
+        Error::malformed(format!("{what} not a valid tokenizer: {e}"))
     })?;
     inner.set_encode_special_tokens(flag(&options, "split_special_tokens", false)?);
     let tokens = special.all.clone();
-    foreign(|| inner.add_tokens(tokens)).map_err(|e| Error::invalid(format!("added tokens: {e}")))?;
+    foreign(|| inner.add_tokens(tokens)).map_err(|e| Error::malformed(format!("added tokens: {e}")))?;
     frame(&mut inner, class, &options, &special)?;
     Ok(Made { inner, special, unknown, types, cuts_left, notices })
 }
@@ -243,12 +240,12 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
     let processor = if class == Class::Bert {
         let (cls, sep) = (special.named("cls_token"), special.named("sep_token"));
         let (Some(cls), Some(sep)) = (cls, sep) else {
-            return Err(Error::invalid(
+            return Err(Error::malformed(
                 "tokenizer_config.json: cls_token or sep_token is null: a BertTokenizer frames texts with them",
             ));
         };
         if let Some(token) = [cls, sep].into_iter().find(|token| token.contains(' ')) {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "tokenizer_config.json: cls_token or sep_token is {token:?}: a BertTokenizer cannot frame texts with several words"
             )));
         }
@@ -274,7 +271,7 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
         return Ok(());
     };
     let processor: tokenizers::PostProcessorWrapper =
-        serde_json::from_value(processor).map_err(|e| Error::invalid(format!("the tokens that frame a text: {e}")))?;
+        serde_json::from_value(processor).map_err(|e| Error::malformed(format!("the tokens that frame a text: {e}")))?;
     inner.with_post_processor(Some(processor));
     Ok(())
 }
@@ -292,9 +289,7 @@ fn gives_types(options: &Map<String, Value>, class: Class) -> Result<bool> {
     match options.get("model_input_names") {
         None => Ok(class.gives_types()),
         Some(Value::Array(names)) => Ok(names.iter().any(|name| name == "token_type_ids")),
-        Some(other) => {
-            Err(Error::invalid(format!("tokenizer_config.json: model_input_names is {other}: expected a list of names")))
-        }
+        Some(other) => Err(Error::out_of_range("tokenizer_config.json: model_input_names", other, "a list of names")),
     }
 }
 

@@ -15,7 +15,7 @@ const MOST_GROWTH: usize = 1 << 12;
 /// Refuses a tokenizer.json whose steps would make far more of a text than it is.
 pub(super) fn check_growth(json: &Value) -> Result<()> {
     if growth(&json["normalizer"]).saturating_mul(growth(&json["pre_tokenizer"])) > MOST_GROWTH {
-        return Err(Error::invalid(format!(
+        return Err(Error::malformed(format!(
             "tokenizer.json makes more than {MOST_GROWTH} bytes of one: its replacements would fill the memory"
         )));
     }

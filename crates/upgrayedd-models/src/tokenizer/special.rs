@@ -165,7 +165,7 @@ impl Keys {
             if let Some(token) =
                 value.as_array().into_iter().flatten().find(|token| is_described(token) || token.get("special").is_some())
             {
-                return Err(Error::invalid(format!(
+                return Err(Error::malformed(format!(
                     "special_tokens_map.json: {key}: {token} is no token: expected text, or an object without __type and special"
                 )));
             }
@@ -188,7 +188,7 @@ impl Keys {
     /// A token as it may be written where it stands: only special_tokens_map.json describes tokens without saying that it does.
     fn checked<'v>(&self, key: &str, value: &'v Value) -> Result<&'v Value> {
         if value.is_object() && !is_described(value) && !self.from_map.contains(key) {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "tokenizer_config.json: {key}: {value} is no token: expected text, or an object with \"__type\": \"AddedToken\""
             )));
         }
@@ -286,5 +286,5 @@ fn bad(place: &str, value: &Value) -> Error {
     } else {
         format!("tokenizer_config.json or special_tokens_map.json: {place}")
     };
-    Error::invalid(format!("{place}: {value} is no token: expected text, or an object with its content"))
+    Error::malformed(format!("{place}: {value} is no token: expected text, or an object with its content"))
 }

@@ -91,12 +91,12 @@ impl UnitMap {
     /// With just the given heads, one list a layer.
     pub fn with_active(mut self, active: Vec<Vec<usize>>) -> Result<Self> {
         if active.len() != self.layers.len() {
-            return Err(Error::invalid(format!("heads of {} layers are listed, of {}", active.len(), self.layers.len())));
+            return Err(Error::malformed(format!("heads of {} layers are listed, of {}", active.len(), self.layers.len())));
         }
         for (index, (layer, active)) in self.layers.iter_mut().zip(active).enumerate() {
             let ascending = active.windows(2).all(|w| w[0] < w[1]);
             if active.is_empty() || !ascending || active.iter().any(|&h| h >= layer.total) {
-                return Err(Error::invalid(format!(
+                return Err(Error::malformed(format!(
                     "layer {index} lists the heads {active:?}: expected ascending indices below {}, at least one",
                     layer.total
                 )));
@@ -115,21 +115,21 @@ impl UnitMap {
 
     /// With just what a record names.
     pub fn with_record(self, record: &Value, layers: &[String]) -> Result<Self> {
-        let kinds = record.as_object().ok_or_else(|| Error::invalid("expected an object of units by kind"))?;
+        let kinds = record.as_object().ok_or_else(|| Error::malformed("expected an object of units by kind"))?;
         if let Some(kind) = kinds.keys().find(|kind| *kind != Site::Head.name()) {
-            return Err(Error::invalid(format!("{kind}: this program removes heads only")));
+            return Err(Error::unsupported(format!("{kind}: this program removes heads only")));
         }
         let heads = record[Site::Head.name()].as_object();
-        let heads = heads.ok_or_else(|| Error::invalid("heads: expected lists of indices by module path"))?;
+        let heads = heads.ok_or_else(|| Error::malformed("heads: expected lists of indices by module path"))?;
         if let Some(path) = heads.keys().find(|path| !layers.contains(path)) {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "heads: {path} is no layer: expected {}, …",
                 layers.first().map_or("", String::as_str)
             )));
         }
         let active = |path: &String| {
-            let listed = heads.get(path).ok_or_else(|| Error::invalid(format!("heads: {path} is missing")))?;
-            Vec::deserialize(listed).map_err(|e| Error::invalid(format!("heads: {path}: {e}")))
+            let listed = heads.get(path).ok_or_else(|| Error::malformed(format!("heads: {path} is missing")))?;
+            Vec::deserialize(listed).map_err(|e| Error::malformed(format!("heads: {path}: {e}")))
         };
         self.with_active(layers.iter().map(active).collect::<Result<_>>()?)
     }
@@ -171,7 +171,7 @@ impl UnitMap {
         for (&LayerSite { layer, .. }, heads) in selection {
             let left = self.layers[layer].active.len() - heads.len();
             if left < min_heads.max(1) && !heads.is_empty() {
-                return Err(Error::invalid(format!(
+                return Err(Error::malformed(format!(
                     "pruning heads {heads:?} would leave layer {layer} with {left} of its {} heads: at least {} must stay",
                     self.layers[layer].active.len(),
                     min_heads.max(1)
@@ -198,10 +198,13 @@ impl UnitMap {
     fn check(&self, selection: &Selection, expect_active: bool) -> Result<()> {
         for (&LayerSite { layer, site }, heads) in selection {
             if site != Site::Head {
-                return Err(Error::invalid(format!("{} of layer {layer} cannot be removed: expected heads", site.name())));
+                return Err(Error::unsupported(format!("{} of layer {layer} cannot be removed: expected heads", site.name())));
             }
             let Some(known) = self.layers.get(layer) else {
-                return Err(Error::invalid(format!("layer {layer} does not exist: the model has {} layers", self.layers.len())));
+                return Err(Error::does_not_fit(format!(
+                    "layer {layer} does not exist: the model has {} layers",
+                    self.layers.len()
+                )));
             };
             for (i, &head) in heads.iter().enumerate() {
                 let problem = if head >= known.total {
@@ -215,7 +218,7 @@ impl UnitMap {
                 } else {
                     continue;
                 };
-                return Err(Error::invalid(format!("head {head} of layer {layer} {problem}")));
+                return Err(Error::does_not_fit(format!("head {head} of layer {layer} {problem}")));
             }
         }
         Ok(())

@@ -74,7 +74,7 @@ impl Scores {
             let name = site.name();
             if scores.len() != known.len() {
                 let count = scores.len();
-                return Err(Error::invalid(format!(
+                return Err(Error::does_not_fit(format!(
                     "layer {layer} has {count} scores for {} {name} that are there",
                     known.len()
                 )));
@@ -86,7 +86,7 @@ impl Scores {
             }
         }
         match (0..units.layers().len()).find(|&layer| !self.places.contains_key(&LayerSite::heads(layer))) {
-            Some(layer) => Err(Error::invalid(format!("the heads of layer {layer} have no scores"))),
+            Some(layer) => Err(Error::does_not_fit(format!("the heads of layer {layer} have no scores"))),
             None => Ok(()),
         }
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::unknown_name;
 use crate::{Error, Result};
 
 /// A kind of unit.
@@ -56,7 +55,7 @@ impl std::str::FromStr for Site {
 
     fn from_str(name: &str) -> Result<Self> {
         let found = Self::PRUNABLE.into_iter().find(|site| site.name() == name);
-        found.ok_or_else(|| unknown_name("units", name, &Self::PRUNABLE.map(Self::name)))
+        found.ok_or_else(|| Error::unknown_name("units", name, &Self::PRUNABLE.map(Self::name)))
     }
 }
 

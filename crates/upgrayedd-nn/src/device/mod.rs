@@ -26,7 +26,7 @@ pub enum DeviceError {
     #[error("unknown device {0:?}: expected one of auto, cpu, cuda, cuda:N")]
     Unknown(String),
     /// The program has no support for the device.
-    #[error("device {0:?} is not available: this build of upgrayedd computes on the CPU only; use --device cpu or auto")]
+    #[error("device {0:?} is not available: this build of upgrayedd computes on the CPU only; use cpu or auto")]
     Unavailable(String),
 }
 

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::options::{GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions};
 use crate::budget::Schedule;
 use crate::data::ReadOptions;
-use crate::error::unknown_name;
 use crate::price::Currency;
 use crate::strategy::{Strategy, get_strategy};
 use crate::units::Site;
@@ -84,7 +83,8 @@ impl OptimizeConfig {
 
     /// Reads options from TOML; those that it does not name have their defaults. Refuses names that are none and values of a wrong type.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let table: toml::Table = toml::from_str(text).map_err(|e| Error::invalid(e.to_string().trim_end().replace('\n', " ")))?;
+        let table: toml::Table =
+            toml::from_str(text).map_err(|e| Error::malformed(e.to_string().trim_end().replace('\n', " ")))?;
         Self::try_from(table)
     }
 
@@ -110,13 +110,13 @@ impl OptimizeConfig {
     pub(crate) fn check_sources(&self, model_given: bool, data_given: bool) -> Result<()> {
         let (model, data) = (self.run.model.is_some() || model_given, !self.data.data.is_empty() || data_given);
         if model && !data {
-            return Err(Error::invalid(
-                "no data: name at least one file with --data (.txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers)",
+            return Err(Error::does_not_fit(
+                "no data: name at least one file to learn from (.txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers)",
             ));
         }
         if !model && (data || self.data.eval_data.is_some()) {
-            return Err(Error::invalid(
-                "data without a model: name the model with --model, or leave both out for the built-in example",
+            return Err(Error::does_not_fit(
+                "data without a model: name the model too, or leave both out for the built-in example",
             ));
         }
         Ok(())
@@ -135,7 +135,7 @@ impl TryFrom<toml::Table> for OptimizeConfig {
     fn try_from(mut table: toml::Table) -> Result<Self> {
         let names = Self::names();
         if let Some(name) = table.keys().find(|name| !names.contains(&name.as_str())) {
-            return Err(unknown_name("option", name, &names));
+            return Err(Error::unknown_name("option", name, &names));
         }
         Ok(Self {
             run: take(&mut table, RunOptions::NAMES)?,
@@ -154,23 +154,23 @@ impl TryFrom<toml::Table> for OptimizeConfig {
 fn take<T: DeserializeOwned>(table: &mut toml::Table, names: &[&str]) -> Result<T> {
     let own: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
     serde_path_to_error::deserialize(toml::Value::Table(own))
-        .map_err(|error| Error::invalid(format!("{}: {}", error.path(), error.inner().message().trim_end())))
+        .map_err(|error| Error::does_not_fit(format!("{}: {}", error.path(), error.inner().message().trim_end())))
 }
 
 impl PruneOptions {
     /// Refuses values that have no meaning.
     pub fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.pruning_ratio) {
-            return Err(Error::invalid(format!("pruning_ratio is {}: expected at least 0 and less than 1", self.pruning_ratio)));
+            return Err(Error::out_of_range("pruning_ratio", self.pruning_ratio, "at least 0 and less than 1"));
         }
         if !Site::PRUNABLE.contains(&self.units) {
-            return Err(unknown_name("units", self.units.name(), &Site::PRUNABLE.map(Site::name)));
+            return Err(Error::unknown_name("units", self.units.name(), &Site::PRUNABLE.map(Site::name)));
         }
         if self.min_heads < 1 {
-            return Err(Error::invalid("min_heads is 0: expected at least 1"));
+            return Err(Error::out_of_range("min_heads", self.min_heads, "at least 1"));
         }
         if self.budget != Currency::Heads && self.schedule == Schedule::Target {
-            return Err(Error::invalid(format!(
+            return Err(Error::malformed(format!(
                 "schedule target counts heads: with a budget in {} use schedule per-cycle",
                 self.budget.name()
             )));
@@ -214,28 +214,28 @@ const MANY: usize = 1 << 20;
 
 fn more_than_zero(values: &[(&str, f64)]) -> Result<()> {
     match values.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-        Some((name, value)) => Err(Error::invalid(format!("{name} is {value}: expected more than 0"))),
+        Some((name, value)) => Err(Error::out_of_range(name, value, "more than 0")),
         None => Ok(()),
     }
 }
 
 fn zero_or_more(values: &[(&str, f64)]) -> Result<()> {
     match values.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite())) {
-        Some((name, value)) => Err(Error::invalid(format!("{name} is {value}: expected 0 or more"))),
+        Some((name, value)) => Err(Error::out_of_range(name, value, "0 or more")),
         None => Ok(()),
     }
 }
 
 fn at_most(values: &[(&str, usize, usize)]) -> Result<()> {
     match values.iter().find(|(_, value, limit)| value > limit) {
-        Some((name, value, limit)) => Err(Error::invalid(format!("{name} is {value}: expected at most {limit}"))),
+        Some((name, value, limit)) => Err(Error::out_of_range(name, value, format!("at most {limit}"))),
         None => Ok(()),
     }
 }
 
 fn shares(values: &[(&str, f64)]) -> Result<()> {
     match values.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
-        Some((name, value)) => Err(Error::invalid(format!("{name} is {value}: expected 0 to 1"))),
+        Some((name, value)) => Err(Error::out_of_range(name, value, "0 to 1")),
         None => Ok(()),
     }
 }

@@ -90,13 +90,13 @@ impl Plan {
 
     fn check_own_strategy(&self) -> Result<()> {
         if self.steps_per_cycle != 1 {
-            return Err(Error::invalid(
+            return Err(Error::does_not_fit(
                 "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
             ));
         }
         let budget = self.config.prune.budget;
         if budget != Currency::Heads {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "a budget in {} needs a built-in strategy: one of the caller's own decides how much goes",
                 budget.name()
             )));
@@ -108,7 +108,7 @@ impl Plan {
         let prune = &self.config.prune;
         for (layer, heads) in model.units.layers().iter().enumerate() {
             if prune.min_heads > heads.active().len() {
-                return Err(Error::invalid(format!(
+                return Err(Error::malformed(format!(
                     "min_heads is {}, but layer {layer} has {} heads: expected at most that",
                     prune.min_heads,
                     heads.active().len()
@@ -118,7 +118,7 @@ impl Plan {
         let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
         let alike = model.units.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
         if prune.units == Site::KvGroup && !alike {
-            return Err(Error::invalid(
+            return Err(Error::does_not_fit(
                 "units kv-groups needs layers whose key/value heads have as many readers each: use heads",
             ));
         }
@@ -126,7 +126,7 @@ impl Plan {
             let goal = budget::portion(prune.pruning_ratio, model.units.total());
             let most = model.units.num_pruned() + budget::prunable(&model.units, prune.units, prune.min_heads);
             if goal > most {
-                return Err(Error::invalid(format!(
+                return Err(Error::does_not_fit(format!(
                     "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
                     prune.pruning_ratio,
                     model.units.total(),
@@ -168,7 +168,7 @@ impl Plan {
         least.remove(&budget::choose(&model.units, &all, budget), 1)?;
         let possible = 1.0 - prices.total(&least) / prices.total(&model.units);
         if prune.pruning_ratio > possible {
-            return Err(Error::invalid(format!(
+            return Err(Error::does_not_fit(format!(
                 "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
                 prune.pruning_ratio,
                 prune.budget.name(),
@@ -263,10 +263,10 @@ fn distill_share(config: &OptimizeConfig, model: &Model) -> Result<f64> {
     let (is_encoder, teacher) = (model.spec.objective == Objective::Encoder, config.learn.teacher.is_some());
     let share = config.learn.distill.unwrap_or(if teacher && !is_encoder { 0.5 } else { 0.0 });
     if is_encoder && share > 0.0 {
-        return Err(Error::invalid("a plain encoder learns from its parent's hidden states alone: leave distill out"));
+        return Err(Error::does_not_fit("a plain encoder learns from its parent's hidden states alone: leave distill out"));
     }
     if !is_encoder && teacher && share == 0.0 {
-        return Err(Error::invalid("distill is 0, so the teacher would teach nothing: leave one of them out"));
+        return Err(Error::does_not_fit("distill is 0, so the teacher would teach nothing: leave one of them out"));
     }
     Ok(share)
 }

@@ -20,11 +20,11 @@ pub(super) fn load_teacher(name: &str, plan: &Plan, model: &Model, longest: usiz
     let mut teacher = open(name, &LoadOptions { family: plan.config.run.family.clone() })?;
     teacher.move_to(model.device);
     if let Err(reason) = model.check_same_tokens(&teacher) {
-        return Err(Error::invalid(format!("{name} cannot teach this model: {reason}")));
+        return Err(Error::does_not_fit(format!("{name} cannot teach this model: {reason}")));
     }
     if longest > teacher.spec.max_positions {
         let most = teacher.spec.max_positions;
-        return Err(Error::invalid(format!("{name} cannot teach sequences of {longest}: it takes {most} tokens at most")));
+        return Err(Error::does_not_fit(format!("{name} cannot teach sequences of {longest}: it takes {most} tokens at most")));
     }
     Ok(teacher)
 }

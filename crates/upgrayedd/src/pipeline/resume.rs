@@ -45,7 +45,7 @@ impl Pipeline {
             ("strategy object", record.given.strategy, given.strategy.is_some()),
         ] {
             if was_given && !is_given {
-                let message = format!("was started with a {what} of the caller's: continue it from Python, with the same {what}");
+                let message = format!("was started with a {what} of the caller's: give the same {what} again");
                 return Err(Error::bad_file(path, message));
             }
         }

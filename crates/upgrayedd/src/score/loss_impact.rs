@@ -52,7 +52,7 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     }
     sum_counts(context.reduce, [&mut targets])?;
     if targets == 0 {
-        return Err(Error::invalid("the calibration data has nothing to predict: the impact on the loss is undefined"));
+        return Err(Error::data("the calibration data has nothing to predict: the impact on the loss is undefined"));
     }
     for layer in 0..model.spec.num_layers() {
         let impacts = scores.at_mut(LayerSite::heads(layer));

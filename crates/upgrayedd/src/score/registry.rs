@@ -4,9 +4,8 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{self, Needs};
 use super::{entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda};
-use crate::Result;
-use crate::error::unknown_name;
 use crate::units::Scores;
+use crate::{Error, Result};
 
 /// Every score, in the order in which messages and documents name them.
 pub const ALL: [&Score; 11] = [
@@ -25,7 +24,7 @@ pub const ALL: [&Score; 11] = [
 
 /// The score called `name`.
 pub fn named(name: &str) -> Result<&'static Score> {
-    ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("score", name, &ALL.map(|s| s.name)))
+    ALL.into_iter().find(|s| s.name == name).ok_or_else(|| Error::unknown_name("score", name, &ALL.map(|s| s.name)))
 }
 
 /// Whether a score is defined for this model and data: `task` wants labels.

@@ -137,10 +137,10 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
     gradients.iter_mut().chain(outputs.grams.iter_mut().flatten()).try_for_each(|sum| reduce.sum_tensor(sum))?;
     if backward && targets == 0 {
-        return Err(Error::invalid("the calibration data has nothing to predict: gate gradients are undefined"));
+        return Err(Error::data("the calibration data has nothing to predict: gate gradients are undefined"));
     }
     if wants(Needs::Entropy) && queries == 0 {
-        return Err(Error::invalid(
+        return Err(Error::data(
             "the calibration data has no position that sees more than one token: attention entropy is undefined",
         ));
     }

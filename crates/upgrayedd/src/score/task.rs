@@ -20,7 +20,7 @@ pub(super) static SCORE: Score = Score {
 
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     if !has_task(context)? {
-        return Err(Error::invalid(
+        return Err(Error::does_not_fit(
             "score task needs labels: a classifier with labelled data, or sequences whose prompts are masked with -100; for plain text use fisher",
         ));
     }

@@ -93,7 +93,7 @@ pub struct StrategyInfo {
 pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, options: Options) -> Result<T> {
     let table: toml::Table = options.into_iter().collect();
     T::deserialize(toml::Value::Table(table))
-        .map_err(|e| Error::invalid(format!("options of strategy {strategy:?}: {}", e.message())))
+        .map_err(|e| Error::malformed(format!("options of strategy {strategy:?}: {}", e.message())))
 }
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.

@@ -35,7 +35,7 @@ struct Entropy {
 fn build(options: Options) -> Result<Box<dyn Strategy>> {
     let options: EntropyOptions = parse_options("entropy", options)?;
     if options.attention_samples == 0 {
-        return Err(Error::invalid("attention_samples is 0: expected at least 1"));
+        return Err(Error::out_of_range("attention_samples", 0, "at least 1"));
     }
     Ok(Box::new(Entropy { options, cache: Cache::default() }))
 }

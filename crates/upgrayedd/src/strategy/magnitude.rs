@@ -39,7 +39,7 @@ struct Magnitude {
 fn build(options: Options) -> Result<Box<dyn Strategy>> {
     let options: MagnitudeOptions = parse_options("magnitude", options)?;
     if !(options.weight_threshold >= 0.0 && options.weight_threshold.is_finite()) {
-        return Err(Error::invalid(format!("weight_threshold is {}: expected 0 or more", options.weight_threshold)));
+        return Err(Error::out_of_range("weight_threshold", options.weight_threshold, "0 or more"));
     }
     Ok(Box::new(Magnitude { options, cache: Cache::default() }))
 }

@@ -2,8 +2,7 @@
 
 use super::definition::{Options, Strategy, StrategyInfo};
 use super::{entropy, magnitude, random, scored};
-use crate::Result;
-use crate::error::unknown_name;
+use crate::{Error, Result};
 
 /// Every built-in strategy, in the order in which messages and documents name them.
 pub const ALL: [&StrategyInfo; 12] = [
@@ -23,6 +22,7 @@ pub const ALL: [&StrategyInfo; 12] = [
 
 /// The strategy called `name`, with checked parameters.
 pub fn get_strategy(name: &str, options: Options) -> Result<Box<dyn Strategy>> {
-    let info = ALL.into_iter().find(|s| s.name == name).ok_or_else(|| unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
+    let info =
+        ALL.into_iter().find(|s| s.name == name).ok_or_else(|| Error::unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
     (info.build)(options)
 }

@@ -54,7 +54,7 @@ fn build(name: &'static str, settings: Settings, options: Options) -> Result<Box
     let ScoredOptions { calibration_samples } = parse_options(name, options)?;
     let samples = calibration_samples.unwrap_or(settings.samples);
     if samples == 0 {
-        return Err(Error::invalid("calibration_samples is 0: expected at least 1"));
+        return Err(Error::out_of_range("calibration_samples", 0, "at least 1"));
     }
     let score = score::named(settings.score)?;
     Ok(Box::new(Scored { name, score, settings, samples, cache: Cache::default(), blocks: Vec::new() }))
