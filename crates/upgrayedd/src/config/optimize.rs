@@ -154,7 +154,7 @@ impl TryFrom<toml::Table> for OptimizeConfig {
 fn take<T: DeserializeOwned>(table: &mut toml::Table, names: &[&str]) -> Result<T> {
     let own: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
     serde_path_to_error::deserialize(toml::Value::Table(own))
-        .map_err(|error| Error::does_not_fit(format!("{}: {}", error.path(), error.inner().message().trim_end())))
+        .map_err(|error| Error::malformed(format!("{}: {}", error.path(), error.inner().message().trim_end())))
 }
 
 impl PruneOptions {

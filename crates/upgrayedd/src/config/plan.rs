@@ -108,7 +108,7 @@ impl Plan {
         let prune = &self.config.prune;
         for (layer, heads) in model.units.layers().iter().enumerate() {
             if prune.min_heads > heads.active().len() {
-                return Err(Error::malformed(format!(
+                return Err(Error::does_not_fit(format!(
                     "min_heads is {}, but layer {layer} has {} heads: expected at most that",
                     prune.min_heads,
                     heads.active().len()

@@ -21,7 +21,7 @@ impl FromStr for StrategyOption {
     /// Reads `NAME=VALUE`; the value is TOML where it can be, else a string.
     fn from_str(text: &str) -> Result<Self> {
         let (name, value) =
-            text.split_once('=').ok_or_else(|| Error::does_not_fit(format!("strategy_option {text:?}: expected NAME=VALUE")))?;
+            text.split_once('=').ok_or_else(|| Error::malformed(format!("strategy_option {text:?}: expected NAME=VALUE")))?;
         let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
         Ok(Self { name: name.to_owned(), value: parsed.unwrap_or_else(|| value.into()) })
     }
