@@ -45,73 +45,98 @@ pub fn evaluate(
     }
     let count = range.len().min(options.max_windows.unwrap_or(usize::MAX));
     let indices: Vec<usize> = range.clone().take(count).collect();
-    let regresses = model.spec.objective.is_regression();
-    let classifies = matches!(model.spec.objective, Objective::Classifier { .. }) && !regresses;
-    let (mut sum, mut tokens, mut right) = (0.0, 0, 0);
-    let mut numbers: (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+    let mut sums = Sums::default();
     let mut done = 0;
     for indices in indices.chunks(options.batch_size.max(1)) {
         if observer.control() == Control::Interrupt {
             return Err(Error::Interrupted);
         }
-        let batch = data.batch(indices, Pass::Fixed);
-        if classifies {
-            let (loss, hits) = classify(model, &batch)?;
-            sum += loss;
-            right += hits;
-            tokens += batch.counted();
-        } else if regresses {
-            let logits = model.logits(&batch, &mut Hooks::default())?;
-            let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
-            for ((&predicted, &value), _) in pairs {
-                let (predicted, value) = (f64::from(predicted), f64::from(value));
-                sum += (predicted - value).powi(2);
-                tokens += 1;
-                numbers.0.push(predicted);
-                numbers.1.push(value);
-            }
-        } else {
-            let mut tape = Tape::inference(model.device, &model.params);
-            let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
-            sum += loss.sum.read();
-            tokens += loss.count;
-        }
+        sums.add(model, &data.batch(indices, Pass::Fixed))?;
         done += indices.len();
         observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
     }
-    let mut sums = [sum, tokens as f64, right as f64, count as f64];
-    options.reduce.sum(&mut sums)?;
-    options.reduce.gather(&mut numbers.0)?;
-    options.reduce.gather(&mut numbers.1)?;
-    let [sum, tokens, right, sequences] = sums;
-    let (tokens, sequences) = (tokens as u64, sequences as usize);
-    if tokens == 0 {
+    let Sums { loss, targets, right, predicted, wanted } = &mut sums;
+    let mut shared = [*loss, *targets as f64, *right as f64, count as f64];
+    options.reduce.sum(&mut shared)?;
+    options.reduce.gather(predicted)?;
+    options.reduce.gather(wanted)?;
+    let [loss, targets, right, sequences] = shared;
+    if targets == 0.0 {
         return Err(Error::data("the data to measure on has nothing to predict"));
     }
-    let loss = sum / tokens as f64;
+    let loss = loss / targets;
     if !loss.is_finite() {
         return Err(Error::NotFinite(format!(
             "the loss on the measured data is {loss}: the model's weights give no finite prediction"
         )));
     }
+    let objective = model.spec.objective;
+    let regresses = objective.is_regression();
     Ok(Evaluation {
         loss,
-        perplexity: matches!(model.spec.objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
-        accuracy: classifies.then(|| right / tokens as f64),
-        spearman: if regresses { rank_correlation(&numbers.0, &numbers.1) } else { None },
-        tokens,
-        sequences,
-        protocol: match model.spec.objective {
-            Objective::MaskedLm => "masked",
-            Objective::Classifier { labels: 1 } => "numbers",
-            Objective::Classifier { .. } => "labels",
-            Objective::Encoder => "hidden states",
-            Objective::CausalLm => "chunks",
-        }
-        .to_owned(),
+        perplexity: matches!(objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
+        accuracy: (matches!(objective, Objective::Classifier { .. }) && !regresses).then(|| right / targets),
+        spearman: if regresses { rank_correlation(predicted, wanted) } else { None },
+        tokens: targets as u64,
+        sequences: sequences as usize,
+        protocol: protocol(objective).to_owned(),
         window: options.window,
         data_hash: data.hash.clone(),
     })
+}
+
+/// What a measurement is called.
+fn protocol(objective: Objective) -> &'static str {
+    match objective {
+        Objective::MaskedLm => "masked",
+        Objective::Classifier { labels: 1 } => "numbers",
+        Objective::Classifier { .. } => "labels",
+        Objective::Encoder => "hidden states",
+        Objective::CausalLm => "chunks",
+    }
+}
+
+/// What has been measured so far.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    targets: u64,
+    /// Right labels.
+    right: u64,
+    /// Of regression.
+    predicted: Vec<f64>,
+    wanted: Vec<f64>,
+}
+
+impl Sums {
+    fn add(&mut self, model: &Model, batch: &Batch) -> Result<()> {
+        match model.spec.objective {
+            Objective::Classifier { labels: 1 } => {
+                let logits = model.logits(batch, &mut Hooks::default())?;
+                let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
+                for ((&predicted, &wanted), _) in pairs {
+                    let (predicted, wanted) = (f64::from(predicted), f64::from(wanted));
+                    self.loss += (predicted - wanted).powi(2);
+                    self.targets += 1;
+                    self.predicted.push(predicted);
+                    self.wanted.push(wanted);
+                }
+            }
+            Objective::Classifier { .. } => {
+                let (loss, right) = classify(model, batch)?;
+                self.loss += loss;
+                self.right += right;
+                self.targets += batch.counted();
+            }
+            _ => {
+                let mut tape = Tape::inference(model.device, &model.params);
+                let loss = model.loss(&mut tape, batch, 1.0, &mut Hooks::default())?;
+                self.loss += loss.sum.read();
+                self.targets += loss.count;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sum of the losses and number of right answers.

@@ -90,7 +90,7 @@ pub struct RunDir {
 impl RunDir {
     /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
     /// A model that was given in memory leaves its weights there too, a data loader the sequences that are not learned from.
-    pub fn create(path: &Path, run: &RunRecord, model: &Model, keep_weights: bool, set_aside: Option<&SetAside>) -> Result<Self> {
+    pub fn create(path: &Path, run: &RunRecord, model: &Model, set_aside: Option<&SetAside>) -> Result<Self> {
         let text = toml::to_string_pretty(run).map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
@@ -100,7 +100,7 @@ impl RunDir {
             }
             let config = serde_json::to_string_pretty(&model.config).map_err(|e| Error::malformed(e.to_string()))?;
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
-            if keep_weights {
+            if run.given.model {
                 write_weights(model, &dir.join("base"))?;
                 model.archive.save(&dir.join("base").join(ARCHIVE_FILE), &model.layer_names())?;
             }

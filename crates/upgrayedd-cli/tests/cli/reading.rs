@@ -117,7 +117,7 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     fs::write(b.path("tabs.csv"), "a, b\t0\n").unwrap();
     let tabs = ["evaluate", "--model", &model, "--data", "tabs.csv", "--columns", "text,label,id"];
     b.refused(1, &["line 1", "delimiter tab"], &tabs);
-    refused("{}", "jsonl", &["delimiter", ","], &["--delimiter", ".tsv and .csv"]);
+    refused("{}", "jsonl", &["--delimiter", ","], &["delimiter", ".tsv and .csv"]);
     named["label2id"] = json!({ "0": 2, "1": 1, "2": 0 });
     fs::write(&config, named.to_string()).unwrap();
     refused("text,label\nbad,0\n", "csv", &[], &["class 2", "class 0"]);

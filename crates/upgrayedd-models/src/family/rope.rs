@@ -23,17 +23,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
             "config.json: the rope parameters under {key:?} are for one kind of layers only: expected one set for all layers"
         )));
     }
-    for place in [config, &inner] {
-        let share = match place.get("partial_rotary_factor") {
-            None | Some(Value::Null) => 1.0,
-            Some(_) => place.number("partial_rotary_factor", None)?,
-        };
-        if share != 1.0 {
-            return Err(Error::unsupported(format!(
-                "config.json: partial_rotary_factor is {share}: only heads that are rotated as a whole (1.0) are supported"
-            )));
-        }
-    }
+    check_whole_heads([config, &inner])?;
     let theta = match inner.get("rope_theta") {
         Some(_) => inner.number("rope_theta", None)?,
         None => config.number("rope_theta", Some(10_000.0))?,
@@ -64,19 +54,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
                 Some(_) => config.number(ORIGINAL, None)?,
                 None => inner.number(ORIGINAL, Some(max_positions as f64))?,
             };
-            plain
-                .map(|f| {
-                    let turns = original * f / (2.0 * std::f64::consts::PI);
-                    if turns < low {
-                        return f / factor;
-                    }
-                    if turns > high {
-                        return f;
-                    }
-                    let blend = (turns - low) / (high - low);
-                    f / factor * (1.0 - blend) + f * blend
-                })
-                .collect()
+            plain.map(|f| llama3(f, original, factor, low, high)).collect()
         }
         other => {
             return Err(Error::unsupported(format!(
@@ -90,4 +68,33 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
         true => Ok(frequencies),
         false => Err(Error::malformed("config.json: the rope parameters make frequencies that are not finite")),
     }
+}
+
+/// Refuses heads that are rotated in part.
+fn check_whole_heads(places: [&Config<'_>; 2]) -> Result<()> {
+    for place in places {
+        let share = match place.get("partial_rotary_factor") {
+            None | Some(Value::Null) => 1.0,
+            Some(_) => place.number("partial_rotary_factor", None)?,
+        };
+        if share != 1.0 {
+            return Err(Error::unsupported(format!(
+                "config.json: partial_rotary_factor is {share}: only heads that are rotated as a whole (1.0) are supported"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Llama 3's scaling: slow frequencies by `factor`, fast ones not at all, those between in between.
+fn llama3(frequency: f64, original_length: f64, factor: f64, low: f64, high: f64) -> f64 {
+    let turns = original_length * frequency / (2.0 * std::f64::consts::PI);
+    if turns < low {
+        return frequency / factor;
+    }
+    if turns > high {
+        return frequency;
+    }
+    let blend = (turns - low) / (high - low);
+    frequency / factor * (1.0 - blend) + frequency * blend
 }

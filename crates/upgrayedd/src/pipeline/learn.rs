@@ -2,15 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use super::state::{Learning, Pipeline, Run, State};
+use super::state::{Journal, Learning, Pipeline, Run, State};
 use crate::config::Plan;
 use crate::data::{Part, RunData};
 use crate::eval::evaluate;
-use crate::event::{Control, Event, Observer, Phase, Progress, units_named};
+use crate::event::{Control, Event, Phase, Progress, units_named};
 use crate::learner::Learner;
 use crate::model::{Distill, Model};
 use crate::reduce::Alone;
-use crate::run_dir::RunDir;
 use crate::train::{self, Place, StepReport};
 use crate::units::Selection;
 use crate::{Error, Result, checkpoint};
@@ -35,22 +34,9 @@ impl Learning {
     }
 }
 
-/// What happens between two steps.
-struct Between<'a> {
-    cycle: usize,
-    task: &'a str,
-    plan: &'a Plan,
-    held_out: &'a Part,
-    /// The first step whose state is a whole one: no head is being faded in any more.
-    whole_from: u64,
-    state: &'a mut State,
-    best: &'a mut Option<Model>,
-    dir: &'a mut RunDir,
-    observer: &'a mut dyn Observer,
-}
-
-impl Between<'_> {
-    fn emit(&mut self, event: Event) -> Result<()> {
+impl Journal<'_> {
+    /// Writes an event down and tells it.
+    pub(super) fn emit(&mut self, event: Event) -> Result<()> {
         self.dir.write_event(&event)?;
         self.observer.on_event(&event);
         Ok(())
@@ -60,27 +46,34 @@ impl Between<'_> {
         self.state.learning.get_or_insert_default()
     }
 
-    fn after(&mut self, learner: &Learner, place: &Place, report: StepReport) -> Result<ControlFlow<()>> {
+    /// What happens after a step: it is told, measured and saved if it is time to, and whoever watches may end it.
+    fn after_step(
+        &mut self,
+        learner: &Learner,
+        place: &Place,
+        report: StepReport,
+        cycle: &CycleInfo<'_>,
+    ) -> Result<ControlFlow<()>> {
         // Everything up to here can be gone on from: nothing interrupts these lines.
-        let (cycle, step, loss) = (self.cycle, report.step, report.loss);
+        let StepReport { step, steps, loss, learning_rate, gradient_norm, tokens } = report;
         self.state.place = place.clone();
-        self.state.tokens += report.tokens;
+        self.state.tokens += tokens;
         let spike = self.learning().spike(loss);
-        let (learning_rate, gradient_norm) = (report.learning_rate, report.gradient_norm);
-        self.emit(Event::Step { cycle, step, loss, learning_rate, gradient_norm, tokens: self.state.tokens })?;
+        self.emit(Event::Step { cycle: cycle.number, step, loss, learning_rate, gradient_norm, tokens: self.state.tokens })?;
         if let Some(typical) = spike {
-            self.emit(Event::Spike { cycle, step, loss, typical })?;
+            self.emit(Event::Spike { cycle: cycle.number, step, loss, typical })?;
         }
-        self.observer.on_progress(Progress { task: self.task, done: step, total: report.steps });
-        if self.measure(&learner.model, step, report.steps)?.is_break() {
+        self.observer.on_progress(Progress { task: cycle.task, done: step, total: steps });
+        if self.measure(&learner.model, step, steps, cycle)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let control = self.observer.control();
         if control == Control::Finish {
             (self.state.ending, self.state.place.stopped) = (true, true);
         }
-        if step < report.steps && self.plan.config.run.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
-            save(self.dir, self.state, learner, self.best.as_ref())?;
+        let due = cycle.plan.config.run.checkpoint_every.is_some_and(|every| step.is_multiple_of(every));
+        if step < steps && due {
+            self.save_step(learner)?;
         }
         match control {
             Control::Continue => Ok(ControlFlow::Continue(())),
@@ -91,19 +84,19 @@ impl Between<'_> {
 
     /// Measures if it is time to, and breaks if there has been no progress for too long. Whatever the loss while heads are being faded
     /// in, that state is not one to keep: folding its gates would leave part of these heads away for good.
-    fn measure(&mut self, model: &Model, step: u64, steps: u64) -> Result<ControlFlow<()>> {
-        let due = self.plan.config.measure.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
+    fn measure(&mut self, model: &Model, step: u64, steps: u64, cycle: &CycleInfo<'_>) -> Result<ControlFlow<()>> {
+        let measure = &cycle.plan.config.measure;
+        let due = measure.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
         if !due || self.learning().measured == Some(step) {
             return Ok(ControlFlow::Continue(()));
         }
-        let Part { data, range } = self.held_out;
-        let evaluation = evaluate(model, data, range, self.plan.eval_options(), self.task, self.observer)?;
+        let Part { data, range } = cycle.held_out;
+        let evaluation = evaluate(model, data, range, cycle.plan.eval_options(), cycle.task, self.observer)?;
         let loss = evaluation.loss;
-        self.emit(Event::Evaluated { cycle: self.cycle, phase: Phase::Learning, evaluation })?;
-        let (patience, whole) = (self.plan.config.measure.patience, step >= self.whole_from);
+        self.emit(Event::Evaluated { cycle: cycle.number, phase: Phase::Learning, evaluation })?;
         let learning = self.learning();
         learning.measured = Some(step);
-        if !whole {
+        if step < cycle.whole_from {
             return Ok(ControlFlow::Continue(()));
         }
         learning.waited += 1;
@@ -111,26 +104,36 @@ impl Between<'_> {
             (learning.best, learning.waited) = (Some((loss, step)), 0);
             let mut state = model.clone();
             train::fold_all_gates(&mut state);
-            *self.best = Some(state);
+            self.best = Some(state);
         }
-        Ok(if self.learning().waited >= patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(if self.learning().waited >= measure.patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Saves the state inside a cycle.
+    fn save_step(&mut self, learner: &Learner) -> Result<()> {
+        let name = checkpoint::name(self.state.cycle, Some(self.state.place.step));
+        self.dir.save_checkpoint(&name, learner, self.best.as_ref(), &self.state, &self.state.worth_keeping())
     }
 }
 
-/// Saves the state inside a cycle.
-fn save(dir: &mut RunDir, state: &State, of: &Learner, best: Option<&Model>) -> Result<()> {
-    let name = checkpoint::name(state.cycle, Some(state.place.step));
-    dir.save_checkpoint(&name, of, best, state, &state.worth_keeping())
+/// What all steps of a cycle share.
+struct CycleInfo<'a> {
+    number: usize,
+    task: &'a str,
+    plan: &'a Plan,
+    held_out: &'a Part,
+    /// The first step whose state is a whole one: no head is being faded in any more.
+    whole_from: u64,
 }
 
 impl Run<'_> {
     /// Learns what is left of the cycle.
     pub(super) fn learn(&mut self, cycle: usize) -> Result<()> {
-        if self.state.learning.as_ref().is_none_or(|learning| learning.done) {
+        if self.journal.state.learning.as_ref().is_none_or(|learning| learning.done) {
             return Ok(());
         }
         let task = self.task(cycle, "learn");
-        let Self { pipeline, dir, state, observer, best, .. } = self;
+        let Self { pipeline, journal, .. } = self;
         let Pipeline { learner, data, plan, teacher, .. } = pipeline;
         let options = &plan.train;
         let (share, temperature) = (plan.distill as f32, plan.config.learn.distill_temperature as f32);
@@ -138,13 +141,13 @@ impl Run<'_> {
         let RunData { train: source, held_out, .. } = data;
         let steps = train::steps(options, source.batches_per_epoch());
         let growing =
-            state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
+            journal.state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
         let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(options, steps) + 1 };
-        let mut place = state.place.clone();
-        let mut between = Between { cycle, task: &task, plan, held_out, whole_from, state, best, dir, observer: *observer };
+        let mut place = journal.state.place.clone();
+        let info = CycleInfo { number: cycle, task: &task, plan, held_out, whole_from };
         // Continued where a measurement was due: the gates are as the last step had them.
         train::set_fading(&mut learner.model, options, &growing, steps, place.step.saturating_sub(1))?;
-        place.stopped |= between.measure(&learner.model, place.step, steps)?.is_break();
+        place.stopped |= journal.measure(&learner.model, place.step, steps, &info)?.is_break();
         train::learn(
             learner,
             source.as_mut(),
@@ -152,33 +155,33 @@ impl Run<'_> {
             (&mut place, &growing),
             distill.as_ref(),
             &Alone,
-            |learner, place, report| between.after(learner, place, report),
+            |learner, place, report| journal.after_step(learner, place, report, &info),
         )?;
-        state.place = place;
+        journal.state.place = place;
         learner.reset_learning_rates();
-        let learning = state.learning.get_or_insert_default();
+        let learning = journal.learning();
         learning.done = true;
         let earlier = learning.best.filter(|_| learning.waited > 0);
-        if let Some((model, (_, step))) = best.take().zip(earlier) {
+        if let Some((model, (_, step))) = journal.best.take().zip(earlier) {
             self.pipeline.learner.model = model;
             let message = format!("the state after step {step} was the best of the cycle and is kept");
-            self.emit(Event::Notice { cycle, message })?;
+            self.journal.emit(Event::Notice { cycle, message })?;
         }
         Ok(())
     }
 
     /// Saves what a cycle that is cut short has learned.
     pub(super) fn save_progress(&mut self) -> Result<()> {
-        if self.state.learning.is_none() {
+        if self.journal.state.learning.is_none() {
             return Ok(());
         }
-        save(&mut self.dir, &self.state, &self.pipeline.learner, self.best.as_ref())
+        self.journal.save_step(&self.pipeline.learner)
     }
 
     /// Saves the state after a cycle.
     pub(super) fn save_cycle(&mut self) -> Result<()> {
-        let name = checkpoint::name(self.state.cycle, None);
-        self.dir.save_checkpoint(&name, &self.pipeline.learner, None, &self.state, &self.state.worth_keeping())
+        let Journal { dir, state, .. } = &mut self.journal;
+        dir.save_checkpoint(&checkpoint::name(state.cycle, None), &self.pipeline.learner, None, state, &state.worth_keeping())
     }
 }
 

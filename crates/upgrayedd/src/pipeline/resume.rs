@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::state::{Given, Pipeline, Run, State};
+use super::state::{Given, Journal, Pipeline, Run, State};
 use crate::checkpoint::Saved;
 use crate::event::{Event, Observer};
 use crate::model::Model;
@@ -28,49 +28,16 @@ impl Pipeline {
     pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
         let record: RunRecord = read_run(path)?;
         let mut dir = RunDir::open(path)?;
-        if record.program_version != env!("CARGO_PKG_VERSION") {
-            return Err(Error::bad_file(
-                path,
-                format!(
-                    "was started by version {} of this program: only that continues it to the same result",
-                    record.program_version
-                ),
-            ));
-        }
-        if dir.result().is_dir() {
-            return Err(Error::bad_file(path, "is complete already: its result is in model/"));
-        }
-        for (what, was_given, is_given) in [
-            ("data loader", record.given.data, given.data.is_some()),
-            ("strategy object", record.given.strategy, given.strategy.is_some()),
-        ] {
-            if was_given && !is_given {
-                let message = format!("was started with a {what} of the caller's: give the same {what} again");
-                return Err(Error::bad_file(path, message));
-            }
-        }
+        check_can_go_on(&dir, &record, &given)?;
         if record.given.model && given.model.is_none() {
             given.model = Some(base_of(&dir.base(), &record.config, record.given)?);
         }
         given.timings = record.timings.clone();
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
+        check_same(&dir, &record, &pipeline.record)?;
         // Of a model from memory they were said of what was given then.
-        pipeline.notices = record.notices.clone();
-        if pipeline.strategy.name() != record.config.prune.strategy {
-            let (was, is) = (&record.config.prune.strategy, pipeline.strategy.name());
-            return Err(Error::bad_file(path, format!("was started with the strategy {was}: {is} cannot continue it")));
-        }
-        let same_eval = pipeline.data.eval_hash == record.eval_data_hash;
-        if pipeline.model_hash != record.model_hash {
-            return Err(Error::bad_file(
-                path,
-                "the model or its teacher has changed since the run was started: it cannot be continued",
-            ));
-        }
-        if pipeline.data.hash != record.data_hash || !same_eval || pipeline.data.split != record.split {
-            return Err(Error::bad_file(path, "the data has changed since the run was started: it cannot be continued"));
-        }
+        pipeline.record.notices.clone_from(&record.notices);
         let weight_decay = pipeline.plan.train.weight_decay;
         let mut damaged = Vec::new();
         let saved = dir.load_checkpoint::<State>(&pipeline.learner.model, weight_decay, &mut damaged);
@@ -96,11 +63,50 @@ impl Pipeline {
             _ => None,
         };
         pipeline.learner = learner;
-        let mut run = Run { pipeline, dir, state, observer, start, best };
+        let mut run = Run { pipeline, journal: Journal { dir, observer, state, best }, start };
         if fresh {
             run.begin()?;
         }
         run.cycles()?;
         run.finish()
     }
+}
+
+/// Refuses a run that is complete or another version's, and one whose caller has not given again what it had made.
+fn check_can_go_on(dir: &RunDir, record: &RunRecord, given: &Given) -> Result<()> {
+    let refuse = |message: String| Err(Error::bad_file(dir.path(), message));
+    if record.program_version != env!("CARGO_PKG_VERSION") {
+        return refuse(format!(
+            "was started by version {} of this program: only that continues it to the same result",
+            record.program_version
+        ));
+    }
+    if dir.result().is_dir() {
+        return refuse("is complete already: its result is in model/".to_owned());
+    }
+    for (what, was_given, is_given) in [
+        ("data loader", record.given.data, given.data.is_some()),
+        ("strategy object", record.given.strategy, given.strategy.is_some()),
+    ] {
+        if was_given && !is_given {
+            return refuse(format!("was started with a {what} of the caller's: give the same {what} again"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to go on with another strategy, model or data than the run was started with.
+fn check_same(dir: &RunDir, was: &RunRecord, is: &RunRecord) -> Result<()> {
+    let refuse = |message: String| Err(Error::bad_file(dir.path(), message));
+    let (strategy, other) = (&was.config.prune.strategy, &is.config.prune.strategy);
+    if strategy != other {
+        return refuse(format!("was started with the strategy {strategy}: {other} cannot continue it"));
+    }
+    if was.model_hash != is.model_hash {
+        return refuse("the model or its teacher has changed since the run was started: it cannot be continued".to_owned());
+    }
+    if was.data_hash != is.data_hash || was.eval_data_hash != is.eval_data_hash || was.split != is.split {
+        return refuse("the data has changed since the run was started: it cannot be continued".to_owned());
+    }
+    Ok(())
 }

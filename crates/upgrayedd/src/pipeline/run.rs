@@ -29,18 +29,12 @@ const DAMAGE: f64 = 0.5;
 const RECOMMENDED: &str = "auto";
 
 impl Run<'_> {
-    pub(super) fn emit(&mut self, event: Event) -> Result<()> {
-        self.dir.write_event(&event)?;
-        self.observer.on_event(&event);
-        Ok(())
-    }
-
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
         let lost = model.units.num_pruned() - model.archive.restorable(&model.units).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
-        let evaluation = self.state.baseline.clone();
-        self.emit(Event::RunStarted {
+        let evaluation = self.journal.state.baseline.clone();
+        self.journal.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
             schema: 2,
             family: model.family.model_type,
@@ -49,28 +43,28 @@ impl Run<'_> {
             sequences: [split.train.len(), there, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
-        self.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
-        for message in self.pipeline.notices.clone() {
-            self.emit(Event::Notice { cycle: 0, message })?;
+        self.journal.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
+        for message in self.pipeline.record.notices.clone() {
+            self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if lost > 0 {
             let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
-            self.emit(Event::Notice { cycle: 0, message })?;
+            self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if self.pipeline.plan.config.refit.refit && there < 2 {
             let message = "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by".to_owned();
-            self.emit(Event::Notice { cycle: 0, message })?;
+            self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if let Some(wanted) = wanted.filter(|w| *w > there) {
             let message = format!("scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for");
-            self.emit(Event::Notice { cycle: 0, message })?;
+            self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         Ok(())
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
-        while self.state.cycle < self.pipeline.plan.config.run.num_cycles && !self.state.ending {
-            let cycle = self.state.cycle + 1;
+        while self.journal.state.cycle < self.pipeline.plan.config.run.num_cycles && !self.journal.state.ending {
+            let cycle = self.journal.state.cycle + 1;
             match self.cycle(cycle) {
                 Ok(()) => {}
                 Err(error) => {
@@ -82,13 +76,13 @@ impl Run<'_> {
             }
             self.save_cycle()?;
             // Not written: the checkpoint says how far the events go.
-            self.observer.on_event(&Event::Saved { cycle });
-            match self.observer.control() {
+            self.journal.observer.on_event(&Event::Saved { cycle });
+            match self.journal.observer.control() {
                 Control::Continue => {}
                 // A run that goes on from here must know it too.
-                Control::Finish if !self.state.ending => {
-                    self.state.ending = true;
-                    self.dir.forget_checkpoint(&checkpoint::name(cycle, None))?;
+                Control::Finish if !self.journal.state.ending => {
+                    self.journal.state.ending = true;
+                    self.journal.dir.forget_checkpoint(&checkpoint::name(cycle, None))?;
                     self.save_cycle()?;
                 }
                 Control::Finish => {}
@@ -99,44 +93,44 @@ impl Run<'_> {
     }
 
     fn cycle(&mut self, cycle: usize) -> Result<()> {
-        if self.state.learning.is_none() {
-            (self.start, self.best) = (self.keep_for_roll_back(), None);
+        if self.journal.state.learning.is_none() {
+            (self.start, self.journal.best) = (self.keep_for_roll_back(), None);
         }
         let loss_learned = match self.change(cycle) {
             Ok(evaluation) => Some(evaluation.loss),
             // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order. If
             // nothing had changed yet, it would come to the same.
             Err(Error::NotFinite(message)) if self.has_changed() => {
-                self.state.place.epoch += 1;
-                self.emit(Event::Notice { cycle, message })?;
+                self.journal.state.place.epoch += 1;
+                self.journal.emit(Event::Notice { cycle, message })?;
                 None
             }
             Err(error) => return Err(error),
         };
         let accepted = self.accept(cycle, loss_learned)?;
         // There is none if pruning has left numbers that are not finite.
-        let learning = self.state.learning.take();
+        let learning = self.journal.state.learning.take();
         let loss_pruned = learning.as_ref().map(|learning| learning.loss_pruned);
         let Learning { pruned, grown, tokens_before, .. } =
-            learning.unwrap_or_else(|| Learning { tokens_before: self.state.tokens, ..Learning::default() });
+            learning.unwrap_or_else(|| Learning { tokens_before: self.journal.state.tokens, ..Learning::default() });
         if !accepted {
-            self.state.tokens = tokens_before;
+            self.journal.state.tokens = tokens_before;
         }
         let active = self.pipeline.learner.model.units.num_active();
-        self.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
-        self.state.cycle = cycle;
+        self.journal.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
+        self.journal.state.cycle = cycle;
         Ok(())
     }
 
     /// Whether there is something to roll back.
     fn has_changed(&self) -> bool {
         let state = self.pipeline.learner.model.state_id();
-        self.start.as_ref().is_some_and(|start| self.state.learning.is_some() || start.model.state_id() != state)
+        self.start.as_ref().is_some_and(|start| self.journal.state.learning.is_some() || start.model.state_id() != state)
     }
 
     /// What changes the model in a cycle, or what is left to do of it.
     fn change(&mut self, cycle: usize) -> Result<Evaluation> {
-        if self.state.learning.is_none() {
+        if self.journal.state.learning.is_none() {
             self.settle_heads(cycle)?;
         }
         self.learn(cycle)?;
@@ -153,22 +147,22 @@ impl Run<'_> {
                 "growth_ratio {ratio} cannot be had: for {goal} heads to be gone after growth, more than may go would have to go first; \
                  none go beyond those in this cycle"
             );
-            self.emit(Event::Notice { cycle, message })?;
+            self.journal.emit(Event::Notice { cycle, message })?;
         }
         let (pruned, left) = self.prune(cycle, counts.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
-        self.warn_of_damage(cycle, after_pruning.loss - self.state.loss)?;
+        self.warn_of_damage(cycle, after_pruning.loss - self.journal.state.loss)?;
         let (grown, growing) = self.grow(cycle, &left, counts.goal, &after_pruning, &parent)?;
         let count = |heads: &Selection| heads.values().map(Vec::len).sum();
-        self.state.learning = Some(Learning {
+        self.journal.state.learning = Some(Learning {
             growing: named_units(&self.pipeline.learner.model, &growing),
             pruned: count(&pruned),
             grown: count(&grown),
             loss_pruned: after_pruning.loss,
-            tokens_before: self.state.tokens,
+            tokens_before: self.journal.state.tokens,
             ..Learning::default()
         });
-        self.state.place = Place { epoch: self.state.place.epoch, ..Place::default() };
+        self.journal.state.place = Place { epoch: self.journal.state.place.epoch, ..Place::default() };
         Ok(())
     }
 
@@ -191,19 +185,19 @@ impl Run<'_> {
         let (by_heads, ratio) =
             (self.pipeline.plan.config.prune.budget == Currency::Heads, self.pipeline.plan.config.prune.pruning_ratio);
         for number in 1..=of {
-            self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+            self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
-            self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
+            self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances = named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
             let strategy = self.pipeline.strategy.name().to_owned();
-            self.emit(Event::Scored { cycle, strategy, importances })?;
+            self.journal.emit(Event::Scored { cycle, strategy, importances })?;
             let learner = &mut self.pipeline.learner;
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;
             left = remaining(&learner.model, &scores, &selection);
             let active = learner.model.units.num_active();
-            self.emit(Event::Pruned { cycle, budget: share, units, active })?;
+            self.journal.emit(Event::Pruned { cycle, budget: share, units, active })?;
             for (place, units) in selection {
                 count += units.len();
                 pruned.entry(place).or_insert_with(Vec::new).extend(units);
@@ -213,18 +207,18 @@ impl Run<'_> {
         }
         let unmet = if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
         if let Some(message) = unmet {
-            self.emit(Event::Notice { cycle, message })?;
+            self.journal.emit(Event::Notice { cycle, message })?;
         }
         Ok((pruned, left))
     }
 
     /// Why pruning took another number of heads than the budget asked for.
     fn unmet(&self, count: usize, budget: usize) -> Option<String> {
-        let Pipeline { plan, given, .. } = &self.pipeline;
+        let Pipeline { plan, record, .. } = &self.pipeline;
         let config = &plan.config.prune;
         match (count, budget) {
             // A strategy of the caller's decides freely.
-            _ if given.strategy => None,
+            _ if record.given.strategy => None,
             (0, 0) => Some(format!(
                 "nothing to prune: pruning_ratio {} with schedule {} comes to no head",
                 config.pruning_ratio,
@@ -246,12 +240,12 @@ impl Run<'_> {
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
         let task = self.task(cycle, "refit");
         if self.pipeline.plan.config.refit.refit {
-            self.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
+            self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
         }
         match self.pipeline.refit(parent, sequences)? {
             Some(layers) => {
-                self.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-                self.emit(Event::Refit { cycle, layers })?;
+                self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
+                self.journal.emit(Event::Refit { cycle, layers })?;
                 Ok(true)
             }
             None => Ok(false),
@@ -261,8 +255,8 @@ impl Run<'_> {
     fn measure(&mut self, cycle: usize, phase: Phase) -> Result<Evaluation> {
         let what = if phase == Phase::Pruned { "measure pruned" } else { "measure learned" };
         let task = self.task(cycle, what);
-        let evaluation = self.pipeline.measure(&task, self.observer)?;
-        self.emit(Event::Evaluated { cycle, phase, evaluation: evaluation.clone() })?;
+        let evaluation = self.pipeline.measure(&task, self.journal.observer)?;
+        self.journal.emit(Event::Evaluated { cycle, phase, evaluation: evaluation.clone() })?;
         Ok(evaluation)
     }
 
@@ -281,7 +275,7 @@ impl Run<'_> {
         let unit = if objective == Objective::Encoder || objective.is_regression() { "" } else { " nats" };
         let message =
             format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
-        self.emit(Event::Notice { cycle, message })
+        self.journal.emit(Event::Notice { cycle, message })
     }
 
     /// Brings heads back, and repairs the output projections for those that `parent`, the model that the cycle started with, had;
@@ -304,7 +298,7 @@ impl Run<'_> {
             None => budget::growth(plan.config.grow.growth_ratio, can_return, &model.units, units),
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
-        let wanted = count > 0 || (self.pipeline.given.strategy && can_return > 0);
+        let wanted = count > 0 || (self.pipeline.record.given.strategy && can_return > 0);
         let gains = if wanted { self.pipeline.gains(cycle)? } else { Gains::new() };
         trim_buffers();
         let Pipeline { learner, strategy, plan, .. } = &mut self.pipeline;
@@ -318,7 +312,7 @@ impl Run<'_> {
             seed,
             cycle,
             evaluation,
-            history: &self.state.history,
+            history: &self.journal.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(&learner.model.units, &gains, &counts, units)?;
@@ -330,7 +324,7 @@ impl Run<'_> {
         let model = &learner.model;
         let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
-        self.emit(Event::Grown { cycle, units, active })?;
+        self.journal.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
         let fitted = if refits && self.pipeline.learner.model.units == parent.units {
             refit::undo(&mut self.pipeline.learner.model, parent);
@@ -346,18 +340,18 @@ impl Run<'_> {
 
     /// Keeps the cycle or rolls it back; one that diverged has no loss.
     fn accept(&mut self, cycle: usize, loss: Option<f64>) -> Result<bool> {
-        let loss_change = loss.map(|loss| loss - self.state.loss);
+        let loss_change = loss.map(|loss| loss - self.journal.state.loss);
         match (loss, loss_change, self.start.take(), self.pipeline.plan.config.measure.max_loss_increase) {
             (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
-                self.state.loss = loss;
+                self.journal.state.loss = loss;
                 let active = self.pipeline.learner.model.units.num_active();
-                self.emit(Event::Accepted { cycle, loss_change, active })?;
+                self.journal.emit(Event::Accepted { cycle, loss_change, active })?;
                 Ok(true)
             }
             (_, _, Some(start), Some(max_loss_increase)) => {
                 self.pipeline.learner = start;
                 let active = self.pipeline.learner.model.units.num_active();
-                self.emit(Event::RolledBack { cycle, loss_change, max_loss_increase, active })?;
+                self.journal.emit(Event::RolledBack { cycle, loss_change, max_loss_increase, active })?;
                 Ok(false)
             }
             _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),
@@ -372,14 +366,18 @@ impl Run<'_> {
         }
         round_weights(&mut self.pipeline.learner.model);
         self.pipeline.learner.optim.states.clear();
-        let evaluation = self.pipeline.measure("result", self.observer)?;
-        self.emit(Event::Evaluated { cycle: self.state.cycle, phase: Phase::Result, evaluation: evaluation.clone() })?;
-        self.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = base_of(&self.dir.base(), &config, self.pipeline.given)?;
+        let evaluation = self.pipeline.measure("result", self.journal.observer)?;
+        self.journal.emit(Event::Evaluated {
+            cycle: self.journal.state.cycle,
+            phase: Phase::Result,
+            evaluation: evaluation.clone(),
+        })?;
+        self.journal.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
+        let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
         dense.move_to(self.pipeline.learner.model.device);
         let model = &self.pipeline.learner.model;
         let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
-        self.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
+        self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
             evaluation,
             cost: model.cost(length),
@@ -387,22 +385,28 @@ impl Run<'_> {
             heads: model.units.layers().iter().map(|l| l.active().to_vec()).collect(),
         };
         let summary = Summary {
-            before: snapshot(&dense, self.state.baseline.clone(), speeds[0]),
+            before: snapshot(&dense, self.journal.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
             heads_per_layer: model.spec.layers.iter().map(|layer| layer.num_heads).collect(),
-            cycles: self.state.history.clone(),
-            tokens_learned: self.state.tokens,
-            run: self.dir.path().to_owned(),
+            cycles: self.journal.state.history.clone(),
+            tokens_learned: self.journal.state.tokens,
+            run: self.journal.dir.path().to_owned(),
         };
         let (active, parameters) = (model.units.num_active(), model.num_parameters());
         // Written before the result, which makes the run complete, and told after it.
         let finished = Event::RunFinished { active, parameters };
-        self.dir.write_event(&finished)?;
-        let named =
-            model.origin.as_deref().or(config.run.model.as_deref()).or(Some("builtin")).filter(|_| !self.pipeline.given.model);
+        self.journal.dir.write_event(&finished)?;
+        let named = model
+            .origin
+            .as_deref()
+            .or(config.run.model.as_deref())
+            .or(Some("builtin"))
+            .filter(|_| !self.pipeline.record.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
-        self.dir.finish(model, &summary, |out| export::export_with(model, &export::HF, None, out, &[("README.md", &card)]))?;
-        self.observer.on_event(&finished);
+        self.journal
+            .dir
+            .finish(model, &summary, |out| export::export_with(model, &export::HF, None, out, &[("README.md", &card)]))?;
+        self.journal.observer.on_event(&finished);
         Ok(summary)
     }
 }

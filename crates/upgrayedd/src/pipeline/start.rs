@@ -6,7 +6,7 @@ use std::sync::Arc;
 use upgrayedd_nn::trim_buffers;
 
 use super::parts::{hash_model, load_teacher, read_data};
-use super::state::{Given, Pipeline, Run, State};
+use super::state::{Given, Journal, Pipeline, Run, State};
 use crate::config::{OptimizeConfig, Plan};
 use crate::data::{Part, Split};
 use crate::eval::evaluate;
@@ -83,8 +83,20 @@ impl Pipeline {
             }
             teacher => teacher,
         };
+        let record = RunRecord {
+            format_version: RUN_FORMAT,
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            model_hash,
+            data_hash: data.hash.clone(),
+            eval_data_hash: data.eval_hash.clone(),
+            notices,
+            given: parts,
+            split: data.split.clone(),
+            config: plan.config(),
+            timings: plan.timings.clone(),
+        };
         let learner = Learner::new(model, plan.train.weight_decay);
-        Ok(Self { plan, teacher, learner, data, given: parts, strategy, model_hash, notices })
+        Ok(Self { plan, teacher, learner, data, strategy, record })
     }
 
     /// The model as it is now.
@@ -94,12 +106,12 @@ impl Pipeline {
 
     /// What was passed over or taken otherwise than files say, a line each.
     pub fn notices(&self) -> &[String] {
-        &self.notices
+        &self.record.notices
     }
 
     /// Which sequences serve what.
     pub fn split(&self) -> &Split {
-        &self.data.split
+        &self.record.split
     }
 
     /// What it is going to do.
@@ -121,28 +133,16 @@ impl Pipeline {
     pub fn run(mut self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         check_new(out)?;
         let baseline = self.measure("baseline", observer)?;
-        let record = RunRecord {
-            format_version: RUN_FORMAT,
-            program_version: env!("CARGO_PKG_VERSION").to_owned(),
-            model_hash: self.model_hash.clone(),
-            data_hash: self.data.hash.clone(),
-            eval_data_hash: self.data.eval_hash.clone(),
-            notices: self.notices.clone(),
-            given: self.given,
-            split: self.data.split.clone(),
-            config: self.plan.config(),
-            timings: self.plan.timings.clone(),
-        };
-        let dir = RunDir::create(out, &record, &self.learner.model, self.given.model, self.data.set_aside.as_ref())?;
+        let dir = RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref())?;
         self.keep_companions(&dir);
         let state = State::new(baseline);
-        let mut run = Run { pipeline: self, dir, state, observer, start: None, best: None };
+        let mut run = Run { pipeline: self, journal: Journal { dir, observer, state, best: None }, start: None };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
-            Err(error) if !matches!(error, Error::Interrupted | Error::Caller(_)) && !run.dir.has_checkpoint() => {
+            Err(error) if !matches!(error, Error::Interrupted | Error::Caller(_)) && !run.journal.dir.has_checkpoint() => {
                 // The first error is the one that matters, even if its traces cannot be removed.
-                let _ = run.dir.discard();
+                let _ = run.journal.dir.discard();
                 Err(error)
             }
             Err(error) => Err(error),
@@ -156,7 +156,7 @@ impl Pipeline {
 
     /// A model that was given brings files from a place that may not last: the run's own copies do.
     pub(super) fn keep_companions(&mut self, dir: &RunDir) {
-        if self.given.model && self.learner.model.companions != Companions::None {
+        if self.record.given.model && self.learner.model.companions != Companions::None {
             self.learner.model.companions = Companions::Folder(dir.base());
         }
     }

@@ -10,7 +10,7 @@ use crate::learner::Learner;
 use crate::model::Model;
 use crate::price::Timings;
 use crate::record::{CycleRecord, Evaluation};
-use crate::run_dir::{GivenParts, RunDir};
+use crate::run_dir::{RunDir, RunRecord};
 use crate::strategy::Strategy;
 use crate::train::Place;
 
@@ -27,27 +27,31 @@ pub struct Given {
     pub timings: Option<Timings>,
 }
 
-/// A run in the making: everything checked and read, nothing written yet.
+/// A run in the making: everything is read and checked, nothing is written yet.
 pub struct Pipeline {
     pub(super) plan: Plan,
     pub(super) learner: Learner,
     pub(super) data: RunData,
-    pub(super) given: GivenParts,
     pub(super) strategy: Box<dyn Strategy>,
     /// What is learned from beside the targets.
     pub(super) teacher: Option<Model>,
-    pub(super) model_hash: String,
-    pub(super) notices: Vec<String>,
+    /// What of it is kept in `run.toml`.
+    pub(super) record: RunRecord,
 }
 
-/// A run under way.
+/// A run under way: what it works on, and its journal.
 pub(super) struct Run<'a> {
     pub(super) pipeline: Pipeline,
-    pub(super) dir: RunDir,
-    pub(super) state: State,
-    pub(super) observer: &'a mut dyn Observer,
+    pub(super) journal: Journal<'a>,
     /// What there was at the start of the cycle, where it may be rolled back.
     pub(super) start: Option<Learner>,
+}
+
+/// How far a run has come, and who is told: everything that a step of learning changes beside the learner.
+pub(super) struct Journal<'a> {
+    pub(super) dir: RunDir,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) state: State,
     /// The best weights of the cycle so far, where it is measured while it learns.
     pub(super) best: Option<Model>,
 }
