@@ -255,7 +255,7 @@ fn archive(bytes: &[u8]) {
         let path = dir.join("archive.safetensors");
         fs::write(&path, bytes).unwrap();
         if let Ok(archive) = upgrayedd::surgery::load_archive(&path, model) {
-            let _ = archive.restorable(&model.units);
+            let _ = archive.restorable(model.units());
         }
     });
 }
@@ -264,9 +264,9 @@ fn archive_seeds() -> Vec<Vec<u8>> {
     let dir = fresh();
     let path = dir.join("archive.safetensors");
     let mut model = Model::load(&golden("llama_gqa"), &LoadOptions::default()).unwrap();
-    let head = model.units.layers()[0].active()[1];
+    let head = model.units().layers()[0].active()[1];
     upgrayedd::surgery::remove(&mut model, None, &upgrayedd::units::heads_by_layer([(0, vec![head])].into()), 1, None).unwrap();
-    model.archive.save(&path, &model.layer_names()).unwrap();
+    model.archive().save(&path, &model.layer_names()).unwrap();
     let bytes = fs::read(&path).unwrap();
     fs::remove_dir_all(dir).unwrap();
     vec![bytes]

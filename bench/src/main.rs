@@ -99,19 +99,19 @@ fn main() -> Result<()> {
     let (family, spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(family, spec, config, 1)?;
     if let Some(keep) = args.heads {
-        let pruned = model.units.layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
+        let pruned = model.units().layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
         let pruned = pruned.enumerate().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect();
         surgery::remove(&mut model, None, &pruned, 1, None)?;
-        model.archive = Archive::default();
+        model.set_archive(Archive::default());
     }
     let batch = random_batch(&model, args.batch, args.length);
-    let mut grads = Gradients::for_params(&model.params);
+    let mut grads = Gradients::for_params(model.params());
     let mut learner = Learner::new(model, 0.01);
     let scores = args.work.scores().into_iter().map(score::named).collect::<upgrayedd::Result<Vec<_>>>()?;
     let samples = args.samples.unwrap_or(args.batch);
     let all = random_batch(&learner.model, samples, args.length);
     let rows = all.tokens.chunks(args.length).map(|tokens| Row::causal(tokens.to_vec(), None, None));
-    let (data, range) = (Dataset::from_rows(rows.collect(), learner.model.spec.objective, 0), 0..samples);
+    let (data, range) = (Dataset::from_rows(rows.collect(), learner.model.spec().objective, 0), 0..samples);
     let mut loss = 0.0;
     // Milliseconds of one run.
     let mut once = || -> Result<f64> {
@@ -122,12 +122,12 @@ fn main() -> Result<()> {
                 loss = learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone)?.loss;
             }
             Work::Forward => {
-                let mut tape = Tape::inference(learner.model.device, &learner.model.params);
+                let mut tape = Tape::inference(learner.model.device(), learner.model.params());
                 let result = learner.model.loss(&mut tape, &batch, 1.0, &mut Hooks::default())?;
                 loss = result.sum.read() / result.count as f64;
             }
             Work::Gemm => {
-                let mut tape = Tape::inference(learner.model.device, &learner.model.params);
+                let mut tape = Tape::inference(learner.model.device(), learner.model.params());
                 let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
                 let start = Instant::now();
                 linear(&mut tape, &square, &square, None)?;
@@ -211,7 +211,7 @@ fn random_batch(model: &Model, batch: usize, length: usize) -> Batch {
     let mut state = 12_345u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u32 % model.spec.vocab_size as u32
+        (state >> 33) as u32 % model.spec().vocab_size as u32
     };
     let tokens: Vec<u32> = (0..batch * length).map(|_| next()).collect();
     let targets = tokens.chunks(length).flat_map(|s| s[1..].iter().map(|&t| i64::from(t)).chain([IGNORE])).collect();

@@ -50,7 +50,7 @@ impl Source {
             Self::Files(files) => Dataset::open(files, model, &model.tokenizer()?, options),
             Self::Texts(texts) => texts_dataset(texts, model, &model.tokenizer()?, options),
             Self::Loader(loader) => {
-                let reader = Reader { family: model.family, spec: &model.spec, labelled };
+                let reader = Reader { family: model.family(), spec: model.spec(), labelled };
                 let mut rows = Vec::new();
                 let mut batches = Epoch::start(loader)?;
                 while let Some(batch) = batches.next(&reader, rows.len())? {
@@ -59,7 +59,7 @@ impl Source {
                 if rows.is_empty() {
                     return Err(Error::data("the data loader gave no batches"));
                 }
-                Ok(Dataset::from_rows(rows, model.spec.objective, 0))
+                Ok(Dataset::from_rows(rows, model.spec().objective, 0))
             }
         }
     }
@@ -377,7 +377,7 @@ fn loader_data(
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
-    let (reader, objective) = (Reader { family: model.family, spec: &model.spec, labelled: true }, model.spec.objective);
+    let (reader, objective) = (Reader { family: model.family(), spec: model.spec(), labelled: true }, model.spec().objective);
     let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
@@ -424,7 +424,7 @@ fn loader_data(
     let now = SetAside { calibration: part(train.end..rest), held_out: part(rest..count) };
     let set_aside = kept.unwrap_or_else(|| now.clone());
     for (number, row) in set_aside.calibration.iter().chain(&set_aside.held_out).enumerate() {
-        row.check(&model.spec, number)?;
+        row.check(model.spec(), number)?;
     }
     let all =
         |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(|row| row_key(row, objective)).collect() };
@@ -437,7 +437,7 @@ fn loader_data(
     let sequences: usize = counts[..train.end].iter().sum();
     let scored_range = sequences..sequences + scored.len();
     let whole = |rows: Vec<Row>| {
-        let data = Dataset::from_rows(rows, model.spec.objective, 0);
+        let data = Dataset::from_rows(rows, model.spec().objective, 0);
         Part { range: 0..data.len(), data: Arc::new(data) }
     };
     let separate = eval.is_some();
@@ -459,8 +459,8 @@ fn loader_data(
     Ok(RunData {
         train: Box::new(LoaderBatches {
             loader,
-            family: model.family,
-            spec: model.spec.clone(),
+            family: model.family(),
+            spec: model.spec().clone(),
             train,
             keys,
             set_aside: aside.into_iter().collect(),

@@ -154,14 +154,14 @@ impl Model {
     fn info(&self, context: Option<usize>) -> String {
         let model = &self.inner;
         let cost = context.map(|context| model.cost(context));
-        let spec = &model.spec;
+        let spec = &model.spec();
         let counts = |of: fn(&LayerUnits) -> usize| -> BTreeMap<String, usize> {
-            model.units.layers().iter().enumerate().map(|(layer, units)| (model.layer_name(layer), of(units))).collect()
+            model.units().layers().iter().enumerate().map(|(layer, units)| (model.layer_name(layer), of(units))).collect()
         };
-        let architecture = model.family.architecture_of(Task::of(spec.objective));
+        let architecture = model.family().architecture_of(Task::of(spec.objective));
         json!({
             "classes": architecture.map(|a| json!({ "stock": a.class, "pruned": a.pruned, "auto": a.auto })),
-            "family": model.family.model_type, "objective": spec.objective.name(), "dtype": model.dtype().name(),
+            "family": model.family().model_type, "objective": spec.objective.name(), "dtype": model.dtype().name(),
             "layers": spec.num_layers(), "hidden_size": spec.hidden_size, "head_dim": spec.head_dim,
             "original_heads": counts(LayerUnits::total), "original_kv_heads": counts(LayerUnits::kv_total),
             "vocab_size": spec.vocab_size,
@@ -171,22 +171,22 @@ impl Model {
     }
 
     fn layer_names(&self) -> Vec<String> {
-        (0..self.inner.spec.num_layers()).map(|l| self.inner.layer_name(l)).collect()
+        (0..self.inner.spec().num_layers()).map(|l| self.inner.layer_name(l)).collect()
     }
 
     fn active_heads(&self) -> Vec<Vec<usize>> {
-        self.inner.units.layers().iter().map(|l| l.active().to_vec()).collect()
+        self.inner.units().layers().iter().map(|l| l.active().to_vec()).collect()
     }
 
     /// Pruned heads that are in the archive, by layer.
     fn restorable_heads(&self) -> Vec<Vec<usize>> {
-        let layers = self.inner.units.layers().iter().enumerate();
-        let archived = |layer: usize, head: usize| self.inner.archive.contains(upgrayedd::units::Unit::head(layer, head));
+        let layers = self.inner.units().layers().iter().enumerate();
+        let archived = |layer: usize, head: usize| self.inner.archive().contains(upgrayedd::units::Unit::head(layer, head));
         layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
     }
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
-        let known = self.inner.units.layers().get(layer);
+        let known = self.inner.units().layers().get(layer);
         let Some(known) = known.filter(|known| head < known.total()) else {
             let heads = known.map_or(0, LayerUnits::total);
             return Err(to_py(Error::malformed(format!("layer {layer} has no head {head}: it had {heads} heads"))));
@@ -218,7 +218,7 @@ impl Model {
     /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.
     fn logits<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let logits = detached(py, || {
-            if self.inner.spec.objective == Objective::Encoder {
+            if self.inner.spec().objective == Objective::Encoder {
                 return Err(Error::unsupported("a plain encoder has no logits: take its hidden_states"));
             }
             let batch = self.unlabelled(&rows)?;
@@ -239,7 +239,7 @@ impl Model {
     fn hidden_states<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let states = detached(py, || {
             let batch = self.unlabelled(&rows)?;
-            let mut tape = Tape::inference(self.inner.device, &self.inner.params);
+            let mut tape = Tape::inference(self.inner.device(), self.inner.params());
             let states = self.inner.hidden(&mut tape, &batch, &mut Hooks::default())?.tensor().clone();
             let width = states.cols();
             Ok(states.reshaped(&[batch.batch, batch.len, width]))
@@ -393,7 +393,7 @@ impl Model {
 
 impl Model {
     fn classifies(&self) -> bool {
-        matches!(self.inner.spec.objective, Objective::Classifier { .. })
+        matches!(self.inner.spec().objective, Objective::Classifier { .. })
     }
 
     fn unlabelled(&self, rows: &Source) -> Result<Batch> {

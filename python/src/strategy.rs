@@ -71,11 +71,11 @@ pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, import
         let params = Params::read(params)?;
         let mut strategy = params.strategy(name)?;
         let importances = strategy.shown(&Scores::of_heads(importances));
-        importances.check(&model.inner.units)?;
+        importances.check(model.inner.units())?;
         let budget = model.allowed.prune.unwrap_or_else(|| {
-            let most = budget::prunable(&model.inner.units, Site::Head, params.min_heads);
+            let most = budget::prunable(model.inner.units(), Site::Head, params.min_heads);
             let ratios = (params.pruning_ratio, params.growth_ratio);
-            let counts = budget::cycle_counts(Schedule::PerCycle, &model.inner.units, Site::Head, ratios, (1, 1), most);
+            let counts = budget::cycle_counts(Schedule::PerCycle, model.inner.units(), Site::Head, ratios, (1, 1), most);
             Budget { heads: counts.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
         });
         let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
@@ -100,7 +100,7 @@ pub fn select_to_grow(
         let mut strategy = params.strategy(name)?;
         let can_return = restorable.iter().sum();
         let (count, units, seed) = model.allowed.grow.unwrap_or_else(|| {
-            let count = budget::growth(params.growth_ratio, can_return, &model.inner.units, Site::Head);
+            let count = budget::growth(params.growth_ratio, can_return, model.inner.units(), Site::Head);
             (count, Site::Head, params.seed.unwrap_or(42))
         });
         let importances = strategy.shown(&Scores::of_heads(layer_means.into_iter().map(|mean| vec![mean])));
@@ -236,7 +236,7 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     let list = PyList::empty(py);
     let Some((data, range)) = context.data else { return Ok(list) };
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
-    let objective = context.model.spec.objective;
+    let objective = context.model.spec().objective;
     let (causal, classifies) = (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
     let regresses = objective.is_regression();
     for chunk in indices.chunks(context.batch_size.max(1)) {

@@ -166,7 +166,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let ablation_samples = args.ablation_samples.unwrap_or(16);
     positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", ablation_samples)])?;
     let model = load(&args.model)?;
-    let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions));
+    let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions));
     let reads_data = only.is_none_or(Score::needs_data);
     if args.data.data.is_empty() && reads_data {
         return Err(Error::does_not_fit("--data is missing: this score reads text (magnitude and random do without)").into());
@@ -184,7 +184,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         reduce: &Alone,
     };
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
-        let heads = model.units.layers().iter().map(|l| l.active());
+        let heads = model.units().layers().iter().map(|l| l.active());
         let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
         scores.heads().zip(heads).enumerate().map(layer).collect()
     };
@@ -247,10 +247,10 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     let mut model = load(&args.model)?;
     if let Some(reference) = &args.reference {
         let mut reference = named(reference, args.model.family.clone())?;
-        reference.move_to(model.device);
+        reference.move_to(model.device());
         model.set_reference(Arc::new(reference))?;
     }
-    let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec.max_positions));
+    let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec().max_positions));
     if args.data.data.is_empty() {
         return Err(Error::does_not_fit("--data is missing: name the file to measure on").into());
     }
@@ -272,14 +272,14 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
     set_threads(None)?;
     let model = named(&args.model, args.family)?;
     let cost = model.cost(args.context);
-    let heads = model.units.layers();
+    let heads = model.units().layers();
     if args.json {
         return print_json(&json!({
-            "family": model.family.model_type,
-            "objective": model.spec.objective.name(),
-            "layers": model.spec.num_layers(),
-            "hidden_size": model.spec.hidden_size,
-            "head_dim": model.spec.head_dim,
+            "family": model.family().model_type,
+            "objective": model.spec().objective.name(),
+            "layers": model.spec().num_layers(),
+            "hidden_size": model.spec().hidden_size,
+            "head_dim": model.spec().head_dim,
             "heads": heads.iter().map(|l| l.active().len()).collect::<Vec<_>>(),
             "kv_heads": heads.iter().map(|l| l.kv_active().len()).collect::<Vec<_>>(),
             "active_heads": heads.iter().map(|l| l.active()).collect::<Vec<_>>(),

@@ -125,19 +125,19 @@ pub fn evaluation(e: &Evaluation) -> String {
 
 /// What `inspect` shows.
 pub fn inspection(model: &Model, cost: &Cost) -> String {
-    let heads: Vec<Vec<usize>> = model.units.layers().iter().map(|l| l.active().to_vec()).collect();
-    let totals: Vec<usize> = model.units.layers().iter().map(LayerUnits::total).collect();
-    let kv: usize = model.units.layers().iter().map(|l| l.kv_active().len()).sum();
+    let heads: Vec<Vec<usize>> = model.units().layers().iter().map(|l| l.active().to_vec()).collect();
+    let totals: Vec<usize> = model.units().layers().iter().map(LayerUnits::total).collect();
+    let kv: usize = model.units().layers().iter().map(|l| l.kv_active().len()).sum();
     let mut out = format!(
         "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
          parameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
-        model.family.model_type,
-        model.spec.objective.name(),
-        model.spec.num_layers(),
-        model.units.num_active(),
-        model.units.total(),
-        model.spec.head_dim,
-        model.spec.layers.iter().map(|layer| layer.num_kv_heads).sum::<usize>(),
+        model.family().model_type,
+        model.spec().objective.name(),
+        model.spec().num_layers(),
+        model.units().num_active(),
+        model.units().total(),
+        model.spec().head_dim,
+        model.spec().layers.iter().map(|layer| layer.num_kv_heads).sum::<usize>(),
         grouped(cost.parameters as u64),
         grouped(cost.bytes as u64),
         model.dtype().name(),
@@ -159,7 +159,7 @@ pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
     let largest = scores.values().map(f64::abs).filter(|v| v.is_finite()).fold(0.0, f64::max);
     let decimals = if largest > 0.0 { (3.0 - largest.log10().floor()).clamp(4.0, 16.0) as usize } else { 4 };
     for (layer, values) in scores.heads().enumerate() {
-        let heads = model.units.layers()[layer].active().iter().zip(values);
+        let heads = model.units().layers()[layer].active().iter().zip(values);
         let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.decimals$}")).collect();
         let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));
     }

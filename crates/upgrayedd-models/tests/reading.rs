@@ -79,14 +79,14 @@ fn write(case: &Value, dir: &Path) {
 /// The mean loss on the tokens, or of a plain encoder the mean square of its hidden states.
 fn loss(model: &Model, ids: &[u32]) -> f64 {
     let tokens = ids.to_vec();
-    let targets = match model.spec.objective {
+    let targets = match model.spec().objective {
         Objective::CausalLm => ids[1..].iter().map(|t| i64::from(*t)).chain([IGNORE]).collect(),
         Objective::Classifier { .. } => vec![1],
         _ => ids.iter().map(|t| i64::from(*t)).collect(),
     };
     let batch = Batch { tokens: Arc::new(tokens), batch: 1, len: ids.len(), targets, ..Batch::default() };
-    let mut tape = Tape::inference(model.device, &model.params);
-    if model.spec.objective == Objective::Encoder {
+    let mut tape = Tape::inference(model.device(), model.params());
+    if model.spec().objective == Objective::Encoder {
         let states = model.hidden(&mut tape, &batch, &mut Hooks::default()).unwrap().tensor().clone();
         return states.data().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / states.len() as f64;
     }
@@ -120,10 +120,10 @@ fn models_are_read_as_transformers_reads_them_or_refused() {
         export(&model, &HF, None, &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
         assert_eq!(loss(&again, &ids), got, "{name}: written and read again");
-        for id in model.params.ids() {
-            let name = model.params.name(id);
-            let same = again.params.get(again.params.find(name).unwrap());
-            assert!(same == model.params.get(id), "{name}");
+        for id in model.params().ids() {
+            let name = model.params().name(id);
+            let same = again.params().get(again.params().find(name).unwrap());
+            assert!(same == model.params().get(id), "{name}");
         }
     }
 }

@@ -106,19 +106,19 @@ pub fn save<S: Serialize>(
         if let Some(best) = best {
             write_weights(&dir.join(BEST_FILE), best)?;
         }
-        model.archive.save(&dir.join(ARCHIVE_FILE), &model.layer_names())?;
-        let named = |id| model.params.name(id).to_owned();
-        let moments = model.params.ids().flat_map(|id| {
+        model.archive().save(&dir.join(ARCHIVE_FILE), &model.layer_names())?;
+        let named = |id| model.params().name(id).to_owned();
+        let moments = model.params().ids().flat_map(|id| {
             let state = &optim.states[id.index()];
             let moment = |kind: &str, t: &Option<Tensor>| t.clone().map(|t| (format!("{kind}.{}", named(id)), t, DType::F32));
             [moment("m", &state.m), moment("v", &state.v)].into_iter().flatten().collect::<Vec<_>>()
         });
         safetensors_file::write(&dir.join(OPTIMIZER_FILE), moments.collect(), Default::default())?;
-        let lanes = model.params.ids().map(|id| {
+        let lanes = model.params().ids().map(|id| {
             let state = &optim.states[id.index()];
             LaneState { name: named(id), steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
         });
-        let units = model.units.record(&model.layer_names());
+        let units = model.units().record(&model.layer_names());
         let file = StateFile { format_version: FORMAT, units, lanes: lanes.collect(), events_bytes, state };
         let json = serde_json::to_vec(&file).map_err(|e| Error::malformed(e.to_string()))?;
         write_file(&dir.join(STATE_FILE), &json)?;
@@ -135,7 +135,7 @@ pub fn save<S: Serialize>(
 }
 
 fn write_weights(path: &Path, model: &Model) -> Result<()> {
-    let weights = model.params.ids().map(|id| (model.params.name(id).to_owned(), model.params.get(id).clone(), DType::F32));
+    let weights = model.params().ids().map(|id| (model.params().name(id).to_owned(), model.params().get(id).clone(), DType::F32));
     safetensors_file::write(path, weights.collect(), Default::default())
 }
 
@@ -167,9 +167,8 @@ pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, weight_decay: f64) ->
     let best_path = dir.join(BEST_FILE);
     let best = if best_path.exists() {
         let mut best = model.clone();
-        best.params = read_weights(&best_path, base, &model.units)?;
-        best.move_to(base.device);
-        best.touch();
+        *best.params_mut() = read_weights(&best_path, base, model.units())?;
+        best.move_to(base.device());
         Some(best)
     } else {
         None
@@ -200,27 +199,27 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     if file.format_version != FORMAT {
         return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
     }
-    let heads = base.spec.full_units().with_record(&file.units, &base.layer_names());
+    let heads = base.spec().full_units().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.family, base.spec.clone(), base.config.clone(), params, heads, base.dtype())?;
+    let mut model = Model::from_params(base.family(), base.spec().clone(), base.config.clone(), params, heads, base.dtype())?;
     model.set_dtypes_of(base);
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
-    model.move_to(base.device);
+    model.move_to(base.device());
     if let Some(reference) = base.reference() {
         model.set_reference(reference.clone())?;
     }
-    model.archive = surgery::load_archive(&dir.join(ARCHIVE_FILE), &model)?;
+    model.set_archive(surgery::load_archive(&dir.join(ARCHIVE_FILE), &model)?);
     Ok((model, file))
 }
 
 fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> {
     let weights = TensorFile::open(path)?;
     let mut params = ParamSet::default();
-    for id in base.params.ids() {
+    for id in base.params().ids() {
         interrupt::check()?;
-        let name = base.params.name(id);
+        let name = base.params().name(id);
         let tensor = weights.read(name)?;
         if tensor.shape() != base.weight(id).shape(heads) {
             let shape = tensor.shape();
@@ -238,12 +237,12 @@ fn read_moments(dir: &Path, Learner { model, optim }: &mut Learner, lanes: Vec<L
     let file = TensorFile::open(&dir.join(OPTIMIZER_FILE))?;
     let names = file.names();
     let damaged = || Error::bad_file(dir, "the optimiser's state does not fit the weights: the checkpoint is damaged");
-    if lanes.len() != model.params.len() {
+    if lanes.len() != model.params().len() {
         return Err(damaged());
     }
-    for (id, lane) in model.params.ids().zip(lanes) {
-        let name = model.params.name(id);
-        let (weight, state) = (model.params.get(id), &mut optim.states[id.index()]);
+    for (id, lane) in model.params().ids().zip(lanes) {
+        let name = model.params().name(id);
+        let (weight, state) = (model.params().get(id), &mut optim.states[id.index()]);
         let count = state.lanes.count(weight);
         if lane.name != name || lane.steps.len() != count || lane.lr_scale.len() != count {
             return Err(damaged());
@@ -256,7 +255,7 @@ fn read_moments(dir: &Path, Learner { model, optim }: &mut Learner, lanes: Vec<L
                 if tensor.shape() != weight.shape() {
                     return Err(damaged());
                 }
-                *moment = Some(model.device.upload(tensor));
+                *moment = Some(model.device().upload(tensor));
             }
         }
     }

@@ -38,7 +38,7 @@ pub fn evaluate(
     task: &str,
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
-    if model.spec.objective == Objective::Encoder && model.reference().is_none() {
+    if model.spec().objective == Objective::Encoder && model.reference().is_none() {
         return Err(Error::does_not_fit(
             "this is a plain encoder, with no objective of its own: name a reference, the model whose hidden states it is to agree with",
         ));
@@ -70,7 +70,7 @@ pub fn evaluate(
             "the loss on the measured data is {loss}: the model's weights give no finite prediction"
         )));
     }
-    let objective = model.spec.objective;
+    let objective = model.spec().objective;
     let regresses = objective.is_regression();
     Ok(Evaluation {
         loss,
@@ -110,7 +110,7 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, model: &Model, batch: &Batch) -> Result<()> {
-        match model.spec.objective {
+        match model.spec().objective {
             Objective::Classifier { labels: 1 } => {
                 let logits = model.logits(batch, &mut Hooks::default())?;
                 let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
@@ -129,7 +129,7 @@ impl Sums {
                 self.targets += batch.counted();
             }
             _ => {
-                let mut tape = Tape::inference(model.device, &model.params);
+                let mut tape = Tape::inference(model.device(), model.params());
                 let loss = model.loss(&mut tape, batch, 1.0, &mut Hooks::default())?;
                 self.loss += loss.sum.read();
                 self.targets += loss.count;
@@ -186,25 +186,25 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 }
 
 fn example(model: &Model, batch: usize, length: usize) -> Batch {
-    let tokens = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
+    let tokens = (0..batch * length).map(|i| (i * 31 % model.spec().vocab_size) as u32).collect();
     Batch { tokens: Arc::new(tokens), batch, len: length, ..Batch::default() }
 }
 
 fn time_forward(model: &Model, batch: usize, length: usize) -> Result<f64> {
     let input = example(model, batch, length);
     let start = Instant::now();
-    let mut tape = Tape::inference(model.device, &model.params);
+    let mut tape = Tape::inference(model.device(), model.params());
     model.hidden(&mut tape, &input, &mut Hooks::default())?;
     Ok(start.elapsed().as_secs_f64())
 }
 
 /// Seconds per token, or `None` for a model that does not generate.
 fn time_decode(model: &Model, length: usize) -> Result<Option<f64>> {
-    if model.spec.objective != Objective::CausalLm {
+    if model.spec().objective != Objective::CausalLm {
         return Ok(None);
     }
-    let prompt = (length / 2).min(model.spec.max_positions.saturating_sub(DECODED)).max(1);
-    let count = DECODED.min(model.spec.max_positions - prompt);
+    let prompt = (length / 2).min(model.spec().max_positions.saturating_sub(DECODED)).max(1);
+    let count = DECODED.min(model.spec().max_positions - prompt);
     if count == 0 {
         return Ok(None);
     }

@@ -14,11 +14,11 @@ pub type Gains = BTreeMap<Unit, f64>;
 /// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
 pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
-    let selection = model.archive.selection();
+    let selection = model.archive().selection();
     surgery::restore(&mut dormant, None, &selection, 1.0)?;
     for (&place, archived) in &selection {
         let gate = |unit: &usize| if archived.contains(unit) { 0.0 } else { 1.0 };
-        let gates = dormant.units.layers()[place.layer].units(place.site).iter().map(gate).collect();
+        let gates = dormant.units().layers()[place.layer].units(place.site).iter().map(gate).collect();
         dormant.set_gates(place, gates)?;
     }
     Ok(dormant)
@@ -31,7 +31,7 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
 ///
 /// Refuses a plain encoder without a reference: nothing says what it should do better.
 pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
-    if context.model.spec.objective == Objective::Encoder && context.model.reference().is_none() {
+    if context.model.spec().objective == Objective::Encoder && context.model.reference().is_none() {
         return Err(Error::does_not_fit(
             "a plain encoder has gains only against a reference, the model whose hidden states it is to keep",
         ));
@@ -39,10 +39,10 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     let model = with_dormant(context.model)?;
     let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
     let mut gains = Gains::new();
-    for (layer, heads) in model.units.layers().iter().enumerate() {
+    for (layer, heads) in model.units().layers().iter().enumerate() {
         let (gradient, square) = (gradient.at(LayerSite::heads(layer)), square.at(LayerSite::heads(layer)));
         for (position, &head) in heads.active().iter().enumerate() {
-            if !context.model.units.layers()[layer].is_active(head) {
+            if !context.model.units().layers()[layer].is_active(head) {
                 let (g, f) = (gradient[position], square[position]);
                 gains.insert(Unit::head(layer, head), if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }

@@ -52,7 +52,7 @@ impl Learner {
     /// With an optimiser that remembers nothing, and knows which rows and columns of which weights are units.
     pub fn new(model: Model, weight_decay: f64) -> Self {
         let config = AdamWConfig { weight_decay, ..AdamWConfig::default() };
-        let optim = AdamW::new(config, &model.params, |id| {
+        let optim = AdamW::new(config, model.params(), |id| {
             let weight = model.weight(id);
             (weight.lanes(), !weight.role.part.is_norm() && weight.role.kind == Kind::Weight)
         });
@@ -90,13 +90,13 @@ impl Learner {
         let count = targets[0].max(1.0);
         let loss = self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?;
         // What has a gradient in one process has one in all.
-        let mut arrived: Vec<f64> = self.model.params.ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
+        let mut arrived: Vec<f64> = self.model.params().ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
         reduce.sum(&mut arrived)?;
-        for (id, _) in self.model.params.ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
-            reduce.sum_tensor(grads.get_or_zero(self.model.device, &self.model.params, id))?;
+        for (id, _) in self.model.params().ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
+            reduce.sum_tensor(grads.get_or_zero(self.model.device(), self.model.params(), id))?;
         }
         // The one place where a step waits for the device.
-        let device = self.model.device;
+        let device = self.model.device();
         let [sum, squares] = device.read([&loss, &grads.sum_of_squares(device)]);
         let mut sum = [sum];
         reduce.sum(&mut sum)?;
@@ -127,12 +127,12 @@ impl Learner {
         grads.clear();
         let mut sum = Number::default();
         for batch in batches {
-            let mut tape = Tape::recording(model.device, &model.params, grads).with_segments(gradient_checkpointing);
+            let mut tape = Tape::recording(model.device(), model.params(), grads).with_segments(gradient_checkpointing);
             let loss = match distill {
                 Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill)?,
                 None => model.loss(&mut tape, batch, weight, &mut Hooks::default())?,
             };
-            sum = ops::combine(model.device, &[(1.0, &sum), (1.0, &loss.sum)]);
+            sum = ops::combine(model.device(), &[(1.0, &sum), (1.0, &loss.sum)]);
             tape.backward(loss.seeds)?;
         }
         Ok(sum)
@@ -141,19 +141,20 @@ impl Learner {
     /// The second half: changes the weights by gradients of this global norm. Never cut in two.
     pub fn apply(&mut self, grads: &Gradients, norm: f64, update: Update) {
         let Self { model, optim } = self;
-        optim.step(model.device, &mut model.params, grads, update.rate, clip_factor(norm, update.max_norm));
+        let device = model.device();
+        optim.step(device, model.params_mut(), grads, update.rate, clip_factor(norm, update.max_norm));
     }
 }
 
 /// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
 fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> Result<String> {
     let finite = |t: &Tensor| t.to_host().data().iter().all(|v| v.is_finite());
-    if let Some(id) = model.params.ids().find(|id| !finite(model.params.get(*id))) {
-        return Ok(format!("the weight {}", model.params.name(id)));
+    if let Some(id) = model.params().ids().find(|id| !finite(model.params().get(*id))) {
+        return Ok(format!("the weight {}", model.params().name(id)));
     }
     for batch in batches {
         let mut streams = Vec::new();
-        let mut tape = Tape::inference(model.device, &model.params);
+        let mut tape = Tape::inference(model.device(), model.params());
         let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() })?;
         streams.push(hidden.tensor().clone());
         match streams.iter().position(|stream| !finite(stream)) {
@@ -163,8 +164,8 @@ fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> 
         }
     }
     let broken = |id: &ParamId| grads.get(*id).is_some_and(|g| !finite(g));
-    match model.params.ids().filter(broken).last() {
-        Some(id) => Ok(format!("the gradient of {}", model.params.name(id))),
+    match model.params().ids().filter(broken).last() {
+        Some(id) => Ok(format!("the gradient of {}", model.params().name(id))),
         None => Ok("the loss alone".to_owned()),
     }
 }

@@ -24,7 +24,7 @@
 //! let heads = Selection::from([(LayerSite::heads(0), vec![1, 3]), (LayerSite::heads(2), vec![0])]);
 //! surgery::remove(&mut model, None, &heads, 0, None)?;
 //! assert!(model.num_parameters() < weights);
-//! assert_eq!(model.units.layers()[0].active(), [0, 2, 4, 5, 6, 7]);
+//! assert_eq!(model.units().layers()[0].active(), [0, 2, 4, 5, 6, 7]);
 //!
 //! surgery::restore(&mut model, None, &heads, 1.0)?;
 //! assert_eq!(model.num_parameters(), weights);

@@ -26,7 +26,7 @@ pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
     let dir = dir.canonicalize().unwrap_or(dir);
     let archive = dir.parent().map(|run| run.join(ARCHIVE_FILE)).filter(|a| a.is_file());
     if let (Some(path), Some("model")) = (archive, dir.file_name().and_then(|n| n.to_str())) {
-        model.archive = surgery::load_archive(&path, &model)?;
+        model.set_archive(surgery::load_archive(&path, &model)?);
     }
     Ok(model)
 }
@@ -48,7 +48,7 @@ pub(crate) fn base_of(base: &Path, config: &OptimizeConfig, given: GivenParts) -
     model.set_dtypes(&export::own_dtypes(base)?);
     let archive = base.join(ARCHIVE_FILE);
     if archive.is_file() {
-        model.archive = surgery::load_archive(&archive, &model)?;
+        model.set_archive(surgery::load_archive(&archive, &model)?);
     }
     if !export::has_companions(base) {
         model.companions = Companions::None;

@@ -115,13 +115,13 @@ impl Timings {
         if !is_time(&self.rest) || !self.attention.iter().all(is_table) {
             return Err(Error::does_not_fit("timings: expected seconds, of attention none less than the one before"));
         }
-        let restorable = model.archive.restorable(&model.units);
+        let restorable = model.archive().restorable(model.units());
         let table = |(layer, gone): (usize, &usize)| {
             let name = model.layer_name(layer);
             let found = self.attention.iter().find(|times| times.layers.contains(&name));
             let seconds = found.map(|times| times.seconds.as_slice());
             let seconds = seconds.ok_or_else(|| Error::does_not_fit(format!("timings: {name} has none")))?;
-            let need = model.units.layers()[layer].active().len() + gone + 1;
+            let need = model.units().layers()[layer].active().len() + gone + 1;
             if seconds.len() < need {
                 let have = seconds.len();
                 return Err(Error::does_not_fit(format!(
@@ -140,17 +140,17 @@ const RUNS: usize = 5;
 
 /// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it has or may have again.
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
-    let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec.vocab_size) as u32).collect();
+    let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec().vocab_size) as u32).collect();
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
     let forward = timed(|| {
-        let mut tape = Tape::inference(model.device, &model.params);
+        let mut tape = Tape::inference(model.device(), model.params());
         model.hidden(&mut tape, &batch, &mut Hooks::default())?;
         Ok(())
     })?;
     let mut full = model.clone();
-    surgery::restore(&mut full, None, &model.archive.selection(), 1.0)?;
+    surgery::restore(&mut full, None, &model.archive().selection(), 1.0)?;
     let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
-    for (layer, spec) in model.spec.layers.iter().enumerate() {
+    for (layer, spec) in model.spec().layers.iter().enumerate() {
         match shapes.iter_mut().find(|(known, _)| known == spec) {
             Some((_, layers)) => layers.push(layer),
             None => shapes.push((*spec, vec![layer])),
@@ -159,9 +159,9 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let (mut attention, mut spent) = (Vec::new(), 0.0);
     for (_, layers) in shapes {
         // The layer of this shape that has most of its heads.
-        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units.layers()[l].active().len()) else { continue };
+        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units().layers()[l].active().len()) else { continue };
         let seconds = time_attention(&full, layer, &batch)?;
-        spent += layers.iter().map(|&l| seconds[model.units.layers()[l].active().len()]).sum::<f64>();
+        spent += layers.iter().map(|&l| seconds[model.units().layers()[l].active().len()]).sum::<f64>();
         attention.push(AttentionTimes { layers: layers.iter().map(|&l| model.layer_name(l)).collect(), seconds });
     }
     // Noise must not make attention dearer than everything.
@@ -170,15 +170,15 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
 
 /// Seconds of a layer's attention with 0, 1, 2 … of its query heads.
 fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>> {
-    let active = spread_over_groups(&model.units.layers()[layer]);
+    let active = spread_over_groups(&model.units().layers()[layer]);
     let positions = model.positions_for(batch.batch, batch.len, 0);
-    let x = Tensor::full(&[batch.batch * batch.len, model.spec.hidden_size], 0.1);
+    let x = Tensor::full(&[batch.batch * batch.len, model.spec().hidden_size], 0.1);
     let mut seconds = vec![0.0];
     for count in 1..=active.len() {
         let mut less = model.clone();
         surgery::remove(&mut less, None, &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]), 0, None)?;
         let time = timed(|| {
-            let mut tape = Tape::inference(less.device, &less.params);
+            let mut tape = Tape::inference(less.device(), less.params());
             let x = tape.constant(x.clone());
             let context = less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
             let written = less.project(&mut tape, layer, Writer::Attention, context, None)?;
@@ -226,27 +226,35 @@ mod tests {
         (model, less)
     }
 
+    /// The model with a window in one layer.
+    fn with_window(model: &Model, layer: usize, window: usize) -> Model {
+        let mut spec = model.spec().clone();
+        spec.layers[layer].window = Some(window);
+        let (params, units) = (model.params().clone(), model.units().clone());
+        Model::from_params(model.family(), spec, model.config.clone(), params, units, model.dtype()).expect("a model")
+    }
+
     #[test]
     fn prices_are_the_costs_of_the_model_that_surgery_leaves() {
         let (model, less) = pruned(&[(0, vec![0, 1, 2, 3]), (2, vec![5]), (3, vec![0, 7])]);
         let prices = |currency| Prices::new(&model, currency, 64, None).expect("no timings needed");
-        assert_eq!(prices(Currency::Heads).total(&less.units), less.units.num_active() as f64);
-        assert_eq!(prices(Currency::Parameters).total(&less.units), less.num_parameters() as f64);
-        assert_eq!(prices(Currency::Macs).total(&less.units), less.cost(64).macs_per_token as f64);
+        assert_eq!(prices(Currency::Heads).total(less.units()), less.units().num_active() as f64);
+        assert_eq!(prices(Currency::Parameters).total(less.units()), less.num_parameters() as f64);
+        assert_eq!(prices(Currency::Macs).total(less.units()), less.cost(64).macs_per_token as f64);
         assert!(Prices::new(&model, Currency::Latency, 64, None).is_err());
     }
 
     #[test]
     fn attention_is_charged_for_the_keys_that_its_window_shows() {
-        let (mut model, less) = pruned(&[(1, vec![0, 1])]);
+        let (model, less) = pruned(&[(1, vec![0, 1])]);
         let all = model.cost(32).macs_per_token as f64;
-        let width = model.spec.head_dim;
-        model.spec.layers[1].window = Some(8);
+        let width = model.spec().head_dim;
+        let model = with_window(&model, 1, 8);
         // Scores and sums of eight heads, each over 24 keys fewer.
         let hidden = (2 * 8 * width * (32 - 8)) as f64;
         assert_eq!(model.cost(32).macs_per_token as f64, all - hidden);
         let prices = Prices::new(&model, Currency::Macs, 32, None).expect("no timings needed");
-        assert_eq!(prices.total(&less.units), less.cost(32).macs_per_token as f64 - hidden * 6.0 / 8.0);
+        assert_eq!(prices.total(less.units()), less.cost(32).macs_per_token as f64 - hidden * 6.0 / 8.0);
     }
 
     #[test]
@@ -257,7 +265,7 @@ mod tests {
         assert_eq!((timings.attention.len(), seconds.len()), (1, 9));
         assert!(seconds.is_sorted() && seconds[1] > 0.0);
         let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-        assert!(prices.total(&less.units) <= prices.total(&model.units));
+        assert!(prices.total(less.units()) <= prices.total(model.units()));
         // What has gone may come back.
         assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention[0].seconds.len(), 9);
     }
@@ -272,7 +280,7 @@ mod tests {
         let timings = Timings { rest: 2.0, attention: times(0..9) };
         for from in [&model, &less] {
             let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-            assert_eq!((prices.total(&model.units), prices.total(&less.units)), (34.0, 18.0));
+            assert_eq!((prices.total(model.units()), prices.total(less.units())), (34.0, 18.0));
         }
         let error =
             |timings: &Timings| Prices::new(&less, Currency::Latency, 32, Some(timings)).expect_err("too few").to_string();
@@ -283,8 +291,7 @@ mod tests {
 
     #[test]
     fn layers_of_different_shapes_have_times_of_their_own() {
-        let (mut model, _) = pruned(&[]);
-        model.spec.layers[2].window = Some(4);
+        let model = with_window(&pruned(&[]).0, 2, 4);
         let timings = time_layers(&model, 1, 16).expect("it runs");
         let layers: Vec<usize> = timings.attention.iter().map(|times| times.layers.len()).collect();
         assert_eq!(layers, [3, 1]);

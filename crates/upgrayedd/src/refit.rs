@@ -45,7 +45,7 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
     if batches.len() < 2 {
         return Err(Error::does_not_fit("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
     }
-    let shape = |m: &Model| (m.family.model_type, m.spec.num_layers(), m.spec.hidden_size, m.spec.vocab_size);
+    let shape = |m: &Model| (m.family().model_type, m.spec().num_layers(), m.spec().hidden_size, m.spec().vocab_size);
     if shape(model) != shape(parent) {
         return Err(Error::does_not_fit(
             "refit needs the model before pruning as the parent: this one has other layers or another width",
@@ -53,8 +53,8 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
     }
     let mut repaired = model.clone();
     let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
-    let mut report = Vec::with_capacity(model.spec.num_layers());
-    for layer in 0..model.spec.num_layers() {
+    let mut report = Vec::with_capacity(model.spec().num_layers());
+    for layer in 0..model.spec().num_layers() {
         let contexts = pairs.iter().map(|pair| pair.inputs(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
         report.push(solve(&mut repaired, (parent, layer), &pairs, &contexts, reduce)?);
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
@@ -63,27 +63,25 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
         }
     }
     *model = repaired;
-    model.touch();
     trim_buffers();
     Ok(report)
 }
 
 /// Takes back what repairs have changed, where all heads of `parent` are there again.
 pub(crate) fn undo(model: &mut Model, parent: &Model) {
-    for layer in 0..model.spec.num_layers() {
+    for layer in 0..model.spec().num_layers() {
         let (id, bias) = model.writer(layer, WRITER);
         for id in [Some(id), bias].into_iter().flatten() {
-            model.params.set(id, parent.params.get(id).clone());
+            model.params_mut().set(id, parent.params().get(id).clone());
         }
     }
-    model.touch();
 }
 
 impl Pair {
     fn start(model: &Model, parent: &Model, batch: Batch) -> Result<Self> {
         let positions = model.positions_for(batch.batch, batch.len, 0);
         let embed = |model: &Model| {
-            let mut tape = Tape::inference(model.device, &model.params);
+            let mut tape = Tape::inference(model.device(), model.params());
             Ok::<_, Error>(model.embed(&mut tape, &batch, &positions)?.tensor().clone())
         };
         let (student, parent) = (embed(model)?, embed(parent)?);
@@ -93,7 +91,7 @@ impl Pair {
     /// What both models' output projections of a layer read.
     fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> Result<(Tensor, Tensor)> {
         let context = |model: &Model, x: &Tensor| {
-            let mut tape = Tape::inference(model.device, &model.params);
+            let mut tape = Tape::inference(model.device(), model.params());
             let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
             let context = model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks)?;
             Ok::<_, Error>(context.tensor().clone())
@@ -111,7 +109,7 @@ fn solve(
     reduce: &dyn Reduce,
 ) -> Result<LayerRefit> {
     let (id, bias) = model.writer(layer, WRITER);
-    let (outputs, features) = (model.params.get(id).rows(), model.params.get(id).cols());
+    let (outputs, features) = (model.params().get(id).rows(), model.params().get(id).cols());
     let inputs = features + usize::from(bias.is_some());
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
@@ -126,19 +124,19 @@ fn solve(
             missing.blank_rows(mask);
         }
         let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
-        moments.add(model.device, &x, &missing)?;
+        moments.add(model.device(), &x, &missing)?;
     }
     fit.reduce(reduce)?;
     held_out.reduce(reduce)?;
     let Some(found) = ridge(&fit, &held_out)? else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
     let rows = || found.change.data().chunks_exact(inputs);
-    let device = model.device;
-    model.params.edit(device, id, |weight| {
+    let device = model.device();
+    model.params_mut().edit(device, id, |weight| {
         let lines = weight.data_mut().chunks_exact_mut(features).zip(rows());
         lines.for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
     });
     if let Some(bias) = bias {
-        model.params.edit(device, bias, |bias| {
+        model.params_mut().edit(device, bias, |bias| {
             bias.data_mut().iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
         });
     }
@@ -157,7 +155,7 @@ fn with_ones(x: &Tensor) -> Tensor {
 
 /// The stream with what the writer makes of its inputs added, before any norm.
 fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-    let mut tape = Tape::inference(model.device, &model.params);
+    let mut tape = Tape::inference(model.device(), model.params());
     let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
     let written = model.project(&mut tape, layer, WRITER, context, None)?;
     Ok(ops::add(&mut tape, &x, &written)?.tensor().clone())
@@ -165,7 +163,7 @@ fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Te
 
 /// The stream after the whole layer.
 fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<Tensor> {
-    let mut tape = Tape::inference(model.device, &model.params);
+    let mut tape = Tape::inference(model.device(), model.params());
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
     let written = model.project(&mut tape, layer, WRITER, context, None)?;
     let x = model.join(&mut tape, layer, WRITER, &x, written)?;

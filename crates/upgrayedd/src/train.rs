@@ -107,10 +107,10 @@ pub fn learn(
         LrSchedule::Cosine => Decay::Cosine,
     };
     let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
-    let mut grads = Gradients::for_params(&learner.model.params);
-    learner.model.params.set_trainable(true);
+    let mut grads = Gradients::for_params(learner.model.params());
+    learner.model.params_mut().set_trainable(true);
     if place.step < total {
-        learner.model.params.widen();
+        learner.model.params_mut().widen();
     }
     let mut one_step = |place: &mut Place, batches: &[Batch], taken: u64| {
         set_fading(&mut learner.model, options, growing, total, place.step)?;
@@ -163,8 +163,7 @@ pub fn learn(
 
 /// Makes the gates part of the weights.
 pub(crate) fn fold_all_gates(model: &mut Model) {
-    (0..model.spec.num_layers()).for_each(|layer| surgery::fold_gates(model, layer));
-    model.touch();
+    (0..model.spec().num_layers()).for_each(|layer| surgery::fold_gates(model, layer));
 }
 
 /// Steps of `total` over which heads are faded in.
@@ -177,7 +176,7 @@ pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &Se
     let fade = fading_steps(options, total);
     let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     for (&place, units) in growing {
-        let there = model.units.layers()[place.layer].units(place.site);
+        let there = model.units().layers()[place.layer].units(place.site);
         let gates = there.iter().map(|unit| if units.contains(unit) { gate } else { 1.0 }).collect();
         model.set_gates(place, gates)?;
     }

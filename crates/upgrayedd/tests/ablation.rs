@@ -19,10 +19,10 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     let mut model = Model::load(&dir, &LoadOptions::default()).unwrap();
     model.set_reference(Arc::new(model.clone())).unwrap();
     let rows = (0..4).map(|i| Row::every((0..12).map(|t| (t * 5 + i) % 40).collect(), None)).collect();
-    let (data, range) = (Dataset::from_rows(rows, model.spec.objective, 0), 0..4);
+    let (data, range) = (Dataset::from_rows(rows, model.spec().objective, 0), 0..4);
     let batch = data.batch(&[0, 1, 2, 3], Pass::Fixed);
     let (_, forward) = profile::count_products(|| {
-        model.hidden(&mut Tape::inference(model.device, &model.params), &batch, &mut Hooks::default()).unwrap();
+        model.hidden(&mut Tape::inference(model.device(), model.params()), &batch, &mut Hooks::default()).unwrap();
     });
     let context = ScoreContext {
         model: &model,
@@ -35,10 +35,10 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     };
     let (scores, products) = profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
     // The model, its reference, and for each head the layers from its own on.
-    let partial: f64 = (0..model.spec.num_layers())
+    let partial: f64 = (0..model.spec().num_layers())
         .map(|layer| {
-            scores.at(LayerSite::heads(layer)).len() as f64 * (model.spec.num_layers() - layer) as f64
-                / model.spec.num_layers() as f64
+            scores.at(LayerSite::heads(layer)).len() as f64 * (model.spec().num_layers() - layer) as f64
+                / model.spec().num_layers() as f64
         })
         .sum();
     let passes = products.flops / forward.flops;

@@ -214,9 +214,9 @@ fn a_dry_run_names_the_heads_that_the_run_prunes() {
         c.measure.eval_every = None;
     });
     let mut pipeline = Pipeline::new(config.clone()).unwrap();
-    let before = pipeline.model().units.clone();
+    let before = pipeline.model().units().clone();
     let heads = pipeline.preview().unwrap();
-    assert!(pipeline.model().units == before);
+    assert!(*pipeline.model().units() == before);
     let named: BTreeSet<_> = pairs(&named_units(pipeline.model(), &heads)).into_iter().collect();
     assert_eq!(named, run(config.clone()).pruned);
     let at_once = Pipeline::new(with(config, |c| {

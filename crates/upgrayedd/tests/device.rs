@@ -34,11 +34,11 @@ const MODELS: [&str; 9] = [
 fn load(name: &str) -> Model {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
     let mut model = Model::load(&golden, &LoadOptions::default()).unwrap();
-    if model.spec.objective == Objective::Encoder {
+    if model.spec().objective == Objective::Encoder {
         let mut reference = model.clone();
         // A little off, so that there is something to learn.
-        let id = reference.params.ids().next().unwrap();
-        reference.params.edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
+        let id = reference.params().ids().next().unwrap();
+        reference.params_mut().edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
         model.set_reference(Arc::new(reference)).unwrap();
     }
     model
@@ -51,23 +51,23 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
     let exported = load(name);
     export(&exported, &HF, Some(dtype), &out).unwrap();
     let mut model = Model::load(&out, &LoadOptions::default()).unwrap();
-    let are_stored = model.params.ids().filter(|id| model.params.get(*id).format() == Some(dtype.format())).count();
+    let are_stored = model.params().ids().filter(|id| model.params().get(*id).format() == Some(dtype.format())).count();
     // All matrices, but those that lie otherwise in their file.
     assert!(are_stored >= if name.starts_with("gpt2") { 1 } else { 12 }, "{name}: {are_stored}");
     if let Some(reference) = exported.reference() {
         model.set_reference(reference.clone()).unwrap();
     }
     let mut wide = model.clone();
-    wide.params.widen();
-    assert!(wide.params.ids().all(|id| wide.params.get(id).format().is_none()));
+    wide.params_mut().widen();
+    assert!(wide.params().ids().all(|id| wide.params().get(id).format().is_none()));
     [model, wide]
 }
 
 /// Two sequences, the second padded.
 fn batch(model: &Model) -> Batch {
-    let tokens: Vec<u32> = (0..2 * 9).map(|i| (i * 7 + 3) % model.spec.vocab_size as u32).collect();
+    let tokens: Vec<u32> = (0..2 * 9).map(|i| (i * 7 + 3) % model.spec().vocab_size as u32).collect();
     let mask: Vec<u8> = (0..2 * 9).map(|i| u8::from(i < 15)).collect();
-    let per_sequence = matches!(model.spec.objective, Objective::Classifier { .. });
+    let per_sequence = matches!(model.spec().objective, Objective::Classifier { .. });
     let targets = match per_sequence {
         true => vec![0, 0],
         false => tokens.iter().zip(&mask).map(|(&t, m)| if *m == 1 { i64::from(t) } else { IGNORE }).collect(),
@@ -87,7 +87,7 @@ fn on_device(mut model: Model) -> Model {
 
 fn weights(mut model: Model) -> Vec<Tensor> {
     model.move_to(Device::cpu());
-    model.params.ids().map(|id| model.params.get(id).clone()).collect()
+    model.params().ids().map(|id| model.params().get(id).clone()).collect()
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn weights_in_the_type_of_their_file_give_the_bits_of_the_same_numbers() {
 #[test]
 fn surgery_leaves_stored_weights_in_their_type() {
     let [mut model, _] = stored("llama_gqa", DType::BF16);
-    let count = |model: &Model| model.params.ids().filter(|id| model.params.get(*id).format().is_some()).count();
+    let count = |model: &Model| model.params().ids().filter(|id| model.params().get(*id).format().is_some()).count();
     let before = count(&model);
     let gone = Selection::from([(LayerSite::heads(0), vec![0, 1, 2]), (LayerSite::heads(1), vec![5])]);
     upgrayedd::surgery::remove(&mut model, None, &gone, 0, None).unwrap();
@@ -146,7 +146,7 @@ fn surgery_leaves_stored_weights_in_their_type() {
 /// Two optimiser steps, what crossed over in the second, and the weights after both.
 fn two_steps(model: Model, gradient_checkpointing: bool) -> (Step, Step, Transfers, Vec<Tensor>) {
     let batch = batch(&model);
-    let mut grads = Gradients::for_params(&model.params);
+    let mut grads = Gradients::for_params(model.params());
     let mut learner = Learner::new(model, 0.1);
     let update = Update { gradient_checkpointing, ..Update::at(1e-2) };
     let mut step = || learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone).unwrap();
@@ -160,20 +160,20 @@ fn two_steps(model: Model, gradient_checkpointing: bool) -> (Step, Step, Transfe
 fn assert_same_passes(name: &str, [host, device]: [Model; 2]) {
     {
         let batch = batch(&host);
-        if host.spec.objective != Objective::Encoder {
+        if host.spec().objective != Objective::Encoder {
             let logits = |model: &Model| model.logits(&batch, &mut Hooks::default()).unwrap();
             assert!(logits(&host) == logits(&device), "{name}");
         }
-        if host.spec.objective != Objective::CausalLm {
+        if host.spec().objective != Objective::CausalLm {
             return;
         }
         let learned = |model: &Model| {
-            let mut grads = Gradients::for_params(&model.params);
-            let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+            let mut grads = Gradients::for_params(model.params());
+            let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
             let distill = Distill { teacher: model, temperature: 2.0, share: 0.5 };
             let loss = model.distillation_loss(&mut tape, &batch, 1.0, &distill).unwrap();
             tape.backward(loss.seeds).unwrap();
-            (loss.sum.read(), model.params.ids().map(|id| grads.get(id).unwrap().to_host()).collect::<Vec<_>>())
+            (loss.sum.read(), model.params().ids().map(|id| grads.get(id).unwrap().to_host()).collect::<Vec<_>>())
         };
         assert!(learned(&host) == learned(&device), "{name}");
         let options = GenerateOptions { max_new_tokens: 5, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: Vec::new() };
@@ -195,7 +195,7 @@ type Everything = (Vec<Scores>, Vec<Scores>, Vec<f64>, Vec<Option<Tensor>>, Vec<
 
 /// Scores, perhaps a step, pruning, refit, scores again, regrowth.
 fn everything(model: Model, learns: bool) -> Everything {
-    let objective = model.spec.objective;
+    let objective = model.spec().objective;
     let row = |i: u32| match objective {
         Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
         _ => {
@@ -224,7 +224,7 @@ fn everything(model: Model, learns: bool) -> Everything {
     let parent = model.clone();
     let mut learner = Learner::new(model, 0.1);
     let batch = batch(&parent);
-    let mut grads = Gradients::for_params(&parent.params);
+    let mut grads = Gradients::for_params(parent.params());
     if learns {
         learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
     }
@@ -233,7 +233,7 @@ fn everything(model: Model, learns: bool) -> Everything {
     let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
     let after = scores(&learner.model);
     let back = Selection::from([(LayerSite::heads(0), vec![2])]);
-    learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units.layers()[1].active().len()]).unwrap();
+    learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()]).unwrap();
     learner.restore(&back, 2.0).unwrap();
     upgrayedd::surgery::fold_gates(&mut learner.model, 1);
     let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();

@@ -36,8 +36,8 @@ fn weights_of(name: &str) -> PathBuf {
 }
 
 fn assert_same(a: &Model, b: &Model) {
-    for id in a.params.ids() {
-        assert!(a.params.get(id) == b.params.get(id), "{}", a.params.name(id));
+    for id in a.params().ids() {
+        assert!(a.params().get(id) == b.params().get(id), "{}", a.params().name(id));
     }
 }
 
@@ -45,7 +45,7 @@ fn assert_same(a: &Model, b: &Model) {
 fn shards_and_missing_prefixes_give_the_same_model() {
     for name in ["llama_mha", "gpt2", "bert_mlm"] {
         let dir = tempfile::tempdir().unwrap();
-        let prefix = load(&golden(name)).family.base_prefix;
+        let prefix = load(&golden(name)).family().base_prefix;
         fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
         let mut map = serde_json::Map::new();
         for (i, (name, tensor, dtype)) in tensors(&weights_of(name)).into_iter().enumerate() {
@@ -106,7 +106,7 @@ fn heads_pruned_by_transformers_4_are_understood() {
     config["pruned_heads"] = serde_json::json!({ "1": [0, 3] });
     fs::write(out.join("config.json"), config.to_string()).unwrap();
     let again = load(&out);
-    assert_eq!(again.units, model.units);
+    assert_eq!(again.units(), model.units());
     assert_same(&again, &model);
 }
 
@@ -246,7 +246,7 @@ fn each_weight_is_written_in_the_type_it_came_in() {
         // Head by head, and with values that the types do not have, which a run's base must keep all the same.
         surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
         let id = model.find(Some(0), Part::O, Kind::Weight).unwrap();
-        model.params.edit(Device::cpu(), id, |t| t.data_mut()[0] += 1e-7);
+        model.params_mut().edit(Device::cpu(), id, |t| t.data_mut()[0] += 1e-7);
         export(&model, &HF, None, &at("less")).unwrap();
         assert_eq!(types(&file("less")), types(&file("mixed")), "{name}");
         let bytes: usize = tensors(&file("less")).iter().map(|(_, t, dtype)| t.len() * dtype.size()).sum();
@@ -260,7 +260,7 @@ fn each_weight_is_written_in_the_type_it_came_in() {
         fs::write(at("base").join("config.json"), with_own_config(model.clone()).config.to_string()).unwrap();
         let mut again = load(&at("base"));
         assert_same(&again, &model);
-        let own = |model: &Model| model.params.ids().map(|id| model.dtype_of(id)).collect::<Vec<_>>();
+        let own = |model: &Model| model.params().ids().map(|id| model.dtype_of(id)).collect::<Vec<_>>();
         assert_ne!(own(&again), own(&model), "{name}: the changed weight is wider");
         again.set_dtypes(&own_dtypes(&at("base")).unwrap());
         assert_eq!(own(&again), own(&model), "{name}");

@@ -45,7 +45,7 @@ fn load(dir: PathBuf) -> Case {
     let mask: Vec<u8> = golden.read("attention_mask").unwrap().data().iter().map(|m| *m as u8).collect();
     let types = golden.read("token_type_ids").map(|t| Arc::new(t.data().iter().map(|t| *t as u32).collect())).ok();
     let labels: Vec<i64> = golden.read("labels").map(|l| l.data().iter().map(|v| *v as i64).collect()).unwrap_or_default();
-    let targets = match model.spec.objective {
+    let targets = match model.spec().objective {
         Objective::Classifier { labels: 1 } => vec![0; batch],
         Objective::CausalLm => labels.chunks(len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect(),
         _ => labels,
@@ -73,8 +73,8 @@ fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f32, least: 
 #[test]
 fn logits_agree_where_nothing_is_padding() {
     for case in cases() {
-        let got = if case.model.spec.objective == Objective::Encoder {
-            let mut tape = Tape::inference(case.model.device, &case.model.params);
+        let got = if case.model.spec().objective == Objective::Encoder {
+            let mut tape = Tape::inference(case.model.device(), case.model.params());
             case.model.hidden(&mut tape, &case.batch, &mut Hooks::default()).unwrap().tensor().clone()
         } else {
             case.model.logits(&case.batch, &mut Hooks::default()).unwrap()
@@ -89,10 +89,10 @@ fn logits_agree_where_nothing_is_padding() {
 
 #[test]
 fn loss_and_every_gradient_agree() {
-    for case in cases().into_iter().filter(|c| c.model.spec.objective != Objective::Encoder) {
+    for case in cases().into_iter().filter(|c| c.model.spec().objective != Objective::Encoder) {
         let model = &case.model;
-        let mut grads = Gradients::for_params(&model.params);
-        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let mut grads = Gradients::for_params(model.params());
+        let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
         let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default()).unwrap();
         tape.backward(loss.seeds).unwrap();
         let want = f64::from(case.golden.read("loss").unwrap().data()[0]);
@@ -101,31 +101,31 @@ fn loss_and_every_gradient_agree() {
         let mut expected = Model::load(&case.dir.join("grad"), &LoadOptions::default()).unwrap();
         surgery::remove(&mut expected, None, &case.pruned, 1, None).unwrap();
         // What is zero but for rounding (a key's bias has no say) is rounded as everything else is.
-        let least = model.params.ids().map(|id| 1e-3 * largest(expected.params.get(id))).fold(1e-3, f32::max);
-        for id in model.params.ids() {
-            let name = model.params.name(id);
+        let least = model.params().ids().map(|id| 1e-3 * largest(expected.params().get(id))).fold(1e-3, f32::max);
+        for id in model.params().ids() {
+            let name = model.params().name(id);
             let got = grads.get(id).unwrap_or_else(|| panic!("{}: {name} got no gradient", case.name));
-            assert_close(&format!("{}: {name}", case.name), got, &expected.params.get(id).to_host(), 1e-4, least);
+            assert_close(&format!("{}: {name}", case.name), got, &expected.params().get(id).to_host(), 1e-4, least);
         }
     }
 }
 
 #[test]
 fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
-    let case = cases().into_iter().find(|c| c.model.spec.objective.is_regression()).unwrap();
+    let case = cases().into_iter().find(|c| c.model.spec().objective.is_regression()).unwrap();
     let (model, mut teacher) = (&case.model, case.model.clone());
-    let bias = teacher.params.find("head.bias").unwrap();
-    teacher.params.get_mut(bias).data_mut()[0] += 0.75;
+    let bias = teacher.params().find("head.bias").unwrap();
+    teacher.params_mut().get_mut(bias).data_mut()[0] += 0.75;
     let learned = |batch: &Batch, distill: Option<&Distill<'_>>| {
-        let mut grads = Gradients::for_params(&model.params);
-        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let mut grads = Gradients::for_params(model.params());
+        let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
         let loss = match distill {
             Some(distill) => model.distillation_loss(&mut tape, batch, 1.0, distill),
             None => model.loss(&mut tape, batch, 1.0, &mut Hooks::default()),
         };
         let loss = loss.unwrap();
         tape.backward(loss.seeds).unwrap();
-        (loss.sum.read(), model.params.ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
+        (loss.sum.read(), model.params().ids().map(|id| grads.get(id).unwrap().clone()).collect::<Vec<_>>())
     };
     let share = 0.25;
     let distill = Distill { teacher: &teacher, temperature: 1.0, share };
@@ -144,8 +144,8 @@ fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
 
 #[test]
 fn ten_adamw_steps_agree() {
-    for case in cases().into_iter().filter(|c| c.model.spec.objective != Objective::Encoder) {
-        let mut grads = Gradients::for_params(&case.model.params);
+    for case in cases().into_iter().filter(|c| c.model.spec().objective != Objective::Encoder) {
+        let mut grads = Gradients::for_params(case.model.params());
         let mut learner = Learner::new(case.model, 0.1);
         for want in case.golden.read("adamw_losses").unwrap().data() {
             let batch = std::slice::from_ref(&case.batch);

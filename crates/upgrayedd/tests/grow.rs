@@ -23,9 +23,9 @@ fn pruned(name: &str, selection: &[(usize, Vec<usize>)]) -> Model {
 }
 
 fn data(model: &Model) -> Dataset {
-    let vocabulary = model.spec.vocab_size as u32;
+    let vocabulary = model.spec().vocab_size as u32;
     let row = |i: u32| Row::causal((0..7 + i).map(|t| (t * 11 + i * 3 + t * t) % vocabulary).collect(), None, None);
-    Dataset::from_rows((0..6).map(row).collect(), model.spec.objective, 0)
+    Dataset::from_rows((0..6).map(row).collect(), model.spec().objective, 0)
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
             reduce: &Alone,
         };
         let gains = grow::gains(&context).unwrap();
-        let archived: Vec<Unit> = model.archive.heads().collect();
+        let archived: Vec<Unit> = model.archive().heads().collect();
         assert_eq!(gains.keys().copied().collect::<Vec<_>>(), archived);
         for id in archived {
             let (mut gradient, mut square, mut total) = (0.0, 0.0, 0.0);
@@ -58,11 +58,11 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
                 let batch = data.batch(&[sequence], Pass::Fixed);
                 let loss = |value: f32| {
                     let mut at = dormant.clone();
-                    let position = at.units.layers()[id.layer].active().binary_search(&id.index).unwrap();
+                    let position = at.units().layers()[id.layer].active().binary_search(&id.index).unwrap();
                     let mut gates = at.gates(id.place()).unwrap().data().to_vec();
                     gates[position] = value;
                     at.set_gates(id.place(), gates).unwrap();
-                    let mut tape = Tape::inference(at.device, &at.params);
+                    let mut tape = Tape::inference(at.device(), at.params());
                     at.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap()
                 };
                 let (up, down) = (loss(STEP), loss(-STEP));
@@ -110,9 +110,9 @@ fn dormant_heads_change_no_bit_of_wide_models() {
 fn the_best_heads_of_each_layer_return_whole_groups_where_asked() {
     let model = pruned("llama_gqa", &[(0, vec![0, 1, 2]), (1, vec![0, 1, 3])]);
     let gain = |head: usize| [0.1, 0.3, 0.2, -0.4][head];
-    let gains: Gains = model.archive.heads().map(|id| (id, gain(id.index))).collect();
+    let gains: Gains = model.archive().heads().map(|id| (id, gain(id.index))).collect();
     let choose = |counts: &[(usize, usize)], unit| {
-        grow::choose(&model.units, &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
+        grow::choose(model.units(), &gains, &counts.iter().copied().collect::<BTreeMap<_, _>>(), unit)
     };
     let want = |selection: &[(usize, Vec<usize>)]| heads_by_layer(selection.iter().cloned().collect());
     assert_eq!(choose(&[(0, 2), (1, 1)], Site::Head).unwrap(), want(&[(0, vec![1, 2]), (1, vec![1])]));
@@ -140,7 +140,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
         upgrayedd::score::named("gradient").unwrap().compute(&context).unwrap()
     };
     let open = score(&model);
-    let heads = model.units.layers()[0].active().len();
+    let heads = model.units().layers()[0].active().len();
     model.set_gates(LayerSite::heads(0), vec![0.5; heads]).unwrap();
     assert_ne!(score(&model), open);
 }

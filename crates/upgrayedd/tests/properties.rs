@@ -26,8 +26,8 @@ fn load(name: &str) -> Model {
 }
 
 fn batch(model: &Model, rows: usize, len: usize) -> Batch {
-    let tokens: Vec<u32> = (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec.vocab_size as u32).collect();
-    let targets = match model.spec.objective {
+    let tokens: Vec<u32> = (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec().vocab_size as u32).collect();
+    let targets = match model.spec().objective {
         Objective::Classifier { .. } => (0..rows as i64).map(|i| i % 2).collect(),
         _ => (0..rows * len).map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) }).collect(),
     };
@@ -37,31 +37,31 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
 /// Some heads of each layer, never all, from the bits of `choice`.
 fn selection(model: &Model, choice: u64) -> Selection {
     let heads = |layer: usize| {
-        let count = model.units.layers()[layer].active().len();
+        let count = model.units().layers()[layer].active().len();
         let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
         chosen.into_iter().take(count - 1).collect()
     };
-    (0..model.spec.num_layers()).map(|layer| (LayerSite::heads(layer), heads(layer))).collect()
+    (0..model.spec().num_layers()).map(|layer| (LayerSite::heads(layer), heads(layer))).collect()
 }
 
 fn weights(model: &Model) -> Vec<Tensor> {
-    model.params.ids().map(|id| model.params.get(id).to_host()).collect()
+    model.params().ids().map(|id| model.params().get(id).to_host()).collect()
 }
 
 fn all_slots(model: &Model) -> Vec<Vec<usize>> {
-    model.units.layers().iter().map(|l| l.active().to_vec()).collect()
+    model.units().layers().iter().map(|l| l.active().to_vec()).collect()
 }
 
 /// Logits of the dense model with gates that silence the chosen heads.
 fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
-    let tape = Tape::inference(model.device, &model.params);
+    let tape = Tape::inference(model.device(), model.params());
     let gate = |layer: usize| {
         let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
         let values: Vec<f32> =
-            model.units.layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
+            model.units().layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
         (LayerSite::heads(layer), tape.constant(Tensor::from_vec(&[values.len()], values)))
     };
-    let gates = (0..model.spec.num_layers()).map(gate).collect();
+    let gates = (0..model.spec().num_layers()).map(gate).collect();
     model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap()
 }
 
@@ -79,15 +79,15 @@ proptest! {
         let mut learner = Learner::new(model, 0.0);
         learner.remove(&pruned, 1, None).unwrap();
         let Learner { mut model, mut optim } = learner;
-        prop_assert_eq!(model.units.num_pruned(), count);
+        prop_assert_eq!(model.units().num_pruned(), count);
         prop_assert!(count == 0 || model.num_parameters() < full);
         let got = model.logits(&batch, &mut Hooks::default()).unwrap();
         for (g, w) in got.data().iter().zip(want.data()) {
             prop_assert!((g - w).abs() < 1e-4, "{} against {}", g, w);
         }
-        for (id, state) in model.params.ids().zip(&optim.states) {
+        for (id, state) in model.params().ids().zip(&optim.states) {
             let lanes = model.weight(id).lanes();
-            let fits = upgrayedd::nn::optim::ParamState::new(model.params.get(id), lanes, true);
+            let fits = upgrayedd::nn::optim::ParamState::new(model.params().get(id), lanes, true);
             prop_assert_eq!(state.steps.len(), fits.steps.len());
         }
         // Back in two portions, in another order than they left.
@@ -101,8 +101,8 @@ proptest! {
             surgery::restore(&mut model, Some(&mut optim), half, 1.0).unwrap();
         }
         prop_assert!(weights(&model) == before, "a weight changed");
-        prop_assert_eq!(model.units.num_pruned(), 0);
-        prop_assert_eq!(model.archive.heads().count(), 0);
+        prop_assert_eq!(model.units().num_pruned(), 0);
+        prop_assert_eq!(model.archive().heads().count(), 0);
     }
 
     #[test]
@@ -114,16 +114,16 @@ proptest! {
         let out = dir.path().join("model");
         export(&model, &HF, Some(DType::F32), &out).unwrap();
         let again = Model::load(&out, &LoadOptions::default()).unwrap();
-        prop_assert_eq!(&again.units, &model.units);
+        prop_assert_eq!(&again.units(), &model.units());
         prop_assert!(weights(&again) == weights(&model));
         let file = dir.path().join("archive.safetensors");
-        model.archive.save(&file, &model.layer_names()).unwrap();
-        prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == model.archive);
+        model.archive().save(&file, &model.layer_names()).unwrap();
+        prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == *model.archive());
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
         export(&model, &HF_DENSE, Some(DType::F32), &dense).unwrap();
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
-        prop_assert_eq!(dense.units.num_pruned(), 0);
+        prop_assert_eq!(dense.units().num_pruned(), 0);
         let batch = batch(&model, 2, 7);
         let (a, b) = (model.logits(&batch, &mut Hooks::default()).unwrap(), dense.logits(&batch, &mut Hooks::default()).unwrap());
         for (a, b) in a.data().iter().zip(b.data()) {
@@ -137,13 +137,13 @@ fn optimiser_history_follows_its_head() {
     for name in MODELS {
         let mut learner = Learner::new(load(name), 0.0);
         let batch = batch(&learner.model, 2, 9);
-        let mut grads = Gradients::for_params(&learner.model.params);
+        let mut grads = Gradients::for_params(learner.model.params());
         learner.step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-3), &Alone).unwrap();
         let before = learner.optim.clone();
         let pruned = selection(&learner.model, 0b10_0101_0110);
         learner.remove(&pruned, 1, None).unwrap();
         learner.restore(&pruned, 5.0).unwrap();
-        for id in learner.model.params.ids() {
+        for id in learner.model.params().ids() {
             let (old, new) = (&before.states[id.index()], &learner.optim.states[id.index()]);
             let (m_old, m_new) = (old.m.as_ref().unwrap(), new.m.as_ref().unwrap());
             assert_eq!(m_old.shape(), m_new.shape());
@@ -154,14 +154,14 @@ fn optimiser_history_follows_its_head() {
                     upgrayedd::nn::optim::Lanes::Cols => t.take_cols(&[lane]),
                 };
                 if steps == 1 {
-                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", learner.model.params.name(id));
+                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", learner.model.params().name(id));
                 } else {
                     assert!(steps == 0 && scale == 5.0 && values(m_new).data().iter().all(|m| *m == 0.0));
                 }
             }
         }
         // And it goes on learning.
-        let mut grads = Gradients::for_params(&learner.model.params);
+        let mut grads = Gradients::for_params(learner.model.params());
         learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
     }
 }
@@ -174,11 +174,11 @@ fn gradient_checkpointing_changes_no_bit() {
         let pruned = selection(&dense, 0b10_0101_0110);
         surgery::remove(&mut dense, None, &pruned, 1, None).unwrap();
         let padded = Batch { mask: Some([1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0].to_vec()), ..batch(&dense, 2, 7) };
-        for share in [None, Some(0.5)].into_iter().filter(|s| s.is_none() || dense.spec.objective == Objective::CausalLm) {
+        for share in [None, Some(0.5)].into_iter().filter(|s| s.is_none() || dense.spec().objective == Objective::CausalLm) {
             let distill = share.map(|share| Distill { teacher: &parent, temperature: 2.0, share });
             let after = |gradient_checkpointing| {
                 let mut learner = Learner::new(dense.clone(), 0.1);
-                let mut grads = Gradients::for_params(&dense.params);
+                let mut grads = Gradients::for_params(dense.params());
                 let parts = [padded.clone(), batch(&dense, 3, 5)];
                 let update = Update { gradient_checkpointing, ..Update::at(1e-3) };
                 let step = learner.step(&mut grads, &parts, distill.as_ref(), update, &Alone).unwrap();
@@ -195,15 +195,15 @@ fn every_trainable_weight_gets_a_gradient() {
         let mut model = load(name);
         surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
         // Every token and every position once, so that embeddings are reached as well.
-        let len = model.spec.max_positions;
+        let len = model.spec().max_positions;
         let batch = batch(&model, 3, len);
-        let mut grads = Gradients::for_params(&model.params);
-        let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+        let mut grads = Gradients::for_params(model.params());
+        let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
         let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap();
         tape.backward(loss.seeds).unwrap();
-        for id in model.params.ids() {
-            let gradient = grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params.name(id)));
-            assert!(gradient.data().iter().any(|g| *g != 0.0), "{name}: {} is zero", model.params.name(id));
+        for id in model.params().ids() {
+            let gradient = grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params().name(id)));
+            assert!(gradient.data().iter().any(|g| *g != 0.0), "{name}: {} is zero", model.params().name(id));
         }
     }
 }
@@ -211,10 +211,10 @@ fn every_trainable_weight_gets_a_gradient() {
 #[test]
 fn frozen_weights_get_none_and_gate_gradients_still_flow() {
     let mut model = load("llama_gqa");
-    model.params.set_trainable(false);
+    model.params_mut().set_trainable(false);
     let batch = batch(&model, 3, 9);
     let loss_at = |layer: usize, head: usize, delta: f32| {
-        let tape = Tape::inference(model.device, &model.params);
+        let tape = Tape::inference(model.device(), model.params());
         let gates = (0..2)
             .map(|l| {
                 let mut values = vec![1.0; 6];
@@ -224,15 +224,15 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
                 (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[6], values)))
             })
             .collect();
-        let mut tape = Tape::inference(model.device, &model.params);
+        let mut tape = Tape::inference(model.device(), model.params());
         model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap().sum.read()
     };
-    let mut grads = Gradients::for_params(&model.params);
-    let mut tape = Tape::recording(model.device, &model.params, &mut grads);
+    let mut grads = Gradients::for_params(model.params());
+    let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
     let gates = (0..2).map(|l| (LayerSite::heads(l), tape.leaf(Tensor::full(&[3, 6], 1.0)))).collect();
     let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
     let leaves = tape.backward(loss.seeds).unwrap();
-    assert!(model.params.ids().all(|id| grads.get(id).is_none()));
+    assert!(model.params().ids().all(|id| grads.get(id).is_none()));
     for (&LayerSite { layer, .. }, gate) in &gates {
         let per_sample = leaves.get(gate).unwrap();
         for head in 0..6 {
@@ -276,7 +276,7 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
         )
         .unwrap();
         for (layer, back) in [(0, 1), (1, 2)] {
-            let gates = model.units.layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
+            let gates = model.units().layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
             model.set_gates(LayerSite::heads(layer), gates).unwrap();
         }
         let gated = model.logits(&batch, &mut Hooks::default()).unwrap();
@@ -292,7 +292,7 @@ fn the_archive_remembers_when_and_why() {
     let mut model = load("gpt2");
     let scores = upgrayedd::units::Scores::of_heads(vec![vec![4.0, 3.0, 2.0, 1.0]; 2]);
     surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 7, Some(&scores)).unwrap();
-    let departure = model.archive.departure(Unit::head(1, 2)).unwrap();
+    let departure = model.archive().departure(Unit::head(1, 2)).unwrap();
     assert_eq!((departure.cycle, departure.score), (7, Some(2.0)));
     let error = surgery::restore(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 1.0).unwrap_err();
     assert!(error.to_string().contains("not in the archive"), "{error}");
@@ -306,7 +306,7 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
                 let mut learner = Learner::new(load(name), 0.01);
                 let batch = batch(&learner.model, 4, 30);
-                let mut grads = Gradients::for_params(&learner.model.params);
+                let mut grads = Gradients::for_params(learner.model.params());
                 for _ in 0..3 {
                     learner.step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2), &Alone).unwrap();
                 }
@@ -371,7 +371,7 @@ fn half_precision_files_are_read_and_written() {
 fn accumulated_gradients_equal_those_of_one_large_batch() {
     let step = |parts: &[Batch]| {
         let mut learner = Learner::new(load("llama_gqa"), 0.0);
-        let mut grads = Gradients::for_params(&learner.model.params);
+        let mut grads = Gradients::for_params(learner.model.params());
         learner.step(&mut grads, parts, None, Update::at(1e-3), &Alone).unwrap()
     };
     let whole = batch(&load("llama_gqa"), 4, 10);

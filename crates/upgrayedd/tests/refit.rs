@@ -18,7 +18,7 @@ fn golden(name: &str) -> Model {
 
 /// Sequences of pseudo-random tokens, of two lengths so that there is padding.
 fn data(model: &Model, sequences: u32) -> Dataset {
-    let vocabulary = model.spec.vocab_size as u32;
+    let vocabulary = model.spec().vocab_size as u32;
     let row = |i: u32| {
         let mut state = i.wrapping_mul(2_654_435_761).wrapping_add(12345);
         let mut next = || {
@@ -27,15 +27,15 @@ fn data(model: &Model, sequences: u32) -> Dataset {
         };
         Row::causal((0..10 + 4 * (i % 2)).map(|_| next()).collect(), None, None)
     };
-    Dataset::from_rows((0..sequences).map(row).collect(), model.spec.objective, 0)
+    Dataset::from_rows((0..sequences).map(row).collect(), model.spec().objective, 0)
 }
 
 /// Writes head `from` of a layer over head `to`, weights of Q, K, V and O.
 fn duplicate(model: &mut Model, layer: usize, from: usize, to: usize) {
-    let d = model.spec.head_dim;
+    let d = model.spec().head_dim;
     for part in ["q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias"] {
-        let Some(id) = model.params.find(&format!("layers.{layer}.attn.{part}")) else { continue };
-        let weight = model.params.get_mut(id);
+        let Some(id) = model.params().find(&format!("layers.{layer}.attn.{part}")) else { continue };
+        let weight = model.params_mut().get_mut(id);
         let width = if part.ends_with("bias") { 1 } else { weight.cols() };
         let size = d * width;
         weight.data_mut().copy_within(from * size..(from + 1) * size, to * size);
@@ -67,11 +67,12 @@ fn what_a_twin_can_say_is_not_lost() {
 #[test]
 fn what_was_always_the_same_goes_into_the_bias() {
     let mut parent = golden("gpt2");
-    let d = parent.spec.head_dim;
+    let d = parent.spec().head_dim;
     for (part, value) in [("weight", 0.0), ("bias", 2.0)] {
-        let id = parent.params.find(&format!("layers.1.attn.v.{part}")).unwrap();
-        let values = parent.params.get_mut(id);
-        let width = values.len() / (parent.spec.layers[0].num_heads * d);
+        let id = parent.params().find(&format!("layers.1.attn.v.{part}")).unwrap();
+        let heads = parent.spec().layers[0].num_heads;
+        let values = parent.params_mut().get_mut(id);
+        let width = values.len() / (heads * d);
         values.data_mut()[..d * width].fill(value);
     }
     let data = data(&parent, 60);
@@ -89,7 +90,7 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
     for (name, layer) in [("llama_gqa", 0), ("llama_gqa_pruned", 1), ("gpt2", 0), ("bert_mlm", 1)] {
         let parent = golden(name);
         let data = data(&parent, 24);
-        let head = parent.units.layers()[layer].active()[0];
+        let head = parent.units().layers()[layer].active()[0];
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(layer), vec![head])]), 0, None).unwrap();
         let before = pruned.clone();
@@ -100,12 +101,12 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         );
         // A layer below the pruned one has nothing to repair.
         assert!(report[..layer].iter().all(|l| l.ridge.is_none()), "{report:?}");
-        for id in pruned.params.ids() {
-            let name = pruned.params.name(id);
-            let (is, was) = (pruned.params.get(id), before.params.get(id));
+        for id in pruned.params().ids() {
+            let name = pruned.params().name(id);
+            let (is, was) = (pruned.params().get(id), before.params().get(id));
             assert!(name.contains(".attn.o.") || is == was, "{name}");
         }
-        assert_eq!(pruned.archive, before.archive);
+        assert_eq!(pruned.archive(), before.archive());
     }
 }
 
@@ -121,7 +122,7 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
         inputs.swap_remove(3).data().to_vec()
     };
     let error = |model: &Model| -> f32 { stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum() };
-    for head in 0..parent.spec.layers[0].num_heads {
+    for head in 0..parent.spec().layers[0].num_heads {
         let mut pruned = parent.clone();
         surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None).unwrap();
         let before = error(&pruned);

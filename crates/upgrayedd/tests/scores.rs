@@ -20,10 +20,10 @@ fn load(name: &str) -> Model {
 
 /// Sequences of different lengths, some positions not counted.
 fn data(model: &Model) -> Dataset {
-    let vocabulary = model.spec.vocab_size as u32;
+    let vocabulary = model.spec().vocab_size as u32;
     let row = |i: u32| {
         let tokens: Vec<u32> = (0..6 + 2 * i).map(|t| (t * 7 + i * 5 + t * t) % vocabulary).collect();
-        match model.spec.objective {
+        match model.spec().objective {
             Objective::Classifier { labels } => {
                 Row { targets: Targets::Label(i64::from(i) % labels as i64), tokens, mask: None, types: None }
             }
@@ -35,14 +35,14 @@ fn data(model: &Model) -> Dataset {
             Objective::CausalLm => Row::causal(tokens, None, None),
         }
     };
-    Dataset::from_rows((0..5).map(row).collect(), model.spec.objective, 0)
+    Dataset::from_rows((0..5).map(row).collect(), model.spec().objective, 0)
 }
 
 /// The mean loss of one sequence with one head's gate at `gate`, and the targets in it.
 fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, head: usize, gate: f32) -> (f64, f64) {
     let batch = data.batch(&[sequence], Pass::Fixed);
-    let mut tape = Tape::inference(model.device, &model.params);
-    let counts = model.units.counts();
+    let mut tape = Tape::inference(model.device(), model.params());
+    let counts = model.units().counts();
     let values = |l: usize, n: usize| (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect();
     let of_layer = |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
     let gates = counts.iter().enumerate().map(of_layer).collect();
@@ -72,7 +72,7 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
         let data = data(&model);
         let (gradient, fisher) = (score("gradient", &model, &data, 3), score("fisher", &model, &data, 3));
         let taylor = score("taylor", &model, &data, 3);
-        for (layer, &heads) in model.units.counts().iter().enumerate() {
+        for (layer, &heads) in model.units().counts().iter().enumerate() {
             let norm = gradient.at(LayerSite::heads(layer)).iter().map(|g| g * g).sum::<f64>().sqrt();
             for head in 0..heads {
                 let (mut absolute, mut squared, mut total) = (0.0, 0.0, 0.0);
@@ -103,7 +103,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     const DRAWS: u64 = 300;
     let model = load("bert_encoder");
     let (data, range) = (data(&model), 0..5);
-    let mut drawn = vec![vec![0.0; model.spec.layers[0].num_heads]; model.spec.num_layers()];
+    let mut drawn = vec![vec![0.0; model.spec().layers[0].num_heads]; model.spec().num_layers()];
     for seed in 0..DRAWS {
         let context = ScoreContext {
             model: &model,
@@ -155,8 +155,8 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
             let (mut sums, mut count) = (Vec::new(), 0);
             for indices in indices.chunks(3) {
                 let gate = |l: usize, h: usize| if off == Some((l, h)) { 0.0 } else { 1.0 };
-                let mut tape = Tape::inference(model.device, &model.params);
-                let counts = model.units.counts();
+                let mut tape = Tape::inference(model.device(), model.params());
+                let counts = model.units().counts();
                 let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
                 let gates = counts.iter().enumerate().map(|l| (LayerSite::heads(l.0), tape.constant(values(l)))).collect();
                 let batch = data.batch(indices, Pass::Fixed);
@@ -179,14 +179,14 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
 
 /// What each layer's output projection reads, with the padding left out: `contexts[layer][position]`.
 fn contexts(model: &Model, data: &Dataset) -> Vec<Vec<Vec<f32>>> {
-    let mut contexts = vec![Vec::new(); model.spec.num_layers()];
+    let mut contexts = vec![Vec::new(); model.spec().num_layers()];
     for sequence in 0..data.len() {
         let batch = data.batch(&[sequence], Pass::Fixed);
         let mut look = |layer: usize, x: &Tensor| {
             contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
             Ok(())
         };
-        let mut tape = Tape::inference(model.device, &model.params);
+        let mut tape = Tape::inference(model.device(), model.params());
         model.hidden(&mut tape, &batch, &mut Hooks { context: Some(&mut look), ..Hooks::default() }).unwrap();
     }
     contexts
@@ -197,11 +197,11 @@ fn wanda_and_similarity_follow_their_definitions() {
     for name in ["llama_gqa_pruned", "gpt2", "bert_mlm"] {
         let model = load(name);
         let data = data(&model);
-        let d = model.spec.head_dim;
+        let d = model.spec().head_dim;
         let (wanda, similarity) = (score("wanda", &model, &data, 2), score("similarity", &model, &data, 2));
         for (layer, contexts) in contexts(&model, &data).iter().enumerate() {
-            let id = model.params.find(&format!("layers.{layer}.attn.o.weight")).unwrap();
-            let weight = model.params.get(id).to_host();
+            let id = model.params().find(&format!("layers.{layer}.attn.o.weight")).unwrap();
+            let weight = model.params().get(id).to_host();
             let heads = weight.cols() / d;
             let row = |r: usize| &weight.data()[r * weight.cols()..(r + 1) * weight.cols()];
             for head in 0..heads {

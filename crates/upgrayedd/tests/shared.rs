@@ -83,7 +83,7 @@ fn model(name: &str) -> Model {
 
 fn data(model: &Model) -> Dataset {
     let row = |i: u32| Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None);
-    Dataset::from_rows((0..6).map(row).collect(), model.spec.objective, 0)
+    Dataset::from_rows((0..6).map(row).collect(), model.spec().objective, 0)
 }
 
 fn close(a: &[f64], b: &[f64], tolerance: f64) {
@@ -99,9 +99,9 @@ fn a_step_is_that_of_all_the_batches() {
             let mut learner = Learner::new(model(name), 0.0);
             let data = data(&learner.model);
             let batch = data.batch(&range.collect::<Vec<_>>(), Pass::Fixed);
-            let mut grads = Gradients::for_params(&learner.model.params);
+            let mut grads = Gradients::for_params(learner.model.params());
             let step = learner.step(&mut grads, &[batch], None, Update::at(1e-3), reduce).unwrap();
-            let params = &learner.model.params;
+            let params = &learner.model.params();
             let weights = |id: ParamId| params.get(id).data().iter().copied().map(f64::from).collect::<Vec<f64>>();
             (step, params.ids().map(weights).collect::<Vec<_>>())
         });

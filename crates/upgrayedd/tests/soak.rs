@@ -62,11 +62,11 @@ fn dense() -> Model {
 
 fn check_books(result: &Path) -> Model {
     let model = upgrayedd::open(&result.to_string_lossy(), &LoadOptions::default()).unwrap();
-    for id in model.params.ids() {
-        let name = model.params.name(id);
-        assert_eq!(model.params.get(id).shape(), model.weight(id).shape(&model.units), "{name}");
+    for id in model.params().ids() {
+        let name = model.params().name(id);
+        assert_eq!(model.params().get(id).shape(), model.weight(id).shape(model.units()), "{name}");
     }
-    assert_eq!(model.archive.restorable(&model.units).iter().sum::<usize>(), model.units.num_pruned());
+    assert_eq!(model.archive().restorable(model.units()).iter().sum::<usize>(), model.units().num_pruned());
     model
 }
 
@@ -81,18 +81,18 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     });
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
-    assert!(model.units.num_pruned() > 0);
-    let lost: Selection = (0..model.spec.num_layers())
+    assert!(model.units().num_pruned() > 0);
+    let lost: Selection = (0..model.spec().num_layers())
         .map(|layer| {
-            let active = model.units.layers()[layer].active();
-            (LayerSite::heads(layer), (0..model.spec.layers[0].num_heads).filter(|h| !active.contains(h)).collect())
+            let active = model.units().layers()[layer].active();
+            (LayerSite::heads(layer), (0..model.spec().layers[0].num_heads).filter(|h| !active.contains(h)).collect())
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();
     let dense = dense();
-    assert_eq!(model.units, dense.units);
-    for id in dense.params.ids() {
-        assert!(model.params.get(id) == dense.params.get(id), "{}", dense.params.name(id));
+    assert_eq!(model.units(), dense.units());
+    for id in dense.params().ids() {
+        assert!(model.params().get(id) == dense.params().get(id), "{}", dense.params().name(id));
     }
 }
 

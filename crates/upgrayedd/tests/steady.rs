@@ -16,8 +16,8 @@ fn steps_make_no_buffers_after_the_first() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| {
         let model = builtin::model().unwrap();
-        let mut grads = Gradients::for_params(&model.params);
-        let tokens: Vec<u32> = (0..4 * 128).map(|i| i * 7 % model.spec.vocab_size as u32).collect();
+        let mut grads = Gradients::for_params(model.params());
+        let tokens: Vec<u32> = (0..4 * 128).map(|i| i * 7 % model.spec().vocab_size as u32).collect();
         let targets = tokens.iter().map(|&t| i64::from(t)).collect();
         let batch = Batch { tokens: Arc::new(tokens), batch: 4, len: 128, targets, ..Batch::default() };
         let mut learner = Learner::new(model, 0.01);

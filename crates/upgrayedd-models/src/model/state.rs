@@ -55,22 +55,22 @@ pub enum Companions {
 #[derive(Debug, Clone)]
 pub struct Model {
     /// Names and layout in files.
-    pub family: &'static Family,
+    pub(crate) family: &'static Family,
     /// The unpruned shape.
-    pub spec: ModelSpec,
+    pub(crate) spec: ModelSpec,
     /// config.json as read: keys this program does not know are kept.
     pub config: Value,
     /// Weights under their canonical names, in the order of the family's table.
-    pub params: ParamSet,
+    pub(crate) params: ParamSet,
     /// A row for each of `params`.
     table: Vec<Weight>,
     /// The type of each of `params` in files.
     dtypes: Vec<DType>,
     ids: BTreeMap<(Option<usize>, Role), ParamId>,
     /// Which units there are.
-    pub units: UnitMap,
+    pub(crate) units: UnitMap,
     /// Heads that were removed.
-    pub archive: Archive,
+    pub(crate) archive: Archive,
     /// The Hub id and commit that it was read from, as `owner/name@commit`.
     pub origin: Option<String>,
     /// What was passed over or taken otherwise than its files say, a line each.
@@ -78,7 +78,7 @@ pub struct Model {
     /// Tokenizer and generation files.
     pub companions: Companions,
     /// Where it computes.
-    pub device: Device,
+    pub(crate) device: Device,
     /// Plain encoders: the model whose hidden states this one is measured against and learns from.
     reference: Option<Arc<Model>>,
     gates: BTreeMap<LayerSite, Tensor>,
@@ -191,6 +191,49 @@ impl Model {
         Self::from_params(family, spec, config, params, heads, DType::F32)
     }
 
+    /// Names and layout in files.
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// The unpruned shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Weights under their canonical names, in the order of the family's table.
+    pub fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
+    /// The same to be changed, which makes it another state of the model. What each weight's shape is follows from the units, and must not
+    /// change: that is what [`crate::surgery`] is for.
+    pub fn params_mut(&mut self) -> &mut ParamSet {
+        self.touch();
+        &mut self.params
+    }
+
+    /// Which units there are.
+    pub fn units(&self) -> &UnitMap {
+        &self.units
+    }
+
+    /// Units that were removed.
+    pub fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
+    /// Gives the model removed units of its own, as [`crate::surgery::load_archive`] reads and checks them.
+    pub fn set_archive(&mut self, archive: Archive) {
+        self.archive = archive;
+        self.touch();
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// The tokenizer that came with the model.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.companions {
@@ -298,7 +341,7 @@ impl Model {
     }
 
     /// Says that weights or heads have changed.
-    pub fn touch(&mut self) {
+    pub(crate) fn touch(&mut self) {
         self.state_id = next_state_id();
     }
 

@@ -39,8 +39,8 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let logits = |model: &Model| model.logits(&batch, &mut Hooks::default()).unwrap();
     let whole = logits(&model);
     // The layers are not alike.
-    assert_eq!(model.units.counts(), [2, 4, 4]);
-    let mlp = |layer| model.params.get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
+    assert_eq!(model.units().counts(), [2, 4, 4]);
+    let mlp = |layer| model.params().get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
     assert_eq!((mlp(0), mlp(1)), (vec![16, 16], vec![48, 16]));
 
     let gone = Selection::from([(LayerSite::heads(0), vec![1]), (LayerSite::heads(2), vec![0, 3])]);
@@ -50,7 +50,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let dir = tempfile::tempdir().unwrap();
     export::export(&model, &HF, Some(DType::F32), &dir.path().join("hf")).unwrap();
     let again = Model::load(&dir.path().join("hf"), &LoadOptions::default()).unwrap();
-    assert_eq!(again.units, model.units);
+    assert_eq!(again.units(), model.units());
     assert_eq!(logits(&again).data(), pruned.data());
     assert_eq!(fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(), family::FAMILY.modeling);
 

@@ -106,7 +106,7 @@ impl Plan {
 
     fn check_heads(&self, model: &Model) -> Result<()> {
         let prune = &self.config.prune;
-        for (layer, heads) in model.units.layers().iter().enumerate() {
+        for (layer, heads) in model.units().layers().iter().enumerate() {
             if prune.min_heads > heads.active().len() {
                 return Err(Error::does_not_fit(format!(
                     "min_heads is {}, but layer {layer} has {} heads: expected at most that",
@@ -116,20 +116,20 @@ impl Plan {
             }
         }
         let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
-        let alike = model.units.layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
+        let alike = model.units().layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
         if prune.units == Site::KvGroup && !alike {
             return Err(Error::does_not_fit(
                 "units kv-groups needs layers whose key/value heads have as many readers each: use heads",
             ));
         }
         if prune.schedule == Schedule::Target {
-            let goal = budget::portion(prune.pruning_ratio, model.units.total());
-            let most = model.units.num_pruned() + budget::prunable(&model.units, prune.units, prune.min_heads);
+            let goal = budget::portion(prune.pruning_ratio, model.units().total());
+            let most = model.units().num_pruned() + budget::prunable(model.units(), prune.units, prune.min_heads);
             if goal > most {
                 return Err(Error::does_not_fit(format!(
                     "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
                     prune.pruning_ratio,
-                    model.units.total(),
+                    model.units().total(),
                     prune.min_heads
                 )));
             }
@@ -161,12 +161,12 @@ impl Plan {
             return Ok(());
         }
         let prices = self.prices(model)?;
-        let all = Scores::zeros(&model.units, Site::Head);
-        let most = budget::prunable(&model.units, prune.units, prune.min_heads);
+        let all = Scores::zeros(model.units(), Site::Head);
+        let most = budget::prunable(model.units(), prune.units, prune.min_heads);
         let budget = Budget { scope: Scope::Global, ..self.budget(most) };
-        let mut least = model.units.clone();
-        least.remove(&budget::choose(&model.units, &all, budget), 1)?;
-        let possible = 1.0 - prices.total(&least) / prices.total(&model.units);
+        let mut least = model.units().clone();
+        least.remove(&budget::choose(model.units(), &all, budget), 1)?;
+        let possible = 1.0 - prices.total(&least) / prices.total(model.units());
         if prune.pruning_ratio > possible {
             return Err(Error::does_not_fit(format!(
                 "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
@@ -193,8 +193,8 @@ impl Plan {
     pub(crate) fn cycle_counts(&self, model: &Model, cycle: usize) -> CycleCounts {
         let OptimizeConfig { prune, grow, run, .. } = &self.config;
         let ratios = (prune.pruning_ratio, grow.growth_ratio);
-        let most = budget::prunable(&model.units, prune.units, prune.min_heads);
-        budget::cycle_counts(prune.schedule, &model.units, prune.units, ratios, (cycle, run.num_cycles), most)
+        let most = budget::prunable(model.units(), prune.units, prune.min_heads);
+        budget::cycle_counts(prune.schedule, model.units(), prune.units, ratios, (cycle, run.num_cycles), most)
     }
 
     /// A number that differs from cycle to cycle and depends on nothing but seed and cycle.
@@ -234,7 +234,7 @@ impl Plan {
 impl SourceOptions {
     /// Tokens per sequence for this model. A shorter model is not an error of the user's as long as no length was asked for.
     pub fn length_for(&self, model: &Model) -> usize {
-        self.sequence_length.unwrap_or_else(|| 256.min(model.spec.max_positions))
+        self.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions))
     }
 }
 
@@ -260,7 +260,7 @@ fn locate(config: &mut OptimizeConfig, model: &Model) {
 
 /// The share of the teacher's predictions in the loss. Refuses teachers that would teach nothing.
 fn distill_share(config: &OptimizeConfig, model: &Model) -> Result<f64> {
-    let (is_encoder, teacher) = (model.spec.objective == Objective::Encoder, config.learn.teacher.is_some());
+    let (is_encoder, teacher) = (model.spec().objective == Objective::Encoder, config.learn.teacher.is_some());
     let share = config.learn.distill.unwrap_or(if teacher && !is_encoder { 0.5 } else { 0.0 });
     if is_encoder && share > 0.0 {
         return Err(Error::does_not_fit("a plain encoder learns from its parent's hidden states alone: leave distill out"));

@@ -31,7 +31,7 @@ pub(super) fn card(base: Option<&str>, from_hub: bool, model: &Model, summary: &
         before.cost.parameters,
         after.cost.parameters,
     ));
-    if model.units.num_pruned() > 0 {
+    if model.units().num_pruned() > 0 {
         text.push_str("\nLoad it in transformers with `trust_remote_code=True`: its layers differ in their number of heads.\n");
     }
     text

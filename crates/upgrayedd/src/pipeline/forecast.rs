@@ -39,13 +39,13 @@ impl Pipeline {
         let (most, currency) = (self.prunable(), self.plan.config.prune.budget);
         let mut rows = Vec::new();
         for ratio in FORECAST {
-            if currency == Currency::Heads && budget::portion(ratio, parent.units.num_active()) > most {
+            if currency == Currency::Heads && budget::portion(ratio, parent.units().num_active()) > most {
                 break;
             }
             let scores = self.score(1)?;
             let selection = if currency == Currency::Heads {
-                let heads = budget::portion(ratio, parent.units.num_active());
-                let gone = parent.units.num_active() - self.learner.model.units.num_active();
+                let heads = budget::portion(ratio, parent.units().num_active());
+                let gone = parent.units().num_active() - self.learner.model.units().num_active();
                 self.select(&scores, heads.saturating_sub(gone))?
             } else {
                 self.select_by_cost(&scores, parent, ratio)?
@@ -57,7 +57,7 @@ impl Pipeline {
             }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) = (self.learner.model.units.num_active(), self.learner.model.num_parameters());
+            let (active, parameters) = (self.learner.model.units().num_active(), self.learner.model.num_parameters());
             rows.push(Forecast { ratio, active, parameters, loss });
         }
         Ok((before, rows))

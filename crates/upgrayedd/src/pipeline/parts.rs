@@ -18,12 +18,12 @@ pub const CALIBRATION: usize = 128;
 /// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
 pub(super) fn load_teacher(name: &str, plan: &Plan, model: &Model, longest: usize) -> Result<Model> {
     let mut teacher = open(name, &LoadOptions { family: plan.config.run.family.clone() })?;
-    teacher.move_to(model.device);
+    teacher.move_to(model.device());
     if let Err(reason) = model.check_same_tokens(&teacher) {
         return Err(Error::does_not_fit(format!("{name} cannot teach this model: {reason}")));
     }
-    if longest > teacher.spec.max_positions {
-        let most = teacher.spec.max_positions;
+    if longest > teacher.spec().max_positions {
+        let most = teacher.spec().max_positions;
         return Err(Error::does_not_fit(format!("{name} cannot teach sequences of {longest}: it takes {most} tokens at most")));
     }
     Ok(teacher)
@@ -42,10 +42,10 @@ pub(super) fn read_data(plan: &Plan, model: &Model, tokenizer: &Tokenizer, sampl
 pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(model.config.to_string().as_bytes()).update(tokenizer.as_bytes());
-    for id in model.params.ids() {
+    for id in model.params().ids() {
         interrupt::check()?;
-        hasher.update(model.params.name(id).as_bytes());
-        hasher.update(bytemuck::cast_slice(model.params.get(id).to_host().data()));
+        hasher.update(model.params().name(id).as_bytes());
+        hasher.update(bytemuck::cast_slice(model.params().get(id).to_host().data()));
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -31,15 +31,15 @@ const RECOMMENDED: &str = "auto";
 impl Run<'_> {
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
-        let lost = model.units.num_pruned() - model.archive.restorable(&model.units).iter().sum::<usize>();
+        let lost = model.units().num_pruned() - model.archive().restorable(model.units()).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.journal.state.baseline.clone();
         self.journal.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
             schema: 2,
-            family: model.family.model_type,
+            family: model.family().model_type,
             parameters: model.num_parameters(),
-            heads: model.units.num_active(),
+            heads: model.units().num_active(),
             sequences: [split.train.len(), there, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
@@ -116,7 +116,7 @@ impl Run<'_> {
         if !accepted {
             self.journal.state.tokens = tokens_before;
         }
-        let active = self.pipeline.learner.model.units.num_active();
+        let active = self.pipeline.learner.model.units().num_active();
         self.journal.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
         self.journal.state.cycle = cycle;
         Ok(())
@@ -196,7 +196,7 @@ impl Run<'_> {
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;
             left = remaining(&learner.model, &scores, &selection);
-            let active = learner.model.units.num_active();
+            let active = learner.model.units().num_active();
             self.journal.emit(Event::Pruned { cycle, budget: share, units, active })?;
             for (place, units) in selection {
                 count += units.len();
@@ -271,7 +271,7 @@ impl Run<'_> {
         } else {
             format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
         };
-        let objective = self.pipeline.learner.model.spec.objective;
+        let objective = self.pipeline.learner.model.spec().objective;
         let unit = if objective == Objective::Encoder || objective.is_regression() { "" } else { " nats" };
         let message =
             format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
@@ -291,11 +291,11 @@ impl Run<'_> {
         let seed = self.pipeline.plan.cycle_seed(cycle);
         let Pipeline { learner: Learner { model, .. }, plan, .. } = &self.pipeline;
         let units = plan.config.prune.units;
-        let restorable = model.archive.restorable(&model.units);
+        let restorable = model.archive().restorable(model.units());
         let can_return: usize = restorable.iter().sum();
         let count = match goal {
-            Some(goal) => model.units.num_pruned().saturating_sub(goal).min(can_return),
-            None => budget::growth(plan.config.grow.growth_ratio, can_return, &model.units, units),
+            Some(goal) => model.units().num_pruned().saturating_sub(goal).min(can_return),
+            None => budget::growth(plan.config.grow.growth_ratio, can_return, model.units(), units),
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
         let wanted = count > 0 || (self.pipeline.record.given.strategy && can_return > 0);
@@ -315,18 +315,18 @@ impl Run<'_> {
             history: &self.journal.state.history,
         };
         let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(&learner.model.units, &gains, &counts, units)?;
+        let selection = grow::choose(learner.model.units(), &gains, &counts, units)?;
         let rate = plan.config.grow.growth_lr_multiplier as f32;
         // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
-        let has = |layer: usize, head: usize| parent.units.layers()[layer].is_active(head);
+        let has = |layer: usize, head: usize| parent.units().layers()[layer].is_active(head);
         let (first, later) = partition(&selection, has);
         learner.restore(&first, rate)?;
         let model = &learner.model;
-        let active = model.units.num_active() + later.values().map(Vec::len).sum::<usize>();
+        let active = model.units().num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
         self.journal.emit(Event::Grown { cycle, units, active })?;
         let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
-        let fitted = if refits && self.pipeline.learner.model.units == parent.units {
+        let fitted = if refits && self.pipeline.learner.model.units() == parent.units() {
             refit::undo(&mut self.pipeline.learner.model, parent);
             true
         } else {
@@ -344,13 +344,13 @@ impl Run<'_> {
         match (loss, loss_change, self.start.take(), self.pipeline.plan.config.measure.max_loss_increase) {
             (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
                 self.journal.state.loss = loss;
-                let active = self.pipeline.learner.model.units.num_active();
+                let active = self.pipeline.learner.model.units().num_active();
                 self.journal.emit(Event::Accepted { cycle, loss_change, active })?;
                 Ok(true)
             }
             (_, _, Some(start), Some(max_loss_increase)) => {
                 self.pipeline.learner = start;
-                let active = self.pipeline.learner.model.units.num_active();
+                let active = self.pipeline.learner.model.units().num_active();
                 self.journal.emit(Event::RolledBack { cycle, loss_change, max_loss_increase, active })?;
                 Ok(false)
             }
@@ -374,7 +374,7 @@ impl Run<'_> {
         })?;
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
         let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
-        dense.move_to(self.pipeline.learner.model.device);
+        dense.move_to(self.pipeline.learner.model.device());
         let model = &self.pipeline.learner.model;
         let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
@@ -382,17 +382,17 @@ impl Run<'_> {
             evaluation,
             cost: model.cost(length),
             speed,
-            heads: model.units.layers().iter().map(|l| l.active().to_vec()).collect(),
+            heads: model.units().layers().iter().map(|l| l.active().to_vec()).collect(),
         };
         let summary = Summary {
             before: snapshot(&dense, self.journal.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
-            heads_per_layer: model.spec.layers.iter().map(|layer| layer.num_heads).collect(),
+            heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
             cycles: self.journal.state.history.clone(),
             tokens_learned: self.journal.state.tokens,
             run: self.journal.dir.path().to_owned(),
         };
-        let (active, parameters) = (model.units.num_active(), model.num_parameters());
+        let (active, parameters) = (model.units().num_active(), model.num_parameters());
         // Written before the result, which makes the run complete, and told after it.
         let finished = Event::RunFinished { active, parameters };
         self.journal.dir.write_event(&finished)?;
@@ -426,7 +426,7 @@ fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Se
 fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
     let mut left = scores.clone();
     for (&place, gone) in pruned {
-        let there = model.units.layers()[place.layer].units(place.site);
+        let there = model.units().layers()[place.layer].units(place.site);
         let mut before: Vec<usize> = there.iter().chain(gone).copied().collect();
         before.sort_unstable();
         let stays = before.iter().zip(scores.at(place)).filter(|(unit, _)| !gone.contains(unit));
@@ -437,21 +437,20 @@ fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
 
 /// Gives every weight numbers that its type in files has.
 fn round_weights(model: &mut Model) {
-    for id in model.params.ids() {
+    for id in model.params().ids() {
         let dtype = model.dtype_of(id);
-        if dtype == DType::F32 || model.params.get(id).format() == Some(dtype.format()) {
+        if dtype == DType::F32 || model.params().get(id).format() == Some(dtype.format()) {
             continue;
         }
-        let device = model.device;
-        model.params.edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
+        let device = model.device();
+        model.params_mut().edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
         // As the result will be when it is loaded, so that its speed is that of what is stored.
         let weight = model.weight(id);
         if weight.layout == Layout::Plain
             && weight.axes.len() == 2
-            && let Some(stored) = dtype.store(model.params.get(id))
+            && let Some(stored) = dtype.store(model.params().get(id))
         {
-            model.params.set(id, device.upload(stored));
+            model.params_mut().set(id, device.upload(stored));
         }
     }
-    model.touch();
 }

@@ -62,12 +62,12 @@ impl Pipeline {
     /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
         let prices = self.plan.prices(start)?;
-        let goal = prices.total(&start.units) * (1.0 - share);
+        let goal = prices.total(start.units()) * (1.0 - share);
         let most = self.prunable();
         let (mut low, mut high) = (0, most);
         while low < high {
             let middle = usize::midpoint(low, high);
-            let mut heads = self.learner.model.units.clone();
+            let mut heads = self.learner.model.units().clone();
             heads.remove(&self.select(scores, middle)?, 1)?;
             // Sums of prices are rounded.
             if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
@@ -78,7 +78,7 @@ impl Pipeline {
     /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
         let prices = self.plan.prices(start)?;
-        let gone = 1.0 - prices.total(&self.learner.model.units) / prices.total(&start.units);
+        let gone = 1.0 - prices.total(self.learner.model.units()) / prices.total(start.units());
         let name = self.plan.config.prune.budget.name();
         let message = format!(
             "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
@@ -115,13 +115,13 @@ impl Pipeline {
         let budget = self.plan.budget(heads);
         let view = PruneView { model: &self.learner.model, importances: scores, budget };
         let selection = self.strategy.select_heads_to_prune(&view)?;
-        self.learner.model.units.clone().remove(&selection, budget.min_heads)?;
+        self.learner.model.units().clone().remove(&selection, budget.min_heads)?;
         Ok(selection)
     }
 
     /// Heads that may go at most.
     pub(super) fn prunable(&self) -> usize {
         let prune = &self.plan.config.prune;
-        budget::prunable(&self.learner.model.units, prune.units, prune.min_heads)
+        budget::prunable(self.learner.model.units(), prune.units, prune.min_heads)
     }
 }

@@ -60,12 +60,12 @@ impl Pipeline {
         };
         let mut model_hash = hash_model(&model, &fingerprint)?;
         let mut notices = [&model.notices[..], &data.notices].concat();
-        let is_encoder = model.spec.objective == Objective::Encoder;
+        let is_encoder = model.spec().objective == Objective::Encoder;
         let teacher = match &plan.config.learn.teacher {
             Some(name) => {
                 // Batches of the caller's are as long as the model allows.
                 let cut = parts.data && plan.config.data.sequence_length.is_none();
-                let longest = if cut { model.spec.max_positions } else { plan.sequence_length };
+                let longest = if cut { model.spec().max_positions } else { plan.sequence_length };
                 let teacher = load_teacher(name, &plan, &model, longest)?;
                 notices.extend(teacher.notices.iter().map(|n| format!("{name}: {n}")));
                 if let Some(origin) = &teacher.origin {
@@ -163,7 +163,7 @@ impl Pipeline {
 
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let scores = self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
-        scores.check(&self.learner.model.units)?;
+        scores.check(self.learner.model.units())?;
         Ok(scores)
     }
 
@@ -177,7 +177,7 @@ impl Pipeline {
     pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
         let Self { learner: Learner { model, .. }, data, plan: Plan { config, .. }, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
-        if !config.refit.refit || model.units == parent.units || range.len() < 2 {
+        if !config.refit.refit || model.units() == parent.units() || range.len() < 2 {
             return Ok(None);
         }
         let mut batches = refit::batches(calibration, &range.clone().collect::<Vec<_>>(), config.learn.batch_size);

@@ -42,7 +42,7 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
     let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
     let compute = |score: &&Score| {
         let scores = (score.compute)(context, &statistics)?;
-        scores.check(&context.model.units)?;
+        scores.check(context.model.units())?;
         Ok(scores)
     };
     scores.iter().map(compute).collect()

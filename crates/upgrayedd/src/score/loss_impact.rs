@@ -25,13 +25,13 @@ pub(super) static SCORE: Score = Score {
 fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     let (data, range) = context.calibration()?;
     let model = context.model;
-    let mut scores = Scores::zeros(&model.units, Site::Head);
+    let mut scores = Scores::zeros(model.units(), Site::Head);
     let mut targets = 0u64;
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
         let batch = data.batch(indices, Pass::Fixed);
-        let mut inputs = Vec::with_capacity(model.spec.num_layers());
-        let mut tape = Tape::inference(model.device, &model.params);
+        let mut inputs = Vec::with_capacity(model.spec().num_layers());
+        let mut tape = Tape::inference(model.device(), model.params());
         // The reference sees the batch once, not once for each head.
         let wanted = model.wanted_rows(&batch)?;
         let hooks = &mut Hooks { inputs: Some(&mut inputs), wanted: wanted.as_ref(), ..Hooks::default() };
@@ -39,8 +39,8 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
         targets += whole.count;
         let whole = whole.sum.read();
         for (layer, start) in inputs.into_iter().enumerate() {
-            for position in 0..model.units.layers()[layer].active().len() {
-                let mut tape = Tape::inference(model.device, &model.params);
+            for position in 0..model.units().layers()[layer].active().len() {
+                let mut tape = Tape::inference(model.device(), model.params());
                 let gates = without(model, layer, position);
                 let gates = gates.into_iter().map(|(place, gates)| (place, tape.constant(gates))).collect();
                 let start = (layer, tape.constant(start.clone()));
@@ -54,7 +54,7 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     if targets == 0 {
         return Err(Error::data("the calibration data has nothing to predict: the impact on the loss is undefined"));
     }
-    for layer in 0..model.spec.num_layers() {
+    for layer in 0..model.spec().num_layers() {
         let impacts = scores.at_mut(LayerSite::heads(layer));
         context.reduce.sum(impacts)?;
         impacts.iter_mut().for_each(|impact| *impact /= targets as f64);
@@ -65,7 +65,7 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
 /// Gates of all layers that shut the head at this position.
 fn without(model: &Model, layer: usize, position: usize) -> BTreeMap<LayerSite, Tensor> {
     let open = |(layer, n): (usize, usize)| (LayerSite::heads(layer), Tensor::full(&[n], 1.0));
-    let mut gates: BTreeMap<LayerSite, Tensor> = model.units.counts().into_iter().enumerate().map(open).collect();
+    let mut gates: BTreeMap<LayerSite, Tensor> = model.units().counts().into_iter().enumerate().map(open).collect();
     if let Some(gates) = gates.get_mut(&LayerSite::heads(layer)) {
         gates.data_mut()[position] = 0.0;
     }

@@ -20,13 +20,13 @@ pub(super) static SCORE: Score = Score {
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let model = context.model;
-    let layers = (0..model.spec.num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
+    let layers = (0..model.spec().num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
     Ok(Scores::of_heads(layers))
 }
 
 /// The matrices of a layer whose rows or columns are those of heads and key/value heads, with the site and the width of a unit.
 fn matrices(model: &Model, layer: usize) -> impl Iterator<Item = (ParamId, Site, usize)> + '_ {
-    model.params.ids().filter_map(move |id| {
+    model.params().ids().filter_map(move |id| {
         let weight = model.weight(id);
         let (site, width) = weight.owner()?;
         let counts = weight.layer == Some(layer) && weight.role.kind == Kind::Weight;
@@ -37,17 +37,17 @@ fn matrices(model: &Model, layer: usize) -> impl Iterator<Item = (ParamId, Site,
 /// Number of weights that a norm of this layer's heads sums over.
 pub(crate) fn weights_per_head(model: &Model, layer: usize) -> usize {
     let of_one = |(id, _, width): (ParamId, Site, usize)| {
-        let matrix = model.params.get(id);
+        let matrix = model.params().get(id);
         width * if model.weight(id).lanes() == Lanes::Rows { matrix.cols() } else { matrix.rows() }
     };
     matrices(model, layer).map(of_one).sum()
 }
 
 fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
-    let groups = model.units.layers()[layer].kv_positions();
+    let groups = model.units().layers()[layer].kv_positions();
     let mut sums = vec![0.0; groups.len()];
     for (id, site, width) in matrices(model, layer) {
-        let of_units = by_unit(&model.params.get(id).to_host(), model.weight(id).lanes(), width);
+        let of_units = by_unit(&model.params().get(id).to_host(), model.weight(id).lanes(), width);
         for (head, sum) in sums.iter_mut().enumerate() {
             *sum += of_units[if site == Site::KvGroup { groups[head] } else { head }];
         }

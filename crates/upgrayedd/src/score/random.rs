@@ -14,5 +14,5 @@ pub(super) static SCORE: Score =
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let mut random = rng::stream(context.seed, "random score");
     let layer = |l: &crate::units::LayerUnits| l.active().iter().map(|_| random.random::<f64>()).collect();
-    Ok(Scores::of_heads(context.model.units.layers().iter().map(layer)))
+    Ok(Scores::of_heads(context.model.units().layers().iter().map(layer)))
 }

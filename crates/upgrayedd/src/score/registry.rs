@@ -36,7 +36,7 @@ pub fn applies(score: &Score, context: &ScoreContext<'_>) -> bool {
 pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(Scores, Vec<Vec<f64>>)> {
     let statistics = statistics::gather(context, &[score.needs])?;
     let scores = (score.compute)(context, &statistics)?;
-    scores.check(&context.model.units)?;
+    scores.check(context.model.units())?;
     Ok((scores, statistics.blocks))
 }
 

@@ -70,9 +70,9 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let wants = |need| needs.contains(&need);
     let (data, range) = context.calibration()?;
     let mut model = context.model.clone();
-    model.params.set_trainable(false);
-    let heads = model.units.counts();
-    let per_head = || Scores::zeros(&model.units, Site::Head);
+    model.params_mut().set_trainable(false);
+    let heads = model.units().counts();
+    let per_head = || Scores::zeros(model.units(), Site::Head);
     let mut sums = Statistics {
         signed: per_head(),
         absolute: per_head(),
@@ -84,9 +84,9 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
     let mut gradients: Vec<Tensor> = Vec::new();
     let backward = wants(Needs::Gates) || wants(Needs::Slopes) || wants(Needs::Curvature);
-    let mut grads = Gradients::for_params(&model.params);
+    let mut grads = Gradients::for_params(model.params());
     // A plain encoder's loss is flat where scores are taken.
-    let flat = model.spec.objective == Objective::Encoder && !wants(Needs::Slopes);
+    let flat = model.spec().objective == Objective::Encoder && !wants(Needs::Slopes);
     let mut signs = flat.then(|| rng::stream(context.seed, "signs"));
     let (mut targets, mut queries) = (0u64, 0u64);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
@@ -98,11 +98,11 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         let mut hooks =
             Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
         if backward {
-            let tape = Tape::recording(model.device, &model.params, &mut grads);
+            let tape = Tape::recording(model.device(), model.params(), &mut grads);
             let mut tape = tape.with_segments(context.gradient_checkpointing);
             let gates = (0..heads.len()).map(LayerSite::heads);
             let gates: BTreeMap<_, _> = gates.map(|place| (place, tape.leaf(gates_of(&model, place, batch.batch)))).collect();
-            let shape = [batch.batch * batch.len, model.spec.hidden_size];
+            let shape = [batch.batch * batch.len, model.spec().hidden_size];
             let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
             // Nothing is added, but its gradient is that of what the projection writes.
             let nothing = Tensor::zeros(&shape);
@@ -116,7 +116,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
             let leaves = tape.backward(seeds)?;
             for (layer, offset) in offsets.iter().enumerate() {
                 let Some(gradient) = leaves.get(offset) else { continue };
-                add_products(model.device, &mut gradients, layer, gradient);
+                add_products(model.device(), &mut gradients, layer, gradient);
             }
             targets += batch.counted();
             for (place, gate) in &gates {
@@ -158,7 +158,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
 
 /// A place's own gates (1 where it has none), a row a sequence.
 fn gates_of(model: &Model, place: LayerSite, sequences: usize) -> Tensor {
-    let units = model.units.layers()[place.layer].units(place.site).len();
+    let units = model.units().layers()[place.layer].units(place.site).len();
     match model.gates(place) {
         Some(gates) => Tensor::from_vec(&[sequences, units], gates.data().repeat(sequences)),
         None => Tensor::full(&[sequences, units], 1.0),
@@ -225,8 +225,8 @@ const ROWS: usize = 128;
 
 impl<'m> Outputs<'m> {
     fn new(model: &'m Model, norms: bool, cosines: bool, grams: bool) -> Self {
-        let heads = model.units.counts();
-        let features = heads.iter().map(|n| n * model.spec.head_dim);
+        let heads = model.units().counts();
+        let features = heads.iter().map(|n| n * model.spec().head_dim);
         Self {
             model,
             norms: norms.then(|| features.map(|n| vec![0.0; n]).collect()),
@@ -258,9 +258,9 @@ impl<'m> Outputs<'m> {
             if let Some(mask) = &self.mask {
                 x.blank_rows(mask);
             }
-            add_products(self.model.device, grams, layer, &x);
+            add_products(self.model.device(), grams, layer, &x);
         }
-        let d = self.model.spec.head_dim;
+        let d = self.model.spec().head_dim;
         if let Some(norms) = &mut self.norms {
             // Each task has features of its own, so that no sum depends on how many threads there are.
             norms[layer].par_chunks_mut(d).enumerate().for_each(|(head, sums)| {
@@ -276,7 +276,7 @@ impl<'m> Outputs<'m> {
             let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
             for rows in self.compared.chunks(ROWS) {
                 let output = |(h, weight): (usize, &Tensor)| {
-                    multiply(self.model.device, &block(context, rows, h * d..(h + 1) * d), weight)
+                    multiply(self.model.device(), &block(context, rows, h * d..(h + 1) * d), weight)
                 };
                 let outputs: Vec<Tensor> = weights.iter().enumerate().map(output).collect::<upgrayedd_nn::Result<_>>()?;
                 add_cosines(&outputs, &mut cosines[layer], &mut self.powers[layer]);

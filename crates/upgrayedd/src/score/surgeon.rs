@@ -32,7 +32,7 @@ const RIDGE: f64 = 1e-3;
 
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let model = context.model;
-    let d = model.spec.head_dim;
+    let d = model.spec().head_dim;
     let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
     let mut scores = Vec::with_capacity(statistics.curvature.len());
     // As many layers at a time as there are threads: the products between them are where a Ctrl-C is heard.
@@ -41,8 +41,8 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
         // P = Wᵀ B W, in the engine's precision and on all its threads.
         let weighted = |(i, (inputs, outputs)): (usize, &'_ (Tensor, Tensor))| {
             let by_feature = model.writer_weight(first + i, Writer::Attention).to_host().transposed();
-            let weighted = multiply(model.device, &by_feature, outputs)?;
-            Ok((inputs.clone(), multiply(model.device, &weighted, &by_feature)?))
+            let weighted = multiply(model.device(), &by_feature, outputs)?;
+            Ok((inputs.clone(), multiply(model.device(), &weighted, &by_feature)?))
         };
         let layers: Vec<(Tensor, Tensor)> = layers.iter().enumerate().map(weighted).collect::<Result<_>>()?;
         scores.extend(layers.par_iter().map(|(g, p)| leave_one_by_one(g, p, d)).collect::<Vec<_>>());

@@ -16,7 +16,7 @@ pub(super) static SCORE: Score = Score {
 };
 
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
-    let d = context.model.spec.head_dim;
+    let d = context.model.spec().head_dim;
     let layer = |(layer, norms): (usize, &Vec<f64>)| {
         let weight = context.model.writer_weight(layer, Writer::Attention).to_host();
         let mut columns = vec![0.0; weight.cols()];

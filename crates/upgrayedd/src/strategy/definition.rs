@@ -98,7 +98,7 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
 pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
-    let size = budget::unit_size(&view.model.units, view.units);
+    let size = budget::unit_size(view.model.units(), view.units);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
     let mut left = view.count;
@@ -121,7 +121,7 @@ pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, us
 pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut left = view.count;
-    for (_, layer, unit) in grow::candidates(&view.model.units, view.gains, view.units) {
+    for (_, layer, unit) in grow::candidates(view.model.units(), view.gains, view.units) {
         if unit.len() <= left {
             left -= unit.len();
             *counts.entry(layer).or_insert(0) += unit.len();
@@ -153,7 +153,7 @@ impl<T> Default for Cache<T> {
 impl<T: Clone> Cache<T> {
     pub(super) fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<T>) -> Result<T> {
         // Gates of a plain encoder are scored along random directions, which differ from cycle to cycle.
-        let seed = (context.model.spec.objective == Objective::Encoder).then_some(context.seed);
+        let seed = (context.model.spec().objective == Objective::Encoder).then_some(context.seed);
         let data = context.data.map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples)).unwrap_or_default();
         let state = context.model.state_id();
         match &self.entry {
@@ -169,5 +169,5 @@ impl<T: Clone> Cache<T> {
 
 /// The heads that `budget` takes, lowest `keep` first.
 pub(super) fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
-    budget::choose(&view.model.units, keep, view.budget)
+    budget::choose(view.model.units(), keep, view.budget)
 }

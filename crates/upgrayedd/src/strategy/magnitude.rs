@@ -47,7 +47,7 @@ fn build(options: Options) -> Result<Box<dyn Strategy>> {
 impl Magnitude {
     /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if every head of one is dead.
     fn add_dead(&self, view: &PruneView<'_>, chosen: &mut Selection) {
-        for (layer, (heads, norms)) in view.model.units.layers().iter().zip(view.importances.heads()).enumerate() {
+        for (layer, (heads, norms)) in view.model.units().layers().iter().zip(view.importances.heads()).enumerate() {
             let dead_below = self.options.weight_threshold * (weights_per_head(view.model, layer) as f64).sqrt();
             let is_dead = |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
             let mut dead: Vec<(f64, usize)> =
@@ -102,15 +102,17 @@ impl Strategy for Magnitude {
 mod tests {
     use super::*;
     use crate::budget::{Budget, Scope};
-    use crate::builtin;
+    use crate::{Model, builtin, surgery};
 
     #[test]
     fn dead_groups_that_have_lost_heads_are_not_cut_in_two() {
-        let mut model = builtin::model().expect("it is there");
+        let model = builtin::model().expect("it is there");
+        let mut spec = model.spec().clone();
+        spec.layers.iter_mut().for_each(|layer| layer.num_kv_heads = 4);
+        let mut model = Model::initialised(model.family(), spec, model.config.clone(), 0).expect("a model");
         // Four groups of two heads; one of them has lost a head.
-        model.units = crate::units::UnitMap::full(4, 8, 4);
-        model.units.remove(&Selection::from([(LayerSite::heads(0), vec![2])]), 1).expect("it is there");
-        let norms = Scores::zeros(&model.units, Site::Head);
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![2])]), 1, None).expect("it is there");
+        let norms = Scores::zeros(model.units(), Site::Head);
         let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
         let view = PruneView { model: &model, importances: &norms, budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
@@ -118,7 +120,7 @@ mod tests {
         let mut chosen = Selection::new();
         strategy.add_dead(&view, &mut chosen);
         for (place, gone) in &chosen {
-            let layer = &model.units.layers()[place.layer];
+            let layer = &model.units().layers()[place.layer];
             for head in gone {
                 let group = layer.active().iter().filter(|h| layer.kv_group_of(**h) == layer.kv_group_of(*head));
                 assert!(group.clone().all(|h| gone.contains(h)), "{gone:?} cuts the group of {head} in two");

@@ -41,7 +41,7 @@ impl Strategy for Random {
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
         let mut random = rng::stream(view.seed, "random growth");
-        let size = unit_size(&view.model.units, view.units);
+        let size = unit_size(view.model.units(), view.units);
         let mut missing: Vec<usize> = view.restorable.iter().enumerate().flat_map(|(l, n)| vec![l; n / size]).collect();
         let mut counts = BTreeMap::new();
         for _ in 0..(view.count / size).min(missing.len()) {

@@ -112,7 +112,7 @@ impl Strategy for Scored {
         let mut chosen = within_budget(view, view.importances);
         if view.budget.units == Site::Head {
             for (&LayerSite { layer, .. }, heads) in &mut chosen {
-                let active = view.model.units.layers()[layer].active();
+                let active = view.model.units().layers()[layer].active();
                 match self.blocks.get(layer).filter(|b| b.len() == active.len().pow(2)) {
                     Some(block) => swap_within(heads, active, block),
                     None => continue,
