@@ -14,7 +14,7 @@ use upgrayedd::data::{
 use upgrayedd::family::Family;
 use upgrayedd::model::Batch;
 use upgrayedd::nn::ops::IGNORE;
-use upgrayedd::run_dir::read_set_aside;
+use upgrayedd::pipeline::read_set_aside;
 use upgrayedd::spec::{ModelSpec, Objective};
 use upgrayedd::{Error, Model, Result, Tokenizer};
 

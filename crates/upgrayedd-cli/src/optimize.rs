@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
-use upgrayedd::run_dir::{GivenParts, parse_run};
+use upgrayedd::pipeline::{GivenParts, parse_run};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};

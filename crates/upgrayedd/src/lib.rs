@@ -47,7 +47,7 @@ pub mod price;
 pub mod record;
 pub mod reduce;
 pub mod refit;
-pub mod run_dir;
+mod run_dir;
 pub mod score;
 pub mod strategy;
 pub mod train;
@@ -57,9 +57,7 @@ pub use open::open;
 pub use pipeline::Pipeline;
 pub use record::Summary;
 pub use upgrayedd_models::{Error, Model, Result, Tokenizer};
-pub use upgrayedd_models::{
-    archive, data, export, family, files, keys, load, model, rng, spec, surgery, tokenizer, units, weights,
-};
+pub use upgrayedd_models::{archive, data, export, family, files, load, model, spec, surgery, tokenizer, units, weights};
 pub use upgrayedd_nn as nn;
 
-use upgrayedd_models::{named_enum, options};
+use upgrayedd_models::{named_enum, options, rng};

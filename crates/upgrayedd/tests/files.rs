@@ -315,6 +315,6 @@ fn what_version_1_wrote_is_refused_in_a_line() {
     assert!(refused.contains("archive of format 1: this program reads 2"), "{refused}");
 
     fs::write(dir.path().join("run.toml"), "format_version = 1\n[config]\nunit = \"head\"\n").unwrap();
-    let refused = upgrayedd::run_dir::read_run(dir.path()).unwrap_err().to_string();
+    let refused = upgrayedd::pipeline::read_run(dir.path()).unwrap_err().to_string();
     assert!(refused.contains("has format 1: this program reads 3"), "{refused}");
 }

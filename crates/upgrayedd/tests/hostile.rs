@@ -8,7 +8,8 @@ mod readers;
 use rand::RngExt;
 use upgrayedd::data::{DataOptions, Dataset};
 use upgrayedd::load::LoadOptions;
-use upgrayedd::{Model, Tokenizer, builtin, rng};
+use upgrayedd::{Model, Tokenizer, builtin};
+use upgrayedd_models::rng;
 
 /// Numbers on which arithmetic breaks, as text and as bytes.
 const NUMBERS: [&str; 8] =

@@ -15,3 +15,5 @@ mod state;
 pub use forecast::Forecast;
 pub use parts::CALIBRATION;
 pub use state::{Given, Pipeline};
+
+pub use crate::run_dir::{GivenParts, RunRecord, parse_run, read_run, read_set_aside};
