@@ -8,7 +8,7 @@ pub mod export;
 pub mod family;
 pub mod files;
 mod foreign;
-pub mod keys;
+mod keys;
 pub mod load;
 pub mod model;
 mod options;

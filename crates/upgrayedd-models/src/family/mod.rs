@@ -17,3 +17,5 @@ pub use definition::{Architecture, Family};
 pub use document::keys_document;
 pub use registry::{all, named, names, recognise, register};
 pub use task::Task;
+
+pub use crate::keys::{Fate, Keys};

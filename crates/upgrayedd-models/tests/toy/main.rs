@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "../../examples/own_family/family.rs"]
 mod family;
 mod format;
 

@@ -97,7 +97,7 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
 }
 
 /// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
-pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
+pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
     let size = budget::unit_size(view.model.units(), view.units);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
@@ -118,7 +118,7 @@ pub(super) fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, us
 }
 
 /// Counts that bring back the archived heads with the highest gains, wherever they are.
-pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
+pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut left = view.count;
     for (_, layer, unit) in grow::candidates(view.model.units(), view.gains, view.units) {
@@ -131,7 +131,7 @@ pub(super) fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
 }
 
 /// Layers sorted by their mean importance, highest first; ties to the lower layer.
-pub(super) fn by_mean(importances: &Scores) -> Vec<usize> {
+pub fn by_mean(importances: &Scores) -> Vec<usize> {
     let means = importances.layer_means();
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
@@ -168,6 +168,6 @@ impl<T: Clone> Cache<T> {
 }
 
 /// The heads that `budget` takes, lowest `keep` first.
-pub(super) fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
+pub fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
     budget::choose(view.model.units(), keep, view.budget)
 }

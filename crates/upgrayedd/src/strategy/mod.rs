@@ -7,5 +7,5 @@ mod random;
 mod registry;
 mod scored;
 
-pub use definition::{GrowView, Options, PruneView, Strategy, StrategyInfo};
+pub use definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, spread, within_budget};
 pub use registry::{ALL, get_strategy};

@@ -1,9 +1,9 @@
-//! A family of the caller's own: a decoder with a gated MLP, whose first layer has half the heads and a window,
-//! and whose others have wider MLPs.
+//! A family that the crate does not know: a decoder with a gated MLP. Its first layer has half the heads and sees two tokens, the
+//! others have wider MLPs. A family is this one table and `register`.
 
 use upgrayedd_models::Result;
+use upgrayedd_models::family::Fate::Used;
 use upgrayedd_models::family::{Architecture, Config, Family, Task};
-use upgrayedd_models::keys::Fate::Used;
 use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
