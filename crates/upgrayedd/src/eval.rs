@@ -30,6 +30,22 @@ pub struct EvalOptions<'a> {
 }
 
 /// Measures `model` on sequences `range` of `data`. `task` names the work for progress.
+///
+/// ```
+/// use upgrayedd::builtin;
+/// use upgrayedd::data::{DataOptions, Dataset};
+/// use upgrayedd::eval::{EvalOptions, evaluate};
+/// use upgrayedd::event::Silent;
+/// use upgrayedd::reduce::Alone;
+///
+/// let model = builtin::model()?;
+/// let options = DataOptions { sequence_length: 64, ..DataOptions::default() };
+/// let data = Dataset::from_documents(builtin::stories(3, 20), &model, &model.tokenizer()?, &options)?;
+/// let options = EvalOptions { batch_size: 4, max_windows: None, window: 64, reduce: &Alone };
+/// let found = evaluate(&model, &data, &(0..data.len()), options, "held out", &mut Silent)?;
+/// assert!(found.loss < 1.0 && found.protocol == "chunks");
+/// # Ok::<(), upgrayedd::Error>(())
+/// ```
 pub fn evaluate(
     model: &Model,
     data: &Dataset,

@@ -183,6 +183,28 @@ pub enum Control {
 }
 
 /// Watches a run and may stop it.
+///
+/// ```
+/// use upgrayedd::event::{Control, Event, Observer};
+///
+/// /// Ends a run with its result once a cycle has lost too much.
+/// #[derive(Default)]
+/// struct Enough {
+///     lost: f64,
+/// }
+///
+/// impl Observer for Enough {
+///     fn on_event(&mut self, event: &Event) {
+///         if let Event::Accepted { loss_change, .. } = event {
+///             self.lost += loss_change;
+///         }
+///     }
+///
+///     fn control(&mut self) -> Control {
+///         if self.lost > 0.1 { Control::Finish } else { Control::Continue }
+///     }
+/// }
+/// ```
 pub trait Observer {
     /// Something happened.
     fn on_event(&mut self, _event: &Event) {}

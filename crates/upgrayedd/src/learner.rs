@@ -11,6 +11,27 @@ use crate::weights::Kind;
 use crate::{Error, Model, Result, surgery};
 
 /// A model that learns.
+///
+/// ```
+/// use upgrayedd::builtin;
+/// use upgrayedd::data::{DataOptions, Dataset, Pass};
+/// use upgrayedd::learner::{Learner, Update};
+/// use upgrayedd::nn::Gradients;
+/// use upgrayedd::reduce::Alone;
+///
+/// let model = builtin::model()?;
+/// let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
+/// let data = Dataset::from_documents(builtin::stories(1, 10), &model, &model.tokenizer()?, &options)?;
+/// let mut learner = Learner::new(model, 0.01);
+/// learner.model.params_mut().set_trainable(true);
+/// learner.model.params_mut().widen();
+/// let mut gradients = Gradients::for_params(learner.model.params());
+/// let batches = [data.batch(&[0, 1], Pass::Train(0))];
+/// let first = learner.step(&mut gradients, &batches, None, Update::at(1e-3), &Alone)?;
+/// let second = learner.step(&mut gradients, &batches, None, Update::at(1e-3), &Alone)?;
+/// assert!(second.loss < first.loss);
+/// # Ok::<(), upgrayedd::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Learner {
     /// The model.

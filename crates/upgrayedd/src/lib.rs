@@ -1,35 +1,69 @@
-//! Upgrayedd: smaller, faster Hugging Face transformers by *neural plasticity cycles*: score the attention heads,
-//! prune the least useful, measure, grow heads back where capacity is missed, learn, measure again.
+//! Upgrayedd makes trained Hugging Face transformers smaller and faster by *neural plasticity cycles*: it scores attention heads, prunes
+//! the least useful, measures, grows heads back where capacity is missed, learns, and measures again.
 //!
-//! The whole job, on the model and text that are built in:
+//! # A whole run
+//!
+//! [`OptimizeConfig`] says what is wanted, [`Pipeline`] does it, and [`Summary`] says what came of it. Without a model, a small one that is
+//! built in is optimised on built-in text:
 //!
 //! ```no_run
 //! use upgrayedd::event::Silent;
 //! use upgrayedd::{OptimizeConfig, Pipeline};
 //!
-//! let config = OptimizeConfig::from_toml("strategy = \"entropy\"\nnum_cycles = 2")?;
+//! let mut config = OptimizeConfig::default();
+//! config.run.model = Some("HuggingFaceTB/SmolLM2-135M".into());
+//! config.data.data = vec!["my-text.txt".into()];
+//! config.prune.pruning_ratio = 0.2;
 //! let summary = Pipeline::new(config)?.run("runs/first".as_ref(), &mut Silent)?;
 //! println!("{} → {} parameters", summary.before.cost.parameters, summary.after.cost.parameters);
+//! // The result is a Hugging Face folder.
+//! let model = upgrayedd::open("runs/first", &Default::default())?;
 //! # Ok::<(), upgrayedd::Error>(())
 //! ```
 //!
-//! Or by hand:
+//! # By hand
+//!
+//! The steps of a cycle are functions: score, choose, prune, repair, write.
 //!
 //! ```
-//! use upgrayedd::units::{LayerSite, Selection};
-//! use upgrayedd::{builtin, surgery};
+//! use upgrayedd::budget::{self, Budget, Scope};
+//! use upgrayedd::data::{DataOptions, Dataset};
+//! use upgrayedd::reduce::Alone;
+//! use upgrayedd::score::{self, ScoreContext};
+//! use upgrayedd::units::Site;
+//! use upgrayedd::{builtin, export, refit, surgery};
 //!
-//! let mut model = builtin::model()?;
-//! let weights = model.num_parameters();
-//! let heads = Selection::from([(LayerSite::heads(0), vec![1, 3]), (LayerSite::heads(2), vec![0])]);
-//! surgery::remove(&mut model, None, &heads, 0, None)?;
-//! assert!(model.num_parameters() < weights);
-//! assert_eq!(model.units().layers()[0].active(), [0, 2, 4, 5, 6, 7]);
+//! let mut model = builtin::model()?; // or upgrayedd::open("folder, run or Hub id", &Default::default())?
+//! let options = DataOptions { sequence_length: 64, ..DataOptions::default() };
+//! let data = Dataset::from_documents(builtin::stories(1, 40), &model, &model.tokenizer()?, &options)?;
 //!
-//! surgery::restore(&mut model, None, &heads, 1.0)?;
-//! assert_eq!(model.num_parameters(), weights);
+//! let context = ScoreContext::new(&model, &data, &(0..16));
+//! let scores = score::named("fisher")?.compute(&context)?;
+//! let budget = Budget { heads: 8, scope: Scope::Global, units: Site::Head, min_heads: 1 };
+//! let heads = budget::choose(model.units(), &scores, budget);
+//!
+//! let parent = model.clone();
+//! surgery::remove(&mut model, None, &heads, 1, Some(&scores))?;
+//! refit::refit(&mut model, &parent, refit::batches(&data, &[0, 1, 2, 3, 4, 5, 6, 7], 4), &Alone)?;
+//! assert_eq!((parent.units().num_active(), model.units().num_active()), (32, 24));
+//! # let dir = tempfile::tempdir().expect("a folder");
+//! # let out = dir.path().join("smaller");
+//! export::export(&model, &export::HF, None, &out)?;
 //! # Ok::<(), upgrayedd::Error>(())
 //! ```
+//!
+//! # Where things are
+//!
+//! | to | see |
+//! |---|---|
+//! | read, run and write models | [`open()`], [`Model`], [`Tokenizer`], [`export`], [`load`] |
+//! | read text, tables and batches | [`data`] |
+//! | say what a run is to do, and run it | [`config`], [`pipeline`], [`event`], [`record`] |
+//! | score heads, choose and remove them | [`score`], [`strategy`], [`budget`], [`price`], [`units`], [`surgery`], [`archive`] |
+//! | repair, regrow and teach | [`refit`], [`grow`], [`learner`], [`train`], [`eval`] |
+//! | share a step among processes | [`reduce`] |
+//! | add a family, a format, a strategy | [`family::register`], [`export::register`], [`strategy::Strategy`]; `examples/` has one of each |
+//! | compute | [`nn`], the engine |
 
 pub mod budget;
 pub mod builtin;

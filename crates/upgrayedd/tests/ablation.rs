@@ -9,7 +9,6 @@ use upgrayedd::data::{Dataset, Pass, Row};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::{Tape, profile};
-use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::units::LayerSite;
 
@@ -24,15 +23,7 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     let (_, forward) = profile::count_products(|| {
         model.hidden(&mut Tape::inference(model.device(), model.params()), &batch, &mut Hooks::default()).unwrap();
     });
-    let context = ScoreContext {
-        model: &model,
-        data: Some((&data, &range)),
-        batch_size: 4,
-        samples: 4,
-        seed: 0,
-        gradient_checkpointing: false,
-        reduce: &Alone,
-    };
+    let context = ScoreContext { samples: 4, ..ScoreContext::new(&model, &data, &range) };
     let (scores, products) = profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
     // The model, its reference, and for each head the layers from its own on.
     let partial: f64 = (0..model.spec().num_layers())

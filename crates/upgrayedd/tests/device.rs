@@ -207,15 +207,7 @@ fn everything(model: Model, learns: bool) -> Everything {
     let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
     let (range, reduce) = (0..6, &Alone);
     let scores = |model: &Model| {
-        let context = ScoreContext {
-            model,
-            data: Some((&data, &range)),
-            batch_size: 2,
-            samples: 6,
-            seed: 0,
-            gradient_checkpointing: false,
-            reduce,
-        };
+        let context = ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(model, &data, &range) };
         let names = ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
         let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
         compute_all(&scores, &context).unwrap()

@@ -10,7 +10,6 @@ use upgrayedd::grow::{self, Gains};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Batch, Hooks, Model};
 use upgrayedd::nn::Tape;
-use upgrayedd::reduce::Alone;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::surgery;
 use upgrayedd::units::{LayerSite, Selection, Site, Unit, heads_by_layer};
@@ -40,15 +39,7 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
         assert_eq!(logits(&dormant), logits(&model), "{name}");
 
         let range = 0..data.len();
-        let context = ScoreContext {
-            model: &model,
-            data: Some((&data, &range)),
-            batch_size: 4,
-            samples: 100,
-            seed: 0,
-            gradient_checkpointing: false,
-            reduce: &Alone,
-        };
+        let context = ScoreContext { samples: 100, ..ScoreContext::new(&model, &data, &range) };
         let gains = grow::gains(&context).unwrap();
         let archived: Vec<Unit> = model.archive().heads().collect();
         assert_eq!(gains.keys().copied().collect::<Vec<_>>(), archived);
@@ -128,15 +119,7 @@ fn gates_that_are_half_open_are_scored_where_they_are() {
     let data = data(&model);
     let range = 0..data.len();
     let score = |model: &Model| {
-        let context = ScoreContext {
-            model,
-            data: Some((&data, &range)),
-            batch_size: 2,
-            samples: 100,
-            seed: 0,
-            gradient_checkpointing: false,
-            reduce: &Alone,
-        };
+        let context = ScoreContext { batch_size: 2, samples: 100, ..ScoreContext::new(model, &data, &range) };
         upgrayedd::score::named("gradient").unwrap().compute(&context).unwrap()
     };
     let open = score(&model);

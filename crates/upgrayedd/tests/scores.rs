@@ -8,7 +8,6 @@ use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
 use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Tape, Tensor};
-use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Scores};
@@ -52,15 +51,7 @@ fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, 
 
 fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> Scores {
     let range = 0..data.len();
-    let context = ScoreContext {
-        model,
-        data: Some((data, &range)),
-        batch_size,
-        samples: 100,
-        seed: 0,
-        gradient_checkpointing: false,
-        reduce: &Alone,
-    };
+    let context = ScoreContext { batch_size, samples: 100, ..ScoreContext::new(model, data, &range) };
     score::named(name).unwrap().compute(&context).unwrap()
 }
 
@@ -105,15 +96,7 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     let (data, range) = (data(&model), 0..5);
     let mut drawn = vec![vec![0.0; model.spec().layers[0].num_heads]; model.spec().num_layers()];
     for seed in 0..DRAWS {
-        let context = ScoreContext {
-            model: &model,
-            data: Some((&data, &range)),
-            batch_size: 3,
-            samples: 100,
-            seed,
-            gradient_checkpointing: false,
-            reduce: &Alone,
-        };
+        let context = ScoreContext { batch_size: 3, samples: 100, seed, ..ScoreContext::new(&model, &data, &range) };
         let scores = score::named("fisher").unwrap().compute(&context).unwrap();
         drawn.iter_mut().flatten().zip(scores.values()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
     }
@@ -239,15 +222,7 @@ fn one_pass_gives_what_each_score_gives_alone() {
         let model = load(name);
         let data = data(&model);
         let range = 0..data.len();
-        let context = ScoreContext {
-            model: &model,
-            data: Some((&data, &range)),
-            batch_size: 2,
-            samples: 100,
-            seed: 7,
-            gradient_checkpointing: false,
-            reduce: &Alone,
-        };
+        let context = ScoreContext { batch_size: 2, samples: 100, seed: 7, ..ScoreContext::new(&model, &data, &range) };
         let scores: Vec<_> =
             upgrayedd::score::ALL.into_iter().filter(|s| s.name != "task" || name == "bert_classifier").collect();
         let together = upgrayedd::score::compute_all(&scores, &context).unwrap();
@@ -265,15 +240,7 @@ fn the_task_score_wants_a_task() {
     let model = load("llama_gqa");
     let text = data(&model);
     let range = 0..text.len();
-    let context = |data| ScoreContext {
-        model: &model,
-        data: Some((data, &range)),
-        batch_size: 2,
-        samples: 100,
-        seed: 7,
-        gradient_checkpointing: false,
-        reduce: &Alone,
-    };
+    let context = |data| ScoreContext { batch_size: 2, samples: 100, seed: 7, ..ScoreContext::new(&model, data, &range) };
     let refused = score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
     assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
     let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));

@@ -128,15 +128,7 @@ fn scores_are_those_of_all_the_sequences() {
     let [first, second, alone]: [Vec<Scores>; 3] = shared(|reduce, range| {
         let model = model("llama_gqa");
         let data = data(&model);
-        let context = ScoreContext {
-            model: &model,
-            data: Some((&data, &range)),
-            batch_size: 2,
-            samples: 6,
-            seed: 0,
-            gradient_checkpointing: false,
-            reduce,
-        };
+        let context = ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(&model, &data, &range) };
         let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
         let mut found = compute_all(&scores, &context).unwrap();
         found.push(score::named("loss_impact").unwrap().compute(&context).unwrap());

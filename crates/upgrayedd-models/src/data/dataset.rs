@@ -53,6 +53,19 @@ enum Windows {
 }
 
 /// Sequences to learn from or to be measured on, in file order.
+///
+/// ```no_run
+/// use upgrayedd_models::Model;
+/// use upgrayedd_models::data::{DataOptions, Dataset, Pass};
+/// use upgrayedd_models::load::LoadOptions;
+///
+/// let model = Model::load("SmolLM2-135M".as_ref(), &LoadOptions::default())?;
+/// let options = DataOptions { sequence_length: 512, ..DataOptions::default() };
+/// let data = Dataset::open(&["my-text.txt".into()], &model, &model.tokenizer()?, &options)?;
+/// let batch = data.batch(&[0, 1], Pass::Fixed);
+/// assert_eq!((batch.batch, batch.len), (2, 512));
+/// # Ok::<(), upgrayedd_models::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Dataset {
     source: Source,

@@ -24,7 +24,7 @@ pub struct Family {
     pub task_markers: &'static [(&'static str, Task)],
     /// Other names of configuration keys: `(other, own)`.
     pub config_aliases: &'static [(&'static str, &'static str)],
-    /// What becomes of the keys of its configuration, beside [`COMMON`](crate::keys::COMMON).
+    /// What becomes of the keys of its configuration, beside those that all families have.
     pub keys: Keys,
     /// The output projection that may be the embedding.
     pub output_head: Option<&'static str>,

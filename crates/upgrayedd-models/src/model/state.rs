@@ -52,6 +52,21 @@ pub enum Companions {
 }
 
 /// A transformer with the heads it still has.
+///
+/// ```
+/// use std::sync::Arc;
+/// use upgrayedd_models::Model;
+/// use upgrayedd_models::load::LoadOptions;
+/// use upgrayedd_models::model::{Batch, Hooks};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/llama_gqa");
+/// let model = Model::load(folder.as_ref(), &LoadOptions::default())?;
+/// let batch = Batch { tokens: Arc::new(vec![1, 5, 9, 2]), batch: 1, len: 4, ..Batch::default() };
+/// let logits = model.logits(&batch, &mut Hooks::default())?;
+/// assert_eq!(logits.shape(), [4, model.spec().vocab_size]);
+/// println!("{} parameters, {} heads", model.num_parameters(), model.units().num_active());
+/// # Ok::<(), upgrayedd_models::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Model {
     /// Names and layout in files.

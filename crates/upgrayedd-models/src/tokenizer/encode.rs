@@ -13,6 +13,15 @@ use crate::foreign::foreign;
 use crate::{Error, Result};
 
 /// Text ↔ token ids.
+///
+/// ```no_run
+/// use upgrayedd_models::Tokenizer;
+///
+/// let tokenizer = Tokenizer::load("SmolLM2-135M".as_ref(), &serde_json::Value::Null)?;
+/// let ids = tokenizer.encode("Once upon a time")?;
+/// assert_eq!(tokenizer.decode(&ids)?, "Once upon a time");
+/// # Ok::<(), upgrayedd_models::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: HfTokenizer,

@@ -71,6 +71,16 @@ impl LayerUnits {
 }
 
 /// The units of all layers.
+///
+/// ```
+/// use upgrayedd_models::units::{LayerSite, Selection, UnitMap};
+///
+/// // Two layers of four heads, of which two read the same keys and values.
+/// let mut units = UnitMap::full(2, 4, 2);
+/// units.remove(&Selection::from([(LayerSite::heads(0), vec![2, 3])]), 1)?;
+/// assert_eq!((units.num_active(), units.layers()[0].kv_active()), (6, vec![0]));
+/// # Ok::<(), upgrayedd_models::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitMap {
     layers: Vec<LayerUnits>,

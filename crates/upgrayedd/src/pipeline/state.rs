@@ -28,6 +28,20 @@ pub struct Given {
 }
 
 /// A run in the making: everything is read and checked, nothing is written yet.
+///
+/// ```
+/// use upgrayedd::event::Silent;
+/// use upgrayedd::{OptimizeConfig, Pipeline};
+///
+/// let config = OptimizeConfig::from_toml("num_cycles = 1\nmax_steps_per_cycle = 2\nmax_eval_windows = 4")?;
+/// let pipeline = Pipeline::new(config)?;
+/// assert_eq!(pipeline.model().units().num_active(), 32);
+/// # let dir = tempfile::tempdir().expect("a folder");
+/// # let out = dir.path().join("run");
+/// let summary = pipeline.run(&out, &mut Silent)?;
+/// assert_eq!(summary.cycles[0].active, 23);
+/// # Ok::<(), upgrayedd::Error>(())
+/// ```
 pub struct Pipeline {
     pub(super) plan: Plan,
     pub(super) learner: Learner,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::data::Dataset;
-use crate::reduce::Reduce;
+use crate::reduce::{Alone, Reduce};
 use crate::{Error, Model, Result};
 
 /// What a score may look at.
@@ -26,6 +26,12 @@ pub struct ScoreContext<'a> {
 }
 
 impl<'a> ScoreContext<'a> {
+    /// On all of these sequences, four at a time, in this process alone.
+    pub fn new(model: &'a Model, data: &'a Dataset, range: &'a Range<usize>) -> Self {
+        let (batch_size, samples) = (4, range.len());
+        Self { model, data: Some((data, range)), batch_size, samples, seed: 0, gradient_checkpointing: false, reduce: &Alone }
+    }
+
     pub(super) fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
         let (data, range) = self.data.ok_or_else(|| Error::does_not_fit("this score needs calibration data"))?;
         if self.samples == 0 || self.batch_size == 0 || range.is_empty() {

@@ -6,6 +6,20 @@ use crate::Result;
 use crate::units::Scores;
 
 /// An importance score.
+///
+/// ```
+/// use upgrayedd::builtin;
+/// use upgrayedd::data::{DataOptions, Dataset};
+/// use upgrayedd::score::{self, ScoreContext};
+///
+/// let model = builtin::model()?;
+/// let options = DataOptions { sequence_length: 64, ..DataOptions::default() };
+/// let data = Dataset::from_documents(builtin::stories(1, 20), &model, &model.tokenizer()?, &options)?;
+/// let scores = score::named("fisher")?.compute(&ScoreContext::new(&model, &data, &(0..8)))?;
+/// // A number for each head, higher = keep.
+/// assert_eq!(scores.heads().map(<[f64]>::len).collect::<Vec<_>>(), [8; 4]);
+/// # Ok::<(), upgrayedd::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Score {
     /// The name on the command line.

@@ -48,7 +48,18 @@ pub struct GrowView<'a> {
     pub history: &'a [CycleRecord],
 }
 
-/// Decides which heads go and where heads come back. Decisions are pure: the pipeline carries them out.
+/// Decides which heads go and where heads come back. `examples/own_strategy.rs` has one from outside.
+///
+/// ```
+/// use upgrayedd::strategy::{ALL, get_strategy};
+///
+/// let auto = get_strategy("auto", Default::default())?;
+/// assert_eq!(auto.calibration_samples(), Some(128));
+/// assert!(ALL.iter().any(|strategy| strategy.name == "entropy"));
+/// # Ok::<(), upgrayedd::Error>(())
+/// ```
+///
+/// What is decided here is checked afterwards. Decisions are pure: the pipeline carries them out.
 pub trait Strategy: Send {
     /// The registered name.
     fn name(&self) -> &str;
