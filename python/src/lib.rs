@@ -19,7 +19,7 @@ mod _native {
     #[pymodule_export]
     use super::strategy::{check_strategy, select_to_grow, select_to_prune};
     #[pymodule_export]
-    use super::{main, set_num_threads, strategy_names};
+    use super::{main, option_names, set_num_threads, strategy_names};
 
     use super::*;
 
@@ -36,6 +36,12 @@ mod _native {
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> PyResult<u8> {
     errors::detached(py, || Ok(upgrayedd_cli::run(arguments)))
+}
+
+/// Names of the options of a run.
+#[pyfunction]
+fn option_names() -> Vec<&'static str> {
+    upgrayedd::OptimizeConfig::names()
 }
 
 /// Names of the built-in strategies.

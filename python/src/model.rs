@@ -9,7 +9,6 @@ use numpy::{PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
-use upgrayedd::budget::Budget;
 use upgrayedd::data::{DataOptions, ReadOptions};
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
@@ -22,31 +21,22 @@ use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerUnits, Site, heads_by_layer};
+use upgrayedd::units::{LayerUnits, heads_by_layer};
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
 use crate::errors::{detached, from_py, to_py, warn};
 use crate::observer::PyObserver;
 
-/// What the cycle allows; set while a strategy is asked.
-#[derive(Clone, Copy, Default)]
-pub struct Allowed {
-    pub prune: Option<Budget>,
-    /// Heads that may come back, in which units, and the seed of random choices.
-    pub grow: Option<(usize, Site, u64)>,
-}
-
 /// A transformer with the heads it still has.
 #[pyclass(module = "upgrayedd._native")]
 pub struct Model {
     pub inner: upgrayedd::Model,
-    pub allowed: Allowed,
 }
 
 impl Model {
     pub fn of(inner: upgrayedd::Model) -> Self {
-        Self { inner, allowed: Allowed::default() }
+        Self { inner }
     }
 }
 
@@ -135,13 +125,18 @@ impl Model {
 
     /// Another model with the same weights, which are shared until one changes.
     fn copy(&self) -> Self {
-        Self { inner: self.inner.clone(), allowed: self.allowed }
+        Self { inner: self.inner.clone() }
     }
 
     fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
         let format = export::named(format).map_err(to_py)?;
         let dtype = dtype.map(str::parse).transpose().map_err(to_py)?;
         detached(py, || export::export(&self.inner, format, dtype, &folder))
+    }
+
+    /// Another number after every change of weights or heads.
+    fn state_id(&self) -> u64 {
+        self.inner.state_id()
     }
 
     /// config.json of the model as it is, as JSON.

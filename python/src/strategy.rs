@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use upgrayedd::budget::{self, Budget, Schedule, Scope};
 use upgrayedd::config::{GrowOptions, PruneOptions};
@@ -18,7 +19,7 @@ use upgrayedd::units::{Scores, Selection, Site, Unit, heads_by_layer};
 use upgrayedd::{Error, Result};
 
 use crate::errors::{from_py, to_py};
-use crate::model::{Allowed, Model};
+use crate::model::Model;
 
 /// What every strategy has in Python, and what is its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,7 +43,7 @@ impl Default for Params {
 impl Params {
     /// Reads them from JSON. Refuses values out of range.
     fn read(json: &str) -> Result<Self> {
-        let params: Self = serde_json::from_str(json).map_err(|e| Error::malformed(e.to_string()))?;
+        let params: Self = read(json)?;
         let Self { pruning_ratio, growth_ratio, min_heads, .. } = params;
         PruneOptions { pruning_ratio, min_heads, ..PruneOptions::default() }.check()?;
         GrowOptions { growth_ratio, ..GrowOptions::default() }.check()?;
@@ -61,23 +62,64 @@ pub fn check_strategy(name: Option<&str>, params: &str) -> PyResult<()> {
     name.map_or(Ok(()), |name| params.strategy(name).map(|_| ())).map_err(to_py)
 }
 
+/// What a cycle allows to be pruned, on its way through Python.
+#[derive(Debug, Serialize, Deserialize)]
+struct Prunable {
+    heads: usize,
+    scope: Scope,
+    units: Site,
+    min_heads: usize,
+}
+
+impl Prunable {
+    fn of(Budget { heads, scope, units, min_heads }: Budget) -> Self {
+        Self { heads, scope, units, min_heads }
+    }
+
+    fn budget(self) -> Budget {
+        let Self { heads, scope, units, min_heads } = self;
+        Budget { heads, scope, units, min_heads }
+    }
+}
+
+/// And to be grown back.
+#[derive(Debug, Serialize, Deserialize)]
+struct Growable {
+    count: usize,
+    units: Site,
+    seed: u64,
+}
+
+fn read<T: DeserializeOwned>(json: &str) -> Result<T> {
+    serde_json::from_str(json).map_err(|e| Error::malformed(e.to_string()))
+}
+
 /// Heads as Python has them: by layer.
 type HeadsByLayer = BTreeMap<usize, Vec<usize>>;
 
 /// What the built-in strategy `name` prunes: layer → heads.
 #[pyfunction]
-pub fn select_to_prune(name: &str, params: &str, model: PyRef<'_, Model>, importances: Vec<Vec<f64>>) -> PyResult<HeadsByLayer> {
+pub fn select_to_prune(
+    name: &str,
+    params: &str,
+    model: PyRef<'_, Model>,
+    importances: Vec<Vec<f64>>,
+    allowed: Option<&str>,
+) -> PyResult<HeadsByLayer> {
     let decide = || {
         let params = Params::read(params)?;
         let mut strategy = params.strategy(name)?;
         let importances = strategy.shown(&Scores::of_heads(importances));
         importances.check(model.inner.units())?;
-        let budget = model.allowed.prune.unwrap_or_else(|| {
-            let most = budget::prunable(model.inner.units(), Site::Head, params.min_heads);
-            let ratios = (params.pruning_ratio, params.growth_ratio);
-            let counts = budget::cycle_counts(Schedule::PerCycle, model.inner.units(), Site::Head, ratios, (1, 1), most);
-            Budget { heads: counts.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
-        });
+        let budget = match allowed {
+            Some(allowed) => read::<Prunable>(allowed)?.budget(),
+            None => {
+                let most = budget::prunable(model.inner.units(), Site::Head, params.min_heads);
+                let ratios = (params.pruning_ratio, params.growth_ratio);
+                let counts = budget::cycle_counts(Schedule::PerCycle, model.inner.units(), Site::Head, ratios, (1, 1), most);
+                Budget { heads: counts.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
+            }
+        };
         let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
         Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())
     };
@@ -94,15 +136,19 @@ pub fn select_to_grow(
     restorable: Vec<usize>,
     layer_means: Vec<f64>,
     gains: BTreeMap<usize, BTreeMap<usize, f64>>,
+    allowed: Option<&str>,
 ) -> PyResult<BTreeMap<usize, usize>> {
     let decide = || {
         let params = Params::read(params)?;
         let mut strategy = params.strategy(name)?;
         let can_return = restorable.iter().sum();
-        let (count, units, seed) = model.allowed.grow.unwrap_or_else(|| {
-            let count = budget::growth(params.growth_ratio, can_return, model.inner.units(), Site::Head);
-            (count, Site::Head, params.seed.unwrap_or(42))
-        });
+        let Growable { count, units, seed } = match allowed {
+            Some(allowed) => read(allowed)?,
+            None => {
+                let count = budget::growth(params.growth_ratio, can_return, model.inner.units(), Site::Head);
+                Growable { count, units: Site::Head, seed: params.seed.unwrap_or(42) }
+            }
+        };
         let importances = strategy.shown(&Scores::of_heads(layer_means.into_iter().map(|mean| vec![mean])));
         let evaluation = Evaluation {
             loss: 0.0,
@@ -202,19 +248,16 @@ impl Strategy for PyStrategy {
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
-        let allowed = Allowed { prune: Some(view.budget), grow: None };
-        let model = Model { inner: view.model.clone(), allowed };
-        let chosen: HeadsByLayer = self.ask(|adapter| {
-            adapter
-                .call_method1("prune", (model, self.shown(view.importances).heads().map(<[f64]>::to_vec).collect::<Vec<_>>()))?
-                .extract()
-        })?;
+        let model = Model::of(view.model.clone());
+        let importances: Vec<Vec<f64>> = self.shown(view.importances).heads().map(<[f64]>::to_vec).collect();
+        let allowed = json!(Prunable::of(view.budget)).to_string();
+        let chosen: HeadsByLayer = self.ask(|adapter| adapter.call_method1("prune", (model, importances, allowed))?.extract())?;
         Ok(heads_by_layer(chosen))
     }
 
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        let allowed = Allowed { prune: None, grow: Some((view.count, view.units, view.seed)) };
-        let model = Model { inner: view.model.clone(), allowed };
+        let model = Model::of(view.model.clone());
+        let allowed = json!(Growable { count: view.count, units: view.units, seed: view.seed }).to_string();
         let mut gains: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
         for (id, &gain) in view.gains {
             gains.entry(view.model.layer_name(id.layer)).or_default().insert(id.index, gain);
@@ -227,7 +270,7 @@ impl Strategy for PyStrategy {
             "allowed": view.count,
             "history": view.history,
         });
-        self.ask(|adapter| adapter.call_method1("grow", (model, metrics.to_string()))?.extract())
+        self.ask(|adapter| adapter.call_method1("grow", (model, metrics.to_string(), allowed))?.extract())
     }
 }
 

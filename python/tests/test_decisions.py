@@ -92,7 +92,7 @@ def test_an_exception_arrives_as_it_was_raised_and_the_run_can_be_continued(text
     assert "raise Mine" in "".join(traceback.format_tb(caught.tb))
     strategy.broken = False
     resumed = UpgrayeddPipeline.resume(out, strategy=strategy)
-    model = resumed.run_optimization(texts)
+    model = resumed.finish(texts)
     assert [c.cycle for c in resumed.history] == [1, 2, 3]
 
     whole = run(strategy, texts, out.parent / "whole", cycles=3)
@@ -114,12 +114,12 @@ def test_a_run_with_parts_of_the_callers_says_what_it_needs(texts: list[str], ou
     with pytest.raises(ValueError, match="give it again as strategy="):
         UpgrayeddPipeline.resume(out)
     with pytest.raises(ValueError, match="give the same again"):
-        UpgrayeddPipeline.resume(out, strategy=Fails()).run_optimization()
+        UpgrayeddPipeline.resume(out, strategy=Fails()).finish()
     with pytest.raises(ValueError, match="was started with a Fails, not a Other"):
         UpgrayeddPipeline.resume(out, strategy=Other())
     Other.__name__ = "Fails"
     with pytest.raises(FileError, match="data has changed"):
-        UpgrayeddPipeline.resume(out, strategy=Other()).run_optimization([*texts[:-1], "Else."])
+        UpgrayeddPipeline.resume(out, strategy=Other()).finish([*texts[:-1], "Else."])
 
 
 @pytest.mark.parametrize("built_in", [MagnitudePruningStrategy, AutoPruningStrategy])

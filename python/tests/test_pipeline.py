@@ -17,7 +17,8 @@ import pytest
 
 from upgrayedd import Callback, Control, Model, UpgrayeddPipeline, _native
 from upgrayedd.callbacks import MetricsCallback, MLflowCallback, WandbCallback
-from upgrayedd.pipeline import plain
+from upgrayedd.options import RunOptions
+from upgrayedd.pipeline import ELSEWHERE, plain
 from upgrayedd.strategies import STRATEGIES, get_strategy
 
 SMALL: dict[str, Any] = {"max_steps_per_cycle": 3, "sequence_length": 64}
@@ -245,7 +246,8 @@ def test_what_cannot_work_is_refused_before_the_work(arguments: dict[str, Any], 
 
 def test_numpys_numbers_and_paths_are_options_too(tmp_path: pathlib.Path) -> None:
     strategy = get_strategy("random", pruning_ratio=np.float32(0.25))
-    pipeline = UpgrayeddPipeline("builtin", strategy=strategy, batch_size=np.int64(2), max_eval_windows=np.array(3))
+    numbers: dict[str, Any] = {"batch_size": np.int64(2), "max_eval_windows": np.array(3)}
+    pipeline = UpgrayeddPipeline("builtin", strategy=strategy, **numbers)
     assert (pipeline._config["batch_size"], pipeline._config["max_eval_windows"]) == (2, 3)
     assert plain("teacher", tmp_path) == str(tmp_path)
 
@@ -279,7 +281,7 @@ def test_a_model_in_memory_can_be_continued_from_its_run_folder(texts: list[str]
     with pytest.raises(KeyboardInterrupt):
         pipeline("cut", callbacks=[Interrupts()]).run_optimization(texts)
     resumed = UpgrayeddPipeline.resume(tmp_path / "cut")
-    assert same_weights(resumed.run_optimization(texts), whole)
+    assert same_weights(resumed.finish(texts), whole)
     assert [cycle.cycle for cycle in resumed.history] == [1, 2, 3]
     events = [(tmp_path / run / "events.jsonl").read_text() for run in ("whole", "cut")]
     assert events[0] == events[1]
@@ -344,3 +346,9 @@ def test_the_command_line_is_the_same_program(tmp_path: pathlib.Path) -> None:
 def test_importing_is_light() -> None:
     code = "import sys, upgrayedd; sys.exit(bool({'torch', 'transformers', 'numpy', 'tqdm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_option_of_the_core_has_a_type_or_is_said_elsewhere() -> None:
+    own = {"model", "strategy", "device", "learning_rate", "seed"}
+    assert set(RunOptions.__annotations__) | own | set(ELSEWHERE) == set(_native.option_names())
+    assert set(STRATEGIES) == set(_native.strategy_names())

@@ -84,8 +84,8 @@ def test_a_run_goes_on_with_the_same_data_or_not_at_all(what: str, tmp_path: pat
     else:
         changed[0]["labels"] = np.roll(changed[0]["labels"], 1)
     with pytest.raises(FileError, match="data has changed"):
-        UpgrayeddPipeline.resume(tmp_path / "run").run_optimization(changed)
-    UpgrayeddPipeline.resume(tmp_path / "run").run_optimization(batches(**data))
+        UpgrayeddPipeline.resume(tmp_path / "run").finish(changed)
+    UpgrayeddPipeline.resume(tmp_path / "run").finish(batches(**data))
 
 
 def cased(folder: pathlib.Path) -> pathlib.Path:
@@ -121,7 +121,7 @@ def test_a_run_from_memory_goes_on_whatever_lies_beside_its_tokenizer(tmp_path: 
         except KeyboardInterrupt:
             assert name == "cut"
     shutil.rmtree(folder)
-    UpgrayeddPipeline.resume(tmp_path / "cut").run_optimization(rows)
+    UpgrayeddPipeline.resume(tmp_path / "cut").finish(rows)
     events = [(tmp_path / name / "events.jsonl").read_text() for name in ("cut", "whole")]
     assert events[0] == events[1]
 
@@ -169,8 +169,8 @@ def test_files_read_in_another_way_are_other_data(tmp_path: pathlib.Path) -> Non
         pipeline.run_optimization(TextFiles(file, text_field="body"), num_cycles=2)
     for other in (TextFiles(file), TextFiles(file, text_field="body", documents="separate")):
         with pytest.raises(FileError, match="data has changed"):
-            UpgrayeddPipeline.resume(out).run_optimization(other)
-    UpgrayeddPipeline.resume(out).run_optimization(TextFiles(file, text_field="body"))
+            UpgrayeddPipeline.resume(out).finish(other)
+    UpgrayeddPipeline.resume(out).finish(TextFiles(file, text_field="body"))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_what_was_held_out_stays_so_when_the_loader_shuffles(out: pathlib.Path) 
     kept = json.loads((out / "base" / "set_aside.json").read_text())
     assert len(kept["held_out"]) == 12 and len(kept["calibration"]) == 12
     pipeline = UpgrayeddPipeline.resume(out)
-    pipeline.run_optimization(Shuffled(2))
+    pipeline.finish(Shuffled(2))
     assert pipeline.history.summary is not None
     before, after = (pipeline.history.summary[side]["evaluation"] for side in ("before", "after"))
     assert before["data_hash"] == after["data_hash"] and before["tokens"] == after["tokens"]
@@ -85,13 +85,13 @@ def test_a_damaged_record_of_what_was_held_out_is_refused(out: pathlib.Path) -> 
     ]:
         kept.write_text(content)
         with pytest.raises((OSError, ValueError), match=says):
-            UpgrayeddPipeline.resume(out).run_optimization(Shuffled(1))
+            UpgrayeddPipeline.resume(out).finish(Shuffled(1))
 
 
 def test_texts_are_not_a_loader(texts: list[str], out: pathlib.Path) -> None:
     start("builtin", texts, out, **SMALL)
     with pytest.raises(FileError, match="was not started with a data loader"):
-        UpgrayeddPipeline.resume(out).run_optimization(Shuffled(1))
+        UpgrayeddPipeline.resume(out).finish(Shuffled(1))
 
 
 def test_weights_that_the_models_type_does_not_have_are_kept_as_they_are(tmp_path: pathlib.Path) -> None:
@@ -110,7 +110,7 @@ def test_weights_that_the_models_type_does_not_have_are_kept_as_they_are(tmp_pat
     start(refitted(), rows, tmp_path / "whole", cut=False, **SMALL)
     start(refitted(), rows, tmp_path / "cut", **SMALL)
     pipeline = UpgrayeddPipeline.resume(tmp_path / "cut")
-    pipeline.run_optimization(rows)
+    pipeline.finish(rows)
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
     whole, cut = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
     assert whole["before"]["cost"] == cut["before"]["cost"]
@@ -124,7 +124,7 @@ def test_random_directions_of_an_encoder_are_drawn_anew_in_each_cycle(tmp_path: 
         options = {**SMALL, "sequence_length": 12, "strategy": "fisher", "max_loss_increase": 0.0, "learning_rate": 0.1}
         start(model, rows, tmp_path / name, cut=cut, **options)
     assert any('"rolled_back"' in line for line in events(tmp_path / "whole"))
-    UpgrayeddPipeline.resume(tmp_path / "cut").run_optimization(rows)
+    UpgrayeddPipeline.resume(tmp_path / "cut").finish(rows)
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
 
 
@@ -138,13 +138,15 @@ def test_a_run_without_a_number_of_cycles_goes_on_until_its_condition_holds(text
             pipeline.run_continuous(texts, until=until)
         except KeyboardInterrupt:
             assert name == "cut"
-    with pytest.raises(ValueError, match="continue it with run_continuous"):
-        UpgrayeddPipeline.resume(tmp_path / "cut").run_optimization(texts)
+    with pytest.raises(ValueError, match="has no number of cycles: say with until="):
+        UpgrayeddPipeline.resume(tmp_path / "cut").finish(texts)
     command = [sys.executable, "-m", "upgrayedd", "resume", str(tmp_path / "cut")]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and "has no number of cycles" in refused.stderr
     pipeline = UpgrayeddPipeline.resume(tmp_path / "cut")
-    pipeline.run_continuous(texts, until=until)
+    with pytest.raises(ValueError, match="continue it with finish"):
+        pipeline.run_continuous(texts, until=until)
+    pipeline.finish(texts, until=until)
     assert [cycle.cycle for cycle in pipeline.history] == [1, 2, 3]
     assert pipeline.history.baseline is not None
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
@@ -169,7 +171,7 @@ def test_the_strategy_of_a_run_cannot_be_exchanged(texts: list[str], tmp_path: p
     ]:
         with pytest.raises(ValueError, match=says):
             UpgrayeddPipeline.resume(tmp_path / "mine", strategy=strategy)  # type: ignore[arg-type]
-    UpgrayeddPipeline.resume(tmp_path / "mine", strategy=Mine(0.25)).run_optimization(texts)
+    UpgrayeddPipeline.resume(tmp_path / "mine", strategy=Mine(0.25)).finish(texts)
 
 
 def test_a_folder_in_the_way_says_how_to_go_on(texts: list[str], tmp_path: pathlib.Path) -> None:
@@ -188,5 +190,5 @@ def test_metrics_go_on_with_the_run_s_own_count_of_steps(texts: list[str], out: 
 
     written: list[int] = []
     start("builtin", texts, out, **SMALL)
-    UpgrayeddPipeline.resume(out, callbacks=[Keeps()]).run_optimization(texts)
+    UpgrayeddPipeline.resume(out, callbacks=[Keeps()]).finish(texts)
     assert written == [4, 5, 6]

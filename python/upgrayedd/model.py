@@ -62,8 +62,6 @@ class Model:
     def __init__(self, core: _native.Model) -> None:
         self._core = core
         self._files: tempfile.TemporaryDirectory[str] | None = None
-        # What loads this very model; None once it is another.
-        self._origin: str | None = None
         self._seed = 42
 
     @classmethod
@@ -74,8 +72,6 @@ class Model:
         """Puts a tokenizer's files beside the model."""
         self._files = _tokenizers.files(tokenizer)
         self._core.set_companions(self._files.name)
-        # What its name stands for has another tokenizer: the run keeps both.
-        self._origin = None
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *, family: str | None = None) -> Model:
@@ -89,9 +85,7 @@ class Model:
         Raises:
             FileError: (an OSError) for what is missing, damaged or not supported.
         """
-        model = cls(_native.Model.load(os.fspath(name), family))
-        model._origin = os.fspath(name)
-        return model
+        return cls(_native.Model.load(os.fspath(name), family))
 
     @classmethod
     def from_transformers(cls, model: Any, tokenizer: Any = None) -> Model:
@@ -217,7 +211,6 @@ class Model:
                 has changed then.
         """
         self._core.prune(self._heads_by_layer(heads, "prune"))
-        self._origin = None
 
     def restore(self, heads: Mapping[str, list[int]]) -> None:
         """Brings pruned heads back, bit for bit as they were.
@@ -229,7 +222,6 @@ class Model:
             InvalidValueError: (a ValueError) for a head that is not in the archive. Nothing has changed then.
         """
         self._core.restore(self._heads_by_layer(heads, "restore"))
-        self._origin = None
 
     def copy(self) -> Model:
         """An independent model; weights are shared until one of the two changes."""
@@ -390,7 +382,6 @@ class Model:
         check_limits(samples, batch_size)
         source, options = self._source(dataloader, length, batch_size, 42)
         repaired = self._core.refit(parent._core, source, options, (batch_size, samples))
-        self._origin = None
         return dict(zip(self.layer_names, repaired, strict=True))
 
     def __repr__(self) -> str:

@@ -9,16 +9,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from upgrayedd import _data, _native
 from upgrayedd._events import Dispatcher
 from upgrayedd.callbacks import Callback
 from upgrayedd.errors import FileError, InvalidValueError
 from upgrayedd.model import Model
+from upgrayedd.options import RunOptions
 from upgrayedd.strategies import STRATEGIES, BasePruningStrategy, get_strategy
 from upgrayedd.strategies._adapter import Adapter
 from upgrayedd.strategies.base import number
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ELSEWHERE = {
     **dict.fromkeys(("pruning_ratio", "growth_ratio", "min_heads"), "strategy=get_strategy(name, {}=…)"),
@@ -60,6 +64,7 @@ class Cycle:
     accuracy: float | None = None
     spearman: float | None = None
     accepted: bool | None = None
+
 
 class History(Sequence[Cycle]):
     """What has happened so far: the baseline, cycle by cycle, and the summary once the run is complete."""
@@ -159,12 +164,8 @@ class UpgrayeddPipeline:
         learning_rate: Peak learning rate; None takes 5e-5 (1e-3 for the built-in model).
         callbacks: `Callback` objects.
         seed: Of every random choice.
-        options: Any other option of the command line: `batch_size`, `sequence_length`, `max_steps_per_cycle`,
-            `max_eval_windows`, `max_loss_increase`, `distill`, `distill_temperature`, `teacher`, `eval_every`, `patience`,
-            `checkpoint_every`, `budget`, `scope`, `steps_per_cycle`, `refit`, `refit_samples`,
-            `units`, `schedule`, `lr_schedule`, `warmup_steps`, `weight_decay`, `max_gradient_norm`, `gradient_accumulation`,
-            `gradient_checkpointing`, `growth_lr_multiplier`, `gate_warmup`, `dtype`, `documents`, `text_field`,
-            `text_pair_field`, `label_field`, `delimiter`, `columns`.
+        options: Any other option of the command line (`upgrayedd.options.RunOptions`), such as `batch_size`, `sequence_length`,
+            `max_steps_per_cycle`, `max_loss_increase`, `budget`, `scope`, `teacher`. None is as if it were left out.
 
     Raises:
         InvalidValueError: (a ValueError) for an unknown name or option, or a value out of range.
@@ -182,11 +183,15 @@ class UpgrayeddPipeline:
         learning_rate: float | None = None,
         callbacks: Sequence[Callback] = (),
         seed: int = 42,
-        **options: Any,
+        **options: Unpack[RunOptions],
     ) -> None:
         self.strategy = checked_strategy(get_strategy(strategy) if isinstance(strategy, str) else strategy)
         callbacks = checked_callbacks(callbacks)
         self.model = as_model(model, tokenizer)
+        # What a name stands for is read again by it; whatever else it may be, the run keeps.
+        named = isinstance(model, (str, os.PathLike)) and tokenizer is None
+        self._name = os.fspath(model) if named else None
+        self._named_state = self.model._core.state_id()
         self.history = History()
         self.run_dir: Path | None = None
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -207,7 +212,7 @@ class UpgrayeddPipeline:
         strategy: BasePruningStrategy | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> UpgrayeddPipeline:
-        """A pipeline that continues an interrupted run from where it was last saved: call `run_optimization` on it.
+        """A pipeline that continues an interrupted run from where it was last saved: call `finish` on it.
 
         Args:
             run_dir: The folder of the run.
@@ -243,6 +248,7 @@ class UpgrayeddPipeline:
         pipeline = cls.__new__(cls)
         pipeline.strategy = strategy
         pipeline.model = Model._of(core)
+        pipeline._name, pipeline._named_state = None, 0
         pipeline.history = History()
         pipeline.run_dir = pipeline._output_dir = Path(run_dir)
         pipeline._callbacks = checked_callbacks(callbacks)
@@ -264,18 +270,17 @@ class UpgrayeddPipeline:
                 `datasets.Dataset`, or any iterable of dictionaries with `input_ids`, `attention_mask`, `labels` (tensors,
                 arrays or lists; ragged ones are padded, labels of -100 do not count), tuples of these, or arrays of token
                 ids; or a function that returns such an iterator. Each epoch reads it anew. None only for the built-in
-                model, which brings its own text, and for a run that is continued and read files.
-            num_cycles: Cycles; a run that is continued has those it was started with.
-            epochs_per_cycle: Passes over the data per cycle; likewise.
+                model, which brings its own text.
+            num_cycles: Cycles.
+            epochs_per_cycle: Passes over the data per cycle.
             eval_dataloader: What to measure on; None holds out the last tenth of `dataloader`.
 
         Raises:
             InvalidValueError: (a ValueError) for data that cannot be used, or an impossible decision of a strategy.
-            KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `UpgrayeddPipeline.resume(run_dir)` continues.
+            KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `UpgrayeddPipeline.resume(run_dir).finish()` continues.
         """
-        if self._resumed and self._config["num_cycles"] == _native.OPEN_ENDED:
-            raise InvalidValueError("the run has no number of cycles: continue it with run_continuous(data, until=…)")
-        return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, lambda event: False)
+        self._check_new()
+        return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, None)
 
     def run_continuous(
         self,
@@ -288,19 +293,42 @@ class UpgrayeddPipeline:
 
         Args:
             dataloader: As for `run_optimization`.
-            until: Asked after every cycle; of a run that is continued, `history` has the cycles before too.
+            until: Asked after every cycle.
             epochs_per_cycle: Passes over the data per cycle.
             eval_dataloader: As for `run_optimization`.
         """
+        self._check_new()
         if self._config.get("schedule") == "target":
             raise InvalidValueError("schedule 'target' spreads the ratio over a number of cycles: use run_optimization")
+        return self._run(dataloader, _native.OPEN_ENDED, epochs_per_cycle, eval_dataloader, until)
 
-        def ends(event: dict[str, Any]) -> bool:
-            return event["event"] == "saved" and bool(until(self.history))
+    def finish(
+        self, dataloader: Any = None, eval_dataloader: Any = None, *, until: Callable[[History], bool] | None = None
+    ) -> Model:
+        """Continues the run that `resume` has opened to its end, and returns the optimised model.
 
-        return self._run(dataloader, _native.OPEN_ENDED, epochs_per_cycle, eval_dataloader, ends)
+        Args:
+            dataloader: The same data as before; None if the run reads files or the built-in text.
+            eval_dataloader: Likewise.
+            until: For a run that was started by `run_continuous`: asked after every cycle; `history` has the cycles before too.
+        """
+        if not self._resumed:
+            raise InvalidValueError("finish continues a run: open one with resume(run_dir), or use run_optimization")
+        open_ended = self._config["num_cycles"] == _native.OPEN_ENDED
+        if open_ended != (until is not None):
+            way = (
+                "has no number of cycles: say with until=… when it ends"
+                if open_ended
+                else "has a number of cycles: leave until out"
+            )
+            raise InvalidValueError(f"the run {way}")
+        return self._run(dataloader, self._config["num_cycles"], self._config["epochs_per_cycle"], eval_dataloader, until)
 
-    def _run(self, data: Any, num_cycles: int, epochs: int, eval_data: Any, ends: Callable[[dict[str, Any]], bool]) -> Model:
+    def _check_new(self) -> None:
+        if self._resumed:
+            raise InvalidValueError("the run has its cycles and options already: continue it with finish(dataloader)")
+
+    def _run(self, data: Any, num_cycles: int, epochs: int, eval_data: Any, until: Callable[[History], bool] | None) -> Model:
         config = self._config if self._resumed else self._full_config(num_cycles, epochs)
         if not self._resumed:
             _native.check_config(json.dumps(config))
@@ -318,7 +346,7 @@ class UpgrayeddPipeline:
             else:
                 history._load(Path(str(self.run_dir)))
                 begun = True
-            return ends(event)
+            return until is not None and event["event"] == "saved" and bool(until(history))
 
         handler = Dispatcher(self._callbacks, record, lambda: len(history.steps))
         if self._resumed:
@@ -327,13 +355,12 @@ class UpgrayeddPipeline:
             out = self.run_dir = self._output_dir or self._default_out()
             if out.exists():
                 unfinished = (out / "run.toml").is_file() and not (out / "model").is_dir()
-                way = f", or continue it with UpgrayeddPipeline.resume({str(out)!r})" if unfinished else ""
+                way = f", or continue it with UpgrayeddPipeline.resume({str(out)!r}).finish()" if unfinished else ""
                 raise FileError(f"{out} already exists: choose another output_dir{way}")
             config.update(files)
-            if self.model._origin == "builtin" and source is not None:
+            if self._origin() == "builtin" and source is not None:
                 config["model"] = "builtin"
-            keep = self.model._origin is None
-            text = json.dumps(config)
+            keep, text = self._origin() is None, json.dumps(config)
             summary = _native.optimize(text, self.model._core, keep, source, json.dumps(reading), adapter, handler, str(out))
         history.summary = json.loads(summary)
         return Model.from_pretrained(str(Path(history.summary["run"])))
@@ -345,16 +372,16 @@ class UpgrayeddPipeline:
         if data is None:
             if self._resumed and config["needs_data"]:
                 raise InvalidValueError("the run was started with data of yours: give the same again")
-            if not self._resumed and self.model._origin != "builtin":
+            if not self._resumed and self._origin() != "builtin":
                 raise InvalidValueError("no data: give a path, texts, or a data loader")
             return None, {}, {}
         if self._resumed and not config["needs_data"]:
-            raise InvalidValueError("the run reads the files it was started with: call run_optimization without data")
+            raise InvalidValueError("the run reads the files it was started with: call finish without data")
         data, eval_data = _data.as_files(data), _data.as_files(eval_data)
         by_core = isinstance(data, _data.TextFiles) and (
             eval_data is None or isinstance(eval_data, _data.TextFiles) and len(eval_data.paths) == 1
         )
-        if by_core and self.model._origin not in (None, "builtin"):
+        if by_core and self._origin() not in (None, "builtin"):
             files = {"data": [str(p) for p in data.paths], **_data.joint_options(data, eval_data)}
             return None, files if eval_data is None else {**files, "eval_data": str(eval_data.paths[0])}, {}
         train, measured, options = _data.sources(
@@ -382,12 +409,16 @@ class UpgrayeddPipeline:
         }
         if type(strategy) in STRATEGIES.values():
             config |= {"strategy": strategy.name, "strategy_option": strategy._options()}
-        if self.model._origin not in (None, "builtin"):
-            config["model"] = self.model._origin
+        if self._origin() not in (None, "builtin"):
+            config["model"] = self._origin()
         return config
 
+    def _origin(self) -> str | None:
+        """What loads this very model; None if nothing does."""
+        return self._name if self.model._core.state_id() == self._named_state else None
+
     def _default_out(self) -> Path:
-        origin = self.model._origin
+        origin = self._origin()
         stem = f"{Path(origin).name if origin else self.model.family}-{self.strategy.name or type(self.strategy).__name__}"
         return next(p for n in itertools.count(1) if not (p := Path("runs") / f"{stem}-{n}").exists())
 
@@ -434,8 +465,6 @@ def as_model(model: Any, tokenizer: Any) -> Model:
         loaded = Model.from_pretrained(model)
     elif isinstance(model, Model):
         loaded = model.copy()
-        # Whoever brings an object may have changed it: the run keeps its weights.
-        loaded._origin = None
     elif hasattr(model, "state_dict"):
         return Model.from_transformers(model, tokenizer)
     else:

@@ -35,22 +35,25 @@ class Adapter:
         found = self._strategy.calculate_head_importances(model, batches)
         return model._values_by_layer(found, "calculate_head_importances")
 
-    def prune(self, core: Any, importances: list[list[float]]) -> dict[int, list[int]]:
-        """`select_heads_to_prune`, checked."""
+    def prune(self, core: Any, importances: list[list[float]], allowed: str) -> dict[int, list[int]]:
+        """`select_heads_to_prune`, checked; `allowed` is what the cycle lets go, in the core's words."""
         import numpy as np
 
         model = Model._of(core)
         named = dict(zip(model.layer_names, map(np.asarray, importances), strict=True))
-        return model._heads_by_layer(self._strategy.select_heads_to_prune(model, named), "select_heads_to_prune")
+        with self._strategy._within(allowed):
+            chosen = self._strategy.select_heads_to_prune(model, named)
+        return model._heads_by_layer(chosen, "select_heads_to_prune")
 
-    def grow(self, core: Any, metrics: str) -> dict[int, int]:
-        """`select_heads_to_grow`, checked."""
+    def grow(self, core: Any, metrics: str, allowed: str) -> dict[int, int]:
+        """`select_heads_to_grow`, checked; `allowed` is what the cycle lets return, in the core's words."""
         model = Model._of(core)
         given = json.loads(metrics)
         evaluation = given.pop("evaluation")
         given["gains"] = {layer: {int(head): gain for head, gain in heads.items()} for layer, heads in given["gains"].items()}
         named = {**evaluation, **given, "layer_means": dict(zip(model.layer_names, given["layer_means"], strict=True))}
-        counts = self._strategy.select_heads_to_grow(model, model.pruned_heads, named)
+        with self._strategy._within(allowed):
+            counts = self._strategy.select_heads_to_grow(model, model.pruned_heads, named)
         if not isinstance(counts, Mapping):
             raise InvalidValueError(f"select_heads_to_grow returned a {type(counts).__name__}: expected layer name → count")
         return {model._layer(name, "select_heads_to_grow"): count_of(name, count) for name, count in counts.items()}

@@ -6,7 +6,8 @@ import inspect
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upgrayedd import _native
@@ -112,6 +113,18 @@ class BasePruningStrategy(ABC):
         """Calibration sequences that the strategy asks for."""
         return None
 
+    _allowed: str | None = None
+    """What the cycle that asks allows; outside of a run the ratios decide."""
+
+    @contextmanager
+    def _within(self, allowed: str) -> Iterator[None]:
+        """Has built-in decisions keep to what a cycle allows."""
+        self._allowed = allowed
+        try:
+            yield
+        finally:
+            self._allowed = None
+
     def _built_in(self) -> str | None:
         """The built-in strategy that this one is or refines."""
         return None
@@ -160,7 +173,7 @@ class BuiltInStrategy(BasePruningStrategy):
         """The heads that this strategy prunes. See `BasePruningStrategy.select_heads_to_prune`."""
         layers = model._values_by_layer(head_importances, "head_importances")
         self._last_importances = dict(head_importances)
-        chosen = _native.select_to_prune(self.name, self._params(), model._core, layers)
+        chosen = _native.select_to_prune(self.name, self._params(), model._core, layers, self._allowed)
         return {model.layer_names[layer]: heads for layer, heads in chosen.items() if heads}
 
     def select_heads_to_grow(
@@ -172,7 +185,7 @@ class BuiltInStrategy(BasePruningStrategy):
             restorable[layer] = len(heads)
         means = self._layer_means(model, metrics)
         gains = {model._layer(name, "metrics['gains']"): dict(heads) for name, heads in metrics.get("gains", {}).items()}
-        counts = _native.select_to_grow(self.name, self._params(), model._core, restorable, means, gains)
+        counts = _native.select_to_grow(self.name, self._params(), model._core, restorable, means, gains, self._allowed)
         return {model.layer_names[layer]: count for layer, count in counts.items() if count}
 
     def _layer_means(self, model: Model, metrics: Mapping[str, Any]) -> list[float]:
