@@ -85,6 +85,13 @@ impl Archive {
     }
 
     /// Writes the archive as one safetensors file, `layers` being the module paths of the model's layers.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFinite`] if a weight is not finite, and [`Error::Io`] if the system cannot write
+    /// the file.
+    ///
+    /// # Panics
+    /// If the archive holds units of a layer that `layers` does not name.
     pub fn save(&self, path: &Path, layers: &[String]) -> Result<()> {
         let (mut tensors, mut departures) = (Vec::new(), Vec::new());
         for (unit, archived) in &self.units {
@@ -105,6 +112,10 @@ impl Archive {
     }
 
     /// Reads an archive written by [`Archive::save`] for a model with these layers.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if the file is no archive, has another format, is damaged, or tells of a layer
+    /// that `layers` does not name, and [`Error::Io`] if the system cannot read it.
     pub fn load(path: &Path, layers: &[String]) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();

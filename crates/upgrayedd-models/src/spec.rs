@@ -119,7 +119,10 @@ impl ModelSpec {
         self.layers.len()
     }
 
-    /// Refuses combinations that no model has.
+    /// Checks that heads and rotations go together.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] for a combination that no model has.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::malformed(format!("config.json: {message}")));
         for layer in &self.layers {

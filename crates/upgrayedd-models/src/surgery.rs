@@ -13,6 +13,10 @@ use crate::weights::{Weight, Writer};
 use crate::{Error, Result};
 
 /// Reads an archive and checks that it belongs to `model`.
+///
+/// # Errors
+/// Returns [`Error::File`] if the file is no archive, is damaged or is not the model's, and [`Error::Io`] if
+/// the system cannot read it.
 pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
     let archive = Archive::load(path, &model.layer_names())?;
     check(&archive, model).map_err(|e| Error::bad_file(path, e.to_string()))?;
@@ -144,7 +148,11 @@ fn insert(
 
 /// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
 ///
-/// `scores` (higher = keep) are remembered with the heads. Nothing changes if the selection is refused.
+/// `scores` (higher = keep) are remembered with the heads.
+///
+/// # Errors
+/// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns where each layer has to keep a
+/// head: [`Error::DoesNotFit`], [`Error::Malformed`] or [`Error::Unsupported`]. Nothing changes then.
 pub fn remove(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
@@ -203,7 +211,9 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: 
 
 /// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
 ///
-/// Nothing changes if the selection is refused.
+/// # Errors
+/// Returns [`Error::DoesNotFit`] for heads that are not in the archive or still there, and
+/// [`Error::Unsupported`] for units other than heads. Nothing changes then.
 pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32) -> Result<()> {
     for (&LayerSite { layer, .. }, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {

@@ -43,6 +43,9 @@ pub fn unstoppable<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Asks, if it is time to.
+///
+/// # Errors
+/// Returns [`Error::Interrupted`] if the answer is yes, or was before.
 pub fn check() -> Result<()> {
     let is_due = |watch: &Watch| watch.stopped || watch.last.elapsed() >= EVERY;
     if !WATCH.with_borrow(|watch| watch.as_ref().is_some_and(is_due)) {

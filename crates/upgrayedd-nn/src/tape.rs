@@ -129,6 +129,9 @@ impl<'p> Tape<'p> {
 
     /// What `first` makes of `inputs`, on a tape that keeps nothing. The backward pass runs `again` on the same inputs, which must give
     /// the same bits (gradient checkpointing, Chen et al. 2016).
+    ///
+    /// # Errors
+    /// Returns [`crate::Error::Interrupted`] if the work is stopped.
     pub fn segment(
         &mut self,
         inputs: &[Var],
@@ -186,6 +189,9 @@ impl<'p> Tape<'p> {
     }
 
     /// Walks the tape backward from `seeds` (values and their gradients), adding into the parameters' gradients.
+    ///
+    /// # Errors
+    /// Returns [`crate::Error::Interrupted`] if the work is stopped.
     pub fn backward(self, seeds: Vec<(Var, Tensor)>) -> Result<LeafGradients> {
         let Some(grads) = self.grads else { return Ok(LeafGradients::default()) };
         let mut store = GradStore {

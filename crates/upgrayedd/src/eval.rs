@@ -46,6 +46,11 @@ pub struct EvalOptions<'a> {
 /// assert!(found.loss < 1.0 && found.protocol == "chunks");
 /// # Ok::<(), upgrayedd::Error>(())
 /// ```
+///
+/// # Errors
+/// Returns [`Error::DoesNotFit`] for a plain encoder without a reference, [`Error::Data`] if the sequences
+/// have nothing to predict, [`Error::NotFinite`] if the loss is not finite, [`Error::Interrupted`] if the
+/// observer or whoever started the work stops it, and what `options.reduce` returns.
 pub fn evaluate(
     model: &Model,
     data: &Dataset,
@@ -175,6 +180,12 @@ const SPEED_RUNS: usize = 5;
 const DECODED: usize = 24;
 
 /// Times several models in turn (A B A B …), so that a drifting machine is fair to all; medians.
+///
+/// # Errors
+/// Returns [`Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If `length` is more than a model that has a table of positions takes.
 pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Result<Vec<Speed>> {
     let mut forward: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
     let mut decode: Vec<Vec<f64>> = vec![Vec::new(); models.len()];

@@ -12,6 +12,9 @@ use crate::{Error, Model, Result};
 pub type Gains = BTreeMap<Unit, f64>;
 
 /// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
+///
+/// # Errors
+/// Returns [`Error::DoesNotFit`] if the archive holds heads that the model still has or never had.
 pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
     let selection = model.archive().selection();
@@ -29,7 +32,10 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
 /// what the best gate takes off the loss; F stands in for it up to a factor, so gains (at most ½) rank heads and are not nats. A head's
 /// scale does not matter, as the refit finds it.
 ///
-/// Refuses a plain encoder without a reference: nothing says what it should do better.
+/// # Errors
+/// Returns [`Error::DoesNotFit`] for a plain encoder without a reference, since nothing says what it should
+/// do better, and if there is no `context.data`; [`Error::Data`] if that has no sequences or nothing to
+/// predict; [`Error::Interrupted`] if the work is stopped; and what `context.reduce` returns.
 pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     if context.model.spec().objective == Objective::Encoder && context.model.reference().is_none() {
         return Err(Error::does_not_fit(
@@ -72,7 +78,9 @@ pub(crate) fn candidates(heads: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64
 
 /// The heads that return: in each layer those with the highest gain, whole groups if the unit asks.
 ///
-/// Refuses counts for layers that do not exist or that have fewer heads to restore.
+/// # Errors
+/// Returns [`Error::DoesNotFit`] for a layer that does not exist, and for more heads than a layer has to
+/// restore.
 pub fn choose(heads: &UnitMap, gains: &Gains, counts: &BTreeMap<usize, usize>, site: Site) -> Result<Selection> {
     let mut chosen = Selection::new();
     let candidates = candidates(heads, gains, site);

@@ -81,11 +81,17 @@ impl Learner {
     }
 
     /// Takes units out ([`surgery::remove`]).
+    ///
+    /// # Errors
+    /// Returns what [`surgery::remove`] returns; nothing changes then.
     pub fn remove(&mut self, selection: &Selection, cycle: usize, scores: Option<&Scores>) -> Result<()> {
         surgery::remove(&mut self.model, Some(&mut self.optim), selection, cycle, scores)
     }
 
     /// Puts archived units back as they were ([`surgery::restore`]).
+    ///
+    /// # Errors
+    /// Returns what [`surgery::restore`] returns; nothing changes then.
     pub fn restore(&mut self, selection: &Selection, lr_scale: f32) -> Result<()> {
         surgery::restore(&mut self.model, Some(&mut self.optim), selection, lr_scale)
     }
@@ -97,7 +103,10 @@ impl Learner {
 
     /// Forward, backward and update over micro-batches, shared with the other processes of `reduce`.
     ///
-    /// Nothing changes if loss or gradients are not finite, or the work is stopped before the update.
+    /// # Errors
+    /// Returns [`Error::NotFinite`] if the loss or the gradients are not finite, [`Error::Interrupted`] if
+    /// the work is stopped before the update, and what `reduce` returns. Model and optimiser stay as they
+    /// were then.
     pub fn step(
         &mut self,
         grads: &mut Gradients,
@@ -136,6 +145,9 @@ impl Learner {
 
     /// The first half of a step: leaves the gradients of the batches' loss, each target's times `weight`, in `grads` and returns the
     /// unweighted sum of the losses, which is not read yet.
+    ///
+    /// # Errors
+    /// Returns [`Error::Interrupted`] if the work is stopped.
     pub fn accumulate(
         &self,
         grads: &mut Gradients,

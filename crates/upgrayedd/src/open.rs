@@ -11,6 +11,12 @@ use crate::run_dir::{GivenParts, read_run};
 use crate::{Error, Result, builtin, checkpoint, export, surgery};
 
 /// Loads what `name` says: a model folder, a run folder (its result), a checkpoint of a run, a Hub id, or `builtin`.
+///
+/// # Errors
+/// Returns [`Error::File`] if the folder or a file in it cannot be used, [`Error::Io`] if the system cannot
+/// read it, [`Error::Malformed`] if `name` is neither a folder nor an id, [`Error::Hub`] if the Hub cannot
+/// provide the model, [`Error::UnknownName`] if there is no family `options.family`, and
+/// [`Error::Interrupted`] if the work is stopped.
 pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
     if name == "builtin" && !Path::new(name).exists() {
         return builtin::model();

@@ -48,6 +48,9 @@ enum Count {
 
 impl<'a> Prices<'a> {
     /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which latency needs.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for latency without timings, and for timings that are not the model's.
     pub fn new(model: &'a Model, currency: Currency, length: usize, timings: Option<&Timings>) -> Result<Self> {
         let count = match (currency, timings) {
             (Currency::Heads, _) => Count::Heads,
@@ -139,6 +142,13 @@ impl Timings {
 const RUNS: usize = 5;
 
 /// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it has or may have again.
+///
+/// # Errors
+/// Returns [`Error::Interrupted`] if the work is stopped, and [`Error::DoesNotFit`] if the archive holds
+/// heads that the model still has or never had.
+///
+/// # Panics
+/// If `length` is more than a model that has a table of positions takes.
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
     let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec().vocab_size) as u32).collect();
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };

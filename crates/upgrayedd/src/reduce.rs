@@ -8,10 +8,19 @@ use crate::Result;
 /// bits; so each has a sequence at least of what is shared, and one that fails ends the others' waiting, too.
 pub trait Reduce: std::fmt::Debug + Sync {
     /// Puts the sums over all processes in the place of this one's values.
+    ///
+    /// # Errors
+    /// Returns an error of the implementation's own if the sums cannot be made. [`Alone`] has none.
     fn sum(&self, values: &mut [f64]) -> Result<()>;
     /// The same for single-precision values.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
     fn sum_tensor(&self, tensor: &mut Tensor) -> Result<()>;
     /// What all processes have, process by process, in the place of this one's values.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
     fn gather(&self, values: &mut Vec<f64>) -> Result<()>;
 }
 

@@ -40,7 +40,10 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 
 /// Repairs `model` towards `parent` on `batches`; their targets are not looked at.
 ///
-/// Nothing changes if it is stopped or refused: for fewer than two batches, one to fit on and one to judge by.
+/// # Errors
+/// Returns [`Error::DoesNotFit`] for fewer than two batches, one to fit on and one to judge by, and for a
+/// parent with other layers or another width; [`Error::Interrupted`] if the work is stopped; and what
+/// `reduce` returns. Nothing changes then.
 pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Vec<LayerRefit>> {
     if batches.len() < 2 {
         return Err(Error::does_not_fit("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));

@@ -276,6 +276,10 @@ fn check_run(path: &Path) -> Result<()> {
 }
 
 /// The sequences that a run keeps because a data loader gave them.
+///
+/// # Errors
+/// Returns [`Error::File`] if the run keeps none or its file is damaged, and [`Error::Io`] if the system
+/// cannot read it.
 pub fn read_set_aside(run: &Path) -> Result<SetAside> {
     let path = run.join("base").join(SET_ASIDE_FILE);
     if !path.exists() {
@@ -286,13 +290,20 @@ pub fn read_set_aside(run: &Path) -> Result<SetAside> {
 }
 
 /// Reads `run.toml`. Others may be at work on the run.
+///
+/// # Errors
+/// Returns [`Error::File`] if `run` is no folder of a run of this program, or of another format, and
+/// [`Error::Io`] if the system cannot read it.
 pub fn read_run(run: &Path) -> Result<RunRecord> {
     check_run(run)?;
     let path = run.join(RUN_FILE);
     parse_run(&path, &std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?)
 }
 
-/// What the text of a `run.toml` says. Refuses other versions of it.
+/// What the text of a `run.toml` says.
+///
+/// # Errors
+/// Returns [`Error::File`] if the text is no run of this program, or has another format.
 pub fn parse_run(path: &Path, text: &str) -> Result<RunRecord> {
     let not_ours = |e: toml::de::Error| Error::bad_file(path, format!("is not a run of this program: {}", e.message()));
     let table: toml::Table = toml::from_str(text).map_err(not_ours)?;

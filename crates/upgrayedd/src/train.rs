@@ -70,6 +70,9 @@ pub struct StepReport {
 }
 
 /// Optimiser steps that `options` come to with so many batches in an epoch.
+///
+/// # Panics
+/// If `gradient_accumulation` is 0.
 pub fn steps(options: &TrainOptions, batches_per_epoch: usize) -> u64 {
     let per_epoch = batches_per_epoch.div_ceil(options.gradient_accumulation) as u64;
     per_epoch.saturating_mul(options.epochs as u64).min(options.max_steps.unwrap_or(u64::MAX))
@@ -91,6 +94,13 @@ pub struct Place {
 /// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to go on from.
 ///
 /// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks, gates folded.
+///
+/// # Errors
+/// Returns what [`Learner::step`], `data` and `on_step` return, [`Error::Data`] if an epoch has no batches,
+/// and [`Error::Unsupported`] if `growing` names units other than heads.
+///
+/// # Panics
+/// If `gradient_accumulation` is 0, or `growing` names a layer that the model does not have.
 pub fn learn(
     learner: &mut Learner,
     data: &mut dyn BatchSource,

@@ -102,6 +102,15 @@ pub struct Split {
 
 impl Dataset {
     /// Reads files for the model's objective. Text is tokenised once and cached.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if there are no files, too little text, text that the tokenizer cannot take, a
+    /// token or a class that the model does not have, or options for another kind of file;
+    /// [`Error::DoesNotFit`] if a sequence is too long or too short for the model, or an option or the
+    /// tokenizer is not for its objective; [`Error::File`] if a file is not what its name says, or its fields
+    /// or labels are not what is asked for; [`Error::Io`] if the system cannot read one or write the token
+    /// cache; [`Error::Malformed`] if there is no place for the cache; and [`Error::Interrupted`] if the work
+    /// is stopped.
     pub fn open(files: &[PathBuf], model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
         if files.is_empty() {
             return Err(Error::data("no data files given"));
@@ -122,6 +131,12 @@ impl Dataset {
     }
 
     /// Text in memory, a document each, for language models.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] for a classifier, which learns from labels, for too little text, for text that
+    /// the tokenizer cannot take, and for a token that the model does not have; [`Error::DoesNotFit`] if a
+    /// sequence is too long or too short for the model, or the tokenizer is not for its objective; and
+    /// [`Error::Interrupted`] if the work is stopped.
     pub fn from_documents(
         texts: impl Iterator<Item = String>,
         model: &Model,
@@ -235,6 +250,9 @@ impl Dataset {
     }
 
     /// The token ids of a sequence, special tokens included.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
     pub fn tokens(&self, index: usize) -> Vec<u32> {
         let index = self.place(index);
         let body: Vec<u32> = match &self.source {
@@ -249,6 +267,9 @@ impl Dataset {
     }
 
     /// Sequences `indices` as one batch, padded to the longest.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
     pub fn batch(&self, indices: &[usize], pass: Pass) -> Batch {
         let rows: Vec<Row> = indices.iter().map(|&i| self.row(i, pass)).collect();
         Batch::from_rows(&rows, self.pad)
@@ -273,6 +294,9 @@ impl Dataset {
 
     /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless `eval` is
     /// given), a tenth of the data, at most `calibration` sequences, serves for scoring.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if there are not enough sequences for one in each part.
     pub fn split(&self, calibration: usize, eval: Option<&Self>) -> Result<Split> {
         let count = self.len();
         let needed = if eval.is_some() { 2 } else { 3 };
@@ -337,7 +361,11 @@ impl Windows {
     }
 }
 
-/// Refuses sequences that are too long for the model, or predict nothing.
+/// Checks a length of sequences.
+///
+/// # Errors
+/// Returns [`Error::DoesNotFit`] if the model does not take so many tokens, and for fewer than two, which
+/// predict nothing.
 pub fn check_length(model: &Model, length: usize) -> Result<()> {
     let limit = model.spec.max_positions;
     if length > limit || length < 2 {

@@ -66,7 +66,11 @@ impl Row {
         Self { tokens, mask, types: None, targets }
     }
 
-    /// Refuses what the model cannot take; `number` is the row's, for the message.
+    /// Checks that the model can take it; `number` is the row's, for the message.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] for a length, a token, a token type, a mask or a target that the model cannot
+    /// take.
     pub fn check(&self, spec: &ModelSpec, number: usize) -> Result<()> {
         let refuse = |message: String| Err(Error::data(format!("sequence {number} of the data: {message}")));
         let length = self.tokens.len();

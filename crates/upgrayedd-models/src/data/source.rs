@@ -19,6 +19,10 @@ pub trait BatchSource: Send {
     /// Batches in an epoch; a cycle's length and learning-rate schedule follow from it.
     fn batches_per_epoch(&self) -> usize;
     /// Gives the batches of epoch `epoch` (from 0, over the whole run), in order, until `take` breaks.
+    ///
+    /// # Errors
+    /// Returns what `take` returns, and errors of the source's own: those of a caller's code in
+    /// [`Error::Caller`].
     fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()>;
     /// Some of the sequences, where they can be had without disturbing the epochs: at most `count`, always the same.
     fn sample(&self, count: usize) -> Option<(&Dataset, Range<usize>)> {
@@ -103,6 +107,10 @@ pub struct RunData {
 
 impl RunData {
     /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for scoring.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if there are not enough sequences for one in each part, or two files have the
+    /// same contents: some of it would be learned from and measured on.
     pub fn split(mut data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
         check_disjoint(&data, eval.as_ref())?;
         let split = data.split(calibration, eval.as_ref())?;

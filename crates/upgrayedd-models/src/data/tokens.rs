@@ -51,6 +51,10 @@ impl std::ops::Deref for Bytes {
 }
 
 /// Where token caches lie: `UPGRAYEDD_CACHE`, else the user's cache folder.
+///
+/// # Errors
+/// Returns [`Error::Malformed`] if no environment variable tells a place: neither `UPGRAYEDD_CACHE` nor
+/// `XDG_CACHE_HOME` nor `HOME`.
 pub fn cache_dir() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("UPGRAYEDD_CACHE")

@@ -37,6 +37,10 @@ pub fn module_folders(text: &str) -> Vec<PathBuf> {
 }
 
 /// Writes the files that belong to the model into a folder.
+///
+/// # Errors
+/// Returns [`Error::File`] for a file that is a link out of the model's folder, and [`Error::Io`] if the
+/// system cannot read or write one.
 pub fn write_companions(model: &Model, to: &Path) -> Result<()> {
     let from = match &model.companions {
         Companions::Folder(from) => from,

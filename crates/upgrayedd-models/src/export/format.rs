@@ -22,11 +22,19 @@ pub struct Format {
 
 /// Writes the model as a new folder `out`, which appears whole or not at all: each weight in the type that it has
 /// ([`Model::dtype_of`]), or all of them in one.
+///
+/// # Errors
+/// Returns [`crate::Error::File`] if `out` exists or a file beside the model is a link out of its folder,
+/// [`crate::Error::Io`] if the system cannot read or write, [`crate::Error::NotFinite`] if a weight is too
+/// large for its type or not finite, and what a format of the caller's own returns.
 pub fn export(model: &Model, format: &Format, dtype: Option<DType>, out: &Path) -> Result<()> {
     export_with(model, format, dtype, out, &[])
 }
 
 /// The same with further text files: name and contents of each.
+///
+/// # Errors
+/// As [`export`].
 pub fn export_with(model: &Model, format: &Format, dtype: Option<DType>, out: &Path, more: &[(&str, &str)]) -> Result<()> {
     write_folder(out, |dir| {
         (format.write)(model, dtype, dir)?;

@@ -65,6 +65,10 @@ const OWN_DTYPES: &str = "upgrayedd.dtypes";
 
 /// Writes the weights alone, with the heads that are left, exactly as they are: those that their own element type cannot hold in f32.
 /// [`own_dtypes`] has the types of those.
+///
+/// # Errors
+/// Returns [`Error::NotFinite`] if a weight is not finite, and [`Error::Io`] if the system cannot write the
+/// file.
 pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
     let holds = |id: &ParamId| model.dtype_of(*id).holds(model.params.get(*id));
     let inexact = model.params.ids().filter(|id| !holds(id));
@@ -80,6 +84,10 @@ pub fn write_weights(model: &Model, dir: &Path) -> Result<()> {
 }
 
 /// The types of weights that [`write_weights`] has written in wider ones, by canonical name.
+///
+/// # Errors
+/// Returns [`Error::File`] if the file of weights is damaged or a link out of the folder, and [`Error::Io`]
+/// if the system cannot read it.
 pub fn own_dtypes(dir: &Path) -> Result<BTreeMap<String, DType>> {
     let path = dir.join(WEIGHTS_FILE);
     let metadata = TensorFile::open(&path)?.metadata();

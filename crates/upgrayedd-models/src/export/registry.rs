@@ -20,12 +20,18 @@ pub fn all() -> Vec<&'static Format> {
     FORMATS.all()
 }
 
-/// Adds a format of the caller's own. Refuses a name that is taken.
+/// Adds a format of the caller's own.
+///
+/// # Errors
+/// Returns [`crate::Error::DoesNotFit`] if the name is taken.
 pub fn register(format: &'static Format) -> Result<()> {
     FORMATS.register(format)
 }
 
 /// The format called `name`.
+///
+/// # Errors
+/// Returns [`crate::Error::UnknownName`] if there is no such format.
 pub fn named(name: &str) -> Result<&'static Format> {
     FORMATS.named(name)
 }

@@ -33,6 +33,9 @@ impl<'a> Config<'a> {
     }
 
     /// A whole number of sane size; `default` stands in for a missing key.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
     pub fn size(&self, key: &str, default: usize) -> Result<usize> {
         match self.get(key) {
             None => Ok(default),
@@ -41,6 +44,9 @@ impl<'a> Config<'a> {
     }
 
     /// The same where `null` means that the key is not there.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
     pub fn size_or_null(&self, key: &str) -> Result<Option<usize>> {
         self.get(key).filter(|v| !v.is_null()).map(|value| Self::to_size(key, value)).transpose()
     }
@@ -54,6 +60,9 @@ impl<'a> Config<'a> {
     }
 
     /// A positive number; `default` stands in for a missing key, and without one the key must be there.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else, and for a missing key without a default.
     pub fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
         match (self.get(key), default) {
             (None, Some(default)) => Ok(default),
@@ -66,6 +75,9 @@ impl<'a> Config<'a> {
     }
 
     /// True or false; `default` stands in for a missing key.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
@@ -75,6 +87,9 @@ impl<'a> Config<'a> {
     }
 
     /// A text; `None` if the key is missing or `null`.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -84,6 +99,9 @@ impl<'a> Config<'a> {
     }
 
     /// An object; `None` if the key is missing, `null` or empty.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
     pub fn object(&self, key: &str) -> Result<Option<&'a Value>> {
         match self.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -93,6 +111,10 @@ impl<'a> Config<'a> {
     }
 
     /// A function by the name that transformers has for it.
+    ///
+    /// # Errors
+    /// Returns [`Error::UnknownName`] for a name that is not known here, and [`Error::OutOfRange`] for what
+    /// is no name.
     pub fn activation(&self, key: &str, default: &str) -> Result<upgrayedd_nn::ops::Activation> {
         use upgrayedd_nn::ops::Activation::{Gelu, GeluTanh, Relu, Silu};
         let named = match self.get(key) {
@@ -115,6 +137,10 @@ impl<'a> Config<'a> {
     }
 
     /// The number of layers; a list of their types has one for each.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for what is no number of layers, [`Error::Unsupported`] for too many of
+    /// them, and [`Error::Malformed`] if `layer_types` lists another number.
     pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         let layers = self.size(key, default)?;
         if layers > MOST_LAYERS {
@@ -130,6 +156,9 @@ impl<'a> Config<'a> {
     }
 
     /// Columns per head, where all heads together are as wide as the model.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] if the width is not a multiple of the heads.
     pub fn share_of(&self, hidden_size: usize, num_heads: usize) -> Result<usize> {
         if !hidden_size.is_multiple_of(num_heads) {
             return Err(Error::malformed(format!(
@@ -140,6 +169,11 @@ impl<'a> Config<'a> {
     }
 
     /// What a model with a head for this task learns.
+    ///
+    /// # Errors
+    /// For a classifier, returns [`Error::OutOfRange`] for a value of a wrong type, [`Error::Malformed`] if
+    /// `num_labels` and `id2label` differ, and [`Error::Unsupported`] for a `problem_type` that does not go
+    /// with the number of labels.
     pub fn objective(&self, task: Task) -> Result<Objective> {
         Ok(match task {
             Task::CausalLm => Objective::CausalLm,

@@ -26,7 +26,10 @@ pub fn all() -> Vec<&'static Family> {
     FAMILIES.all()
 }
 
-/// Adds a family of the caller's own, for all that this process reads from now on. Refuses a name that is taken.
+/// Adds a family of the caller's own, for all that this process reads from now on.
+///
+/// # Errors
+/// Returns [`Error::DoesNotFit`] if the name is taken.
 pub fn register(family: &'static Family) -> Result<()> {
     FAMILIES.register(family)
 }
@@ -37,6 +40,9 @@ pub fn names() -> Vec<&'static str> {
 }
 
 /// The family called `name`.
+///
+/// # Errors
+/// Returns [`Error::UnknownName`] if there is no such family.
 pub fn named(name: &str) -> Result<&'static Family> {
     FAMILIES.named(name)
 }
@@ -44,6 +50,12 @@ pub fn named(name: &str) -> Result<&'static Family> {
 /// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
 ///
 /// Returns notes on keys that are passed over, too.
+///
+/// # Errors
+/// Returns [`Error::UnknownName`] if there is no family `wanted`, [`Error::DoesNotFit`] if the checkpoint is
+/// of another, [`Error::Unsupported`] for a family, an architecture or a setting that this program does not
+/// do, [`Error::OutOfRange`] or [`Error::UnknownName`] for a value that a key cannot have, and
+/// [`Error::Malformed`] if config.json contradicts itself or nothing tells the family.
 pub fn recognise(
     config: &Value,
     tensor_names: &[String],

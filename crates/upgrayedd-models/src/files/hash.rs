@@ -9,6 +9,10 @@ use upgrayedd_nn::interrupt;
 use crate::{Error, Result};
 
 /// blake3 of a file's contents, in hexadecimal digits.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the system cannot read the file, and [`Error::Interrupted`] if the work is
+/// stopped.
 pub fn hash_file(path: &Path) -> Result<String> {
     let mut buffer = vec![0; 1 << 20];
     let mut hasher = blake3::Hasher::new();

@@ -10,6 +10,10 @@ use crate::{Error, Result};
 const LARGEST_JSON: u64 = 256 << 20;
 
 /// Reads a JSON file of a model folder.
+///
+/// # Errors
+/// Returns [`Error::File`] if the file is no JSON, is too large or is a link out of its folder, and
+/// [`Error::Io`] if the system cannot read it.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = read_text(path)?;
     let mark = if text.starts_with('\u{feff}') { " (it begins with a byte order mark: save it without)" } else { "" };
@@ -17,6 +21,10 @@ pub fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Reads a text file of a model folder.
+///
+/// # Errors
+/// Returns [`Error::File`] if the file is too large or a link out of its folder, and [`Error::Io`] if the
+/// system cannot read it or it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     check_link(path)?;
     let size = path.metadata().map_err(Error::io(path, "read"))?.len();
@@ -26,8 +34,12 @@ pub fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(Error::io(path, "read"))
 }
 
-/// Refuses a file of a model folder that is a link to somewhere else: what a stranger's folder links to is the user's own, and
-/// would be read, or copied into the result. Links into the blobs of a Hub cache are how that keeps its files.
+/// Checks that a file of a model folder is no link to somewhere else: what a stranger's folder links to is
+/// the user's own, and would be read, or copied into the result. Links into the blobs of a Hub cache are how
+/// that keeps its files.
+///
+/// # Errors
+/// Returns [`Error::File`] for a link out of the folder, and [`Error::Io`] for one that leads nowhere.
 pub fn check_link(path: &Path) -> Result<()> {
     let is_link = path.symlink_metadata().is_ok_and(|m| m.file_type().is_symlink());
     if !is_link {
@@ -49,6 +61,9 @@ pub fn check_link(path: &Path) -> Result<()> {
 }
 
 /// The object in a JSON file; null if there is no such file.
+///
+/// # Errors
+/// Returns [`Error::File`] if the file holds no object, and what [`read_json`] returns.
 pub fn read_optional_json(path: &Path) -> Result<Value> {
     if !path.is_file() {
         return Ok(Value::Null);

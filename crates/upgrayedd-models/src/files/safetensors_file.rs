@@ -51,7 +51,11 @@ impl View for Stored {
     }
 }
 
-/// Writes tensors, each in the element type beside it. Refuses values that the type cannot hold.
+/// Writes tensors, each in the element type beside it.
+///
+/// # Errors
+/// Returns [`Error::NotFinite`] for a value that its type cannot hold, [`Error::Io`] if the system cannot
+/// write the file, and [`Error::File`] if the format cannot hold the tensors.
 pub fn write(path: &Path, tensors: Vec<(String, Tensor, DType)>, metadata: HashMap<String, String>) -> Result<()> {
     // What has been read in a type can be stored in it.
     for (name, tensor, dtype) in tensors.iter().filter(|(_, tensor, dtype)| tensor.format() != Some(dtype.format())) {

@@ -29,6 +29,10 @@ pub struct TensorFile {
 
 impl TensorFile {
     /// Maps a file and checks its header: lengths, offsets and overlaps.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if the file is damaged, is no safetensors file or is a link out of its folder,
+    /// and [`Error::Io`] if the system cannot read it.
     pub fn open(path: &Path) -> Result<Self> {
         check_link(path)?;
         let file = File::open(path).map_err(Error::io(path, "read"))?;
@@ -51,6 +55,9 @@ impl TensorFile {
     }
 
     /// Shape of one tensor.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if there is no such tensor.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
         Ok(self.info(name)?.shape.clone())
     }
@@ -60,6 +67,9 @@ impl TensorFile {
     }
 
     /// Element type of one tensor; f64 counts as f32, as which it is read.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if there is no such tensor, or its type is not read.
     pub fn dtype(&self, name: &str) -> Result<DType> {
         match self.info(name)?.dtype {
             // Nobody computes in f64, and nothing else is wide enough.
@@ -78,7 +88,10 @@ impl TensorFile {
         self.header.tensors().values().any(|info| info.dtype == Dtype::F64)
     }
 
-    /// One tensor as `f32`; anything not finite is refused. The file's pages are let go again.
+    /// One tensor as `f32`. The file's pages are let go again.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if there is no such tensor, its type is not read, or a value is not finite.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let (dtype, info) = (self.dtype(name)?, self.info(name)?);
         let (start, end) = info.data_offsets;
@@ -95,7 +108,10 @@ impl TensorFile {
         Ok(Tensor::from_vec(&info.shape, out))
     }
 
-    /// One tensor where it lies, in its own type; anything not finite is refused. `None` for types that are read as another.
+    /// One tensor where it lies, in its own type. `None` for types that are read as another.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
     pub fn stored(&self, name: &str) -> Result<Option<Tensor>> {
         let (dtype, info) = (self.dtype(name)?, self.info(name)?);
         if info.dtype == Dtype::F64 {

@@ -8,13 +8,20 @@ use crate::{Error, Result};
 pub const PARTIAL: &str = ".partial-";
 
 /// Writes a small file and makes sure that it is on the disk.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the system cannot write it.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let mut file = std::fs::File::create(path).map_err(Error::io(path, "write"))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
 }
 
-/// Refuses a target that exists, or whose parent cannot take it. Writes nothing that stays.
+/// Checks that a file or folder can be made there. Writes nothing that stays.
+///
+/// # Errors
+/// Returns [`Error::File`] if there is something at `out`, and [`Error::Io`] if the folder above cannot be
+/// written.
 pub fn check_new(out: &Path) -> Result<()> {
     if out.symlink_metadata().is_ok() {
         return Err(Error::bad_file(out, "already exists: choose another place or remove it first"));
@@ -36,6 +43,10 @@ fn parent_of(path: &Path) -> PathBuf {
 }
 
 /// Fills a folder beside `out` and renames it into place; on failure nothing stays.
+///
+/// # Errors
+/// Returns [`Error::File`] if there is something at `out`, [`Error::Io`] if the system cannot write there,
+/// and what `fill` returns.
 pub fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     check_new(out)?;
     let parent = parent_of(out);
@@ -55,6 +66,9 @@ pub fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
 }
 
 /// Makes sure that what was written or renamed in a folder is on the disk.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the system cannot write it.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io(dir, "write"))
 }

@@ -72,7 +72,10 @@ pub const ADAPTERS: [&str; 3] = ["adapter_config.json", "adapter_model.safetenso
 /// What to do about one.
 pub const MERGE: &str = "merge it into its model with merge_and_unload() and save that, or remove it";
 
-/// An adapter beside a model changes what transformers computes.
+/// Checks that there is no adapter beside a model: that would change what transformers computes.
+///
+/// # Errors
+/// Returns [`Error::File`] if there is one.
 pub fn refuse_adapter(dir: &Path) -> Result<()> {
     match ADAPTERS.into_iter().find(|name| dir.join(name).exists()) {
         Some(name) => Err(Error::bad_file(dir.join(name), format!("is an adapter (PEFT), which is not applied: {MERGE}"))),
@@ -137,6 +140,9 @@ fn missing_weights(dir: &Path) -> Error {
 }
 
 /// The shards that an index names: plain file names, for an index from a stranger must not reach elsewhere.
+///
+/// # Errors
+/// Returns [`Error::File`] if the index names no shards, or one that is no plain file name.
 pub fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
     let map =
         index["weight_map"].as_object().filter(|m| !m.is_empty()).ok_or_else(|| Error::bad_file(path, "has no weight_map"))?;
@@ -149,6 +155,9 @@ pub fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
 }
 
 /// Reads a folder's config.json.
+///
+/// # Errors
+/// Returns [`Error::File`] if there is none or it is no JSON, and [`Error::Io`] if the system cannot read it.
 pub fn read_config(dir: &Path) -> Result<Value> {
     let path = dir.join("config.json");
     if !path.is_file() {

@@ -26,6 +26,11 @@ pub struct LoadOptions {
 
 impl Model {
     /// Loads a Hugging Face folder.
+    ///
+    /// # Errors
+    /// Returns [`Error::UnknownName`] if there is no family `options.family`, [`Error::File`] if the folder
+    /// or a file in it cannot be used, [`Error::Io`] if the system cannot read one, and
+    /// [`Error::Interrupted`] if the work is stopped.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
         if let Some(name) = &options.family {
             family::named(name)?;
@@ -39,6 +44,12 @@ impl Model {
     }
 
     /// A model of the weights that a config.json describes, wherever they are.
+    ///
+    /// # Errors
+    /// Returns what [`family::recognise`] and `weights` return; [`Error::Malformed`] if a weight is missing,
+    /// is there twice, has another shape than config.json asks for, or is one that the model does not have;
+    /// [`Error::DoesNotFit`] for pruned heads that the model never had; [`Error::Unsupported`] for an adapter
+    /// that is not merged, and for several models in one; and [`Error::Interrupted`] if the work is stopped.
     pub fn from_weights(mut config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
         let names = Names::new(weights.names())?;
         let (family, mut spec, mut notices) = family::recognise(&config, &names.all(), options.family.as_deref())?;

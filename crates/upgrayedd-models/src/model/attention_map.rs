@@ -12,6 +12,13 @@ impl Model {
     /// Who attends to whom: per layer `(batch, active heads, queries, keys)`, rows summing to one over the visible keys.
     ///
     /// Memory is the product of these, for every layer: meant for a few short batches.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length.
     pub fn attention_maps(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         let mut maps = Vec::with_capacity(self.spec.num_layers());
         let mut tape = Tape::inference(self.device, &self.params);

@@ -33,6 +33,13 @@ impl Model {
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length; if `hooks.cache` has no room for it.
     pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Var> {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
         let positions = self.positions_for(batch.batch, batch.len, past);
@@ -45,6 +52,13 @@ impl Model {
     }
 
     /// Runs as far as the last layer's attention, for hooks that see nothing beyond it.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length.
     pub fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<()> {
         let mut tape = Tape::inference(self.device, &self.params);
         let positions = self.positions_for(batch.batch, batch.len, 0);
@@ -106,6 +120,12 @@ impl Model {
     }
 
     /// The residual stream before the first layer, `(batch · len, d)`.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position is beyond the model's tables.
     pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Result<Var> {
         let mut sum: Option<Var> = None;
         let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
@@ -150,6 +170,12 @@ impl Model {
     }
 
     /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the layer's own.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or the shapes are not those of the batch and the model.
     #[expect(clippy::too_many_arguments, reason = "as for a layer")]
     pub fn attention_context(
         &self,
@@ -212,6 +238,12 @@ impl Model {
     /// What a writer makes of its inputs `(batch · len, in)`, to be joined with the residual stream.
     ///
     /// Heads whose gate is shut have no part in the sums, so that a dormant head changes no bit.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or `inputs` are not as wide as the writer reads.
     pub fn project(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, inputs: Var, gates: Option<&Var>) -> Result<Var> {
         let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
@@ -224,6 +256,12 @@ impl Model {
     }
 
     /// The residual stream after what a writer has made.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or the two differ in shape.
     pub fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = ops::add(tape, x, &written)?;
@@ -244,6 +282,12 @@ impl Model {
     }
 
     /// What the MLP's down projection reads, `(batch · len, intermediate)`.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or `x` is not as wide as the model.
     pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
@@ -279,6 +323,13 @@ impl Model {
     }
 
     /// Logits of every position `(batch · len, V)`, or of every sequence `(batch, labels)` for a classifier.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length.
     pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let mut tape = Tape::inference(self.device, &self.params);
         let mut hidden = self.hidden(&mut tape, batch, hooks)?;
@@ -290,6 +341,13 @@ impl Model {
     }
 
     /// Logits of the batch's last position only, `(batch, V)`.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length; if `hooks.cache` has no room for it.
     pub fn last_logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let mut tape = Tape::inference(self.device, &self.params);
         let hidden = self.hidden(&mut tape, batch, hooks)?;

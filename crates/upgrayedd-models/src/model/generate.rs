@@ -37,6 +37,12 @@ pub struct Generation {
 
 impl Model {
     /// Continues `prompt`. `on_token` sees each new token as it comes and may stop by returning `false`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Unsupported`] for a model that is no causal language model; [`Error::DoesNotFit`] for
+    /// a prompt that is empty, has a token that the model does not have, or is too long with what is to be
+    /// added; [`Error::OutOfRange`] for a `temperature` or `top_p` that has no meaning; and
+    /// [`Error::Interrupted`] if the work is stopped.
     pub fn generate(
         &self,
         prompt: &[u32],

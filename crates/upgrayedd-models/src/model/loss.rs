@@ -13,11 +13,26 @@ use crate::spec::Objective;
 
 impl Model {
     /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length; if a target is none of those that the model has.
     pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Result<Loss> {
         self.loss_from(tape, None, batch, weight, hooks)
     }
 
     /// The same from the input of a layer on, if one is given.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length; if a target is none of those that the model has; if `start` is not as wide as the
+    /// model.
     pub fn loss_from<'p>(
         &'p self,
         tape: &mut Tape<'p>,
@@ -54,6 +69,13 @@ impl Model {
     }
 
     /// What a plain encoder is measured against on this batch; `None` for models with an objective of their own.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length.
     pub fn wanted_rows(&self, batch: &Batch) -> Result<Option<Tensor>> {
         (self.spec.objective == Objective::Encoder).then(|| self.reference_rows(batch)).transpose()
     }
@@ -69,6 +91,13 @@ impl Model {
     /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
     /// random signs over the length of each hidden state. The expected square of a gradient along them is the Gauss-Newton
     /// curvature of half the relative distance (Hutchinson 1990).
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length.
     pub fn random_signs<'p>(
         &'p self,
         tape: &mut Tape<'p>,
@@ -88,6 +117,14 @@ impl Model {
     }
 
     /// The objective's loss mixed with the divergence from the teacher's predictions (Hinton et al. 2015).
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
+    /// another length; if a target is none of those that the model has; if the teacher does not read and
+    /// predict the same tokens.
     pub fn distillation_loss<'p>(
         &'p self,
         tape: &mut Tape<'p>,

@@ -108,8 +108,11 @@ fn next_state_id() -> u64 {
 }
 
 impl Model {
-    /// A model of these weights, all of them of one type in files. Refuses names and shapes other than those that the family's table has, and a table without a part that
-    /// the forward pass needs.
+    /// A model of these weights, all of them of one type in files.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for a name or a shape that the family's table does not have, and for a
+    /// table without a part that the forward pass needs.
     pub fn from_params(
         family: &'static Family,
         spec: ModelSpec,
@@ -189,6 +192,9 @@ impl Model {
     }
 
     /// Random weights (normal of deviation 0.02, norms at one), for a model to be trained from nothing.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] if the family's table is without a part that the forward pass needs.
     pub fn initialised(family: &'static Family, spec: ModelSpec, config: Value, seed: u64) -> Result<Self> {
         let heads = spec.full_units();
         let mut rng = rng::stream(seed, "initial weights");
@@ -250,6 +256,9 @@ impl Model {
     }
 
     /// The tokenizer that came with the model.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] if the model came without one, and what [`Tokenizer::load`] returns.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.companions {
             Companions::Folder(dir) => Tokenizer::load(dir, &self.config),
@@ -268,7 +277,9 @@ impl Model {
 
     /// Measures a plain encoder against the hidden states of `reference`, and lets it learn from them.
     ///
-    /// Refuses models with an objective of their own, and references of another width or vocabulary.
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for a model with an objective of its own, and for a reference of another
+    /// kind, width, vocabulary or tokenizer.
     pub fn set_reference(&mut self, reference: Arc<Self>) -> Result<()> {
         if self.spec.objective != Objective::Encoder {
             return Err(Error::does_not_fit(format!(
@@ -290,7 +301,10 @@ impl Model {
         Ok(())
     }
 
-    /// Says why `other` does not read and predict the tokens that this model does.
+    /// Checks that `other` reads and predicts the tokens that this model does.
+    ///
+    /// # Errors
+    /// Returns the reason, as the end of a sentence about `other`.
     pub fn check_same_tokens(&self, other: &Self) -> std::result::Result<(), String> {
         let shape = |m: &Self| (m.spec.objective, m.spec.vocab_size);
         if shape(self) != shape(other) {
@@ -315,6 +329,10 @@ impl Model {
     }
 
     /// Tokens that end a text: those of config.json, of generation_config.json and of the tokenizer.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for an `eos_token_id` that is no token, and what
+    /// [`Self::generation_settings`] returns.
     pub fn end_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let (settings, _) = self.generation_settings()?;
         let files = [("config.json", &self.config), ("generation_config.json", &settings)];
@@ -331,6 +349,10 @@ impl Model {
     }
 
     /// generation_config.json, and notes on what of it is not obeyed.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if the file cannot be used or asks for what this program does not do, and
+    /// [`Error::Io`] if the system cannot read it.
     pub fn generation_settings(&self) -> Result<(Value, Vec<String>)> {
         let Companions::Folder(dir) = &self.companions else { return Ok((Value::Null, Vec::new())) };
         let path = dir.join("generation_config.json");
@@ -452,8 +474,12 @@ impl Model {
         self.gates.get(&place)
     }
 
-    /// Sets such factors, one for each unit that is there, until surgery or [`crate::surgery::fold_gates`] makes them part of the weights.
-    /// Refuses another number of them, and units other than heads, which have none.
+    /// Sets such factors, one for each unit that is there, until surgery or [`crate::surgery::fold_gates`]
+    /// makes them part of the weights.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for another number of them, and [`Error::Unsupported`] for units other
+    /// than heads, which have none.
     pub fn set_gates(&mut self, place: LayerSite, gates: Vec<f32>) -> Result<()> {
         if place.site != Site::Head {
             return Err(Error::unsupported(format!("{} have no gates: expected heads", place.site.name())));

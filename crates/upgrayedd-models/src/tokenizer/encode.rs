@@ -48,11 +48,20 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// The tokenizer of a folder whose model has this config.json, as transformers' `AutoTokenizer` makes it.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if there are no files of a tokenizer or one cannot be used, [`Error::Io`] if
+    /// the system cannot read one, and [`Error::Malformed`] for ids that are too large and for a frame around
+    /// a text that is not supported.
     pub fn load(dir: &Path, model_config: &Value) -> Result<Self> {
         Self::new(files::make(dir, model_config)?, model_config)
     }
 
     /// A tokenizer from the text of a tokenizer.json.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] if the text is no tokenizer, or one that could fill the memory, that has
+    /// ids that are too large, or that puts a frame around a text that is not supported.
     pub fn from_json(json: &str, model_config: &Value) -> Result<Self> {
         Self::new(files::from_json(json)?, model_config)
     }
@@ -90,6 +99,9 @@ impl Tokenizer {
     }
 
     /// Tokens of a text, without the special tokens that frame a sequence.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if the tokenizer cannot take the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding =
             foreign(|| self.inner.encode_fast(text, false)).map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
@@ -99,6 +111,9 @@ impl Tokenizer {
     /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer
     /// text is) where the tokenizer's files say, with the token types if a model gets them and they are not all 0. No tokens if a text has
     /// none.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if the tokenizer cannot take a text, or `limit` leaves no room for a pair.
     pub fn sequence(&self, text: &str, pair: Option<&str>, limit: usize) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let Some(pair) = pair else {
             let mut tokens = self.encode(text)?;
@@ -134,11 +149,17 @@ impl Tokenizer {
     }
 
     /// Text of tokens; special tokens are left out.
+    ///
+    /// # Errors
+    /// Returns [`Error::Data`] if the tokenizer cannot make text of the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         foreign(|| self.inner.decode(tokens, true)).map_err(|e| Error::data(format!("cannot decode tokens: {e}")))
     }
 
     /// The text of a tokenizer.json that makes the same tokenizer.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] if the tokenizer cannot be written.
     pub fn to_json(&self) -> Result<String> {
         foreign(|| self.inner.to_string(false)).map_err(|e| Error::malformed(format!("tokenizer: {e}")))
     }
@@ -227,6 +248,9 @@ impl Tokenizer {
 }
 
 /// One token or several, as config.json and generation_config.json have them; negative numbers stand for none.
+///
+/// # Errors
+/// Returns the reason, as the end of a sentence about `value`, for what is neither.
 pub fn end_tokens(value: &Value) -> std::result::Result<Vec<u32>, String> {
     let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     match ids.iter().find(|id| !id.is_null() && !id.is_i64() && !id.is_u64()) {

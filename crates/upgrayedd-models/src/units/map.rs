@@ -99,6 +99,10 @@ impl UnitMap {
     }
 
     /// With just the given heads, one list a layer.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] for lists of another number of layers, and for a list that is empty, not
+    /// ascending, or has a head that does not exist.
     pub fn with_active(mut self, active: Vec<Vec<usize>>) -> Result<Self> {
         if active.len() != self.layers.len() {
             return Err(Error::malformed(format!("heads of {} layers are listed, of {}", active.len(), self.layers.len())));
@@ -124,6 +128,10 @@ impl UnitMap {
     }
 
     /// With just what a record names.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] for what is no record of these layers, and [`Error::Unsupported`] for
+    /// kinds of units other than heads.
     pub fn with_record(self, record: &Value, layers: &[String]) -> Result<Self> {
         let kinds = record.as_object().ok_or_else(|| Error::malformed("expected an object of units by kind"))?;
         if let Some(kind) = kinds.keys().find(|kind| *kind != Site::Head.name()) {
@@ -175,7 +183,12 @@ impl UnitMap {
         pruned.filter(|(_, heads)| !heads.is_empty()).map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect()
     }
 
-    /// Takes heads out. Refuses what is not there, named twice, or would leave a layer with fewer than `min_heads`.
+    /// Takes heads out.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for heads that are not there or named twice, [`Error::Malformed`] if a
+    /// layer would be left with fewer than `min_heads`, and [`Error::Unsupported`] for units other than
+    /// heads. Nothing changes then.
     pub fn remove(&mut self, selection: &Selection, min_heads: usize) -> Result<()> {
         self.check(selection, true)?;
         for (&LayerSite { layer, .. }, heads) in selection {
@@ -194,7 +207,11 @@ impl UnitMap {
         Ok(())
     }
 
-    /// Puts heads back. Refuses what is still there.
+    /// Puts heads back.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for heads that are still there, do not exist or are named twice, and
+    /// [`Error::Unsupported`] for units other than heads. Nothing changes then.
     pub fn insert(&mut self, selection: &Selection) -> Result<()> {
         self.check(selection, false)?;
         for (&LayerSite { layer, .. }, heads) in selection {

@@ -67,7 +67,11 @@ impl Scores {
         Self { places: self.places.iter().map(place).collect() }
     }
 
-    /// Refuses scores of heads that do not fit the model or are not finite.
+    /// Checks that the scores are those of these units, and finite.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for another number of scores than there are units in a place, and for a
+    /// layer whose heads have none, and [`Error::NotFinite`] for a score that is not finite.
     pub fn check(&self, units: &UnitMap) -> Result<()> {
         for (LayerSite { layer, site }, scores) in self.iter() {
             let known = units.layers().get(layer).map(|known| known.units(site)).unwrap_or_default();

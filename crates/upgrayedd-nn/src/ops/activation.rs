@@ -5,11 +5,20 @@ use crate::tape::Taken;
 use crate::{Result, Tape, Var};
 
 /// `f(x)`.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
 pub fn activation(tape: &mut Tape<'_>, kind: Activation, x: &Var) -> Result<Var> {
     run(tape, kind, x, None)
 }
 
 /// `f(gate) · up`, the gated form of SwiGLU and its kin (Shazeer 2020).
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn gated_activation(tape: &mut Tape<'_>, kind: Activation, gate: &Var, up: &Var) -> Result<Var> {
     assert_eq!(gate.tensor().shape(), up.tensor().shape(), "gated activation: shapes differ");
     run(tape, kind, gate, Some(up))

@@ -3,6 +3,12 @@
 use crate::{Result, Tape, Var};
 
 /// `a + b`; equal shapes.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn add(tape: &mut Tape<'_>, a: &Var, b: &Var) -> Result<Var> {
     assert_eq!(a.tensor().shape(), b.tensor().shape(), "add: shapes differ");
     let out = tape.kernels().add(a.tensor(), b.tensor());

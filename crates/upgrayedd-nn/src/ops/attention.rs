@@ -10,6 +10,12 @@ use crate::{Result, Tape, Var};
 ///
 /// `q (B·Tq, H·d)`, `k` and `v (B·Tk, G·d)`; `gates` is `(H)` or `(B, H)`, the latter for gradients per sequence.
 /// Scores of all heads never exist at once, and none are kept for the backward pass.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the tensors or the mask do not have these shapes, or there are more queries than keys.
 pub fn attention(
     tape: &mut Tape<'_>,
     q: &Var,
@@ -22,6 +28,12 @@ pub fn attention(
 }
 
 /// [`attention`] that also measures the normalised entropy of each head's attention.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// As [`attention`].
 pub fn attention_with_entropy(
     tape: &mut Tape<'_>,
     q: &Var,

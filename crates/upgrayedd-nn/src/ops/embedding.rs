@@ -6,6 +6,9 @@ use crate::{Device, Result, Tape, Tensor, Var};
 
 /// Rows `ids` of `table (V, D)`; gives `(ids, D)`.
 ///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
 /// # Panics
 /// If an id is not below `V`: callers check what comes from users.
 pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Result<Var> {
@@ -24,6 +27,12 @@ pub fn embedding(tape: &mut Tape<'_>, table: &Var, ids: &Arc<Vec<u32>>) -> Resul
 }
 
 /// The given rows of `x (N, D)`: the positions that have a label, say.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If there is no such row.
 pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Result<Var> {
     embedding(tape, x, rows)
 }

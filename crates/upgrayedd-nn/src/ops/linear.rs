@@ -5,12 +5,24 @@ use std::ops::Range;
 use crate::{Device, Result, Tape, Tensor, Var};
 
 /// `x wᵀ + bias` with `x (N, I)`, `w (O, I)`, `bias (O)`; gives `(N, O)`.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If `x` and `w` differ in columns.
 pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Result<Var> {
     linear_over(tape, x, w, bias, None)
 }
 
 /// [`linear`] where `x` is zero but in the columns `features` (in order): the others have no part in the sums, not even in how they are
 /// rounded. Gradients reach all columns.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If `x` and `w` differ in columns.
 pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, features: Option<&[Range<usize>]>) -> Result<Var> {
     assert_eq!(x.tensor().cols(), w.tensor().cols(), "linear: input features differ");
     let bias_tensor = bias.map(Var::tensor);

@@ -29,6 +29,12 @@ pub struct Loss {
 ///
 /// Every counted row's gradient is multiplied by `weight` (one over the tokens of a whole step, say). When the tape
 /// records, the head's own gradients are added here, during the forward pass, so that logits are computed once.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If there is not one target a row, or a target is no row of the head's weight.
 pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().rows(), targets.len(), "cross entropy: one target a row");
     let vocab = head.weight.tensor().rows() as i64;
@@ -74,6 +80,13 @@ pub struct Teacher<'a> {
 /// `(1 − share) · cross-entropy + share · T² KL(teacher ‖ student)` (Hinton et al. 2015), a target and a row of logits each.
 ///
 /// The teacher's logits are computed chunk by chunk as well. Every row counts: leave out those that do not.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If there is not one target and one row of the teacher's a row, the vocabularies differ, or a target is not
+/// in them.
 pub fn distillation(
     tape: &mut Tape<'_>,
     x: &Var,
@@ -107,6 +120,12 @@ pub fn distillation(
 /// Squared distance of each row of `x (N, D)` from that of `reference (N, D)`, divided by the latter's squared length.
 ///
 /// The sum is a share, not nats. Every row counts, but for those whose reference is zero.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().shape(), reference.shape(), "relative distance: shapes differ");
     let mut gradient = x.tensor().clone();
@@ -115,6 +134,12 @@ pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weigh
 }
 
 /// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared units of these.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the shapes differ.
 pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Result<Loss> {
     assert_eq!(x.tensor().shape(), reference.shape(), "squared error: shapes differ");
     let mut gradient = x.tensor().clone();

@@ -4,6 +4,9 @@ use crate::tape::Taken;
 use crate::{Result, Tape, Var};
 
 /// Layer norm (Ba et al. 2016): `(x − mean) / √(var + eps) · weight + bias`; `x (N, D)`, `weight (D)`, `bias (D)`.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
 pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f32) -> Result<Var> {
     let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.tensor(), eps);
     let (dx, dw, db) = (x.source(), weight.source(), bias.source());
@@ -20,6 +23,9 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
 }
 
 /// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, D)`, `weight (D)`.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
 pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Result<Var> {
     let (out, stats) = tape.kernels().rms_norm(x.tensor(), weight.tensor(), eps);
     let (dx, dw) = (x.source(), weight.source());

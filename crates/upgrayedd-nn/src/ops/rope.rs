@@ -51,6 +51,9 @@ impl RopeTable {
 }
 
 /// Rotates every head of `x (N, heads · head_dim)` by the angle of its row's position.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
 pub fn rope(tape: &mut Tape<'_>, x: &Var, table: &RopeTable, positions: &Arc<Vec<u32>>) -> Result<Var> {
     let table = table.rows(tape.device(), positions.iter().max().map_or(0, |p| *p as usize + 1));
     let mut out = tape.kernels().empty(x.tensor().shape());

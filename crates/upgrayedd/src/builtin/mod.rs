@@ -45,6 +45,10 @@ const RECIPE_STORIES: u64 = 60_000;
 const RECIPE_STEPS: u64 = 3000;
 
 /// The built-in model: 4 layers of 8 heads.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the files cannot be written out, and [`Error::Interrupted`] if the work is
+/// stopped.
 pub fn model() -> Result<Model> {
     // One loader for all models: the files are written out, read, and removed.
     let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "write in"))?;
@@ -57,6 +61,9 @@ pub fn model() -> Result<Model> {
 }
 
 /// The built-in model's tokenizer: a token per word of the grammar.
+///
+/// # Errors
+/// None is expected: the text is built in, and a test reads it. The type is that of [`Tokenizer::from_json`].
 pub fn tokenizer() -> Result<Tokenizer> {
     Tokenizer::from_json(TOKENIZER, &Value::Null)
 }
@@ -72,6 +79,11 @@ pub fn stories(seed: u64, count: u64) -> impl Iterator<Item = String> {
 }
 
 /// Trains the built-in model from nothing and writes its three files. The same processor gives the same bits.
+///
+/// # Errors
+/// Returns [`Error::File`] if `out` exists, [`Error::Io`] if it cannot be written, [`Error::NotFinite`] if
+/// learning diverges or a weight is too large for its type in the file, and [`Error::Interrupted`] if the
+/// work is stopped.
 pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> {
     let tokenizer_json = make_tokenizer();
     let tokenizer = Tokenizer::from_json(&tokenizer_json, &Value::Null)?;

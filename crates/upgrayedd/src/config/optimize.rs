@@ -81,14 +81,22 @@ impl OptimizeConfig {
         .concat()
     }
 
-    /// Reads options from TOML; those that it does not name have their defaults. Refuses names that are none and values of a wrong type.
+    /// Reads options from TOML; those that it does not name have their defaults.
+    ///
+    /// # Errors
+    /// Returns [`Error::Malformed`] for a text that is not TOML and for a value of a wrong type, and
+    /// [`Error::UnknownName`] for a name that is no option.
     pub fn from_toml(text: &str) -> Result<Self> {
         let table: toml::Table =
             toml::from_str(text).map_err(|e| Error::malformed(e.to_string().trim_end().replace('\n', " ")))?;
         Self::try_from(table)
     }
 
-    /// Refuses values that have no meaning, before anything is read.
+    /// Checks all values, before anything is read.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning, [`Error::UnknownName`] for `units`
+    /// that cannot be pruned, and [`Error::Malformed`] for a `schedule` that does not go with the `budget`.
     pub fn check(&self) -> Result<()> {
         self.prune.check()?;
         self.grow.check()?;
@@ -123,6 +131,10 @@ impl OptimizeConfig {
     }
 
     /// The strategy with its parameters, checked.
+    ///
+    /// # Errors
+    /// Returns what [`get_strategy`] returns: for a strategy or a parameter that there is not, and for a
+    /// value that a parameter cannot have.
     pub fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
         let options = self.prune.strategy_option.iter().map(|option| (option.name.clone(), option.value.clone()));
         get_strategy(&self.prune.strategy, options.collect())
@@ -158,7 +170,11 @@ fn take<T: DeserializeOwned>(table: &mut toml::Table, names: &[&str]) -> Result<
 }
 
 impl PruneOptions {
-    /// Refuses values that have no meaning.
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning, [`Error::UnknownName`] for `units`
+    /// that cannot be pruned, and [`Error::Malformed`] for a `schedule` that does not go with the `budget`.
     pub fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.pruning_ratio) {
             return Err(Error::out_of_range("pruning_ratio", self.pruning_ratio, "at least 0 and less than 1"));
@@ -181,7 +197,10 @@ impl PruneOptions {
 }
 
 impl GrowOptions {
-    /// Refuses values that have no meaning.
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning.
     pub fn check(&self) -> Result<()> {
         more_than_zero(&[("growth_lr_multiplier", self.growth_lr_multiplier)])?;
         shares(&[("growth_ratio", self.growth_ratio), ("gate_warmup", self.gate_warmup)])
@@ -189,7 +208,10 @@ impl GrowOptions {
 }
 
 impl LearnOptions {
-    /// Refuses values that have no meaning.
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning.
     pub fn check(&self) -> Result<()> {
         more_than_zero(&[
             ("epochs_per_cycle", self.epochs_per_cycle as f64),

@@ -39,6 +39,12 @@ pub struct Plan {
 impl Plan {
     /// Completes and checks what was asked for. `own_strategy`: the strategy is none of ours. `timings` are measured or read if a budget in
     /// latency needs them and there are none.
+    ///
+    /// # Errors
+    /// Returns what [`OptimizeConfig::check`] returns, and [`Error::DoesNotFit`] for options that do not go
+    /// with the model, with the strategy or with each other. For a budget in latency, [`Error::File`] or
+    /// [`Error::Io`] if the file of timings cannot be used, [`Error::DoesNotFit`] if the timings are not the
+    /// model's, and [`Error::Interrupted`] if measuring is stopped.
     pub fn new(
         mut config: OptimizeConfig,
         model: &Model,

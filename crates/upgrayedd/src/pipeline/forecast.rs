@@ -27,6 +27,13 @@ impl Pipeline {
     /// What each of several ratios would cost before learning, one built on the other and each scored anew; the model stays as it is. Heads
     /// are chosen as in a run; the refit reads the sequences to score on alone, where a run may read more. Ratios that
     /// the heads which may go do not reach are left out. Returns the held-out loss now as well.
+    ///
+    /// # Errors
+    /// Returns [`crate::Error::NotFinite`] if a loss or a score is not finite, [`crate::Error::Data`] if the
+    /// data has nothing to predict, [`crate::Error::Interrupted`] if the observer or whoever started the work
+    /// stops it, [`crate::Error::DoesNotFit`] if the strategy's scores are not those of the model's heads,
+    /// what the strategy returns, and what [`UnitMap::remove`](crate::units::UnitMap::remove) returns for the
+    /// heads that it names.
     pub fn forecast(&mut self, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let parent = self.learner.model.clone();
         let result = self.forecast_from(&parent, observer);

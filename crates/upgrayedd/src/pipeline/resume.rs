@@ -13,11 +13,19 @@ use crate::{Error, Result};
 
 impl Pipeline {
     /// Continues a run from its newest checkpoint to the same result as an uninterrupted one.
+    ///
+    /// # Errors
+    /// Returns what [`Self::resume_with`] returns.
     pub fn resume(path: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         Self::resume_with(path, Given::default(), observer)
     }
 
     /// What the run at `path` was started with, and from which model.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if `path` is no run of this program or its files cannot be used, [`Error::Io`]
+    /// if the system cannot read them, and what [`crate::open()`] returns for a model that the run does not
+    /// keep itself.
     pub fn recorded(path: &Path) -> Result<(RunRecord, Model)> {
         let record: RunRecord = read_run(path)?;
         let model = base_of(&path.join("base"), &record.config, record.given)?;
@@ -25,6 +33,12 @@ impl Pipeline {
     }
 
     /// [`Self::resume`] for a run with parts that the caller had made itself: data and strategy must be given again.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if `path` is no run of this program, is in use, is complete, or was started by
+    /// another version; if a part that the caller made is not given again; if model, data or strategy are not
+    /// those that it was started with; and if all its checkpoints are damaged. Returns [`Error::Io`] if the
+    /// system cannot read or write the folder. Beyond these, what [`Self::with`] and [`Self::run`] return.
     pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
         let record: RunRecord = read_run(path)?;
         let mut dir = RunDir::open(path)?;

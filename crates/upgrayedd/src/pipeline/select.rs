@@ -34,6 +34,12 @@ pub(super) struct Chosen {
 
 impl Pipeline {
     /// The heads that the first cycle would prune, without changing anything.
+    ///
+    /// # Errors
+    /// Returns [`crate::Error::NotFinite`] if a score is not finite, [`crate::Error::DoesNotFit`] if the
+    /// scores are not those of the model's heads, [`crate::Error::Interrupted`] if the work is stopped, what
+    /// the strategy returns, and what [`UnitMap::remove`](crate::units::UnitMap::remove) returns for the
+    /// heads that it names.
     pub fn preview(&mut self) -> Result<Selection> {
         let parent = self.learner.model.clone();
         let result = self.preview_from(&parent);

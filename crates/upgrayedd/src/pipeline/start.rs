@@ -27,11 +27,22 @@ use crate::{Error, Result, export, refit};
 
 impl Pipeline {
     /// Reads model and data and checks that the run is possible.
+    ///
+    /// # Errors
+    /// Returns what [`Self::with`] returns.
     pub fn new(config: OptimizeConfig) -> Result<Self> {
         Self::with(config, Given::default())
     }
 
     /// The same with parts that the caller has made itself.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for a model without data, for data without a model, for a model without
+    /// the tokenizer that its data needs, and for a teacher that does not go with the model;
+    /// [`Error::Device`] if the device cannot be used; and [`Error::Interrupted`] if the work is stopped.
+    /// Beyond these, what [`OptimizeConfig::check`], [`OptimizeConfig::build_strategy`], [`crate::open()`],
+    /// [`Plan::new`], [`Model::tokenizer`], [`Dataset::open`](crate::data::Dataset::open) and
+    /// [`RunData::split`](crate::data::RunData::split) return.
     pub fn with(config: OptimizeConfig, given: Given) -> Result<Self> {
         config.check()?;
         let parts = GivenParts { model: given.model.is_some(), data: given.data.is_some(), strategy: given.strategy.is_some() };
@@ -130,6 +141,16 @@ impl Pipeline {
     }
 
     /// Runs all cycles into a new run folder and writes the result.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if `out` exists, [`Error::Io`] if it cannot be written, [`Error::Data`] if the
+    /// data has nothing to predict or an epoch has no batches, [`Error::NotFinite`] if a loss, a score or a
+    /// weight is not finite, unless the cycle is rolled back, [`Error::Interrupted`] if the observer or
+    /// whoever started the work stops it, what the strategy and a data loader return, what
+    /// [`UnitMap::remove`](crate::units::UnitMap::remove) and [`grow::choose`] return for the heads that the
+    /// strategy names, and what [`crate::open()`] returns when the model is read again to be compared with.
+    /// After [`Error::Interrupted`] and [`Error::Caller`] the folder stays, to be resumed; after others it
+    /// stays if it has a checkpoint.
     pub fn run(mut self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         check_new(out)?;
         let baseline = self.measure("baseline", observer)?;
@@ -150,6 +171,10 @@ impl Pipeline {
     }
 
     /// The configuration that a run was started with.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if `path` is no run of this program, and [`Error::Io`] if the system cannot
+    /// read it.
     pub fn recorded_config(path: &Path) -> Result<OptimizeConfig> {
         Ok(read_run(path)?.config)
     }

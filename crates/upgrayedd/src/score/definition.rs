@@ -38,7 +38,10 @@ impl Score {
         self.needs != Needs::Nothing
     }
 
-    /// The score of every active head: the higher, the rather it is kept. A value that is not finite is an error.
+    /// The score of every active head: the higher, the rather it is kept.
+    ///
+    /// # Errors
+    /// Returns what [`compute_all`] returns.
     pub fn compute(&self, context: &ScoreContext<'_>) -> Result<Scores> {
         let mut scores = compute_all(&[self], context)?;
         Ok(scores.swap_remove(0))
@@ -51,6 +54,12 @@ impl Score {
 }
 
 /// Several scores from one pass over the calibration data (`loss_impact` makes passes of its own).
+///
+/// # Errors
+/// Returns [`crate::Error::DoesNotFit`] if a score needs data or labels and there are none,
+/// [`crate::Error::Data`] if the data has no sequences or nothing to predict, [`crate::Error::NotFinite`] if
+/// a score is not finite, [`crate::Error::Interrupted`] if the work is stopped, and what `context.reduce`
+/// returns.
 pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<Scores>> {
     let needs: Vec<Needs> = scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
     let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };

@@ -23,6 +23,9 @@ pub const ALL: [&Score; 11] = [
 ];
 
 /// The score called `name`.
+///
+/// # Errors
+/// Returns [`Error::UnknownName`] if there is no such score.
 pub fn named(name: &str) -> Result<&'static Score> {
     ALL.into_iter().find(|s| s.name == name).ok_or_else(|| Error::unknown_name("score", name, &ALL.map(|s| s.name)))
 }

@@ -76,14 +76,24 @@ pub trait Strategy: Send {
         1
     }
     /// The importance of every active head: the higher, the rather it is kept. The archive remembers it.
+    ///
+    /// # Errors
+    /// A built-in strategy returns what [`compute_all`](crate::score::compute_all) returns; one of the
+    /// caller's own wraps its errors in [`Error::Caller`].
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores>;
     /// Importances as users see them, or back: an entropy has the other sign.
     fn shown(&self, importances: &Scores) -> Scores {
         importances.clone()
     }
     /// The heads to prune, by layer and original index.
+    ///
+    /// # Errors
+    /// A built-in strategy has none; one of the caller's own wraps its errors in [`Error::Caller`].
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection>;
     /// How many heads come back in which layer.
+    ///
+    /// # Errors
+    /// A built-in strategy has none; one of the caller's own wraps its errors in [`Error::Caller`].
     fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
 }
 
