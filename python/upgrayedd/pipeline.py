@@ -277,7 +277,7 @@ class UpgrayeddPipeline:
 
         Raises:
             InvalidValueError: (a ValueError) for data that cannot be used, or an impossible decision of a strategy.
-            KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `UpgrayeddPipeline.resume(run_dir).finish()` continues.
+            KeyboardInterrupt: On Ctrl-C; what has been learned is saved, and `resume(run_dir).finish()` continues.
         """
         self._check_new()
         return self._run(dataloader, num_cycles, epochs_per_cycle, eval_dataloader, None)

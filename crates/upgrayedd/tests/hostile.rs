@@ -208,3 +208,11 @@ fn nested_json_does_not_exhaust_the_stack() {
     std::fs::write(dir.path().join("model.safetensors"), &header).unwrap();
     assert!(load_error(dir.path()).contains("not a valid safetensors file"));
 }
+
+#[test]
+fn a_tokenizer_json_that_is_no_object_is_refused() {
+    for text in ["1", "[]", "null", "\"x\""] {
+        let refused = Tokenizer::from_json(text, &serde_json::Value::Null);
+        assert!(matches!(refused, Err(upgrayedd::Error::OutOfRange { name, .. }) if name == "tokenizer.json"), "{text}");
+    }
+}

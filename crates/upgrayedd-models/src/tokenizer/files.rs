@@ -127,20 +127,18 @@ fn merges(text: &str) -> std::result::Result<Vec<Value>, String> {
         .collect()
 }
 
-fn build(
+/// Where the vocabulary is, what of tokenizer.json it is, and the class that reads it: as transformers decides.
+fn place(
     vocabulary: Vocabulary,
-    [config, map, added]: [&Value; 3],
+    config: &Value,
     (named, model_config): (Option<&str>, &Value),
-) -> Result<Made> {
-    let mut options = match config {
-        Value::Null => Map::new(),
-        Value::Object(options) => options.clone(),
-        other => return Err(Error::out_of_range("tokenizer_config.json", other, "an object")),
-    };
-    let special_token = |key: &str| key.ends_with("_token");
-    let mut notices = keys::check("tokenizer_config.json", config, &[keys::TOKENIZER], special_token)?;
-    notices.extend(keys::check("special_tokens_map.json", map, &[keys::TOKENIZER], special_token)?);
-    let (json, model, class) = match vocabulary {
+    options: &mut Map<String, Value>,
+    notices: &mut Vec<String>,
+) -> Result<(Value, Value, Class)> {
+    Ok(match vocabulary {
+        Vocabulary::Json(json) if !json.is_object() => {
+            return Err(Error::out_of_range("tokenizer.json", json, "an object"));
+        }
         Vocabulary::Json(json) => {
             let named_llama = named.is_some_and(|name| name.starts_with("LlamaTokenizer"));
             // Code of the folder's own keeps transformers from looking.
@@ -184,7 +182,23 @@ fn build(
             }
             (Value::Null, model, class)
         }
+    })
+}
+
+fn build(
+    vocabulary: Vocabulary,
+    [config, map, added]: [&Value; 3],
+    (named, model_config): (Option<&str>, &Value),
+) -> Result<Made> {
+    let mut options = match config {
+        Value::Null => Map::new(),
+        Value::Object(options) => options.clone(),
+        other => return Err(Error::out_of_range("tokenizer_config.json", other, "an object")),
     };
+    let special_token = |key: &str| key.ends_with("_token");
+    let mut notices = keys::check("tokenizer_config.json", config, &[keys::TOKENIZER], special_token)?;
+    notices.extend(keys::check("special_tokens_map.json", map, &[keys::TOKENIZER], special_token)?);
+    let (json, model, class) = place(vocabulary, config, (named, model_config), &mut options, &mut notices)?;
     let sources = Sources { config: &options, map, added, json: &json, as_it_is: class == Class::Backend };
     let special = Special::gather(&sources, class.default_tokens())?;
     let mut whole = match (class, &json) {
