@@ -1,5 +1,6 @@
-//! What reads files that may come from anyone, as functions of bytes. An error is fine; a panic, a hang or a flood of memory is not.
-//! The targets of `cargo fuzz` and the bounded test in `crates/upgrayedd/tests/hostile.rs` share them.
+//! What reads files that may come from anyone, as functions of bytes. An error is fine; a panic, a hang or a
+//! flood of memory is not. The targets of `cargo fuzz` and the bounded test in
+//! `crates/upgrayedd/tests/hostile.rs` share them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,11 @@ pub static ALL: [Reader; 9] = [
     Reader { name: "config", read: config, seeds: || golden_files("config.json") },
     Reader { name: "safetensors", read: safetensors, seeds: || golden_files("model.safetensors") },
     Reader { name: "index", read: index, seeds: index_seeds },
-    Reader { name: "tokenizer", read: tokenizer, seeds: || vec![builtin::tokenizer().unwrap().to_json().unwrap().into()] },
+    Reader {
+        name: "tokenizer",
+        read: tokenizer,
+        seeds: || vec![builtin::tokenizer().unwrap().to_json().unwrap().into()],
+    },
     Reader { name: "tokenizer_files", read: tokenizer_files, seeds: tokenizer_files_seeds },
     Reader { name: "data", read: data, seeds: data_seeds },
     Reader { name: "labelled", read: labelled, seeds: labelled_seeds },
@@ -47,7 +52,12 @@ pub fn named(name: &str) -> &'static Reader {
 }
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|p| p.join("tests/golden")).find(|p| p.is_dir()).unwrap().join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .map(|p| p.join("tests/golden"))
+        .find(|p| p.is_dir())
+        .unwrap()
+        .join(name)
 }
 
 const MODELS: [&str; 4] = ["llama_gqa", "llama_gqa_pruned", "gpt2", "bert_mlm"];
@@ -134,11 +144,18 @@ fn tokenizer(bytes: &[u8]) {
 fn tokenizer_files(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else { return };
     in_folder(|dir| {
-        let names =
-            ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"];
+        let names = [
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.txt",
+            "vocab.json",
+            "merges.txt",
+        ];
         let name = names[usize::from(kind % 6)];
         match (kind >> 3) % 3 {
-            0 => fs::write(dir.join("tokenizer.json"), builtin::tokenizer().unwrap().to_json().unwrap()).unwrap(),
+            0 => fs::write(dir.join("tokenizer.json"), builtin::tokenizer().unwrap().to_json().unwrap())
+                .unwrap(),
             1 => fs::write(dir.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b").unwrap(),
             _ => {
                 fs::write(dir.join("vocab.json"), r#"{"a":0,"b":1,"ab":2}"#).unwrap();
@@ -162,7 +179,9 @@ fn tokenizer_files_seeds() -> Vec<Vec<u8>> {
     let map = r#"{"bos_token":"<s>","extra_special_tokens":["z"],"image_token":{"content":"<i>","normalized":false}}"#;
     let mut seeds = Vec::new();
     for vocabulary in [0u8, 8, 16] {
-        for (kind, text) in [(0, config), (1, map), (2, r#"{"<e>":9}"#), (3, "[UNK]\n\na"), (4, r#"{"a":0}"#), (5, "a b\n")] {
+        for (kind, text) in
+            [(0, config), (1, map), (2, r#"{"<e>":9}"#), (3, "[UNK]\n\na"), (4, r#"{"a":0}"#), (5, "a b\n")]
+        {
             seeds.push([&[vocabulary + kind], text.as_bytes()].concat());
         }
     }
@@ -214,7 +233,10 @@ fn labelled(bytes: &[u8]) {
         (Model::load(&golden("bert_regression"), &LoadOptions::default()).unwrap(), tokenizer)
     });
     in_folder(|dir| {
-        let path = dir.join(["data.tsv", "data.jsonl", "data.csv", "data.parquet"][usize::from(kind % 2 + (kind >> 2) % 2 * 2)]);
+        let path = dir.join(
+            ["data.tsv", "data.jsonl", "data.csv", "data.parquet"]
+                [usize::from(kind % 2 + (kind >> 2) % 2 * 2)],
+        );
         fs::write(&path, rest).unwrap();
         let text_pair_field = (kind & 2 == 0).then(|| "other".to_owned());
         let options = DataOptions {
@@ -229,13 +251,19 @@ fn labelled(bytes: &[u8]) {
 fn labelled_seeds() -> Vec<Vec<u8>> {
     let table = b"text\tother\tlabel\na b\tab a b a b a b\t0.5\nb\ta\t-1e3\n";
     let lines = b"{\"text\":\"a b\",\"other\":\"b\",\"label\":0.5}\n\n{\"text\":\"b\",\"other\":\"a\",\"label\":\"2\"}\n";
-    vec![[&[0], &table[..]].concat(), [&[2], &table[..]].concat(), [&[1], &lines[..]].concat(), [&[4], &table[..]].concat()]
+    vec![
+        [&[0], &table[..]].concat(),
+        [&[2], &table[..]].concat(),
+        [&[1], &lines[..]].concat(),
+        [&[4], &table[..]].concat(),
+    ]
 }
 
 fn parquet_file(texts: &[String]) -> Vec<u8> {
     use parquet::data_type::{ByteArray, ByteArrayType};
     use parquet::file::writer::SerializedFileWriter;
-    let schema = parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
+    let schema =
+        parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, schema.into(), Default::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -250,7 +278,8 @@ fn parquet_file(texts: &[String]) -> Vec<u8> {
 
 fn archive(bytes: &[u8]) {
     static MODEL: OnceLock<Model> = OnceLock::new();
-    let model = MODEL.get_or_init(|| Model::load(&golden("llama_gqa_pruned"), &LoadOptions::default()).unwrap());
+    let model =
+        MODEL.get_or_init(|| Model::load(&golden("llama_gqa_pruned"), &LoadOptions::default()).unwrap());
     in_folder(|dir| {
         let path = dir.join("archive.safetensors");
         fs::write(&path, bytes).unwrap();
@@ -265,7 +294,14 @@ fn archive_seeds() -> Vec<Vec<u8>> {
     let path = dir.join("archive.safetensors");
     let mut model = Model::load(&golden("llama_gqa"), &LoadOptions::default()).unwrap();
     let head = model.units().layers()[0].active()[1];
-    upgrayedd::surgery::remove(&mut model, None, &upgrayedd::units::heads_by_layer([(0, vec![head])].into()), 1, None).unwrap();
+    upgrayedd::surgery::remove(
+        &mut model,
+        None,
+        &upgrayedd::units::heads_by_layer([(0, vec![head])].into()),
+        1,
+        None,
+    )
+    .unwrap();
     model.archive().save(&path, &model.layer_names()).unwrap();
     let bytes = fs::read(&path).unwrap();
     fs::remove_dir_all(dir).unwrap();

@@ -1,4 +1,5 @@
-//! Ops at the shapes of GPT-2 small with 2 × 256 tokens, forward, and with the backward pass where there is one.
+//! Ops at the shapes of GPT-2 small with 2 × 256 tokens, forward, and with the backward pass where there is
+//! one.
 #![allow(missing_docs)]
 
 use std::sync::Arc;
@@ -16,9 +17,15 @@ fn tensor(shape: &[usize]) -> Tensor {
     Tensor::from_vec(shape, (0..len).map(|i| ((i * 7919) % 1000) as f32 * 1e-3 - 0.5).collect())
 }
 
-/// Times `op` on inputs of these shapes, alone and with its backward pass. `elements` is what it works on forward: multiply-adds, or
-/// numbers.
-fn both(c: &mut Criterion, name: &str, elements: usize, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> Result<Var>) {
+/// Times `op` on inputs of these shapes, alone and with its backward pass. `elements` is what it works on
+/// forward: multiply-adds, or numbers.
+fn both(
+    c: &mut Criterion,
+    name: &str,
+    elements: usize,
+    shapes: &[&[usize]],
+    op: impl Fn(&mut Tape<'_>, &[Var]) -> Result<Var>,
+) {
     let mut params = ParamSet::default();
     let ids: Vec<_> = shapes.iter().map(|shape| params.add("input", tensor(shape))).collect();
     let mut grads = Gradients::for_params(&params);
@@ -92,10 +99,16 @@ fn attention(c: &mut Criterion) {
 
 fn small(c: &mut Criterion) {
     let (x, wide) = ([TOKENS, WIDTH], [TOKENS, 4 * WIDTH]);
-    both(c, "layer norm", x[0] * x[1], &[&x, &[WIDTH], &[WIDTH]], |tape, v| ops::layer_norm(tape, &v[0], &v[1], &v[2], 1e-5));
+    both(c, "layer norm", x[0] * x[1], &[&x, &[WIDTH], &[WIDTH]], |tape, v| {
+        ops::layer_norm(tape, &v[0], &v[1], &v[2], 1e-5)
+    });
     both(c, "RMS norm", x[0] * x[1], &[&x, &[WIDTH]], |tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5));
-    both(c, "GELU", wide[0] * wide[1], &[&wide], |tape, v| ops::activation(tape, Activation::GeluTanh, &v[0]));
-    both(c, "SwiGLU", wide[0] * wide[1], &[&wide, &wide], |tape, v| ops::gated_activation(tape, Activation::Silu, &v[0], &v[1]));
+    both(c, "GELU", wide[0] * wide[1], &[&wide], |tape, v| {
+        ops::activation(tape, Activation::GeluTanh, &v[0])
+    });
+    both(c, "SwiGLU", wide[0] * wide[1], &[&wide, &wide], |tape, v| {
+        ops::gated_activation(tape, Activation::Silu, &v[0], &v[1])
+    });
     let frequencies: Vec<f32> = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
     let table = RopeTable::new(256, &frequencies);
     let positions = Arc::new((0..TOKENS as u32).map(|i| i % 256).collect());
@@ -119,8 +132,8 @@ fn loss(c: &mut Criterion) {
                     false => Tape::inference(Device::cpu(), &params),
                 };
                 let (x, w) = (tape.param(x), tape.param(w));
-                let loss =
-                    ops::cross_entropy(&mut tape, &x, Head { weight: &w, bias: None }, &targets, 1.0).expect("not stopped");
+                let loss = ops::cross_entropy(&mut tape, &x, Head { weight: &w, bias: None }, &targets, 1.0)
+                    .expect("not stopped");
                 tape.backward(loss.seeds).expect("not stopped");
                 loss.sum.read()
             });

@@ -14,7 +14,8 @@ use upgrayedd::units::{LayerSite, Selection};
 
 fn model() -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gpt2-small.json");
-    let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).expect("config")).expect("JSON");
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).expect("config")).expect("JSON");
     let (family, spec, _) = family::recognise(&config, &[], None).expect("GPT-2");
     Model::initialised(family, spec, config, 1).expect("GPT-2")
 }

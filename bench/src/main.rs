@@ -71,7 +71,8 @@ enum Work {
     Gemm,
     /// As many fused multiply-adds as each thread can do, 2³² each
     Fma,
-    /// Tokens one after another, with the cache of keys and values: milliseconds per token after a prompt of `length`
+    /// Tokens one after another, with the cache of keys and values: milliseconds per token after a prompt of
+    /// `length`
     Generate,
 }
 
@@ -99,7 +100,8 @@ fn main() -> Result<()> {
     let (family, spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(family, spec, config, 1)?;
     if let Some(keep) = args.heads {
-        let pruned = model.units().layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
+        let pruned =
+            model.units().layers().iter().map(|layer| layer.active().iter().skip(keep).copied().collect());
         let pruned = pruned.enumerate().map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect();
         surgery::remove(&mut model, None, &pruned, 1, None)?;
         model.set_archive(Archive::default());
@@ -118,7 +120,8 @@ fn main() -> Result<()> {
         let start = Instant::now();
         match args.work {
             Work::Train => {
-                let update = Update { gradient_checkpointing: args.gradient_checkpointing, ..Update::at(5e-5) };
+                let update =
+                    Update { gradient_checkpointing: args.gradient_checkpointing, ..Update::at(5e-5) };
                 loss = learner.step(&mut grads, std::slice::from_ref(&batch), None, update, &Alone)?.loss;
             }
             Work::Forward => {
@@ -136,7 +139,8 @@ fn main() -> Result<()> {
             Work::Fma => std::thread::scope(|scope| (0..args.threads).for_each(|_| drop(scope.spawn(fma)))),
             Work::Generate => {
                 let (temperature, top_p, end_tokens) = (0.0, 1.0, Vec::new());
-                let options = GenerateOptions { max_new_tokens: NEW_TOKENS, temperature, top_p, seed: 1, end_tokens };
+                let options =
+                    GenerateOptions { max_new_tokens: NEW_TOKENS, temperature, top_p, seed: 1, end_tokens };
                 let generation = learner.model.generate(&batch.tokens[..args.length], &options, |_| true)?;
                 return Ok(generation.decode_seconds * 1e3 / (NEW_TOKENS - 1) as f64);
             }
@@ -170,7 +174,8 @@ fn main() -> Result<()> {
     }
     // What a token costs forward: half its positions are seen on average, as attention is causal.
     let macs = learner.model.cost(args.length / 2).macs_per_token;
-    let mut report = json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
+    let mut report =
+        json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
     if !matches!(args.work, Work::Fma | Work::Generate) {
         report["product_share"] = shares.into();
         report["product_gflops"] = rates.into();
@@ -214,7 +219,8 @@ fn random_batch(model: &Model, batch: usize, length: usize) -> Batch {
         (state >> 33) as u32 % model.spec().vocab_size as u32
     };
     let tokens: Vec<u32> = (0..batch * length).map(|_| next()).collect();
-    let targets = tokens.chunks(length).flat_map(|s| s[1..].iter().map(|&t| i64::from(t)).chain([IGNORE])).collect();
+    let targets =
+        tokens.chunks(length).flat_map(|s| s[1..].iter().map(|&t| i64::from(t)).chain([IGNORE])).collect();
     Batch { tokens: Arc::new(tokens), batch, len: length, targets, ..Batch::default() }
 }
 

@@ -9,7 +9,8 @@ use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use upgrayedd::data::{
-    BatchSource, DataOptions, Dataset, Part, ReadOptions, Row, RunData, SetAside, Split, TakeBatch, Targets, many_unknown,
+    BatchSource, DataOptions, Dataset, Part, ReadOptions, Row, RunData, SetAside, Split, TakeBatch, Targets,
+    many_unknown,
 };
 use upgrayedd::family::Family;
 use upgrayedd::model::Batch;
@@ -64,7 +65,8 @@ impl Source {
         }
     }
 
-    /// Training, calibration and held-out parts for a run; of a loader those that `run` has kept, if that is to be gone on with.
+    /// Training, calibration and held-out parts for a run; of a loader those that `run` has kept, if that is
+    /// to be gone on with.
     pub fn run_data(
         &self,
         eval: Option<&Self>,
@@ -75,14 +77,19 @@ impl Source {
     ) -> Result<RunData> {
         let eval = eval.map(|e| e.dataset(model, options, true)).transpose()?;
         match self {
-            Self::Loader(loader) => loader_data(loader, eval, model, calibration, run.map(read_set_aside).transpose()?),
+            Self::Loader(loader) => {
+                loader_data(loader, eval, model, calibration, run.map(read_set_aside).transpose()?)
+            }
             _ => {
                 let data = self.dataset(model, options, true)?;
                 let mut data = RunData::split(data, eval, calibration, batch_size, options.seed)?;
-                // How files are read is not on record where a program reads them: what is known of the data has to tell.
-                let ReadOptions { text_field, text_pair_field, label_field, delimiter, columns, documents } = &options.read;
-                let reading =
-                    format!("{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?}");
+                // How files are read is not on record where a program reads them: what is known of the data
+                // has to tell.
+                let ReadOptions { text_field, text_pair_field, label_field, delimiter, columns, documents } =
+                    &options.read;
+                let reading = format!(
+                    "{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?}"
+                );
                 data.hash = format!("{} {}", data.hash, &blake3::hash(reading.as_bytes()).to_hex()[..16]);
                 Ok(data)
             }
@@ -90,11 +97,18 @@ impl Source {
     }
 }
 
-fn texts_dataset(texts: &Py<PyAny>, model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Dataset> {
+fn texts_dataset(
+    texts: &Py<PyAny>,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    options: &DataOptions,
+) -> Result<Dataset> {
     let iterator = Python::attach(|py| Ok(texts.bind(py).try_iter()?.unbind())).map_err(from_py)?;
     let mut failure = None;
     let strings = std::iter::from_fn(|| {
-        let next = Python::attach(|py| iterator.bind(py).clone().next().map(|item| item?.extract::<String>()).transpose());
+        let next = Python::attach(|py| {
+            iterator.bind(py).clone().next().map(|item| item?.extract::<String>()).transpose()
+        });
         next.unwrap_or_else(|error| {
             failure = Some(error);
             None
@@ -125,7 +139,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `(tokens, mask or None, labels or None, token types or None)`, each an int64 array; labels may be float64.
+    /// `(tokens, mask or None, labels or None, token types or None)`, each an int64 array; labels may be
+    /// float64.
     fn row(&self, item: &Bound<'_, PyAny>, number: usize) -> PyResult<Result<Row>> {
         type Array<'py> = PyReadonlyArray1<'py, i64>;
         type Item<'py> = (Array<'py>, Option<Array<'py>>, Option<Bound<'py, PyAny>>, Option<Array<'py>>);
@@ -160,7 +175,8 @@ impl Reader<'_> {
             )));
         }
         let mask: Option<Vec<u8>> = mask.map(|m| m.iter().map(|&v| u8::from(v != 0)).collect());
-        let types: Option<Option<Vec<u32>>> = types.map(|t| t.iter().map(|&t| u32::try_from(t).ok()).collect());
+        let types: Option<Option<Vec<u32>>> =
+            types.map(|t| t.iter().map(|&t| u32::try_from(t).ok()).collect());
         let types = match types {
             Some(None) => return Err(refuse("has a negative token type".to_owned())),
             types => types.flatten().filter(|t| t.iter().any(|t| *t > 0)),
@@ -170,9 +186,13 @@ impl Reader<'_> {
         let (labels, values) = match labels {
             Labels::None => (None, None),
             // Whole numbers, which may mean classes elsewhere.
-            Labels::Classes(classes) if regresses => (None, Some(classes.iter().map(|&v| v as f32).collect::<Vec<_>>())),
+            Labels::Classes(classes) if regresses => {
+                (None, Some(classes.iter().map(|&v| v as f32).collect::<Vec<_>>()))
+            }
             Labels::Classes(classes) => (Some(classes), None),
-            Labels::Numbers(numbers) if !regresses && numbers.iter().all(|v| v.fract() == 0.0 && v.abs() < 1e15) => {
+            Labels::Numbers(numbers)
+                if !regresses && numbers.iter().all(|v| v.fract() == 0.0 && v.abs() < 1e15) =>
+            {
                 classes = numbers.iter().map(|&v| v as i64).collect::<Vec<_>>();
                 (Some(&classes[..]), None)
             }
@@ -186,9 +206,14 @@ impl Reader<'_> {
             // Labels that come along are for something else.
             (Objective::Encoder, _) => Row::every(ids, mask),
             _ if values.is_some() => match (regresses, values.as_deref()) {
-                (true, Some(&[value])) => Row { targets: Targets::Value(value), tokens: ids, mask, types: None },
+                (true, Some(&[value])) => {
+                    Row { targets: Targets::Value(value), tokens: ids, mask, types: None }
+                }
                 (true, values) => {
-                    return Err(refuse(format!("has {} labels: regression takes one a sequence", values.map_or(0, <[_]>::len))));
+                    return Err(refuse(format!(
+                        "has {} labels: regression takes one a sequence",
+                        values.map_or(0, <[_]>::len)
+                    )));
                 }
                 (false, _) => return Err(refuse("has labels that are not integers".to_owned())),
             },
@@ -207,7 +232,10 @@ impl Reader<'_> {
                 Row { targets: Targets::Label(label), tokens: ids, mask, types: None }
             }
             (Objective::Classifier { .. }, Some(labels)) => {
-                return Err(refuse(format!("has {} labels: a classifier takes one a sequence", labels.len())));
+                return Err(refuse(format!(
+                    "has {} labels: a classifier takes one a sequence",
+                    labels.len()
+                )));
             }
             (Objective::Classifier { .. }, None) if !self.labelled => {
                 Row { targets: Targets::Label(IGNORE), tokens: ids, mask, types: None }
@@ -266,9 +294,11 @@ impl Epoch {
     }
 }
 
-/// Identifies a sequence whatever batch it comes in, however its tokens are masked this time, and however far it is padded.
+/// Identifies a sequence whatever batch it comes in, however its tokens are masked this time, and however far
+/// it is padded.
 fn row_key(row: &Row, objective: Objective) -> u64 {
-    let real: Vec<usize> = (0..row.tokens.len()).filter(|&i| row.mask.as_ref().is_none_or(|m| m[i] != 0)).collect();
+    let real: Vec<usize> =
+        (0..row.tokens.len()).filter(|&i| row.mask.as_ref().is_none_or(|m| m[i] != 0)).collect();
     // Where it stands among its neighbours, not how far the batch is padded in front of it.
     let places: Vec<i64> = real.iter().map(|i| (i - real[0]) as i64).collect();
     let mut hasher = blake3::Hasher::new();
@@ -306,8 +336,9 @@ fn batch_key(rows: &[Row], objective: Objective) -> u64 {
     rows.iter().fold(0, |key, row| key.rotate_left(7) ^ row_key(row, objective))
 }
 
-/// Training batches from the caller's loader. Batches that come as they did when the loader was first read are told apart
-/// by their position; a loader that shuffles has the sequences that were set aside taken out wherever they turn up.
+/// Training batches from the caller's loader. Batches that come as they did when the loader was first read
+/// are told apart by their position; a loader that shuffles has the sequences that were set aside taken out
+/// wherever they turn up.
 struct LoaderBatches {
     loader: Py<PyAny>,
     family: &'static Family,
@@ -339,10 +370,9 @@ impl BatchSource for LoaderBatches {
                 }
                 continue;
             }
-            left.extend(
-                rows.into_iter()
-                    .filter(|row| if in_place { trains } else { !self.set_aside.contains(&row_key(row, self.spec.objective)) }),
-            );
+            left.extend(rows.into_iter().filter(|row| {
+                if in_place { trains } else { !self.set_aside.contains(&row_key(row, self.spec.objective)) }
+            }));
             while left.len() >= self.rows_per_batch {
                 let rows: Vec<Row> = left.drain(..self.rows_per_batch).collect();
                 if take(Batch::from_rows(&rows, 0))?.is_break() {
@@ -367,9 +397,9 @@ fn last_batches(counts: &[usize], rows: usize, most: usize) -> usize {
     enough.map_or(most, |before| (before + 1).min(most))
 }
 
-/// Reads the loader once: a tenth of its sequences, in whole batches at its end, is held out (unless there is data to measure on), a tenth
-/// before it, with about `calibration` sequences at most, serves for scoring. `kept` are those of a run that is gone on with: a loader that
-/// shuffles has others in these places now.
+/// Reads the loader once: a tenth of its sequences, in whole batches at its end, is held out (unless there is
+/// data to measure on), a tenth before it, with about `calibration` sequences at most, serves for scoring.
+/// `kept` are those of a run that is gone on with: a loader that shuffles has others in these places now.
 fn loader_data(
     loader: &Py<PyAny>,
     eval: Option<Dataset>,
@@ -377,8 +407,10 @@ fn loader_data(
     calibration: usize,
     kept: Option<SetAside>,
 ) -> Result<RunData> {
-    let (reader, objective) = (Reader { family: model.family(), spec: model.spec(), labelled: true }, model.spec().objective);
-    let length: Option<usize> = Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
+    let (reader, objective) =
+        (Reader { family: model.family(), spec: model.spec(), labelled: true }, model.spec().objective);
+    let length: Option<usize> =
+        Python::attach(|py| loader.bind(py).call_method0("length")?.extract()).map_err(from_py)?;
     let tenth = |n: usize| (n / 10).max(1);
     let last_from = length.map_or(0, |n| n.saturating_sub(2 * tenth(n) + 2));
     let (mut keys, mut counts, mut last, mut hash) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
@@ -404,7 +436,9 @@ fn loader_data(
     }
     let count = keys.len();
     if let Some(length) = length.filter(|n| *n != count) {
-        return Err(Error::data(format!("the data loader says that it has {length} batches, but gave {count}")));
+        return Err(Error::data(format!(
+            "the data loader says that it has {length} batches, but gave {count}"
+        )));
     }
     let needed = if eval.is_some() { 2 } else { 3 };
     if count < needed {
@@ -426,8 +460,9 @@ fn loader_data(
     for (number, row) in set_aside.calibration.iter().chain(&set_aside.held_out).enumerate() {
         row.check(model.spec(), number)?;
     }
-    let all =
-        |set: &SetAside| -> Vec<u64> { set.calibration.iter().chain(&set.held_out).map(|row| row_key(row, objective)).collect() };
+    let all = |set: &SetAside| -> Vec<u64> {
+        set.calibration.iter().chain(&set.held_out).map(|row| row_key(row, objective)).collect()
+    };
     let aside = all(&set_aside);
     if aside != all(&now) {
         // Nothing is in the place that it had.

@@ -10,9 +10,11 @@ use upgrayedd::nn::interrupt::watch;
 
 /// An exception of the package's own, by its name in `upgrayedd.errors`.
 fn exception(name: &str, message: String) -> PyErr {
-    Python::attach(|py| match py.import("upgrayedd.errors").and_then(|m| m.getattr(name)?.call1((message.as_str(),))) {
-        Ok(value) => PyErr::from_value(value),
-        Err(_) => PyRuntimeError::new_err(message),
+    Python::attach(|py| {
+        match py.import("upgrayedd.errors").and_then(|m| m.getattr(name)?.call1((message.as_str(),))) {
+            Ok(value) => PyErr::from_value(value),
+            Err(_) => PyRuntimeError::new_err(message),
+        }
     })
 }
 

@@ -1,4 +1,5 @@
-//! The native half of the Python package: translates between Python objects and the core, and decides nothing.
+//! The native half of the Python package: translates between Python objects and the core, and decides
+//! nothing.
 
 mod data;
 mod errors;
@@ -54,9 +55,15 @@ fn strategy_names() -> Vec<&'static str> {
 #[pyfunction]
 fn set_num_threads(count: usize) -> PyResult<()> {
     if count == 0 {
-        return Err(errors::to_py(upgrayedd::Error::out_of_range("the number of threads", count, "at least 1")));
+        return Err(errors::to_py(upgrayedd::Error::out_of_range(
+            "the number of threads",
+            count,
+            "at least 1",
+        )));
     }
     rayon::ThreadPoolBuilder::new().num_threads(count).build_global().map_err(|_| {
-        errors::to_py(upgrayedd::Error::malformed("the threads have been started already: set their number before any work"))
+        errors::to_py(upgrayedd::Error::malformed(
+            "the threads have been started already: set their number before any work",
+        ))
     })
 }

@@ -52,7 +52,8 @@ fn array<'py>(py: Python<'py>, tensor: Tensor) -> PyResult<Bound<'py, PyArrayDyn
     let view = ArrayViewD::from_shape(IxDyn(&shape), storage.get().0.as_f32().unwrap_or_default())
         .map_err(|e| pyo3::exceptions::PyRuntimeError::new_err(e.to_string()))?;
     #[allow(unsafe_code, reason = "arrays share the memory of weights")]
-    // SAFETY: the array's base object holds a reference to the tensor's buffer, which is never written while shared.
+    // SAFETY: the array's base object holds a reference to the tensor's buffer, which is never written while
+    // shared.
     let array = unsafe { PyArrayDyn::borrow_from_array(&view, storage.clone().into_any()) };
     let flags = PyDict::new(py);
     flags.set_item("write", false)?;
@@ -64,7 +65,11 @@ fn array<'py>(py: Python<'py>, tensor: Tensor) -> PyResult<Bound<'py, PyArrayDyn
 struct Arrays(BTreeMap<String, (Py<PyAny>, DType)>);
 
 impl Arrays {
-    fn with<T>(&self, name: &str, read: impl FnOnce(&PyReadonlyArrayDyn<'_, f32>) -> PyResult<T>) -> Result<T> {
+    fn with<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&PyReadonlyArrayDyn<'_, f32>) -> PyResult<T>,
+    ) -> Result<T> {
         Python::attach(|py| read(&self.0[name].0.bind(py).extract()?)).map_err(from_py)
     }
 }
@@ -83,9 +88,12 @@ impl Weights for Arrays {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        let tensor = self.with(name, |a| Ok(Tensor::from_vec(a.shape(), a.as_array().iter().copied().collect())))?;
+        let tensor =
+            self.with(name, |a| Ok(Tensor::from_vec(a.shape(), a.as_array().iter().copied().collect())))?;
         match tensor.data().iter().find(|v| !v.is_finite()) {
-            Some(value) => Err(Error::malformed(format!("tensor {name} holds {value}: the weights are damaged"))),
+            Some(value) => {
+                Err(Error::malformed(format!("tensor {name} holds {value}: the weights are damaged")))
+            }
             None => Ok(tensor),
         }
     }
@@ -106,9 +114,16 @@ impl Model {
 
     /// A model of arrays: Hugging Face name → (float32 array, dtype that it stands for).
     #[staticmethod]
-    fn from_arrays(py: Python<'_>, config: String, arrays: BTreeMap<String, (Py<PyAny>, String)>) -> PyResult<Self> {
-        let config: Value = serde_json::from_str(&config).map_err(|e| to_py(Error::malformed(format!("config: {e}"))))?;
-        let typed = |(name, (array, dtype)): (String, (Py<PyAny>, String))| Ok((name, (array, dtype.parse::<DType>()?)));
+    fn from_arrays(
+        py: Python<'_>,
+        config: String,
+        arrays: BTreeMap<String, (Py<PyAny>, String)>,
+    ) -> PyResult<Self> {
+        let config: Value =
+            serde_json::from_str(&config).map_err(|e| to_py(Error::malformed(format!("config: {e}"))))?;
+        let typed = |(name, (array, dtype)): (String, (Py<PyAny>, String))| {
+            Ok((name, (array, dtype.parse::<DType>()?)))
+        };
         let arrays = Arrays(arrays.into_iter().map(typed).collect::<Result<_>>().map_err(to_py)?);
         let load = || {
             let model = upgrayedd::Model::from_weights(config, &arrays, &LoadOptions::default())?;
@@ -144,14 +159,21 @@ impl Model {
         export::with_own_config(self.inner.clone()).config.to_string()
     }
 
-    /// Everything that can be said in a line, as JSON; with what it costs at so many visible keys, if that is asked for.
+    /// Everything that can be said in a line, as JSON; with what it costs at so many visible keys, if that is
+    /// asked for.
     #[pyo3(signature = (context))]
     fn info(&self, context: Option<usize>) -> String {
         let model = &self.inner;
         let cost = context.map(|context| model.cost(context));
         let spec = &model.spec();
         let counts = |of: fn(&LayerUnits) -> usize| -> BTreeMap<String, usize> {
-            model.units().layers().iter().enumerate().map(|(layer, units)| (model.layer_name(layer), of(units))).collect()
+            model
+                .units()
+                .layers()
+                .iter()
+                .enumerate()
+                .map(|(layer, units)| (model.layer_name(layer), of(units)))
+                .collect()
         };
         let architecture = model.family().architecture_of(Task::of(spec.objective));
         json!({
@@ -176,7 +198,9 @@ impl Model {
     /// Pruned heads that are in the archive, by layer.
     fn restorable_heads(&self) -> Vec<Vec<usize>> {
         let layers = self.inner.units().layers().iter().enumerate();
-        let archived = |layer: usize, head: usize| self.inner.archive().contains(upgrayedd::units::Unit::head(layer, head));
+        let archived = |layer: usize, head: usize| {
+            self.inner.archive().contains(upgrayedd::units::Unit::head(layer, head))
+        };
         layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
     }
 
@@ -184,7 +208,9 @@ impl Model {
         let known = self.inner.units().layers().get(layer);
         let Some(known) = known.filter(|known| head < known.total()) else {
             let heads = known.map_or(0, LayerUnits::total);
-            return Err(to_py(Error::malformed(format!("layer {layer} has no head {head}: it had {heads} heads"))));
+            return Err(to_py(Error::malformed(format!(
+                "layer {layer} has no head {head}: it had {heads} heads"
+            ))));
         };
         Ok(known.kv_group_of(head))
     }
@@ -243,7 +269,11 @@ impl Model {
     }
 
     /// Attention probabilities of one batch: per layer `(batch, active heads, length, length)`.
-    fn attention_maps<'py>(&self, py: Python<'py>, rows: Source) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
+    fn attention_maps<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Source,
+    ) -> PyResult<Vec<Bound<'py, PyArrayDyn<f32>>>> {
         let maps = detached(py, || Ok(self.inner.attention_maps(&self.unlabelled(&rows)?)?))?;
         maps.into_iter().map(|map| array(py, map)).collect()
     }
@@ -268,7 +298,8 @@ impl Model {
             let dataset = data.dataset(&self.inner, &options, true)?;
             warn(&dataset.notices)?;
             let range = 0..dataset.len();
-            let options = EvalOptions { batch_size, max_windows, window: options.sequence_length, reduce: &Alone };
+            let options =
+                EvalOptions { batch_size, max_windows, window: options.sequence_length, reduce: &Alone };
             evaluate(&model, &dataset, &range, options, "evaluate", &mut observer)
         });
         if let Some(raised) = observer.raised {
@@ -296,7 +327,15 @@ impl Model {
             let range = 0..dataset.as_ref().map_or(0, |d| d.len());
             let data = dataset.as_ref().map(|d| (d, &range));
             let model = &self.inner;
-            let context = ScoreContext { model, data, batch_size, samples, seed, gradient_checkpointing: false, reduce: &Alone };
+            let context = ScoreContext {
+                model,
+                data,
+                batch_size,
+                samples,
+                seed,
+                gradient_checkpointing: false,
+                reduce: &Alone,
+            };
             Ok(score.shown(&score.compute(&context)?).heads().map(<[f64]>::to_vec).collect())
         })
     }
@@ -317,8 +356,15 @@ impl Model {
             dataset.spread_over(dataset.len());
             let range = 0..dataset.len();
             let (model, data) = (&self.inner, Some((&dataset, &range)));
-            let context =
-                ScoreContext { model, data, batch_size, samples, seed: 0, gradient_checkpointing: false, reduce: &Alone };
+            let context = ScoreContext {
+                model,
+                data,
+                batch_size,
+                samples,
+                seed: 0,
+                gradient_checkpointing: false,
+                reduce: &Alone,
+            };
             let mut gains: BTreeMap<usize, BTreeMap<usize, f64>> = BTreeMap::new();
             for (id, gain) in upgrayedd::grow::gains(&context)? {
                 gains.entry(id.layer).or_default().insert(id.index, gain);
@@ -327,7 +373,8 @@ impl Model {
         })
     }
 
-    /// Repairs the output projections towards `parent`; per layer the share of the held-out error that is gone.
+    /// Repairs the output projections towards `parent`; per layer the share of the held-out error that is
+    /// gone.
     fn refit(
         &mut self,
         py: Python<'_>,
@@ -428,7 +475,8 @@ impl Tokenizer {
     /// The tokenizer of a model folder.
     #[staticmethod]
     fn load(folder: PathBuf) -> PyResult<Self> {
-        let config = if is_model_folder(&folder) { read_config(&folder).map_err(to_py)? } else { Value::Null };
+        let config =
+            if is_model_folder(&folder) { read_config(&folder).map_err(to_py)? } else { Value::Null };
         let load = || {
             let tokenizer = upgrayedd::Tokenizer::load(&folder, &config)?;
             warn(tokenizer.notices())?;

@@ -1,4 +1,5 @@
-//! Watches a run for Python: events as dictionaries, progress, and the signals that only the interpreter sees.
+//! Watches a run for Python: events as dictionaries, progress, and the signals that only the interpreter
+//! sees.
 
 use pyo3::prelude::*;
 use upgrayedd::event::{Control, Event, Observer, Progress};

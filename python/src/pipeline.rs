@@ -35,7 +35,12 @@ impl Parts {
     }
 
     /// `run`: the folder of the run that is gone on with.
-    fn given(self, config: &OptimizeConfig, keep_model: bool, run: Option<&Path>) -> upgrayedd::Result<Given> {
+    fn given(
+        self,
+        config: &OptimizeConfig,
+        keep_model: bool,
+        run: Option<&Path>,
+    ) -> upgrayedd::Result<Given> {
         let Self { model, data, options, strategy } = self;
         let strategy: Option<Box<dyn Strategy>> = strategy.map(|s| -> Box<dyn Strategy> { Box::new(s) });
         let samples = match &strategy {
@@ -88,8 +93,8 @@ pub fn check_config(config: &str) -> PyResult<()> {
         .map_err(to_py)
 }
 
-/// Runs all cycles into the new folder `out`; returns the summary as JSON. `keep_model`: the model is not what the
-/// configuration names, so the run keeps its weights.
+/// Runs all cycles into the new folder `out`; returns the summary as JSON. `keep_model`: the model is not
+/// what the configuration names, so the run keeps its weights.
 #[pyfunction]
 #[allow(clippy::too_many_arguments, reason = "one private call from Python")]
 pub fn optimize(

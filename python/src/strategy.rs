@@ -1,4 +1,5 @@
-//! Strategies on both sides: Python objects that the core asks, and the core's decisions that Python classes call.
+//! Strategies on both sides: Python objects that the core asks, and the core's decisions that Python classes
+//! call.
 
 use std::collections::BTreeMap;
 
@@ -116,18 +117,34 @@ pub fn select_to_prune(
             None => {
                 let most = budget::prunable(model.inner.units(), Site::Head, params.min_heads);
                 let ratios = (params.pruning_ratio, params.growth_ratio);
-                let counts = budget::cycle_counts(Schedule::PerCycle, model.inner.units(), Site::Head, ratios, (1, 1), most);
-                Budget { heads: counts.prune, scope: strategy.scope(), units: Site::Head, min_heads: params.min_heads }
+                let counts = budget::cycle_counts(
+                    Schedule::PerCycle,
+                    model.inner.units(),
+                    Site::Head,
+                    ratios,
+                    (1, 1),
+                    most,
+                );
+                Budget {
+                    heads: counts.prune,
+                    scope: strategy.scope(),
+                    units: Site::Head,
+                    min_heads: params.min_heads,
+                }
             }
         };
-        let selection = strategy.select_heads_to_prune(&PruneView { model: &model.inner, importances: &importances, budget })?;
+        let selection = strategy.select_heads_to_prune(&PruneView {
+            model: &model.inner,
+            importances: &importances,
+            budget,
+        })?;
         Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())
     };
     decide().map_err(to_py)
 }
 
-/// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can come back, `gains`
-/// says what it promises: layer → head → gain.
+/// Where the built-in strategy `name` grows: layer → number of heads. `restorable` counts per layer what can
+/// come back, `gains` says what it promises: layer → head → gain.
 #[pyfunction]
 pub fn select_to_grow(
     name: &str,
@@ -161,8 +178,9 @@ pub fn select_to_grow(
             window: 0,
             data_hash: String::new(),
         };
-        let each =
-            |(layer, heads): (usize, BTreeMap<usize, f64>)| heads.into_iter().map(move |(head, g)| (Unit::head(layer, head), g));
+        let each = |(layer, heads): (usize, BTreeMap<usize, f64>)| {
+            heads.into_iter().map(move |(head, g)| (Unit::head(layer, head), g))
+        };
         let gains = gains.into_iter().flat_map(each).collect();
         strategy.select_heads_to_grow(&GrowView {
             model: &model.inner,
@@ -251,7 +269,8 @@ impl Strategy for PyStrategy {
         let model = Model::of(view.model.clone());
         let importances: Vec<Vec<f64>> = self.shown(view.importances).heads().map(<[f64]>::to_vec).collect();
         let allowed = json!(Prunable::of(view.budget)).to_string();
-        let chosen: HeadsByLayer = self.ask(|adapter| adapter.call_method1("prune", (model, importances, allowed))?.extract())?;
+        let chosen: HeadsByLayer =
+            self.ask(|adapter| adapter.call_method1("prune", (model, importances, allowed))?.extract())?;
         Ok(heads_by_layer(chosen))
     }
 
@@ -280,13 +299,15 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     let Some((data, range)) = context.data else { return Ok(list) };
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     let objective = context.model.spec().objective;
-    let (causal, classifies) = (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
+    let (causal, classifies) =
+        (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
     let regresses = objective.is_regression();
     for chunk in indices.chunks(context.batch_size.max(1)) {
         let batch = data.batch(chunk, Pass::Fixed);
         let (rows, len) = (batch.batch, batch.len);
         let tokens: Vec<i64> = batch.tokens.iter().map(|&t| i64::from(t)).collect();
-        let mask: Vec<i64> = batch.mask.map_or_else(|| vec![1; rows * len], |m| m.into_iter().map(i64::from).collect());
+        let mask: Vec<i64> =
+            batch.mask.map_or_else(|| vec![1; rows * len], |m| m.into_iter().map(i64::from).collect());
         let mut labels = batch.targets;
         if causal {
             for row in labels.chunks_exact_mut(len.max(1)) {
@@ -298,7 +319,10 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
         dict.set_item("input_ids", shaped(py, tokens, rows)?)?;
         dict.set_item("attention_mask", shaped(py, mask, rows)?)?;
         if let Some(types) = batch.types {
-            dict.set_item("token_type_ids", shaped(py, types.iter().map(|&t| i64::from(t)).collect(), rows)?)?;
+            dict.set_item(
+                "token_type_ids",
+                shaped(py, types.iter().map(|&t| i64::from(t)).collect(), rows)?,
+            )?;
         }
         let labels = match classifies {
             true if regresses => numpy::PyArray1::from_vec(py, batch.values).into_any(),

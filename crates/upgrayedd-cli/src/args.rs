@@ -8,8 +8,8 @@ use upgrayedd::data::{DataOptions, ReadOptions};
 
 use crate::given::{Given, listed};
 
-/// Smaller, faster Hugging Face transformers by neural plasticity cycles: score the attention heads, prune, measure,
-/// grow back, learn, measure again.
+/// Smaller, faster Hugging Face transformers by neural plasticity cycles: score the attention heads, prune,
+/// measure, grow back, learn, measure again.
 #[derive(Parser)]
 #[command(name = "upgrayedd", version, max_term_width = 110)]
 pub struct Cli {
@@ -57,7 +57,8 @@ pub struct OptimizeArgs {
     /// Run folder, which must not exist [default: runs/MODEL-STRATEGY-N]
     #[arg(long, value_name = "RUN_DIR")]
     pub out: Option<PathBuf>,
-    /// Check everything, show what the first cycle would prune and what each ratio would cost before learning; writes nothing
+    /// Check everything, show what the first cycle would prune and what each ratio would cost before
+    /// learning; writes nothing
     #[arg(long)]
     pub dry_run: bool,
     /// Print the summary as JSON
@@ -117,7 +118,8 @@ pub struct ScoreArgs {
     /// With --all: sequences that ablation measures each head on [default: 16]
     #[arg(long, value_name = "N")]
     pub ablation_samples: Option<usize>,
-    /// Keep one block's activations at a time and compute the rest again: the same scores for less memory and more time
+    /// Keep one block's activations at a time and compute the rest again: the same scores for less memory and
+    /// more time
     #[arg(long)]
     pub gradient_checkpointing: bool,
     /// Tokens per sequence [default: 256, or the model's limit]
@@ -135,7 +137,9 @@ pub struct ScoreArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  upgrayedd evaluate --model runs/llama-magnitude-1 --data held-out.txt --json")]
+#[command(
+    after_help = "Example:\n  upgrayedd evaluate --model runs/llama-magnitude-1 --data held-out.txt --json"
+)]
 pub struct EvaluateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -202,7 +206,9 @@ pub struct GenerateArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  upgrayedd export --model runs/llama-magnitude-1 --format hf-dense --out dense/")]
+#[command(
+    after_help = "Example:\n  upgrayedd export --model runs/llama-magnitude-1 --format hf-dense --out dense/"
+)]
 pub struct ExportArgs {
     /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
     #[arg(long, value_name = "DIR|ID")]
@@ -271,7 +277,8 @@ mod tests {
         for name in names {
             let refused = OptimizeConfig::from_toml(&format!("{name} = {{ a = 1979-05-27 }}"));
             assert!(
-                refused.is_ok() && name == "strategy_option" || refused.is_err_and(|e| e.to_string().starts_with(name)),
+                refused.is_ok() && name == "strategy_option"
+                    || refused.is_err_and(|e| e.to_string().starts_with(name)),
                 "{name}"
             );
         }
@@ -285,7 +292,8 @@ mod tests {
         let help = cli.find_subcommand_mut("optimize").expect("the main job").render_long_help().to_string();
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(
-            help.contains("grown back per cycle, 0 ≤ R ≤ 1 [default: 0.1]") && help.contains("loss_impact [default: auto]"),
+            help.contains("grown back per cycle, 0 ≤ R ≤ 1 [default: 0.1]")
+                && help.contains("loss_impact [default: auto]"),
             "{help}"
         );
     }

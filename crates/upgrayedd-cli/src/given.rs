@@ -53,7 +53,8 @@ impl<T: Args + Default + Serialize> Args for Given<T> {
     }
 }
 
-/// An argument whose help names its choices and its default. A number below zero is a value, which is refused by name.
+/// An argument whose help names its choices and its default. A number below zero is a value, which is refused
+/// by name.
 fn explained(arg: Arg, defaults: &toml::Table) -> Arg {
     let Some(help) = arg.get_help().map(ToString::to_string) else { return arg };
     let choices = match arg.get_id().as_str() {

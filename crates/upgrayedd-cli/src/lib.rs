@@ -1,5 +1,5 @@
-//! The `upgrayedd` command line as a library, so that the program and the Python package are the same: arguments → library
-//! calls; progress; exit codes.
+//! The `upgrayedd` command line as a library, so that the program and the Python package are the same:
+//! arguments → library calls; progress; exit codes.
 
 mod args;
 mod given;
@@ -26,22 +26,26 @@ use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerUnits, Scores};
 use upgrayedd::{Error, Model, OptimizeConfig};
 
-use args::{Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs};
+use args::{
+    Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs,
+};
 
 /// Set by Ctrl-C and its like; work stops at the next op.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// The signal that set it.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
-/// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed, 2 wrong usage,
-/// 128 and the signal's number interrupted.
+/// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed,
+/// 2 wrong usage, 128 and the signal's number interrupted.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             match error.kind() {
                 // A value that is wrong is said in a line, as everywhere.
-                ErrorKind::InvalidValue | ErrorKind::ValueValidation => progress::say(&first_paragraph(&error)),
+                ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+                    progress::say(&first_paragraph(&error))
+                }
                 // A closed pipe leaves nobody to tell.
                 _ => drop(error.print()),
             }
@@ -64,8 +68,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// A message of the library with its options as they are on the command line: `pruning_ratio` is `--pruning-ratio`. Names that are words as
-/// well stay as they are.
+/// A message of the library with its options as they are on the command line: `pruning_ratio` is
+/// `--pruning-ratio`. Names that are words as well stay as they are.
 fn with_flags(message: &str) -> String {
     let names = OptimizeConfig::names();
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
@@ -128,7 +132,10 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     if threads == Some(0) {
         return Err(Error::out_of_range("threads", 0, "at least 1").into());
     }
-    rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build_global().context("cannot start the threads")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0))
+        .build_global()
+        .context("cannot start the threads")
 }
 
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
@@ -144,7 +151,8 @@ fn named(name: &str, family: Option<String>) -> upgrayedd::Result<Model> {
 }
 
 fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> anyhow::Result<Dataset> {
-    let data = Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)?;
+    let data =
+        Dataset::open(&args.data, model, &model.tokenizer()?, &args.options(sequence_length, args.seed)?)?;
     note(&data.notices);
     Ok(data)
 }
@@ -164,12 +172,19 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let only = args.score.as_deref().map(score::named).transpose()?;
     refuse_idle("--ablation-samples", args.ablation_samples.is_some() && !args.all, "--all")?;
     let ablation_samples = args.ablation_samples.unwrap_or(16);
-    positive(&[("batch-size", args.batch_size), ("samples", args.samples), ("ablation-samples", ablation_samples)])?;
+    positive(&[
+        ("batch-size", args.batch_size),
+        ("samples", args.samples),
+        ("ablation-samples", ablation_samples),
+    ])?;
     let model = load(&args.model)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions));
     let reads_data = only.is_none_or(Score::needs_data);
     if args.data.data.is_empty() && reads_data {
-        return Err(Error::does_not_fit("--data is missing: this score reads text (magnitude and random do without)").into());
+        return Err(Error::does_not_fit(
+            "--data is missing: this score reads text (magnitude and random do without)",
+        )
+        .into());
     }
     let mut data = (!args.data.data.is_empty()).then(|| open(&model, &args.data, length)).transpose()?;
     data.iter_mut().for_each(|data| data.spread_over(data.len()));
@@ -185,7 +200,8 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     };
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
         let heads = model.units().layers().iter().map(|l| l.active());
-        let layer = |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
+        let layer =
+            |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
         scores.heads().zip(heads).enumerate().map(layer).collect()
     };
     let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
@@ -210,10 +226,14 @@ fn score_all(
     let truth = score::named("loss_impact")?;
     let impacts = truth.compute(&ScoreContext { samples: ablation_samples, ..*context })?;
     // Without labels there is no task to score for.
-    let scores: Vec<_> = ALL.into_iter().filter(|s| s.name != truth.name && score::applies(s, context)).collect();
+    let scores: Vec<_> =
+        ALL.into_iter().filter(|s| s.name != truth.name && score::applies(s, context)).collect();
     let computed = compute_all(&scores, context)?;
-    let rows: Vec<_> =
-        scores.iter().zip(&computed).map(|(score, values)| (score.name, values.rank_correlation(&impacts))).collect();
+    let rows: Vec<_> = scores
+        .iter()
+        .zip(&computed)
+        .map(|(score, values)| (score.name, values.rank_correlation(&impacts)))
+        .collect();
     if !as_json {
         report::print(&report::correlations(&rows));
         return Ok(());
@@ -223,9 +243,14 @@ fn score_all(
         let entry = json!({ "higher_keeps": !score.shown_negated, "rank_correlation": correlation, "layers": layers(&score.shown(values)) });
         all.insert(score.name.to_owned(), entry);
     }
-    all.insert(truth.name.to_owned(), json!({ "higher_keeps": true, "rank_correlation": 1.0, "layers": layers(&impacts) }));
+    all.insert(
+        truth.name.to_owned(),
+        json!({ "higher_keeps": true, "rank_correlation": 1.0, "layers": layers(&impacts) }),
+    );
     let hash = context.data.map(|(data, _)| data.hash.as_str());
-    print_json(&json!({ "scores": all, "samples": context.samples, "ablation_samples": ablation_samples, "data_hash": hash }))
+    print_json(
+        &json!({ "scores": all, "samples": context.samples, "ablation_samples": ablation_samples, "data_hash": hash }),
+    )
 }
 
 /// Refuses an option that nothing would come of.
@@ -316,7 +341,11 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
     let text = tokenizer.decode(&[&prompt[..], &generation.tokens].concat())?;
     if args.json {
         let seconds = generation.decode_seconds;
-        let rate = if generation.tokens.len() > 1 { Some((generation.tokens.len() - 1) as f64 / seconds) } else { None };
+        let rate = if generation.tokens.len() > 1 {
+            Some((generation.tokens.len() - 1) as f64 / seconds)
+        } else {
+            None
+        };
         return print_json(
             &json!({ "text": text, "prompt_tokens": prompt, "tokens": generation.tokens, "prefill_seconds": generation.prefill_seconds, "tokens_per_second": rate }),
         );
@@ -333,7 +362,12 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let model = named(&args.model, args.family)?;
     export::export(&model, format, dtype, &args.out)?;
     let note = (format.note)(&model);
-    progress::say(&format!("wrote {} ({}, {}): {note}", args.out.display(), format.name, dtype.unwrap_or(model.dtype()).name()));
+    progress::say(&format!(
+        "wrote {} ({}, {}): {note}",
+        args.out.display(),
+        format.name,
+        dtype.unwrap_or(model.dtype()).name()
+    ));
     Ok(())
 }
 
@@ -341,8 +375,12 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
 mod tests {
     #[test]
     fn options_are_said_as_flags() {
-        let said =
-            super::with_flags("pruning_ratio is 2: expected \"seed\" or data/min_heads, with min_heads and attention_samples");
-        assert_eq!(said, "--pruning-ratio is 2: expected \"seed\" or data/min_heads, with --min-heads and attention_samples");
+        let said = super::with_flags(
+            "pruning_ratio is 2: expected \"seed\" or data/min_heads, with min_heads and attention_samples",
+        );
+        assert_eq!(
+            said,
+            "--pruning-ratio is 2: expected \"seed\" or data/min_heads, with --min-heads and attention_samples"
+        );
     }
 }

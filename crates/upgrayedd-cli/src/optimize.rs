@@ -32,7 +32,11 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
 pub fn resume(args: ResumeArgs) -> Result<()> {
     let recorded = Pipeline::recorded_config(&args.run)?;
     if recorded.run.num_cycles == OPEN_ENDED {
-        return Err(Error::bad_file(&args.run, "has no number of cycles: continue it from Python, with run_continuous").into());
+        return Err(Error::bad_file(
+            &args.run,
+            "has no number of cycles: continue it from Python, with run_continuous",
+        )
+        .into());
     }
     set_threads(args.threads.or(recorded.run.threads))?;
     let mut console = Console::new(true);
@@ -50,7 +54,10 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
         }
         Err(Error::Interrupted) => {
             if out.is_dir() {
-                say(&format!("stopped; what has been learned is saved, continue with: upgrayedd resume {}", out.display()));
+                say(&format!(
+                    "stopped; what has been learned is saved, continue with: upgrayedd resume {}",
+                    out.display()
+                ));
             }
             Err(Error::Interrupted.into())
         }
@@ -99,7 +106,11 @@ fn configuration(args: &OptimizeArgs) -> Result<OptimizeConfig> {
     };
     let config = args.options.over(base)?;
     let OptimizeConfig { learn, measure, .. } = &config;
-    crate::refuse_idle("--patience", args.options.has("patience") && measure.eval_every.is_none(), "--eval-every")?;
+    crate::refuse_idle(
+        "--patience",
+        args.options.has("patience") && measure.eval_every.is_none(),
+        "--eval-every",
+    )?;
     let distils = learn.distill.map_or(learn.teacher.is_some(), |share| share > 0.0);
     let idle = args.options.has("distill_temperature") && !distils;
     crate::refuse_idle("--distill-temperature", idle, "--distill or --teacher")?;
@@ -124,13 +135,15 @@ fn read_config(path: &Path) -> upgrayedd::Result<OptimizeConfig> {
         }
         return Ok(config);
     }
-    OptimizeConfig::from_toml(&text).map_err(|error| Error::does_not_fit(format!("{}: {error}", path.display())))
+    OptimizeConfig::from_toml(&text)
+        .map_err(|error| Error::does_not_fit(format!("{}: {error}", path.display())))
 }
 
 /// `runs/MODEL-STRATEGY-N` with the first free number.
 fn default_out(config: &OptimizeConfig) -> PathBuf {
     let model = config.run.model.as_deref().unwrap_or("builtin");
-    let name = Path::new(model).file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    let name =
+        Path::new(model).file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let folder = |n: u32| PathBuf::from("runs").join(format!("{name}-{}-{n}", config.prune.strategy));
     (1..).map(folder).find(|p| !p.exists()).unwrap_or_else(|| folder(0))
 }

@@ -1,4 +1,5 @@
-//! What a run shows while it works: bars with time left on a terminal, plain lines otherwise. Always on stderr.
+//! What a run shows while it works: bars with time left on a terminal, plain lines otherwise. Always on
+//! stderr.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
@@ -27,7 +28,13 @@ pub struct Console {
 impl Console {
     /// `events` shows what happened, too.
     pub fn new(events: bool) -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), events, bar: None, last_line: Instant::now(), loss: None }
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            events,
+            bar: None,
+            last_line: Instant::now(),
+            loss: None,
+        }
     }
 
     /// Clears the last bar.
@@ -50,7 +57,13 @@ impl Observer for Console {
         if !self.terminal {
             if self.last_line.elapsed() >= LINE_EVERY {
                 self.last_line = Instant::now();
-                say(&format!("{}: {} of {}{}", progress.task, progress.done, progress.total, loss_note(self.loss)));
+                say(&format!(
+                    "{}: {} of {}{}",
+                    progress.task,
+                    progress.done,
+                    progress.total,
+                    loss_note(self.loss)
+                ));
             }
             return;
         }
@@ -58,7 +71,9 @@ impl Observer for Console {
             self.finish();
             self.loss = None;
             let bar = ProgressBar::new(progress.total);
-            if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} left {msg}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} left {msg}")
+            {
                 bar.set_style(style);
             }
             bar.set_prefix(progress.task.to_owned());
@@ -92,11 +107,19 @@ fn loss_note(loss: Option<f64>) -> String {
 
 fn describe(event: &Event) -> Option<String> {
     let count = |heads: &serde_json::Map<String, serde_json::Value>| {
-        let layers = heads.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
+        let layers =
+            heads.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
         layers.filter_map(|heads| heads.as_array().map(Vec::len)).sum::<usize>()
     };
     Some(match event {
-        Event::RunStarted { family, parameters, heads, sequences: [train, calibration, held_out], steps_per_cycle, .. } => {
+        Event::RunStarted {
+            family,
+            parameters,
+            heads,
+            sequences: [train, calibration, held_out],
+            steps_per_cycle,
+            ..
+        } => {
             format!(
                 "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
              {held_out} to measure on; {steps_per_cycle} steps per cycle"
@@ -105,7 +128,9 @@ fn describe(event: &Event) -> Option<String> {
         Event::Evaluated { cycle, phase, evaluation } => {
             let quality = match (evaluation.perplexity, evaluation.accuracy, evaluation.spearman) {
                 (Some(perplexity), ..) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
-                (_, Some(accuracy), _) => format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy),
+                (_, Some(accuracy), _) => {
+                    format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy)
+                }
                 (.., Some(spearman)) => format!("loss {:.4}, Spearman {spearman:.4}", evaluation.loss),
                 _ => format!("loss {:.4}", evaluation.loss),
             };
@@ -117,15 +142,28 @@ fn describe(event: &Event) -> Option<String> {
                 Phase::Result => format!("result as stored: {quality}"),
             }
         }
-        Event::Pruned { cycle, units, active, .. } => format!("cycle {cycle}: pruned {} heads, {active} left", count(units)),
-        Event::Grown { cycle, units, active } => format!("cycle {cycle}: grew {} heads back, {active} active", count(units)),
-        Event::Refit { cycle, layers } => {
-            let (best, worst) = layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
-            format!("cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired", 100.0 * worst, 100.0 * best)
+        Event::Pruned { cycle, units, active, .. } => {
+            format!("cycle {cycle}: pruned {} heads, {active} left", count(units))
         }
-        Event::Accepted { cycle, loss_change, .. } => format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}"),
+        Event::Grown { cycle, units, active } => {
+            format!("cycle {cycle}: grew {} heads back, {active} active", count(units))
+        }
+        Event::Refit { cycle, layers } => {
+            let (best, worst) =
+                layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
+            format!(
+                "cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired",
+                100.0 * worst,
+                100.0 * best
+            )
+        }
+        Event::Accepted { cycle, loss_change, .. } => {
+            format!("cycle {cycle}: accepted, held-out loss {loss_change:+.4}")
+        }
         Event::RolledBack { cycle, loss_change: Some(change), max_loss_increase, .. } => {
-            format!("cycle {cycle}: rolled back, held-out loss {change:+.4} is more than the allowed {max_loss_increase:+.4}")
+            format!(
+                "cycle {cycle}: rolled back, held-out loss {change:+.4} is more than the allowed {max_loss_increase:+.4}"
+            )
         }
         Event::RolledBack { cycle, loss_change: None, .. } => {
             format!("cycle {cycle}: rolled back, numbers were not finite any more")
@@ -134,6 +172,8 @@ fn describe(event: &Event) -> Option<String> {
             format!("cycle {cycle}: the training loss jumped to {loss:.3} at step {step}, from {typical:.3}")
         }
         Event::Notice { message, .. } => format!("note: {message}"),
-        Event::Scored { .. } | Event::Saved { .. } | Event::Step { .. } | Event::RunFinished { .. } => return None,
+        Event::Scored { .. } | Event::Saved { .. } | Event::Step { .. } | Event::RunFinished { .. } => {
+            return None;
+        }
     })
 }

@@ -73,7 +73,11 @@ pub fn summary(summary: &Summary) -> String {
     number("parameters", &|s| Some(s.cost.parameters as f64), 0);
     number("bytes", &|s| Some(s.cost.bytes as f64), 0);
     number("MACs per token", &|s| Some(s.cost.macs_per_token as f64), 0);
-    number("KV cache bytes per token", &|s| Some(s.cost.kv_cache_bytes_per_token as f64).filter(|b| *b > 0.0), 0);
+    number(
+        "KV cache bytes per token",
+        &|s| Some(s.cost.kv_cache_bytes_per_token as f64).filter(|b| *b > 0.0),
+        0,
+    );
     number("tokens per second, forward", &|s| Some(s.speed.forward), 0);
     number("tokens per second, decoding", &|s| s.speed.decode, 1);
     let e = &after.evaluation;
@@ -145,7 +149,11 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
         cost.context,
     );
     if cost.kv_cache_bytes_per_token > 0 {
-        let _ = writeln!(out, "KV cache        {} bytes per token", grouped(cost.kv_cache_bytes_per_token as u64));
+        let _ = writeln!(
+            out,
+            "KV cache        {} bytes per token",
+            grouped(cost.kv_cache_bytes_per_token as u64)
+        );
     }
     let _ = write!(out, "\n{}", head_map(&heads, &totals).trim_end());
     out
@@ -172,7 +180,8 @@ pub fn correlations(rows: &[(&str, Option<f64>)]) -> String {
     rows.sort_by(|a, b| b.1.unwrap_or(-2.0).total_cmp(&a.1.unwrap_or(-2.0)));
     let mut out = "Rank correlation with exact ablation (loss_impact), 1 at best:\n".to_owned();
     for (name, correlation) in rows {
-        let value = correlation.map_or("undefined: all heads score the same".to_owned(), |c| format!("{c:+.3}"));
+        let value =
+            correlation.map_or("undefined: all heads score the same".to_owned(), |c| format!("{c:+.3}"));
         let _ = writeln!(out, "  {name:<12}{value}");
     }
     out.trim_end().to_owned()
@@ -184,11 +193,19 @@ pub fn forecast(budget: &str, before: f64, rows: &[Forecast]) -> String {
         "What pruning a share of the {budget} would cost before learning, each built on the one before (held-out loss now \
          {before:.4}):\n"
     );
-    let _ = writeln!(out, "  {:>6}  {:>6}  {:>14}  {:>8}  {:>8}", "ratio", "heads", "parameters", "loss", "excess");
+    let _ = writeln!(
+        out,
+        "  {:>6}  {:>6}  {:>14}  {:>8}  {:>8}",
+        "ratio", "heads", "parameters", "loss", "excess"
+    );
     for row in rows {
         let (percent, excess) = (100.0 * row.ratio, row.loss - before);
         let parameters = grouped(row.parameters as u64);
-        let _ = writeln!(out, "  {percent:>4.0} %  {:>6}  {parameters:>14}  {:>8.4}  {excess:>+8.4}", row.active, row.loss);
+        let _ = writeln!(
+            out,
+            "  {percent:>4.0} %  {:>6}  {parameters:>14}  {:>8.4}  {excess:>+8.4}",
+            row.active, row.loss
+        );
     }
     out.trim_end().to_owned()
 }

@@ -97,7 +97,11 @@ impl Archive {
         for (unit, archived) in &self.units {
             let Unit { layer, site, index } = *unit;
             for (role, slice) in &archived.slices {
-                tensors.push((format!("{}.{}.{index}.{role}", layers[layer], site.name()), slice.clone(), DType::F32));
+                tensors.push((
+                    format!("{}.{}.{index}.{role}", layers[layer], site.name()),
+                    slice.clone(),
+                    DType::F32,
+                ));
             }
             departures.extend(archived.departure.map(|departure| Recorded {
                 layer: layers[layer].clone(),
@@ -120,38 +124,52 @@ impl Archive {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();
         if metadata.contains_key("departures") {
-            return Err(Error::bad_file(path, format!("is an archive of format 1: this program reads {FORMAT}")));
+            return Err(Error::bad_file(
+                path,
+                format!("is an archive of format 1: this program reads {FORMAT}"),
+            ));
         }
         let record = metadata.get(RECORD).and_then(|record| serde_json::from_str(record).ok());
         let Record { format_version, departures } =
             record.ok_or_else(|| Error::bad_file(path, "is not an archive of what was pruned"))?;
         if format_version != FORMAT {
-            return Err(Error::bad_file(path, format!("is an archive of format {format_version}: this program reads {FORMAT}")));
+            return Err(Error::bad_file(
+                path,
+                format!("is an archive of format {format_version}: this program reads {FORMAT}"),
+            ));
         }
         let mut archive = Self::default();
         for Recorded { layer, site, index, departure } in departures {
             if site != Site::Head {
-                return Err(Error::bad_file(path, format!("tells when {} left: expected heads", site.name())));
+                return Err(Error::bad_file(
+                    path,
+                    format!("tells when {} left: expected heads", site.name()),
+                ));
             }
             let layer = layers.iter().position(|name| *name == layer);
-            let layer = layer.ok_or_else(|| Error::bad_file(path, "tells of a layer that the model does not have"))?;
+            let layer = layer
+                .ok_or_else(|| Error::bad_file(path, "tells of a layer that the model does not have"))?;
             let archived = Archived { departure: Some(departure), slices: Slices::new() };
             archive.units.insert(Unit { layer, site, index }, archived);
         }
         for name in file.names() {
-            let (unit, role) =
-                parse_name(&name, layers).ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
+            let (unit, role) = parse_name(&name, layers)
+                .ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
             let slice = file.read(&name)?;
             if unit.site == Site::Head && !archive.contains(unit) {
                 return Err(Error::bad_file(path, format!("holds {name}, but no record of when it left")));
             }
-            let archived = archive.units.entry(unit).or_insert_with(|| Archived { departure: None, slices: Slices::new() });
+            let archived = archive
+                .units
+                .entry(unit)
+                .or_insert_with(|| Archived { departure: None, slices: Slices::new() });
             archived.slices.insert(role, slice);
         }
         Ok(archive)
     }
 
-    /// Per layer: how many of its pruned heads can be restored. A model may have lost heads before it came to this program.
+    /// Per layer: how many of its pruned heads can be restored. A model may have lost heads before it came to
+    /// this program.
     pub fn restorable(&self, units: &UnitMap) -> Vec<usize> {
         let count = |(layer, known): (usize, &LayerUnits)| {
             known.pruned().into_iter().filter(|&head| self.contains(Unit::head(layer, head))).count()

@@ -30,7 +30,8 @@ pub enum Error {
         /// What would be right.
         expected: String,
     },
-    /// Things that are right by themselves, and do not go together: options with each other, or with this model.
+    /// Things that are right by themselves, and do not go together: options with each other, or with this
+    /// model.
     #[error("{0}")]
     DoesNotFit(String),
     /// Something that exists and that this program does not do.
@@ -164,7 +165,8 @@ fn nearest(given: &str, known: &[String]) -> String {
     near.map(|(_, name)| format!(" (did you mean {name:?}?)")).unwrap_or_default()
 }
 
-/// An enum of names that a user may write: variants, their names, `ALL`, `name()`, and parsing that says what there is.
+/// An enum of names that a user may write: variants, their names, `ALL`, `name()`, and parsing that says what
+/// there is.
 #[macro_export]
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident, $kind:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

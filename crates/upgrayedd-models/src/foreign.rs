@@ -9,8 +9,8 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs a library's reader; returns what it says is wrong, whether in an error or in a panic. Nothing is printed: the process's panic
-/// hook is passed over for the time being, on this thread.
+/// Runs a library's reader; returns what it says is wrong, whether in an error or in a panic. Nothing is
+/// printed: the process's panic hook is passed over for the time being, on this thread.
 pub(crate) fn foreign<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -27,7 +27,10 @@ pub(crate) fn foreign<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Res
     match result {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(payload) => {
-            let said = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref().copied());
+            let said = payload
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| payload.downcast_ref().copied());
             Err(said.unwrap_or("it cannot be read").to_owned())
         }
     }
@@ -48,7 +51,10 @@ mod tests {
             })
         };
         assert_eq!(fail(0), Ok(3));
-        assert_eq!([1, 2, 3].map(|how| fail(how).err()), ["too short", "short of 2 bytes", "short"].map(|e| Some(e.to_owned())));
+        assert_eq!(
+            [1, 2, 3].map(|how| fail(how).err()),
+            ["too short", "short of 2 bytes", "short"].map(|e| Some(e.to_owned()))
+        );
         assert!(!INSIDE.get());
     }
 }

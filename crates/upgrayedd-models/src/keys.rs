@@ -1,6 +1,8 @@
-//! What becomes of every key of a model folder's JSON files: read, without effect, passed over with a note, or refused.
+//! What becomes of every key of a model folder's JSON files: read, without effect, passed over with a note,
+//! or refused.
 //!
-//! transformers' own lists are compared with these tables by a test, so that a key which a new version brings is decided by somebody.
+//! transformers' own lists are compared with these tables by a test, so that a key which a new version brings
+//! is decided by somebody.
 
 use serde_json::Value;
 
@@ -13,7 +15,8 @@ pub enum Fate {
     Used,
     /// Changes nothing of what this program computes; why.
     Idle(&'static str),
-    /// Not obeyed where it says something else than these values (as JSON); whoever works with it is told so. Why.
+    /// Not obeyed where it says something else than these values (as JSON); whoever works with it is told so.
+    /// Why.
     Noted(&'static [&'static str], &'static str),
     /// Refused unless it is one of these values (as JSON). What would be right.
     Only(&'static [&'static str], &'static str),
@@ -35,7 +38,8 @@ const CHAT: &str = "for chat templates and other programs, which get the file un
 /// Why a key for speed has no effect.
 pub const SPEED: &str = "the same result another way";
 
-/// Of transformers' `PreTrainedConfig`, in the version that the tests install, and of older versions that wrote more.
+/// Of transformers' `PreTrainedConfig`, in the version that the tests install, and of older versions that
+/// wrote more.
 pub const COMMON: Keys = &[
     ("architectures", Used),
     ("model_type", Used),
@@ -133,7 +137,8 @@ pub const GENERATION_IN_CONFIG: &[&str] = &[
     "diversity_penalty",
 ];
 
-const WINDOW: &str = "null, layers that see the whole text: transformers generates with it, even in families without windows";
+const WINDOW: &str =
+    "null, layers that see the whole text: transformers generates with it, even in families without windows";
 const ASKED: &str = "generation is as the command's own options say";
 
 /// Of generation_config.json.
@@ -214,7 +219,8 @@ pub const GENERATION: Keys = &[
     ("transformers_version", Idle(RECORD)),
 ];
 
-/// Of tokenizer_config.json and special_tokens_map.json; every other key that ends in `_token` and holds a text is a special token, too.
+/// Of tokenizer_config.json and special_tokens_map.json; every other key that ends in `_token` and holds a
+/// text is a special token, too.
 pub const TOKENIZER: Keys = &[
     ("tokenizer_class", Used),
     ("bos_token", Used),
@@ -282,8 +288,14 @@ pub(crate) fn fate_of(tables: &[Keys], key: &str) -> Option<Fate> {
     tables.iter().flat_map(|table| table.iter()).find(|(name, _)| *name == key).map(|(_, fate)| *fate)
 }
 
-/// Refuses what `tables` refuse in the object `values`, and returns notes on the rest: what is not obeyed, and keys that nobody knows.
-pub(crate) fn check(file: &str, values: &Value, tables: &[Keys], known_elsewhere: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+/// Refuses what `tables` refuse in the object `values`, and returns notes on the rest: what is not obeyed,
+/// and keys that nobody knows.
+pub(crate) fn check(
+    file: &str,
+    values: &Value,
+    tables: &[Keys],
+    known_elsewhere: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
     let (mut notes, mut unknown) = (Vec::new(), Vec::new());
     for (key, value) in values.as_object().into_iter().flatten() {
         // Of a list, each of its values.

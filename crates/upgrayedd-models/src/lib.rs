@@ -1,5 +1,5 @@
-//! Models and nothing about pruning runs: what a model is made of, reading and writing it, what can be computed with it, and what
-//! can be taken out of it and put back.
+//! Models and nothing about pruning runs: what a model is made of, reading and writing it, what can be
+//! computed with it, and what can be taken out of it and put back.
 
 pub mod archive;
 pub mod data;

@@ -1,9 +1,11 @@
 //! Options that have one definition for the command line, TOML files and programs.
 
-/// Defines a struct of options. Each has what it means, the name of its value in help texts, its type and its default.
+/// Defines a struct of options. Each has what it means, the name of its value in help texts, its type and its
+/// default.
 ///
-/// In files an option has the name of its field. With the feature `cli`, `--field-name` is an argument; it has no default there, so
-/// that an argument which is not given leaves the option as it was (`clap::FromArgMatches::update_from_arg_matches`).
+/// In files an option has the name of its field. With the feature `cli`, `--field-name` is an argument; it
+/// has no default there, so that an argument which is not given leaves the option as it was
+/// (`clap::FromArgMatches::update_from_arg_matches`).
 #[macro_export]
 macro_rules! options {
     ($(#[$doc:meta])* $name:ident { $($(#[$meta:meta])* $field:ident($value:literal): $type:ty = $default:expr;)+ }) => {

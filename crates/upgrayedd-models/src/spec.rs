@@ -131,14 +131,22 @@ impl ModelSpec {
                 return refuse(format!("{num_heads} attention heads: at most 4096 are supported"));
             }
             if !num_heads.is_multiple_of(num_kv_heads) {
-                return refuse(format!("{num_heads} attention heads are not a multiple of {num_kv_heads} key/value heads"));
+                return refuse(format!(
+                    "{num_heads} attention heads are not a multiple of {num_kv_heads} key/value heads"
+                ));
             }
             let Some(rope) = rope else { continue };
             if !self.head_dim.is_multiple_of(2) {
-                return refuse(format!("head_dim is {}: rotary positions need an even number", self.head_dim));
+                return refuse(format!(
+                    "head_dim is {}: rotary positions need an even number",
+                    self.head_dim
+                ));
             }
             if self.ropes.get(rope).is_none_or(|frequencies| frequencies.len() * 2 != self.head_dim) {
-                return refuse(format!("rotation {rope} has not one frequency for each pair of {} columns", self.head_dim));
+                return refuse(format!(
+                    "rotation {rope} has not one frequency for each pair of {} columns",
+                    self.head_dim
+                ));
             }
         }
         Ok(())
@@ -151,6 +159,8 @@ impl ModelSpec {
 
     /// All heads present.
     pub fn full_units(&self) -> UnitMap {
-        UnitMap::new(self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads, layer.intermediate_size)))
+        UnitMap::new(
+            self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads, layer.intermediate_size)),
+        )
     }
 }

@@ -42,8 +42,11 @@ fn check(archive: &Archive, model: &Model) -> Result<()> {
             )));
         };
         let group = known.kv_group_of(index);
-        if known.kv_active().binary_search(&group).is_err() && !archive.contains(Unit::kv_group(layer, group)) {
-            return Err(Error::malformed(format!("key/value head {group} of layer {layer} is not in the archive")));
+        if known.kv_active().binary_search(&group).is_err() && !archive.contains(Unit::kv_group(layer, group))
+        {
+            return Err(Error::malformed(format!(
+                "key/value head {group} of layer {layer} is not in the archive"
+            )));
         }
     }
     Ok(())
@@ -67,7 +70,9 @@ fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Res
         }
     }
     match slices.keys().find(|role| !owned.iter().any(|id| model.weight(*id).role == **role)) {
-        Some(role) => Err(Error::malformed(format!("the archive holds {role} of a head in layer {layer}, which has none"))),
+        Some(role) => Err(Error::malformed(format!(
+            "the archive holds {role} of a head in layer {layer}, which has none"
+        ))),
         None => Ok(()),
     }
 }
@@ -187,7 +192,10 @@ pub fn remove(
 fn cut(model: &Model, layer: usize, site: Site, position: usize) -> Slices {
     let slice = |id: ParamId| {
         let weight = model.weight(id);
-        (weight.role, take(&model.params.get(id).from_device(), weight.lanes(), &features(weight, &[position])))
+        (
+            weight.role,
+            take(&model.params.get(id).from_device(), weight.lanes(), &features(weight, &[position])),
+        )
     };
     model.owned(layer, site).into_iter().map(slice).collect()
 }
@@ -198,7 +206,14 @@ fn features(weight: &Weight, positions: &[usize]) -> Vec<usize> {
     positions.iter().flat_map(|p| p * width..(p + 1) * width).collect()
 }
 
-fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: Site, old: &[usize], new: &[usize]) {
+fn shrink(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    layer: usize,
+    site: Site,
+    old: &[usize],
+    new: &[usize],
+) {
     let positions: Vec<usize> = (0..old.len()).filter(|&i| new.contains(&old[i])).collect();
     if positions.len() == old.len() {
         return;
@@ -209,15 +224,22 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, layer: usize, site: 
     }
 }
 
-/// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts them anew.
+/// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts
+/// them anew.
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for heads that are not in the archive or still there, and
 /// [`Error::Unsupported`] for units other than heads. Nothing changes then.
-pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Selection, lr_scale: f32) -> Result<()> {
+pub fn restore(
+    model: &mut Model,
+    mut optim: Option<&mut AdamW>,
+    selection: &Selection,
+    lr_scale: f32,
+) -> Result<()> {
     for (&LayerSite { layer, .. }, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
-            let there: Vec<usize> = model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
+            let there: Vec<usize> =
+                model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
             return Err(Error::does_not_fit(format!(
                 "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
             )));
@@ -235,10 +257,19 @@ pub fn restore(model: &mut Model, mut optim: Option<&mut AdamW>, selection: &Sel
         let mut take = |unit: Unit| model.archive.units.remove(&unit).map(|archived| archived.slices);
         let missing = new_groups.iter().filter(|group| !old_groups.contains(group));
         let groups: Vec<Slices> = missing.filter_map(|&group| take(Unit::kv_group(layer, group))).collect();
-        let slices: Vec<Slices> = returning.iter().filter_map(|&head| take(Unit::head(layer, head))).collect();
+        let slices: Vec<Slices> =
+            returning.iter().filter_map(|&head| take(Unit::head(layer, head))).collect();
         model.units.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
         grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
-        grow(model, optim.as_deref_mut(), layer, Site::KvGroup, (&old_groups, &new_groups), &groups, lr_scale);
+        grow(
+            model,
+            optim.as_deref_mut(),
+            layer,
+            Site::KvGroup,
+            (&old_groups, &new_groups),
+            &groups,
+            lr_scale,
+        );
     }
     Ok(())
 }

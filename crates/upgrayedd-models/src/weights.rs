@@ -1,5 +1,6 @@
-//! The table of a model's weights: what each is called here and in files, how it lies there, its shape from the units that are there, and
-//! whose rows or columns it has. A family lists its weights; loading, saving, surgery, archive and optimiser read the table.
+//! The table of a model's weights: what each is called here and in files, how it lies there, its shape from
+//! the units that are there, and whose rows or columns it has. A family lists its weights; loading, saving,
+//! surgery, archive and optimiser read the table.
 
 use std::fmt;
 use std::str::FromStr;
@@ -175,7 +176,8 @@ pub enum Layout {
     Plain,
     /// Transposed: GPT-2's `Conv1D` stores `(in, out)`.
     Transposed,
-    /// The `part`-th of three equal column blocks of a transposed tensor (or of a bias): GPT-2's fused Q, K, V.
+    /// The `part`-th of three equal column blocks of a transposed tensor (or of a bias): GPT-2's fused Q, K,
+    /// V.
     FusedThird(usize),
 }
 
@@ -247,7 +249,9 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Part::Tokens => (true, tokens, Some(d), false),
         Part::Positions => (true, Axis::Fixed(spec.max_positions), Some(d), false),
         Part::Types => (true, Axis::Fixed(spec.type_vocab_size), Some(d), false),
-        Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => (true, d, None, layer_norm),
+        Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => {
+            (true, d, None, layer_norm)
+        }
         Part::Q => (true, heads, Some(d), spec.qkv_bias),
         Part::K | Part::V => (true, groups, Some(d), spec.qkv_bias),
         Part::O => (true, d, Some(heads), spec.out_bias),
@@ -294,11 +298,23 @@ impl<'s> Table<'s> {
     }
 
     /// A part of a layer that lies in its file in ways of its own.
-    pub fn add_laid(&mut self, layer: usize, part: Part, module: &str, layout: impl Fn(Kind) -> Layout) -> &mut Self {
+    pub fn add_laid(
+        &mut self,
+        layer: usize,
+        part: Part,
+        module: &str,
+        layout: impl Fn(Kind) -> Layout,
+    ) -> &mut Self {
         self.part(Some(layer), part, module, layout)
     }
 
-    fn part(&mut self, layer: Option<usize>, part: Part, module: &str, layout: impl Fn(Kind) -> Layout) -> &mut Self {
+    fn part(
+        &mut self,
+        layer: Option<usize>,
+        part: Part,
+        module: &str,
+        layout: impl Fn(Kind) -> Layout,
+    ) -> &mut Self {
         for (kind, end) in [(Kind::Weight, "weight"), (Kind::Bias, "bias")] {
             self.one(layer, Role { part, kind }, format!("{module}.{end}"), layout(kind), false);
         }

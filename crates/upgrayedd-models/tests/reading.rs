@@ -1,5 +1,5 @@
-//! Variants of what people have, read as transformers reads them, or refused. The right values are in `tests/golden/reading`, with the
-//! script that makes them beside it.
+//! Variants of what people have, read as transformers reads them, or refused. The right values are in
+//! `tests/golden/reading`, with the script that makes them beside it.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
@@ -52,7 +52,8 @@ fn step(tensors: &mut Tensors, step: &Value) {
         "roll" => tensors.push((word(2), rolled(take(tensors, &word(1))), DType::F32)),
         "drop" => tensors.retain(|(name, ..)| *name != word(1)),
         "add" => {
-            let shape: Vec<usize> = step.as_array().unwrap()[2..].iter().map(|n| n.as_u64().unwrap() as usize).collect();
+            let shape: Vec<usize> =
+                step.as_array().unwrap()[2..].iter().map(|n| n.as_u64().unwrap() as usize).collect();
             tensors.push((word(1), Tensor::from_vec(&shape, vec![1.0; shape.iter().product()]), DType::F32));
         }
         "rename" => tensors.iter_mut().for_each(|(name, ..)| *name = name.replacen(&word(1), &word(2), 1)),
@@ -63,15 +64,19 @@ fn step(tensors: &mut Tensors, step: &Value) {
 /// Writes a case's folder.
 fn write(case: &Value, dir: &Path) {
     let base = golden(text(&case["base"]));
-    let mut config: Map<String, Value> = serde_json::from_str(&fs::read_to_string(base.join("config.json")).unwrap()).unwrap();
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&fs::read_to_string(base.join("config.json")).unwrap()).unwrap();
     for key in case["drop"].as_array().into_iter().flatten() {
         config.shift_remove(text(key));
     }
     config.extend(case["config"].as_object().cloned().unwrap_or_default());
     fs::write(dir.join("config.json"), Value::Object(config).to_string()).unwrap();
     let file = TensorFile::open(&base.join("model.safetensors")).unwrap();
-    let mut tensors: Tensors =
-        file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap(), file.dtype(&name).unwrap())).collect();
+    let mut tensors: Tensors = file
+        .names()
+        .into_iter()
+        .map(|name| (name.clone(), file.read(&name).unwrap(), file.dtype(&name).unwrap()))
+        .collect();
     case["steps"].as_array().into_iter().flatten().for_each(|s| step(&mut tensors, s));
     safetensors_file::write(&dir.join("model.safetensors"), tensors, Default::default()).unwrap();
 }
@@ -113,7 +118,11 @@ fn models_are_read_as_transformers_reads_them_or_refused() {
         let got = loss(&model, &ids);
         assert!((got - right).abs() < 1e-5 * right, "{name}: {got}, but transformers has {right}");
         for word in case["notes"].as_array().into_iter().flatten() {
-            assert!(model.notices.iter().any(|n| n.contains(text(word))), "{name}: {word} is not in {:?}", model.notices);
+            assert!(
+                model.notices.iter().any(|n| n.contains(text(word))),
+                "{name}: {word} is not in {:?}",
+                model.notices
+            );
         }
         // What is written is what was read.
         let out = dir.path().join("out");
@@ -130,7 +139,9 @@ fn models_are_read_as_transformers_reads_them_or_refused() {
 
 #[test]
 fn an_ordinary_model_gives_no_notice() {
-    for base in ["llama_mha", "llama_gqa", "gpt2", "bert_mlm", "bert_classifier", "bert_regression", "bert_encoder"] {
+    for base in
+        ["llama_mha", "llama_gqa", "gpt2", "bert_mlm", "bert_classifier", "bert_regression", "bert_encoder"]
+    {
         let model = Model::load(&golden(base), &LoadOptions::default()).unwrap();
         assert!(model.notices.is_empty(), "{base}: {:?}", model.notices);
     }
@@ -144,12 +155,21 @@ fn write_apart(tokenizer: &Value, dir: &Path) {
         Some(merges) => {
             fs::write(dir.join("vocab.json"), model["vocab"].to_string()).unwrap();
             let line = |m: &Value| format!("{} {}\n", text(&m[0]), text(&m[1]));
-            fs::write(dir.join("merges.txt"), format!("#version: 0.2\n{}", merges.iter().map(line).collect::<String>())).unwrap();
+            fs::write(
+                dir.join("merges.txt"),
+                format!("#version: 0.2\n{}", merges.iter().map(line).collect::<String>()),
+            )
+            .unwrap();
         }
         None => {
-            let mut tokens: Vec<(&String, u64)> = vocab.iter().map(|(token, id)| (token, id.as_u64().unwrap())).collect();
+            let mut tokens: Vec<(&String, u64)> =
+                vocab.iter().map(|(token, id)| (token, id.as_u64().unwrap())).collect();
             tokens.sort_by_key(|(_, id)| *id);
-            fs::write(dir.join("vocab.txt"), tokens.iter().map(|(token, _)| format!("{token}\n")).collect::<String>()).unwrap();
+            fs::write(
+                dir.join("vocab.txt"),
+                tokens.iter().map(|(token, _)| format!("{token}\n")).collect::<String>(),
+            )
+            .unwrap();
         }
     }
 }
@@ -195,5 +215,9 @@ fn tokenizers_make_the_ids_of_transformers() {
 #[test]
 fn the_document_of_keys_is_what_the_tables_say() {
     let written = fs::read_to_string(golden("../../docs/config-keys.md")).unwrap();
-    assert_eq!(written, family::keys_document(), "cargo run -p upgrayedd --example config_keys > docs/config-keys.md");
+    assert_eq!(
+        written,
+        family::keys_document(),
+        "cargo run -p upgrayedd --example config_keys > docs/config-keys.md"
+    );
 }

@@ -1,6 +1,7 @@
-//! Stopping long work. Whoever starts it may install a question on its thread, which the work asks now and then, between two ops or two
-//! chunks of something long; a yes comes back as [`Error::Interrupted`], and every later question has the same answer. The question is
-//! the thread's and not an argument: from tokenising to the ops, everything that takes long may ask it.
+//! Stopping long work. Whoever starts it may install a question on its thread, which the work asks now and
+//! then, between two ops or two chunks of something long; a yes comes back as [`Error::Interrupted`], and
+//! every later question has the same answer. The question is the thread's and not an argument: from
+//! tokenising to the ops, everything that takes long may ask it.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};

@@ -15,14 +15,18 @@ pub(crate) struct Sink<'a> {
     pub(crate) accumulate: bool,
 }
 
-/// A number that a device computes. Reading it waits for the device, so sums are made where they are and read once.
+/// A number that a device computes. Reading it waits for the device, so sums are made where they are and read
+/// once.
 #[derive(Debug, Clone)]
 pub struct Number(pub(crate) Value);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Host(f64),
-    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    #[cfg_attr(
+        not(feature = "fake-device"),
+        expect(dead_code, reason = "of devices with memory of their own")
+    )]
     Device(Arc<dyn DeviceMemory>),
 }
 
@@ -123,11 +127,12 @@ pub(crate) struct AttentionGrads<'a> {
     pub(crate) gates: Option<Sink<'a>>,
 }
 
-/// One AdamW update (Loshchilov & Hutter 2019). Lanes are rows or columns of the parameter with a history of their own.
+/// One AdamW update (Loshchilov & Hutter 2019). Lanes are rows or columns of the parameter with a history of
+/// their own.
 pub(crate) struct AdamWStep<'a> {
     pub(crate) lanes: Lanes,
-    /// Of all parameters; this one's are `3 · count` from `first` on: per lane learning rate / (1 − β₁ᵗ), then 1 / √(1 − β₂ᵗ), then 1 −
-    /// learning rate · weight decay.
+    /// Of all parameters; this one's are `3 · count` from `first` on: per lane learning rate / (1 − β₁ᵗ),
+    /// then 1 / √(1 − β₂ᵗ), then 1 − learning rate · weight decay.
     pub(crate) vectors: &'a Tensor,
     pub(crate) first: usize,
     pub(crate) count: usize,
@@ -160,7 +165,8 @@ impl Lanes {
     }
 }
 
-/// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and [`Tensor::cols`] say.
+/// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and
+/// [`Tensor::cols`] say.
 pub(crate) trait Kernels: Send + Sync {
     /// A tensor of unspecified contents, to be overwritten.
     fn empty(&self, shape: &[usize]) -> Tensor;
@@ -192,13 +198,28 @@ pub(crate) trait Kernels: Send + Sync {
     /// Layer norm over columns; returns the result and `(N, 2)` of mean and 1/σ.
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor);
     /// Gradients of [`Kernels::layer_norm`]: `[dx, dweight, dbias]`.
-    fn layer_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]);
+    fn layer_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 3],
+    );
     /// Root-mean-square norm over columns; returns the result and `(N, 1)` of 1/rms.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor);
     /// Gradients of [`Kernels::rms_norm`]: `[dx, dweight]`.
-    fn rms_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]);
+    fn rms_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 2],
+    );
 
-    /// Rotates each head's halves by the angles of the rows' positions; `table (P, head_dim)` holds cos then sin. `sign` −1 undoes it.
+    /// Rotates each head's halves by the angles of the rows' positions; `table (P, head_dim)` holds cos then
+    /// sin. `sign` −1 undoes it.
     fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>);
 
     /// Scaled dot-product attention with a gate per head.
@@ -228,7 +249,14 @@ pub(crate) trait Kernels: Send + Sync {
     /// `out = f(x)`, or `f(gate) · x` when `up` is given.
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor;
     /// Gradients of [`Kernels::activation`]: `[dx, dup]`.
-    fn activation_grad(&self, kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]);
+    fn activation_grad(
+        &self,
+        kind: Activation,
+        dy: &Tensor,
+        x: &Tensor,
+        up: Option<&Tensor>,
+        grads: [Option<Sink<'_>>; 2],
+    );
 
     /// Rows of `table` picked by `ids`.
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor;
@@ -248,13 +276,30 @@ pub(crate) trait Kernels: Send + Sync {
     /// How many rows of logits over so many entries should exist at once.
     fn rows_of_logits(&self, vocabulary: usize) -> usize;
 
-    /// Σ of −log softmax(x wᵀ + bias) at the targets, which may be [`IGNORE`]; logits of all never exist at once.
-    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number;
-    /// Turns logits into `weight · (softmax − onehot)` in place and returns Σ of the negative log-likelihoods; `targets` may hold [`IGNORE`].
+    /// Σ of −log softmax(x wᵀ + bias) at the targets, which may be [`IGNORE`]; logits of all never exist at
+    /// once.
+    fn negative_log_likelihood(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &[i64],
+    ) -> Number;
+    /// Turns logits into `weight · (softmax − onehot)` in place and returns Σ of the negative
+    /// log-likelihoods; `targets` may hold [`IGNORE`].
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number;
-    /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T² KL(t ‖ s).
-    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number;
-    /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows with r = 0 do not count.
+    /// Turns `student` logits into `weight · T · (softmax(s/T) − softmax(t/T))` in place and returns Σ of T²
+    /// KL(t ‖ s).
+    fn kl_divergence(
+        &self,
+        student: &mut Tensor,
+        teacher: &Tensor,
+        temperature: f32,
+        weight: f32,
+        with_grad: bool,
+    ) -> Number;
+    /// Turns rows of `x` into `weight · 2 (x − r) / |r|²` in place and returns Σ of |x − r|² / |r|²; rows
+    /// with r = 0 do not count.
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
     /// Turns `x` into `weight · 2 (x − r)` in place and returns Σ of (x − r)².
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;

@@ -99,7 +99,8 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser without history; `layout` says for each parameter what its lanes are and whether it decays.
+    /// An optimiser without history; `layout` says for each parameter what its lanes are and whether it
+    /// decays.
     pub fn new(config: AdamWConfig, params: &ParamSet, layout: impl Fn(ParamId) -> (Lanes, bool)) -> Self {
         let states = params
             .ids()
@@ -112,9 +113,17 @@ impl AdamW {
     }
 
     /// Updates every trainable parameter that has a gradient. Gradients are multiplied by `grad_scale` first.
-    pub fn step(&mut self, device: Device, params: &mut ParamSet, grads: &Gradients, rate: f64, grad_scale: f64) {
+    pub fn step(
+        &mut self,
+        device: Device,
+        params: &mut ParamSet,
+        grads: &Gradients,
+        rate: f64,
+        grad_scale: f64,
+    ) {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let updated: Vec<ParamId> = params.ids().filter(|id| params.is_trainable(*id) && grads.get(*id).is_some()).collect();
+        let updated: Vec<ParamId> =
+            params.ids().filter(|id| params.is_trainable(*id) && grads.get(*id).is_some()).collect();
         // The numbers of all lanes cross over to the device in one piece.
         let mut vectors: Vec<f32> = Vec::new();
         let mut first = Vec::with_capacity(updated.len());
@@ -152,7 +161,8 @@ impl AdamW {
     }
 }
 
-/// The factor that brings gradients of global norm `norm` down to `max_norm` (Pascanu et al. 2013); at most 1.
+/// The factor that brings gradients of global norm `norm` down to `max_norm` (Pascanu et al. 2013); at most
+/// 1.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if norm > max_norm { max_norm / (norm + 1e-6) } else { 1.0 }
 }

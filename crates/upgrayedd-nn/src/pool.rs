@@ -1,4 +1,5 @@
-//! Reuse of CPU buffers: a training step allocates the same sizes over and over, and fresh pages cost more than kernels.
+//! Reuse of CPU buffers: a training step allocates the same sizes over and over, and fresh pages cost more
+//! than kernels.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -23,7 +24,8 @@ fn lock() -> std::sync::MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Capacity used for `len` elements: four classes to each power of two, so that ragged batches reuse buffers too.
+/// Capacity used for `len` elements: four classes to each power of two, so that ragged batches reuse buffers
+/// too.
 fn size_class(len: usize) -> usize {
     let step = (len.next_power_of_two() / 8).max(16);
     len.div_ceil(step) * step
@@ -51,7 +53,8 @@ pub(crate) fn take(len: usize) -> Vec<f32> {
     buffer
 }
 
-/// How many buffers have been asked of the system since the process started: in a steady state, none any more.
+/// How many buffers have been asked of the system since the process started: in a steady state, none any
+/// more.
 pub fn fresh_buffers() -> u64 {
     FRESH.load(Ordering::Relaxed)
 }

@@ -25,7 +25,13 @@ pub fn count_products<R>(f: impl FnOnce() -> R) -> (R, Products) {
     ON.store(true, Relaxed);
     let result = f();
     ON.store(false, Relaxed);
-    (result, Products { thread_seconds: NANOSECONDS.load(Relaxed) as f64 * 1e-9, flops: FLOPS.load(Relaxed) as f64 })
+    (
+        result,
+        Products {
+            thread_seconds: NANOSECONDS.load(Relaxed) as f64 * 1e-9,
+            flops: FLOPS.load(Relaxed) as f64,
+        },
+    )
 }
 
 /// Runs a product on `threads` threads.
@@ -54,6 +60,8 @@ mod tests {
         };
         let (value, products) = count_products(multiply);
         // Tests run side by side, so there may be more.
-        assert!(value == 40.0 && products.flops >= f64::from(2 * 30 * 40 * 300) && products.thread_seconds > 0.0);
+        assert!(
+            value == 40.0 && products.flops >= f64::from(2 * 30 * 40 * 300) && products.thread_seconds > 0.0
+        );
     }
 }

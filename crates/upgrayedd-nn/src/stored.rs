@@ -69,7 +69,9 @@ impl Stored {
     pub(crate) fn elements(&self) -> Elements<'_> {
         let bytes = self.as_bytes();
         match bytemuck::try_cast_slice(bytes) {
-            Ok(values) if self.format == Format::F32 && cfg!(target_endian = "little") => Elements::F32(values),
+            Ok(values) if self.format == Format::F32 && cfg!(target_endian = "little") => {
+                Elements::F32(values)
+            }
             _ => Elements::Bytes(bytes, self.format),
         }
     }
@@ -120,7 +122,9 @@ impl<'a> Elements<'a> {
                 to.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(to, b)| *to = f32::from_le_bytes(*b));
             }
             Self::Bytes(bytes, Format::F16) => {
-                to.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(to, b)| *to = from_f16(u16::from_le_bytes(*b)));
+                to.iter_mut()
+                    .zip(bytes.as_chunks::<2>().0)
+                    .for_each(|(to, b)| *to = from_f16(u16::from_le_bytes(*b)));
             }
             Self::Bytes(bytes, Format::BF16) => {
                 let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
@@ -152,7 +156,10 @@ mod tests {
             let mut wide = [0.0f32];
             Elements::Bytes(&bits.to_le_bytes(), Format::BF16).widen(&mut wide);
             let theirs = half::bf16::from_bits(bits).to_f32();
-            assert!(wide[0].to_bits() == theirs.to_bits() || wide[0].is_nan() && theirs.is_nan(), "{bits:#06x}");
+            assert!(
+                wide[0].to_bits() == theirs.to_bits() || wide[0].is_nan() && theirs.is_nan(),
+                "{bits:#06x}"
+            );
         }
     }
 }

@@ -27,7 +27,10 @@ pub struct Var {
 
 impl std::fmt::Debug for Var {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Var").field("tensor", &self.tensor).field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("Var")
+            .field("tensor", &self.tensor)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
@@ -46,7 +49,8 @@ impl Var {
         self.source
     }
 
-    /// Says how to compute the value again, which must be cheap and give the same bits: backward steps then need not keep it.
+    /// Says how to compute the value again, which must be cheap and give the same bits: backward steps then
+    /// need not keep it.
     pub(crate) fn made_by(self, recipe: impl Fn(&dyn Kernels) -> Tensor + Send + Sync + 'static) -> Self {
         let recipe = self.requires_grad().then(|| Arc::new(recipe) as Recipe);
         Self { recipe, ..self }
@@ -118,7 +122,11 @@ impl<'p> Tape<'p> {
             return self.constant(tensor);
         }
         self.nodes.push(None);
-        Var { tensor: self.kernels().upload(tensor), source: Some(Source::Node(self.nodes.len() - 1)), recipe: None }
+        Var {
+            tensor: self.kernels().upload(tensor),
+            source: Some(Source::Node(self.nodes.len() - 1)),
+            recipe: None,
+        }
     }
 
     /// A parameter; its gradient is computed if it is trainable and the tape records.
@@ -127,8 +135,8 @@ impl<'p> Tape<'p> {
         Var { tensor: self.params.get(id).clone(), source: wanted.then_some(Source::Param(id)), recipe: None }
     }
 
-    /// What `first` makes of `inputs`, on a tape that keeps nothing. The backward pass runs `again` on the same inputs, which must give
-    /// the same bits (gradient checkpointing, Chen et al. 2016).
+    /// What `first` makes of `inputs`, on a tape that keeps nothing. The backward pass runs `again` on the
+    /// same inputs, which must give the same bits (gradient checkpointing, Chen et al. 2016).
     ///
     /// # Errors
     /// Returns [`crate::Error::Interrupted`] if the work is stopped.
@@ -148,7 +156,8 @@ impl<'p> Tape<'p> {
             let mut tape = Tape::recording(device, params, store.params);
             let (tensors, sources): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
             let wanted = tensors.into_iter().zip(&sources);
-            let inputs: Vec<Var> = wanted.map(|(t, s)| if s.is_some() { tape.leaf(t) } else { tape.constant(t) }).collect();
+            let inputs: Vec<Var> =
+                wanted.map(|(t, s)| if s.is_some() { tape.leaf(t) } else { tape.constant(t) }).collect();
             let result = again(&mut tape, &inputs)?;
             let gradients = tape.backward(vec![(result, gradient.clone())])?;
             for (input, source) in inputs.iter().zip(sources) {
@@ -164,7 +173,8 @@ impl<'p> Tape<'p> {
         self.device.kernels()
     }
 
-    /// Puts an op's result on the tape. `backward` gets the result's gradient and is kept only if an input wants one.
+    /// Puts an op's result on the tape. `backward` gets the result's gradient and is kept only if an input
+    /// wants one.
     pub(crate) fn record(
         &mut self,
         result: Tensor,
@@ -179,7 +189,8 @@ impl<'p> Tape<'p> {
         Ok(Var { tensor: result, source: Some(Source::Node(self.nodes.len() - 1)), recipe: None })
     }
 
-    /// Runs `f` with the gradient of a parameter, for ops that compute it while going forward (the fused LM head).
+    /// Runs `f` with the gradient of a parameter, for ops that compute it while going forward (the fused LM
+    /// head).
     pub(crate) fn with_param_grad(&mut self, var: &Var, f: impl FnOnce(&dyn Kernels, Sink<'_>)) {
         let Some(Source::Param(id)) = var.source else { return };
         if let Some(grads) = self.grads.as_deref_mut() {
@@ -188,7 +199,8 @@ impl<'p> Tape<'p> {
         }
     }
 
-    /// Walks the tape backward from `seeds` (values and their gradients), adding into the parameters' gradients.
+    /// Walks the tape backward from `seeds` (values and their gradients), adding into the parameters'
+    /// gradients.
     ///
     /// # Errors
     /// Returns [`crate::Error::Interrupted`] if the work is stopped.

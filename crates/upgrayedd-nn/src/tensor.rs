@@ -1,4 +1,5 @@
-//! Dense `f32` tensors: a shape, and elements in host memory (a shared, copy-on-write buffer), in a device's own, or as a file has them.
+//! Dense `f32` tensors: a shape, and elements in host memory (a shared, copy-on-write buffer), in a device's
+//! own, or as a file has them.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -33,7 +34,10 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
     /// Copies a number to the host.
     fn number(&self) -> f64;
     /// What it is, for its own device.
-    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    #[cfg_attr(
+        not(feature = "fake-device"),
+        expect(dead_code, reason = "of devices with memory of their own")
+    )]
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -41,21 +45,26 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
 enum Storage {
     Host(Arc<Buffer>),
     Stored(Stored),
-    #[cfg_attr(not(feature = "fake-device"), expect(dead_code, reason = "of devices with memory of their own"))]
+    #[cfg_attr(
+        not(feature = "fake-device"),
+        expect(dead_code, reason = "of devices with memory of their own")
+    )]
     Device(Arc<dyn DeviceMemory>),
 }
 
 /// A dense, row-major `f32` tensor. Clones share memory until one of them is written to.
 ///
-/// Its elements are in host memory, or in that of the device whose kernels made it, or, for weights that are only read, in the type and
-/// place in which a file has them. The host reads the latter two by an explicit copy, [`Tensor::to_host`].
+/// Its elements are in host memory, or in that of the device whose kernels made it, or, for weights that are
+/// only read, in the type and place in which a file has them. The host reads the latter two by an explicit
+/// copy, [`Tensor::to_host`].
 #[derive(Debug, Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
     storage: Storage,
 }
 
-const ELSEWHERE: &str = "the elements are in a device's memory or in their stored type: the host reads them by to_host";
+const ELSEWHERE: &str =
+    "the elements are in a device's memory or in their stored type: the host reads them by to_host";
 
 impl Tensor {
     /// A tensor over `data`.
@@ -72,7 +81,8 @@ impl Tensor {
         Self::full(shape, 0.0)
     }
 
-    /// Zeros in memory of their own and no more than they need, not from the pool: for what lives as long as the weights.
+    /// Zeros in memory of their own and no more than they need, not from the pool: for what lives as long as
+    /// the weights.
     pub(crate) fn lasting_zeros(shape: &[usize]) -> Self {
         Self::from_vec(shape, vec![0.0; shape.iter().product()])
     }
@@ -86,10 +96,14 @@ impl Tensor {
 
     /// A tensor of unspecified contents, to be overwritten.
     pub(crate) fn scratch(shape: &[usize]) -> Self {
-        Self { shape: shape.to_vec(), storage: Storage::Host(Arc::new(Buffer(pool::take(shape.iter().product())))) }
+        Self {
+            shape: shape.to_vec(),
+            storage: Storage::Host(Arc::new(Buffer(pool::take(shape.iter().product())))),
+        }
     }
 
-    /// A tensor over elements as a file has them, from byte `start` of `bytes` on, which is read only: kernels widen what they read.
+    /// A tensor over elements as a file has them, from byte `start` of `bytes` on, which is read only:
+    /// kernels widen what they read.
     ///
     /// # Panics
     /// If `bytes` do not reach so far.
@@ -178,7 +192,8 @@ impl Tensor {
         matches!(self.storage, Storage::Host(_))
     }
 
-    /// The same elements in host memory, as `f32`: a copy if they are in a device's memory or in their stored type.
+    /// The same elements in host memory, as `f32`: a copy if they are in a device's memory or in their stored
+    /// type.
     #[must_use]
     pub fn to_host(&self) -> Self {
         match &self.storage {
@@ -248,7 +263,12 @@ impl Tensor {
     /// # Panics
     /// If the number of elements differs.
     pub fn reshaped(mut self, shape: &[usize]) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), self.len(), "cannot reshape {:?} to {shape:?}", self.shape);
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            self.len(),
+            "cannot reshape {:?} to {shape:?}",
+            self.shape
+        );
         self.shape = shape.to_vec();
         self
     }

@@ -12,11 +12,12 @@ use upgrayedd_nn::{Device, Format, Gradients, ParamSet, Tape, Tensor};
 /// A block with every kind of reduction; returns loss and all gradients.
 fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut random =
-        |shape: &[usize]| Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-0.3f32..0.3)).collect());
+    let mut random = |shape: &[usize]| {
+        Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-0.3f32..0.3)).collect())
+    };
     let mut params = ParamSet::default();
-    let ids =
-        [[rows, width], [width, width], [width, width], [width, width], [3 * width, width]].map(|s| params.add("w", random(&s)));
+    let ids = [[rows, width], [width, width], [width, width], [width, width], [3 * width, width]]
+        .map(|s| params.add("w", random(&s)));
     let vectors = [width, width, width].map(|s| params.add("v", random(&[s])));
     let mut grads = Gradients::for_params(&params);
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
@@ -49,7 +50,13 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     for (rows, width) in [(2, 8), (26, 40), (200, 96), (512, 320)] {
-        let at = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| step(rows, width));
+        let at = |threads| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
+                .install(|| step(rows, width))
+        };
         let (one, two, three) = (at(1), at(2), at(3));
         assert_eq!(one.0.to_bits(), two.0.to_bits(), "loss at {rows} × {width}");
         assert!(one.1 == two.1 && one.1 == three.1, "gradients at {rows} × {width}");
@@ -60,15 +67,22 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 fn a_gram_matrix_is_the_product_with_itself() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for (rows, cols) in [(0, 3), (1, 1), (5, 0), (40, 7), (33, 128), (64, 129), (300, 400)] {
-        let x = Tensor::from_vec(&[rows, cols], (0..rows * cols).map(|_| rng.random_range(-1.0f32..1.0)).collect());
+        let x = Tensor::from_vec(
+            &[rows, cols],
+            (0..rows * cols).map(|_| rng.random_range(-1.0f32..1.0)).collect(),
+        );
         let at = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| ops::gram(Device::cpu(), &x))
         };
         let found = at(1);
-        assert!(found == at(2) && found == found.transposed() && found.shape() == [cols, cols], "{rows} × {cols}");
+        assert!(
+            found == at(2) && found == found.transposed() && found.shape() == [cols, cols],
+            "{rows} × {cols}"
+        );
         for (i, &value) in found.data().iter().enumerate() {
-            let products = (0..rows).map(|r| f64::from(x.data()[r * cols + i / cols]) * f64::from(x.data()[r * cols + i % cols]));
+            let products = (0..rows)
+                .map(|r| f64::from(x.data()[r * cols + i / cols]) * f64::from(x.data()[r * cols + i % cols]));
             let expected: f64 = products.sum();
             assert!((f64::from(value) - expected).abs() < 1e-4, "{rows} × {cols}: {value} {expected}");
         }
@@ -95,7 +109,11 @@ fn adamw_follows_its_definition_in_every_lane() {
             let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
             let w = tape.param(id);
             let same = ops::add(&mut tape, &w.clone(), &w).unwrap();
-            tape.backward(vec![(same, Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()))]).unwrap();
+            tape.backward(vec![(
+                same,
+                Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()),
+            )])
+            .unwrap();
             optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5);
             for i in 0..6 {
                 let lane = match lanes {
@@ -134,16 +152,23 @@ fn schedules_climb_then_fall() {
 #[test]
 fn the_loss_without_gradients_is_that_with_them() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let mut random =
-        |shape: &[usize]| Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-3.0f32..3.0)).collect());
+    let mut random = |shape: &[usize]| {
+        Tensor::from_vec(shape, (0..shape.iter().product()).map(|_| rng.random_range(-3.0f32..3.0)).collect())
+    };
     for (rows, vocab) in [(1, 3), (5, 2048), (7, 5000), (3000, 130)] {
         let mut params = ParamSet::default();
-        let ids = [params.add("x", random(&[rows, 9])), params.add("w", random(&[vocab, 9])), params.add("b", random(&[vocab]))];
-        let targets: Vec<i64> =
-            (0..rows as i64).map(|i| if i % 5 == 4 { ops::IGNORE } else { i * 1_009 % vocab as i64 }).collect();
+        let ids = [
+            params.add("x", random(&[rows, 9])),
+            params.add("w", random(&[vocab, 9])),
+            params.add("b", random(&[vocab])),
+        ];
+        let targets: Vec<i64> = (0..rows as i64)
+            .map(|i| if i % 5 == 4 { ops::IGNORE } else { i * 1_009 % vocab as i64 })
+            .collect();
         let loss = |mut tape: Tape<'_>, targets: &[i64]| {
             let [x, weight, bias] = ids.map(|id| tape.param(id));
-            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0).unwrap()
+            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0)
+                .unwrap()
         };
         let mut grads = Gradients::for_params(&params);
         let with = loss(Tape::recording(Device::cpu(), &params, &mut grads), &targets);
@@ -178,7 +203,9 @@ fn stored(values: &Tensor, format: Format, offset: usize) -> Tensor {
 #[test]
 fn weights_in_their_stored_type_give_the_bits_of_the_same_numbers() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    for (rows, outputs, inputs) in [(1, 70, 33), (5, 300, 40), (20, 30, 70), (70, 200, 33), (100, 300, 129), (600, 1000, 40)] {
+    for (rows, outputs, inputs) in
+        [(1, 70, 33), (5, 300, 40), (20, 30, 70), (70, 200, 33), (100, 300, 129), (600, 1000, 40)]
+    {
         let x = random(&mut rng, &[rows, inputs]);
         let dy = random(&mut rng, &[rows, outputs]);
         let w = random(&mut rng, &[outputs, inputs]);
@@ -197,7 +224,10 @@ fn weights_in_their_stored_type_give_the_bits_of_the_same_numbers() {
             };
             assert!(run(&narrow) == run(&wide), "{rows} × {inputs} by {outputs}, {format:?}");
             let ids: Vec<usize> = (0..outputs).step_by(7).collect();
-            assert!(narrow.take_rows(&ids) == wide.take_rows(&ids) && narrow.take_cols(&[2, 0]) == wide.take_cols(&[2, 0]));
+            assert!(
+                narrow.take_rows(&ids) == wide.take_rows(&ids)
+                    && narrow.take_cols(&[2, 0]) == wide.take_cols(&[2, 0])
+            );
         }
     }
 }

@@ -39,7 +39,8 @@ fn check(name: &str, shapes: &[&[usize]], op: impl Fn(&mut Tape<'_>, &[Var]) -> 
         tape.backward(vec![(out, weights.clone())]).unwrap();
     }
     for (input, &id) in ids.iter().enumerate() {
-        let analytic = grads.get(id).unwrap_or_else(|| panic!("{name}: input {input} got no gradient")).clone();
+        let analytic =
+            grads.get(id).unwrap_or_else(|| panic!("{name}: input {input} got no gradient")).clone();
         let scale = analytic.data().iter().fold(0.1f32, |a, v| a.max(v.abs() / 2.0));
         for i in 0..analytic.len() {
             let at = |delta: f32| {
@@ -116,11 +117,14 @@ fn shape(causal: bool) -> AttentionShape {
 
 fn check_attention(name: &str, shape: AttentionShape) {
     let heads = shape.heads() * shape.head_dim;
-    let (q, kv) = ([shape.batch * shape.queries, heads], [shape.batch * shape.keys, shape.kv_heads * shape.head_dim]);
+    let (q, kv) =
+        ([shape.batch * shape.queries, heads], [shape.batch * shape.keys, shape.kv_heads * shape.head_dim]);
     let (gates, shape) = ([shape.batch, shape.heads()], Arc::new(shape));
     check(name, &[&q, &kv, &kv], |t, x| ops::attention(t, &x[0], &x[1], &x[2], None, &shape));
     check(name, &[&q, &kv, &kv, &gates], |t, x| ops::attention(t, &x[0], &x[1], &x[2], Some(&x[3]), &shape));
-    check(name, &[&q, &kv, &kv, &gates[1..]], |t, x| ops::attention(t, &x[0], &x[1], &x[2], Some(&x[3]), &shape));
+    check(name, &[&q, &kv, &kv, &gates[1..]], |t, x| {
+        ops::attention(t, &x[0], &x[1], &x[2], Some(&x[3]), &shape)
+    });
 }
 
 #[test]
@@ -128,8 +132,14 @@ fn attention_in_all_its_forms() {
     check_attention("causal", shape(true));
     check_attention("bidirectional", shape(false));
     check_attention("windowed", AttentionShape { window: Some(2), ..shape(true) });
-    check_attention("padded", AttentionShape { key_mask: Some(vec![1, 1, 1, 0, 0, 1, 1, 1, 1, 1]), ..shape(false) });
-    check_attention("left padded", AttentionShape { key_mask: Some(vec![0, 0, 1, 1, 1, 1, 1, 1, 1, 1]), ..shape(true) });
+    check_attention(
+        "padded",
+        AttentionShape { key_mask: Some(vec![1, 1, 1, 0, 0, 1, 1, 1, 1, 1]), ..shape(false) },
+    );
+    check_attention(
+        "left padded",
+        AttentionShape { key_mask: Some(vec![0, 0, 1, 1, 1, 1, 1, 1, 1, 1]), ..shape(true) },
+    );
     check_attention("continued", AttentionShape { queries: 2, ..shape(true) });
 }
 
@@ -142,23 +152,28 @@ fn attention_longer_than_a_block_of_queries() {
     let params = ParamSet::default();
     let mut tape = Tape::inference(Device::cpu(), &params);
     let [qv, kv, vv] = [&q, &k, &v].map(|t| tape.constant(t.clone()));
-    let (out, probe) = ops::attention_with_entropy(&mut tape, &qv, &kv, &vv, None, &Arc::new(shape.clone())).unwrap();
+    let (out, probe) =
+        ops::attention_with_entropy(&mut tape, &qv, &kv, &vv, None, &Arc::new(shape.clone())).unwrap();
     let mut entropy = [0.0f64; 3];
     for (h, &g) in shape.kv_of.iter().enumerate() {
         for i in 0..150usize {
             let keys: Vec<usize> = (i.saturating_sub(69)..=i).collect();
             let score = |j: usize| {
-                (0..4).map(|c| f64::from(q.data()[i * 12 + h * 4 + c]) * f64::from(k.data()[j * 8 + g * 4 + c])).sum::<f64>()
+                (0..4)
+                    .map(|c| f64::from(q.data()[i * 12 + h * 4 + c]) * f64::from(k.data()[j * 8 + g * 4 + c]))
+                    .sum::<f64>()
                     * 0.5
             };
             let e: Vec<f64> = keys.iter().map(|&j| score(j).exp()).collect();
             let sum: f64 = e.iter().sum();
             for c in 0..4 {
-                let want: f64 = keys.iter().zip(&e).map(|(&j, e)| e / sum * f64::from(v.data()[j * 8 + g * 4 + c])).sum();
+                let want: f64 =
+                    keys.iter().zip(&e).map(|(&j, e)| e / sum * f64::from(v.data()[j * 8 + g * 4 + c])).sum();
                 assert!((f64::from(out.tensor().data()[i * 12 + h * 4 + c]) - want).abs() < 1e-5);
             }
             if keys.len() > 1 {
-                entropy[h] += e.iter().map(|e| -(e / sum) * (e / sum).ln()).sum::<f64>() / (keys.len() as f64).ln();
+                entropy[h] +=
+                    e.iter().map(|e| -(e / sum) * (e / sum).ln()).sum::<f64>() / (keys.len() as f64).ln();
             }
         }
     }
@@ -194,7 +209,10 @@ fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> Result
             };
             let numeric = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
             let got = grads.get(id).map_or(0.0, |g| f64::from(g.data()[i]));
-            assert!((got - numeric).abs() < 2e-3, "{name}: {id:?}[{i}]: backward {got}, finite difference {numeric}");
+            assert!(
+                (got - numeric).abs() < 2e-3,
+                "{name}: {id:?}[{i}]: backward {got}, finite difference {numeric}"
+            );
         }
     }
 }
@@ -207,7 +225,8 @@ fn losses() {
     let (teacher, weight) = (random(&mut rng, &[4, 3]), random(&mut rng, &[5, 3]));
     let bias = random(&mut rng, &[5]);
     for share in [0.3, 1.0] {
-        let teacher = ops::Teacher { x: &teacher, weight: &weight, bias: Some(&bias), temperature: 2.0, share };
+        let teacher =
+            ops::Teacher { x: &teacher, weight: &weight, bias: Some(&bias), temperature: 2.0, share };
         check_loss("distillation", |t, x, head| ops::distillation(t, x, head, &[1, 3, 4, 0], &teacher, 1.0));
     }
     // What reads x alone leaves the head's gradients at nothing.

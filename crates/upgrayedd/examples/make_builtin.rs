@@ -1,6 +1,8 @@
-//! Trains the built-in model from nothing: `cargo run --release -p upgrayedd --example make_builtin -- OUT_DIR`.
+//! Trains the built-in model from nothing: `cargo run --release -p upgrayedd --example make_builtin --
+//! OUT_DIR`.
 //!
-//! The files in `crates/upgrayedd/src/builtin/` are what it writes, bit for bit on the same kind of processor.
+//! The files in `crates/upgrayedd/src/builtin/` are what it writes, bit for bit on the same kind of
+//! processor.
 #![allow(clippy::print_stdout, reason = "a command-line tool")]
 
 use std::path::PathBuf;

@@ -18,7 +18,8 @@ use upgrayedd::{OptimizeConfig, Pipeline, Result};
 /// Sequences to score on.
 const SAMPLES: usize = 16;
 
-/// Keeps heads by the sum of their ranks under Fisher information and under the layer-normalised gate gradient.
+/// Keeps heads by the sum of their ranks under Fisher information and under the layer-normalised gate
+/// gradient.
 struct RankSum;
 
 impl Strategy for RankSum {
@@ -73,7 +74,11 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let given = Given { strategy: Some(Box::new(RankSum)), ..Given::default() };
     let scratch = tempfile::tempdir()?;
     let summary = Pipeline::with(config, given)?.run(&scratch.path().join("run"), &mut Silent)?;
-    println!("{} of {} heads are left", summary.cycles[0].active, summary.heads_per_layer.iter().sum::<usize>());
+    println!(
+        "{} of {} heads are left",
+        summary.cycles[0].active,
+        summary.heads_per_layer.iter().sum::<usize>()
+    );
     println!("held-out loss {:.4} → {:.4}", summary.before.evaluation.loss, summary.after.evaluation.loss);
     Ok(())
 }

@@ -10,7 +10,9 @@ use upgrayedd::units::heads_by_layer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, heads, out] = &arguments[..] else { return Err("usage: prune MODEL HEADS_BY_LAYER OUT_DIR".into()) };
+    let [model, heads, out] = &arguments[..] else {
+        return Err("usage: prune MODEL HEADS_BY_LAYER OUT_DIR".into());
+    };
     let selection = heads_by_layer(serde_json::from_str(heads)?);
     let mut model = upgrayedd::open(model, &LoadOptions::default())?;
     let before = model.num_parameters();

@@ -1,4 +1,5 @@
-//! A whole run on the model and text that are built in: three cycles of pruning, growing and learning, told as they happen.
+//! A whole run on the model and text that are built in: three cycles of pruning, growing and learning, told
+//! as they happen.
 //!
 //! ```console
 //! $ cargo run --release -p upgrayedd --example whole_run -- OUT_DIR
@@ -35,7 +36,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.learn.max_steps_per_cycle = Some(10);
     config.measure.max_eval_windows = Some(16);
     let pipeline = Pipeline::new(config)?;
-    println!("{} steps per cycle, {:?} for heads to compete in", pipeline.steps_per_cycle(), pipeline.plan().scope);
+    println!(
+        "{} steps per cycle, {:?} for heads to compete in",
+        pipeline.steps_per_cycle(),
+        pipeline.plan().scope
+    );
     let summary = pipeline.run(&out, &mut Printer)?;
     let (before, after) = (&summary.before, &summary.after);
     println!("loss {:.4} → {:.4}", before.evaluation.loss, after.evaluation.loss);

@@ -73,7 +73,8 @@ pub struct CycleCounts {
     pub prune: usize,
     /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
     pub goal: Option<usize>,
-    /// Whether as many heads can go as the growth ratio then brings down to the goal; if not, none beyond the goal go.
+    /// Whether as many heads can go as the growth ratio then brings down to the goal; if not, none beyond the
+    /// goal go.
     pub growth_fits: bool,
 }
 
@@ -95,11 +96,19 @@ pub fn cycle_counts(
     let (target, gone) = (portion(pruning, heads.total()) / size, heads.num_pruned() / size);
     // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
     let cycles_left = cycles + 1 - cycle;
-    let goal = if target >= gone { gone + (target - gone) / cycles_left } else { gone - (gone - target) / cycles_left };
+    let goal = if target >= gone {
+        gone + (target - gone) / cycles_left
+    } else {
+        gone - (gone - target) / cycles_left
+    };
     // The smallest number of units pruned at the peak that growth brings down to the goal, if so many can go.
     let lowest = goal.max(gone);
     let peak = (lowest..=gone + most / size).find(|&p| p - portion(growth, p) >= goal);
-    CycleCounts { prune: (peak.unwrap_or(lowest) - gone) * size, goal: Some(goal * size), growth_fits: peak.is_some() }
+    CycleCounts {
+        prune: (peak.unwrap_or(lowest) - gone) * size,
+        goal: Some(goal * size),
+        growth_fits: peak.is_some(),
+    }
 }
 
 /// ⌊growth · pruned⌋, in whole units.
@@ -122,7 +131,9 @@ fn units(layer: &LayerUnits, site: Site) -> Vec<Vec<usize>> {
     match site {
         Site::KvGroup => {
             let of = layer.kv_positions();
-            (0..layer.kv_active().len()).map(|g| positions.clone().filter(|&p| of[p] == g).collect()).collect()
+            (0..layer.kv_active().len())
+                .map(|g| positions.clone().filter(|&p| of[p] == g).collect())
+                .collect()
         }
         _ => positions.map(|p| vec![p]).collect(),
     }
@@ -139,7 +150,8 @@ struct Queue {
 }
 
 impl Queue {
-    /// The least important unit that fits into what may still go, and its score. Groups that have lost heads are smaller than others.
+    /// The least important unit that fits into what may still go, and its score. Groups that have lost heads
+    /// are smaller than others.
     fn candidate(&self, budget: usize) -> Option<(usize, f64)> {
         let unit = self.units.iter().position(|(_, heads)| heads.len() <= self.spare.min(budget))?;
         Some((unit, self.units[unit].0))
@@ -152,12 +164,17 @@ impl Queue {
     }
 }
 
-/// The least important heads within the budget: exactly `budget.heads`, unless `min_heads` or whole groups forbid.
+/// The least important heads within the budget: exactly `budget.heads`, unless `min_heads` or whole groups
+/// forbid.
 ///
 /// `keep` is higher for heads to keep. Ties go to the lower layer and index.
 pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
-    let mut queues: Vec<Queue> =
-        heads.layers().iter().zip(keep.heads()).map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget)).collect();
+    let mut queues: Vec<Queue> = heads
+        .layers()
+        .iter()
+        .zip(keep.heads())
+        .map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget))
+        .collect();
     let mut chosen = Selection::new();
     let mut left = budget.heads;
     let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, left: &mut usize| {
@@ -225,7 +242,11 @@ mod tests {
         use rand::RngExt;
         let mut rng = crate::rng::stream(seed, "test");
         // Few distinct values, so that ties occur.
-        Scores::of_heads(map.layers().iter().map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect()))
+        Scores::of_heads(
+            map.layers()
+                .iter()
+                .map(|l| l.active().iter().map(|_| f64::from(rng.random_range(0..6u32))).collect()),
+        )
     }
 
     proptest! {
@@ -337,14 +358,18 @@ mod tests {
         let keep = Scores::of_heads([vec![1.0, 1.0, 2.0, 2.0, 3.0]]);
         let budget = Budget { heads: 1, scope: Scope::Layer, units: Site::KvGroup, min_heads: 1 };
         for scope in [Scope::Layer, Scope::Global] {
-            assert_eq!(choose(&map, &keep, Budget { scope, ..budget }), Selection::from([(LayerSite::heads(0), vec![4])]));
+            assert_eq!(
+                choose(&map, &keep, Budget { scope, ..budget }),
+                Selection::from([(LayerSite::heads(0), vec![4])])
+            );
         }
     }
 
     #[test]
     fn remainders_go_to_the_layers_with_the_lowest_candidates() {
         let map = UnitMap::full(3, 4, 4);
-        let keep = Scores::of_heads([vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]]);
+        let keep =
+            Scores::of_heads([vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]]);
         // Five of twelve: one each, then the two lowest next candidates.
         let budget = Budget { heads: 5, scope: Scope::Layer, units: Site::Head, min_heads: 1 };
         let chosen = choose(&map, &keep, budget);

@@ -1,7 +1,7 @@
 //! Checkpoints: all that a run needs to go on to the same bits, in a folder each.
 //!
-//! `cycle-0002` is the state after two cycles, `cycle-0002-step-000040` that after 40 steps of learning in the third. The file
-//! `BLAKE3SUMS` has a checksum of every other one, as `b3sum --check` reads them.
+//! `cycle-0002` is the state after two cycles, `cycle-0002-step-000040` that after 40 steps of learning in
+//! the third. The file `BLAKE3SUMS` has a checksum of every other one, as `b3sum --check` reads them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -86,8 +86,9 @@ pub fn remove(checkpoint: &Path) -> Result<()> {
     std::fs::remove_dir_all(&aside).map_err(Error::io(checkpoint, "remove"))
 }
 
-/// Writes a checkpoint, which appears whole or not at all. A whole one of the same name stays: a run comes to the same place with the
-/// same state, so going on from either ends with the same bits. A damaged one makes way.
+/// Writes a checkpoint, which appears whole or not at all. A whole one of the same name stays: a run comes to
+/// the same place with the same state, so going on from either ends with the same bits. A damaged one makes
+/// way.
 pub fn save<S: Serialize>(
     target: &Path,
     Learner { model, optim }: &Learner,
@@ -110,7 +111,9 @@ pub fn save<S: Serialize>(
         let named = |id| model.params().name(id).to_owned();
         let moments = model.params().ids().flat_map(|id| {
             let state = &optim.states[id.index()];
-            let moment = |kind: &str, t: &Option<Tensor>| t.clone().map(|t| (format!("{kind}.{}", named(id)), t, DType::F32));
+            let moment = |kind: &str, t: &Option<Tensor>| {
+                t.clone().map(|t| (format!("{kind}.{}", named(id)), t, DType::F32))
+            };
             [moment("m", &state.m), moment("v", &state.v)].into_iter().flatten().collect::<Vec<_>>()
         });
         safetensors_file::write(&dir.join(OPTIMIZER_FILE), moments.collect(), Default::default())?;
@@ -135,7 +138,10 @@ pub fn save<S: Serialize>(
 }
 
 fn write_weights(path: &Path, model: &Model) -> Result<()> {
-    let weights = model.params().ids().map(|id| (model.params().name(id).to_owned(), model.params().get(id).clone(), DType::F32));
+    let weights = model
+        .params()
+        .ids()
+        .map(|id| (model.params().name(id).to_owned(), model.params().get(id).clone(), DType::F32));
     safetensors_file::write(path, weights.collect(), Default::default())
 }
 
@@ -161,7 +167,8 @@ fn verify(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads a checkpoint of the run that started from `base`. Nothing is believed that does not have its checksum.
+/// Reads a checkpoint of the run that started from `base`. Nothing is believed that does not have its
+/// checksum.
 pub fn load<S: DeserializeOwned>(dir: &Path, base: &Model, weight_decay: f64) -> Result<Saved<S>> {
     let (model, file) = read_model(dir, base)?;
     let best_path = dir.join(BEST_FILE);
@@ -194,15 +201,25 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     verify(dir)?;
     let state_path = dir.join(STATE_FILE);
     let bytes = std::fs::read(&state_path).map_err(Error::io(&state_path, "read"))?;
-    let file: StateFile<S> =
-        serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
+    let file: StateFile<S> = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
     if file.format_version != FORMAT {
-        return Err(Error::bad_file(&state_path, format!("has format {}: this program reads {FORMAT}", file.format_version)));
+        return Err(Error::bad_file(
+            &state_path,
+            format!("has format {}: this program reads {FORMAT}", file.format_version),
+        ));
     }
     let heads = base.spec().full_units().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
-    let mut model = Model::from_params(base.family(), base.spec().clone(), base.config.clone(), params, heads, base.dtype())?;
+    let mut model = Model::from_params(
+        base.family(),
+        base.spec().clone(),
+        base.config.clone(),
+        params,
+        heads,
+        base.dtype(),
+    )?;
     model.set_dtypes_of(base);
     model.companions = base.companions.clone();
     model.origin = base.origin.clone();
@@ -236,7 +253,8 @@ fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> 
 fn read_moments(dir: &Path, Learner { model, optim }: &mut Learner, lanes: Vec<LaneState>) -> Result<()> {
     let file = TensorFile::open(&dir.join(OPTIMIZER_FILE))?;
     let names = file.names();
-    let damaged = || Error::bad_file(dir, "the optimiser's state does not fit the weights: the checkpoint is damaged");
+    let damaged =
+        || Error::bad_file(dir, "the optimiser's state does not fit the weights: the checkpoint is damaged");
     if lanes.len() != model.params().len() {
         return Err(damaged());
     }

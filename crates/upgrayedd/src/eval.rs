@@ -134,7 +134,12 @@ impl Sums {
         match model.spec().objective {
             Objective::Classifier { labels: 1 } => {
                 let logits = model.logits(batch, &mut Hooks::default())?;
-                let pairs = logits.data().iter().zip(&batch.values).zip(&batch.targets).filter(|(_, t)| **t != IGNORE);
+                let pairs = logits
+                    .data()
+                    .iter()
+                    .zip(&batch.values)
+                    .zip(&batch.targets)
+                    .filter(|(_, t)| **t != IGNORE);
                 for ((&predicted, &wanted), _) in pairs {
                     let (predicted, wanted) = (f64::from(predicted), f64::from(wanted));
                     self.loss += (predicted - wanted).powi(2);
@@ -164,7 +169,8 @@ impl Sums {
 fn classify(model: &Model, batch: &Batch) -> Result<(f64, u64)> {
     let logits = model.logits(batch, &mut Hooks::default())?;
     let (mut sum, mut right) = (0.0, 0);
-    let labelled = logits.data().chunks_exact(logits.cols()).zip(&batch.targets).filter(|(_, label)| **label != IGNORE);
+    let labelled =
+        logits.data().chunks_exact(logits.cols()).zip(&batch.targets).filter(|(_, label)| **label != IGNORE);
     for (row, &label) in labelled {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let log_sum = row.iter().map(|v| f64::from(v - max).exp()).sum::<f64>().ln() + f64::from(max);
@@ -236,8 +242,12 @@ fn time_decode(model: &Model, length: usize) -> Result<Option<f64>> {
         return Ok(None);
     }
     let mut cache = KvCache::new(model, prompt + count);
-    let mut step =
-        |length: usize| model.last_logits(&example(model, 1, length), &mut Hooks { cache: Some(&mut cache), ..Hooks::default() });
+    let mut step = |length: usize| {
+        model.last_logits(
+            &example(model, 1, length),
+            &mut Hooks { cache: Some(&mut cache), ..Hooks::default() },
+        )
+    };
     step(prompt)?;
     let start = Instant::now();
     for _ in 0..count {

@@ -8,10 +8,12 @@ use crate::surgery;
 use crate::units::{LayerSite, Selection, Site, Unit, UnitMap};
 use crate::{Error, Model, Result};
 
-/// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so, the higher.
+/// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so,
+/// the higher.
 pub type Gains = BTreeMap<Unit, f64>;
 
-/// Every archived head back in the model with its gate shut (dormant): the logits are those of the model without them.
+/// Every archived head back in the model with its gate shut (dormant): the logits are those of the model
+/// without them.
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] if the archive holds heads that the model still has or never had.
@@ -27,10 +29,11 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
     Ok(dormant)
 }
 
-/// The gain of every archived head from one pass over `context.data`: with g the gradient in the shut gate and F the mean of its square
-/// over sequences, g²/2F where g is negative, and less than zero where it is positive. If F were the loss's curvature, that would be
-/// what the best gate takes off the loss; F stands in for it up to a factor, so gains (at most ½) rank heads and are not nats. A head's
-/// scale does not matter, as the refit finds it.
+/// The gain of every archived head from one pass over `context.data`: with g the gradient in the shut gate
+/// and F the mean of its square over sequences, g²/2F where g is negative, and less than zero where it is
+/// positive. If F were the loss's curvature, that would be what the best gate takes off the loss; F stands in
+/// for it up to a factor, so gains (at most ½) rank heads and are not nats. A head's scale does not matter,
+/// as the refit finds it.
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for a plain encoder without a reference, since nothing says what it should
@@ -50,7 +53,10 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
         for (position, &head) in heads.active().iter().enumerate() {
             if !context.model.units().layers()[layer].is_active(head) {
                 let (g, f) = (gradient[position], square[position]);
-                gains.insert(Unit::head(layer, head), if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
+                gains.insert(
+                    Unit::head(layer, head),
+                    if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 },
+                );
             }
         }
     }
@@ -81,7 +87,12 @@ pub(crate) fn candidates(heads: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for a layer that does not exist, and for more heads than a layer has to
 /// restore.
-pub fn choose(heads: &UnitMap, gains: &Gains, counts: &BTreeMap<usize, usize>, site: Site) -> Result<Selection> {
+pub fn choose(
+    heads: &UnitMap,
+    gains: &Gains,
+    counts: &BTreeMap<usize, usize>,
+    site: Site,
+) -> Result<Selection> {
     let mut chosen = Selection::new();
     let candidates = candidates(heads, gains, site);
     for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
@@ -93,7 +104,9 @@ pub fn choose(heads: &UnitMap, gains: &Gains, counts: &BTreeMap<usize, usize>, s
         }
         let there = gains.keys().filter(|id| id.layer == layer).count();
         if count > there {
-            return Err(Error::does_not_fit(format!("{count} heads are to grow in layer {layer}, which has {there} to restore")));
+            return Err(Error::does_not_fit(format!(
+                "{count} heads are to grow in layer {layer}, which has {there} to restore"
+            )));
         }
         let mut picked: Vec<usize> = Vec::new();
         for (_, _, unit) in candidates.iter().filter(|c| c.1 == layer) {

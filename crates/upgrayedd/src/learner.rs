@@ -118,9 +118,11 @@ impl Learner {
         let mut targets = [batches.iter().map(Batch::counted).sum::<u64>() as f64];
         reduce.sum(&mut targets)?;
         let count = targets[0].max(1.0);
-        let loss = self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?;
+        let loss =
+            self.accumulate(grads, batches, 1.0 / count as f32, distill, update.gradient_checkpointing)?;
         // What has a gradient in one process has one in all.
-        let mut arrived: Vec<f64> = self.model.params().ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
+        let mut arrived: Vec<f64> =
+            self.model.params().ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
         reduce.sum(&mut arrived)?;
         for (id, _) in self.model.params().ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
             reduce.sum_tensor(grads.get_or_zero(self.model.device(), self.model.params(), id))?;
@@ -143,8 +145,8 @@ impl Learner {
         Ok(step)
     }
 
-    /// The first half of a step: leaves the gradients of the batches' loss, each target's times `weight`, in `grads` and returns the
-    /// unweighted sum of the losses, which is not read yet.
+    /// The first half of a step: leaves the gradients of the batches' loss, each target's times `weight`, in
+    /// `grads` and returns the unweighted sum of the losses, which is not read yet.
     ///
     /// # Errors
     /// Returns [`Error::Interrupted`] if the work is stopped.
@@ -160,7 +162,8 @@ impl Learner {
         grads.clear();
         let mut sum = Number::default();
         for batch in batches {
-            let mut tape = Tape::recording(model.device(), model.params(), grads).with_segments(gradient_checkpointing);
+            let mut tape =
+                Tape::recording(model.device(), model.params(), grads).with_segments(gradient_checkpointing);
             let loss = match distill {
                 Some(distill) => model.distillation_loss(&mut tape, batch, weight, distill)?,
                 None => model.loss(&mut tape, batch, weight, &mut Hooks::default())?,
@@ -179,7 +182,8 @@ impl Learner {
     }
 }
 
-/// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest whose gradients have.
+/// Where numbers that are not finite came from: the lowest layer whose output has them, else the highest
+/// whose gradients have.
 fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> Result<String> {
     let finite = |t: &Tensor| t.to_host().data().iter().all(|v| v.is_finite());
     if let Some(id) = model.params().ids().find(|id| !finite(model.params().get(*id))) {
@@ -188,7 +192,8 @@ fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> 
     for batch in batches {
         let mut streams = Vec::new();
         let mut tape = Tape::inference(model.device(), model.params());
-        let hidden = model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() })?;
+        let hidden =
+            model.hidden(&mut tape, batch, &mut Hooks { inputs: Some(&mut streams), ..Hooks::default() })?;
         streams.push(hidden.tensor().clone());
         match streams.iter().position(|stream| !finite(stream)) {
             Some(0) => return Ok("the embeddings".to_owned()),

@@ -1,10 +1,11 @@
-//! Upgrayedd makes trained Hugging Face transformers smaller and faster by *neural plasticity cycles*: it scores attention heads, prunes
-//! the least useful, measures, grows heads back where capacity is missed, learns, and measures again.
+//! Upgrayedd makes trained Hugging Face transformers smaller and faster by *neural plasticity cycles*: it
+//! scores attention heads, prunes the least useful, measures, grows heads back where capacity is missed,
+//! learns, and measures again.
 //!
 //! # A whole run
 //!
-//! [`OptimizeConfig`] says what is wanted, [`Pipeline`] does it, and [`Summary`] says what came of it. Without a model, a small one that is
-//! built in is optimised on built-in text:
+//! [`OptimizeConfig`] says what is wanted, [`Pipeline`] does it, and [`Summary`] says what came of it.
+//! Without a model, a small one that is built in is optimised on built-in text:
 //!
 //! ```no_run
 //! use upgrayedd::event::Silent;
@@ -91,7 +92,9 @@ pub use open::open;
 pub use pipeline::Pipeline;
 pub use record::Summary;
 pub use upgrayedd_models::{Error, Model, Result, Tokenizer};
-pub use upgrayedd_models::{archive, data, export, family, files, load, model, spec, surgery, tokenizer, units, weights};
+pub use upgrayedd_models::{
+    archive, data, export, family, files, load, model, spec, surgery, tokenizer, units, weights,
+};
 pub use upgrayedd_nn as nn;
 
 use upgrayedd_models::{named_enum, options, rng};

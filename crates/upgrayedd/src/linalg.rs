@@ -51,7 +51,8 @@ impl Moments {
             .as_slice()
             .par_chunks(change.nrows() * 16)
             .map(|columns| {
-                let columns = DMatrixView::from_slice(columns, change.nrows(), columns.len() / change.nrows());
+                let columns =
+                    DMatrixView::from_slice(columns, change.nrows(), columns.len() / change.nrows());
                 columns.dot(&(&self.gram * columns))
             })
             .collect::<Vec<f64>>()
@@ -107,9 +108,14 @@ pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Result<Option<Ridge>> 
         }
     }
     let Some((gain, ridge, change)) = best.filter(|(gain, ..)| *gain > 0.0) else { return Ok(None) };
-    // nalgebra stores columns one after the other: an (inputs, outputs) matrix is our (outputs, inputs) by rows.
+    // nalgebra stores columns one after the other: an (inputs, outputs) matrix is our (outputs, inputs) by
+    // rows.
     let data = change.as_slice().iter().map(|v| *v as f32).collect();
-    Ok(Some(Ridge { ridge, change: Tensor::from_vec(&[change.ncols(), inputs], data), repaired: gain / held_out.power }))
+    Ok(Some(Ridge {
+        ridge,
+        change: Tensor::from_vec(&[change.ncols(), inputs], data),
+        repaired: gain / held_out.power,
+    }))
 }
 
 #[cfg(test)]
@@ -133,7 +139,9 @@ mod tests {
         let map = normals(1, 3, 5);
         let (x, held) = (normals(2, 200, 5), normals(3, 50, 5));
         let y = |x: &Tensor| multiply(Device::cpu(), x, &map).expect("not stopped");
-        let found = ridge(&moments(&x, &y(&x)), &moments(&held, &y(&held))).expect("not stopped").expect("there is one");
+        let found = ridge(&moments(&x, &y(&x)), &moments(&held, &y(&held)))
+            .expect("not stopped")
+            .expect("there is one");
         assert!(found.ridge == RIDGES[0] && found.repaired > 0.999_999);
         for (a, b) in found.change.data().iter().zip(map.data()) {
             assert!((a - b).abs() < 1e-3, "{a} {b}");
@@ -145,12 +153,18 @@ mod tests {
         // Ten rows for eight inputs: any fit to noise makes new noise worse, unless the ridge is large.
         let fit = moments(&normals(4, 10, 8), &normals(5, 10, 4));
         let held_out = moments(&normals(6, 400, 8), &normals(7, 400, 4));
-        assert!(ridge(&fit, &held_out).expect("not stopped").is_none_or(|r| r.ridge == 1.0 && r.repaired < 0.05));
+        assert!(
+            ridge(&fit, &held_out).expect("not stopped").is_none_or(|r| r.ridge == 1.0 && r.repaired < 0.05)
+        );
     }
 
     #[test]
     fn inputs_that_are_always_zero_do_no_harm() {
         let x = Tensor::zeros(&[20, 4]);
-        assert!(ridge(&moments(&x, &normals(8, 20, 2)), &moments(&x, &normals(9, 20, 2))).expect("not stopped").is_none());
+        assert!(
+            ridge(&moments(&x, &normals(8, 20, 2)), &moments(&x, &normals(9, 20, 2)))
+                .expect("not stopped")
+                .is_none()
+        );
     }
 }

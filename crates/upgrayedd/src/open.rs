@@ -1,4 +1,5 @@
-//! What a model's name may mean: a model folder, a run folder, a checkpoint of a run, an id on the Hub, or the model that is built in.
+//! What a model's name may mean: a model folder, a run folder, a checkpoint of a run, an id on the Hub, or
+//! the model that is built in.
 
 use std::path::Path;
 
@@ -10,7 +11,8 @@ use crate::model::{Companions, Model};
 use crate::run_dir::{GivenParts, read_run};
 use crate::{Error, Result, builtin, checkpoint, export, surgery};
 
-/// Loads what `name` says: a model folder, a run folder (its result), a checkpoint of a run, a Hub id, or `builtin`.
+/// Loads what `name` says: a model folder, a run folder (its result), a checkpoint of a run, a Hub id, or
+/// `builtin`.
 ///
 /// # Errors
 /// Returns [`Error::File`] if the folder or a file in it cannot be used, [`Error::Io`] if the system cannot
@@ -23,7 +25,10 @@ pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
     }
     if let Some(run) = checkpoint::run_of(Path::new(name)) {
         let record = read_run(&run)?;
-        return checkpoint::load_model(Path::new(name), &base_of(&run.join("base"), &record.config, record.given)?);
+        return checkpoint::load_model(
+            Path::new(name),
+            &base_of(&run.join("base"), &record.config, record.given)?,
+        );
     }
     let Fetched { dir, origin } = resolve(name)?;
     let mut model = Model::load(&dir, options)?;
@@ -62,7 +67,8 @@ pub(crate) fn base_of(base: &Path, config: &OptimizeConfig, given: GivenParts) -
     Ok(model)
 }
 
-/// Finds what `--model` names: a model folder, a run folder (its result), or a Hub id; with the commit that the Hub gave.
+/// Finds what `--model` names: a model folder, a run folder (its result), or a Hub id; with the commit that
+/// the Hub gave.
 fn resolve(name: &str) -> Result<Fetched> {
     let path = Path::new(name);
     if path.is_dir() {

@@ -1,4 +1,5 @@
-//! What heads cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in heads.
+//! What heads cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in
+//! heads.
 
 use std::path::Path;
 use std::time::Instant;
@@ -47,31 +48,43 @@ enum Count {
 }
 
 impl<'a> Prices<'a> {
-    /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which latency needs.
+    /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which
+    /// latency needs.
     ///
     /// # Errors
     /// Returns [`Error::DoesNotFit`] for latency without timings, and for timings that are not the model's.
-    pub fn new(model: &'a Model, currency: Currency, length: usize, timings: Option<&Timings>) -> Result<Self> {
+    pub fn new(
+        model: &'a Model,
+        currency: Currency,
+        length: usize,
+        timings: Option<&Timings>,
+    ) -> Result<Self> {
         let count = match (currency, timings) {
             (Currency::Heads, _) => Count::Heads,
             (Currency::Parameters, _) => Count::Parameters,
             (Currency::Macs, _) => Count::Macs,
-            (Currency::Latency, Some(timings)) => {
-                Count::Seconds(timings.rest, timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect())
+            (Currency::Latency, Some(timings)) => Count::Seconds(
+                timings.rest,
+                timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect(),
+            ),
+            (Currency::Latency, None) => {
+                return Err(Error::does_not_fit("a budget in latency needs timings of the layers"));
             }
-            (Currency::Latency, None) => return Err(Error::does_not_fit("a budget in latency needs timings of the layers")),
         };
         Ok(Self { model, length, count })
     }
 
-    /// What the model would cost with these units, of which no layer has more than the model could have again.
+    /// What the model would cost with these units, of which no layer has more than the model could have
+    /// again.
     pub fn total(&self, units: &UnitMap) -> f64 {
         match &self.count {
             Count::Heads => units.num_active() as f64,
             Count::Parameters => self.model.cost_with(units, self.length).parameters as f64,
             Count::Macs => self.model.cost_with(units, self.length).macs_per_token as f64,
             Count::Seconds(rest, tables) => {
-                let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| table[layer.active().len().min(table.len() - 1)];
+                let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| {
+                    table[layer.active().len().min(table.len() - 1)]
+                };
                 rest + units.layers().iter().zip(tables).map(seconds).sum::<f64>()
             }
         }
@@ -105,18 +118,24 @@ impl Timings {
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let record: Record = toml::from_str(&text).map_err(|e| {
-            Error::bad_file(path, format!("has no times of layers, as the run.toml of a run has them: {}", e.message()))
+            Error::bad_file(
+                path,
+                format!("has no times of layers, as the run.toml of a run has them: {}", e.message()),
+            )
         })?;
         Ok(record.timings)
     }
 
-    /// Each layer's table. Refuses times that are none, layers without any, and tables that are too short for the heads that a layer has
-    /// or may have again.
+    /// Each layer's table. Refuses times that are none, layers without any, and tables that are too short for
+    /// the heads that a layer has or may have again.
     pub(crate) fn by_layer(&self, model: &Model) -> Result<Vec<&[f64]>> {
         let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
-        let is_table = |times: &AttentionTimes| times.seconds.iter().all(is_time) && times.seconds.is_sorted();
+        let is_table =
+            |times: &AttentionTimes| times.seconds.iter().all(is_time) && times.seconds.is_sorted();
         if !is_time(&self.rest) || !self.attention.iter().all(is_table) {
-            return Err(Error::does_not_fit("timings: expected seconds, of attention none less than the one before"));
+            return Err(Error::does_not_fit(
+                "timings: expected seconds, of attention none less than the one before",
+            ));
         }
         let restorable = model.archive().restorable(model.units());
         let table = |(layer, gone): (usize, &usize)| {
@@ -141,7 +160,8 @@ impl Timings {
 /// Counted runs, after one that warms up.
 const RUNS: usize = 5;
 
-/// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it has or may have again.
+/// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it
+/// has or may have again.
 ///
 /// # Errors
 /// Returns [`Error::Interrupted`] if the work is stopped, and [`Error::DoesNotFit`] if the archive holds
@@ -169,10 +189,13 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
     let (mut attention, mut spent) = (Vec::new(), 0.0);
     for (_, layers) in shapes {
         // The layer of this shape that has most of its heads.
-        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units().layers()[l].active().len()) else { continue };
+        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units().layers()[l].active().len()) else {
+            continue;
+        };
         let seconds = time_attention(&full, layer, &batch)?;
         spent += layers.iter().map(|&l| seconds[model.units().layers()[l].active().len()]).sum::<f64>();
-        attention.push(AttentionTimes { layers: layers.iter().map(|&l| model.layer_name(l)).collect(), seconds });
+        attention
+            .push(AttentionTimes { layers: layers.iter().map(|&l| model.layer_name(l)).collect(), seconds });
     }
     // Noise must not make attention dearer than everything.
     Ok(Timings { rest: (forward - spent).max(0.0), attention })
@@ -186,11 +209,18 @@ fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>
     let mut seconds = vec![0.0];
     for count in 1..=active.len() {
         let mut less = model.clone();
-        surgery::remove(&mut less, None, &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]), 0, None)?;
+        surgery::remove(
+            &mut less,
+            None,
+            &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]),
+            0,
+            None,
+        )?;
         let time = timed(|| {
             let mut tape = Tape::inference(less.device(), less.params());
             let x = tape.constant(x.clone());
-            let context = less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
+            let context =
+                less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
             let written = less.project(&mut tape, layer, Writer::Attention, context, None)?;
             ops::add(&mut tape, &x, &written)?;
             Ok(())
@@ -232,7 +262,8 @@ mod tests {
     fn pruned(selection: &[(usize, Vec<usize>)]) -> (Model, Model) {
         let model = builtin::model().expect("it is there");
         let mut less = model.clone();
-        surgery::remove(&mut less, None, &heads_by_layer(selection.iter().cloned().collect()), 0, None).expect("heads are there");
+        surgery::remove(&mut less, None, &heads_by_layer(selection.iter().cloned().collect()), 0, None)
+            .expect("heads are there");
         (model, less)
     }
 
@@ -241,7 +272,8 @@ mod tests {
         let mut spec = model.spec().clone();
         spec.layers[layer].window = Some(window);
         let (params, units) = (model.params().clone(), model.units().clone());
-        Model::from_params(model.family(), spec, model.config.clone(), params, units, model.dtype()).expect("a model")
+        Model::from_params(model.family(), spec, model.config.clone(), params, units, model.dtype())
+            .expect("a model")
     }
 
     #[test]
@@ -292,11 +324,15 @@ mod tests {
             let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
             assert_eq!((prices.total(model.units()), prices.total(less.units())), (34.0, 18.0));
         }
-        let error =
-            |timings: &Timings| Prices::new(&less, Currency::Latency, 32, Some(timings)).expect_err("too few").to_string();
+        let error = |timings: &Timings| {
+            Prices::new(&less, Currency::Latency, 32, Some(timings)).expect_err("too few").to_string()
+        };
         let short = error(&Timings { attention: times(0..6), ..timings });
         assert!(short.contains("expected 9"), "four may come back: {short}");
-        assert!(error(&Timings { attention: Vec::new(), ..timings }).contains("model.layers.0.self_attn has none"));
+        assert!(
+            error(&Timings { attention: Vec::new(), ..timings })
+                .contains("model.layers.0.self_attn has none")
+        );
     }
 
     #[test]

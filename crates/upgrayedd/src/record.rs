@@ -9,8 +9,9 @@ use crate::model::Cost;
 /// A measurement of quality, with what it takes to repeat it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of the hidden states
-    /// from the reference's, as a share of the latter's squared length; for regression the mean squared error.
+    /// Token-weighted mean negative log-likelihood, in nats; for plain encoders the mean squared distance of
+    /// the hidden states from the reference's, as a share of the latter's squared length; for regression the
+    /// mean squared error.
     pub loss: f64,
     /// exp(loss); of masked tokens for a masked language model. Absent for classifiers and plain encoders.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -18,14 +19,16 @@ pub struct Evaluation {
     /// Share of right labels, for classifiers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub accuracy: Option<f64>,
-    /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all equal.
+    /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all
+    /// equal.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub spearman: Option<f64>,
     /// Targets that counted.
     pub tokens: u64,
     /// Sequences measured.
     pub sequences: usize,
-    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked tokens; "labels"; "numbers"; "hidden states".
+    /// "chunks": non-overlapping windows, each token predicted from its window alone; "masked": seeded masked
+    /// tokens; "labels"; "numbers"; "hidden states".
     pub protocol: String,
     /// Tokens per window at most.
     pub window: usize,

@@ -1,11 +1,13 @@
-//! Sums over the processes that share the work of a run. Every sum that data makes goes through here: gradients, losses, scores, moments.
+//! Sums over the processes that share the work of a run. Every sum that data makes goes through here:
+//! gradients, losses, scores, moments.
 
 use upgrayedd_nn::Tensor;
 
 use crate::Result;
 
-/// Adds what each process has found. All processes call the same methods in the same order with values of the same shapes, and get the same
-/// bits; so each has a sequence at least of what is shared, and one that fails ends the others' waiting, too.
+/// Adds what each process has found. All processes call the same methods in the same order with values of the
+/// same shapes, and get the same bits; so each has a sequence at least of what is shared, and one that fails
+/// ends the others' waiting, too.
 pub trait Reduce: std::fmt::Debug + Sync {
     /// Puts the sums over all processes in the place of this one's values.
     ///

@@ -1,10 +1,12 @@
-//! Least-squares repair without training: after pruning, the remaining heads' output projections are changed such that the
-//! residual stream is again as close as they can bring it to that of the parent (the model before pruning).
+//! Least-squares repair without training: after pruning, the remaining heads' output projections are changed
+//! such that the residual stream is again as close as they can bring it to that of the parent (the model
+//! before pruning).
 //!
-//! Layer by layer, student and parent side by side: with X the student's output-projection input and R what the stream then
-//! lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a column of ones for it. Because R is a
-//! difference of streams and not of one layer's outputs, a layer repairs what the layers below could not. The ridge λ is chosen
-//! on sequences that the solution has not seen, and a solution that does not help there is not used.
+//! Layer by layer, student and parent side by side: with X the student's output-projection input and R what
+//! the stream then lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a
+//! column of ones for it. Because R is a difference of streams and not of one layer's outputs, a layer
+//! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not
+//! seen, and a solution that does not help there is not used.
 
 use std::sync::Arc;
 
@@ -32,7 +34,8 @@ struct Pair {
     parent: Tensor,
 }
 
-/// Sequences `indices` of `data` in batches of at most `batch_size`, and in at least five if there are as many sequences.
+/// Sequences `indices` of `data` in batches of at most `batch_size`, and in at least five if there are as
+/// many sequences.
 pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batch> {
     let size = batch_size.min(indices.len().div_ceil(JUDGES)).max(1);
     indices.chunks(size).map(|indices| data.batch(indices, Pass::Fixed)).collect()
@@ -44,21 +47,31 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 /// Returns [`Error::DoesNotFit`] for fewer than two batches, one to fit on and one to judge by, and for a
 /// parent with other layers or another width; [`Error::Interrupted`] if the work is stopped; and what
 /// `reduce` returns. Nothing changes then.
-pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Vec<LayerRefit>> {
+pub fn refit(
+    model: &mut Model,
+    parent: &Model,
+    batches: Vec<Batch>,
+    reduce: &dyn Reduce,
+) -> Result<Vec<LayerRefit>> {
     if batches.len() < 2 {
-        return Err(Error::does_not_fit("refit needs at least 2 calibration sequences: one to fit on and one to judge by"));
+        return Err(Error::does_not_fit(
+            "refit needs at least 2 calibration sequences: one to fit on and one to judge by",
+        ));
     }
-    let shape = |m: &Model| (m.family().model_type, m.spec().num_layers(), m.spec().hidden_size, m.spec().vocab_size);
+    let shape =
+        |m: &Model| (m.family().model_type, m.spec().num_layers(), m.spec().hidden_size, m.spec().vocab_size);
     if shape(model) != shape(parent) {
         return Err(Error::does_not_fit(
             "refit needs the model before pruning as the parent: this one has other layers or another width",
         ));
     }
     let mut repaired = model.clone();
-    let mut pairs: Vec<Pair> = batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
+    let mut pairs: Vec<Pair> =
+        batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
     let mut report = Vec::with_capacity(model.spec().num_layers());
     for layer in 0..model.spec().num_layers() {
-        let contexts = pairs.iter().map(|pair| pair.inputs(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
+        let contexts =
+            pairs.iter().map(|pair| pair.inputs(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
         report.push(solve(&mut repaired, (parent, layer), &pairs, &contexts, reduce)?);
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
             pair.student = finish(&repaired, layer, &pair.student, student)?;
@@ -96,7 +109,8 @@ impl Pair {
         let context = |model: &Model, x: &Tensor| {
             let mut tape = Tape::inference(model.device(), model.params());
             let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
-            let context = model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks)?;
+            let context =
+                model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks)?;
             Ok::<_, Error>(context.tensor().clone())
         };
         Ok((context(model, &self.student)?, context(parent, &self.parent)?))
@@ -126,7 +140,11 @@ fn solve(
             x.blank_rows(mask);
             missing.blank_rows(mask);
         }
-        let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) { &mut held_out } else { &mut fit };
+        let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) {
+            &mut held_out
+        } else {
+            &mut fit
+        };
         moments.add(model.device(), &x, &missing)?;
     }
     fit.reduce(reduce)?;

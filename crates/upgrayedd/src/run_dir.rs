@@ -88,17 +88,20 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists.
-    /// A model that was given in memory leaves its weights there too, a data loader the sequences that are not learned from.
+    /// Creates the folder with `run.toml` and the base model's small files. Refuses a folder that exists. A
+    /// model that was given in memory leaves its weights there too, a data loader the sequences that are not
+    /// learned from.
     pub fn create(path: &Path, run: &RunRecord, model: &Model, set_aside: Option<&SetAside>) -> Result<Self> {
-        let text = toml::to_string_pretty(run).map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
+        let text = toml::to_string_pretty(run)
+            .map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
         write_folder(path, |dir| {
             write_file(&dir.join(RUN_FILE), text.as_bytes())?;
             write_file(&dir.join(EVENTS_FILE), b"")?;
             for sub in ["base", "checkpoints"] {
                 std::fs::create_dir(dir.join(sub)).map_err(Error::io(dir, "write"))?;
             }
-            let config = serde_json::to_string_pretty(&model.config).map_err(|e| Error::malformed(e.to_string()))?;
+            let config =
+                serde_json::to_string_pretty(&model.config).map_err(|e| Error::malformed(e.to_string()))?;
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
             if run.given.model {
                 write_weights(model, &dir.join("base"))?;
@@ -118,7 +121,12 @@ impl RunDir {
         check_run(path)?;
         let lock_path = path.join(LOCK_FILE);
         let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).open(&lock_path).map_err(Error::io(&lock_path, "write"))?;
+        let lock = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(Error::io(&lock_path, "write"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -130,7 +138,8 @@ impl RunDir {
             remove_partial(&dir)?;
         }
         let file = path.join(EVENTS_FILE);
-        let events = OpenOptions::new().append(true).create(true).open(&file).map_err(Error::io(&file, "write"))?;
+        let events =
+            OpenOptions::new().append(true).create(true).open(&file).map_err(Error::io(&file, "write"))?;
         Ok(Self { path: path.to_owned(), events, _lock: lock })
     }
 
@@ -171,7 +180,8 @@ impl RunDir {
         checkpoint::list(&self.checkpoints()).is_ok_and(|found| !found.is_empty())
     }
 
-    /// Saves a checkpoint, whatever is asked to stop meanwhile; all others but those called `keep` go once it is complete.
+    /// Saves a checkpoint, whatever is asked to stop meanwhile; all others but those called `keep` go once it
+    /// is complete.
     pub fn save_checkpoint(
         &mut self,
         name: &str,
@@ -198,8 +208,9 @@ impl RunDir {
         checkpoint::remove(&self.checkpoints().join(name))
     }
 
-    /// Reads the newest checkpoint that is whole and cuts later events off; says in `damaged` what is wrong with newer ones. `None`
-    /// if there is none, and the run starts anew. `base` is the model that the run started from.
+    /// Reads the newest checkpoint that is whole and cuts later events off; says in `damaged` what is wrong
+    /// with newer ones. `None` if there is none, and the run starts anew. `base` is the model that the run
+    /// started from.
     pub fn load_checkpoint<S: DeserializeOwned>(
         &mut self,
         base: &Model,
@@ -214,7 +225,10 @@ impl RunDir {
                     return Ok(Some(saved));
                 }
                 Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Ok(_) => damaged.push(Error::bad_file(&dir, format!("{EVENTS_FILE} does not reach as far as this checkpoint"))),
+                Ok(_) => damaged.push(Error::bad_file(
+                    &dir,
+                    format!("{EVENTS_FILE} does not reach as far as this checkpoint"),
+                )),
                 Err(error) => damaged.push(error),
             }
         }
@@ -229,12 +243,22 @@ impl RunDir {
     }
 
     /// Reads the checkpoint after so many cycles, to which the one under way may be rolled back.
-    pub fn load_cycle<S: DeserializeOwned>(&self, cycles: usize, base: &Model, weight_decay: f64) -> Result<Saved<S>> {
+    pub fn load_cycle<S: DeserializeOwned>(
+        &self,
+        cycles: usize,
+        base: &Model,
+        weight_decay: f64,
+    ) -> Result<Saved<S>> {
         checkpoint::load(&self.checkpoints().join(checkpoint::name(cycles, None)), base, weight_decay)
     }
 
     /// Writes the result: `model/`, the archive and `summary.json`.
-    pub fn finish(&self, model: &Model, summary: &impl Serialize, export: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn finish(
+        &self,
+        model: &Model,
+        summary: &impl Serialize,
+        export: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         let result = self.result();
         if result.exists() {
             std::fs::remove_dir_all(&result).map_err(Error::io(&result, "replace"))?;
@@ -261,7 +285,8 @@ fn remove_partial(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "read"))?.flatten() {
         let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             removed.map_err(Error::io(&path, "remove"))?;
         }
     }
@@ -283,7 +308,10 @@ fn check_run(path: &Path) -> Result<()> {
 pub fn read_set_aside(run: &Path) -> Result<SetAside> {
     let path = run.join("base").join(SET_ASIDE_FILE);
     if !path.exists() {
-        return Err(Error::bad_file(run, format!("was not started with a data loader, or has lost base/{SET_ASIDE_FILE}")));
+        return Err(Error::bad_file(
+            run,
+            format!("was not started with a data loader, or has lost base/{SET_ASIDE_FILE}"),
+        ));
     }
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&path, format!("is damaged: {e}")))
@@ -305,7 +333,8 @@ pub fn read_run(run: &Path) -> Result<RunRecord> {
 /// # Errors
 /// Returns [`Error::File`] if the text is no run of this program, or has another format.
 pub fn parse_run(path: &Path, text: &str) -> Result<RunRecord> {
-    let not_ours = |e: toml::de::Error| Error::bad_file(path, format!("is not a run of this program: {}", e.message()));
+    let not_ours =
+        |e: toml::de::Error| Error::bad_file(path, format!("is not a run of this program: {}", e.message()));
     let table: toml::Table = toml::from_str(text).map_err(not_ours)?;
     match table.get("format_version").and_then(toml::Value::as_integer) {
         Some(version) if version != i64::from(RUN_FORMAT) => {

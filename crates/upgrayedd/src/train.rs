@@ -91,9 +91,11 @@ pub struct Place {
     pub stopped: bool,
 }
 
-/// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to go on from.
+/// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to
+/// go on from.
 ///
-/// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks, gates folded.
+/// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks,
+/// gates folded.
 ///
 /// # Errors
 /// Returns what [`Learner::step`], `data` and `on_step` return, [`Error::Data`] if an epoch has no batches,
@@ -116,7 +118,8 @@ pub fn learn(
         LrSchedule::Linear => Decay::Linear,
         LrSchedule::Cosine => Decay::Cosine,
     };
-    let schedule = Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
+    let schedule =
+        Schedule { peak: options.learning_rate, warmup: options.warmup_steps.min(total / 2), total, decay };
     let mut grads = Gradients::for_params(learner.model.params());
     learner.model.params_mut().set_trainable(true);
     if place.step < total {
@@ -127,13 +130,15 @@ pub fn learn(
         let (rate, max_norm) = (schedule.rate(place.step), options.max_gradient_norm);
         let update = Update { rate, max_norm, gradient_checkpointing: options.gradient_checkpointing };
         let step = place.step + 1;
-        let made = learner.step(&mut grads, batches, distill, update, reduce).map_err(|error| match error {
-            Error::NotFinite(message) => Error::NotFinite(format!("step {step}: {message}")),
-            error => error,
-        })?;
+        let made =
+            learner.step(&mut grads, batches, distill, update, reduce).map_err(|error| match error {
+                Error::NotFinite(message) => Error::NotFinite(format!("step {step}: {message}")),
+                error => error,
+            })?;
         let Step { loss, targets: tokens, norm } = made;
         (place.step, place.batch) = (step, taken);
-        let report = StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
+        let report =
+            StepReport { step, steps: total, loss, learning_rate: rate, gradient_norm: norm, tokens };
         place.stopped = on_step(learner, place, report)?.is_break();
         Ok(if place.stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
@@ -156,7 +161,10 @@ pub fn learn(
             let _ = one_step(place, &rest, taken)?;
         }
         if taken == 0 {
-            return Err(Error::data(format!("epoch {} of the training data has no batches", place.epoch + 1)));
+            return Err(Error::data(format!(
+                "epoch {} of the training data has no batches",
+                place.epoch + 1
+            )));
         }
         (place.epoch, place.batch) = (place.epoch + 1, 0);
     }
@@ -182,7 +190,13 @@ pub(crate) fn fading_steps(options: &TrainOptions, total: u64) -> u64 {
 }
 
 /// Sets the gates of the units that are to be faded in as they are after `step` of `total` steps.
-pub(crate) fn set_fading(model: &mut Model, options: &TrainOptions, growing: &Selection, total: u64, step: u64) -> Result<()> {
+pub(crate) fn set_fading(
+    model: &mut Model,
+    options: &TrainOptions,
+    growing: &Selection,
+    total: u64,
+    step: u64,
+) -> Result<()> {
     let fade = fading_steps(options, total);
     let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     for (&place, units) in growing {

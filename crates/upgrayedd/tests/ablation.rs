@@ -1,5 +1,5 @@
-//! Ablation of a plain encoder runs its reference once for a batch, not once for every head. (Alone in its file: products are counted for
-//! the whole process.)
+//! Ablation of a plain encoder runs its reference once for a batch, not once for every head. (Alone in its
+//! file: products are counted for the whole process.)
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -21,10 +21,13 @@ fn the_reference_of_an_encoder_runs_once_for_a_batch() {
     let (data, range) = (Dataset::from_rows(rows, model.spec().objective, 0), 0..4);
     let batch = data.batch(&[0, 1, 2, 3], Pass::Fixed);
     let (_, forward) = profile::count_products(|| {
-        model.hidden(&mut Tape::inference(model.device(), model.params()), &batch, &mut Hooks::default()).unwrap();
+        model
+            .hidden(&mut Tape::inference(model.device(), model.params()), &batch, &mut Hooks::default())
+            .unwrap();
     });
     let context = ScoreContext { samples: 4, ..ScoreContext::new(&model, &data, &range) };
-    let (scores, products) = profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
+    let (scores, products) =
+        profile::count_products(|| score::named("loss_impact").unwrap().compute(&context).unwrap());
     // The model, its reference, and for each head the layers from its own on.
     let partial: f64 = (0..model.spec().num_layers())
         .map(|layer| {

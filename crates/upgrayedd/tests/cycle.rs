@@ -84,9 +84,11 @@ fn restored_heads_are_faded_in_over_their_share_of_the_steps() {
     let seen = run(with(grown.clone(), |c| {
         c.grow.gate_warmup = 0.5;
     }));
-    let (baseline, pruned, learning) = (seen.at(Phase::Baseline)[0], seen.at(Phase::Pruned)[0], seen.at(Phase::Learning));
+    let (baseline, pruned, learning) =
+        (seen.at(Phase::Baseline)[0], seen.at(Phase::Pruned)[0], seen.at(Phase::Learning));
     assert!((pruned - baseline).abs() > 0.01, "pruning must show: {baseline} {pruned}");
-    // Shut in the first step, which changes no bit; open after half of the steps, which makes the model whole again.
+    // Shut in the first step, which changes no bit; open after half of the steps, which makes the model whole
+    // again.
     assert_eq!(learning[..2], [pruned; 2]);
     assert!(learning[1..6].windows(2).all(|w| w[0] > w[1]), "{learning:?}");
     assert!(learning[5..].iter().all(|loss| (loss - baseline).abs() < 1e-5), "{baseline} {learning:?}");
@@ -104,7 +106,8 @@ fn a_refit_does_not_cancel_heads_that_return() {
         c.learn.max_steps_per_cycle = Some(0);
         c.measure.eval_every = None;
     });
-    // Everything that went in this cycle comes back: the model as it was, without what the repair had put in its place.
+    // Everything that went in this cycle comes back: the model as it was, without what the repair had put in
+    // its place.
     let seen = run(with(still.clone(), |c| {
         c.grow.growth_ratio = 1.0;
     }));
@@ -124,7 +127,9 @@ fn a_refit_does_not_cancel_heads_that_return() {
     let text = folder.path().join("text.txt");
     std::fs::write(
         &text,
-        (0..300).map(|i| format!("Dog {i} ran to the park and saw {} cats.\n", i * 7 % 11)).collect::<String>(),
+        (0..300)
+            .map(|i| format!("Dog {i} ran to the park and saw {} cats.\n", i * 7 % 11))
+            .collect::<String>(),
     )
     .unwrap();
     let grown = |refit, max_steps_per_cycle| {
@@ -182,8 +187,12 @@ fn learning_that_only_harms_is_not_kept() {
         c.learn.learning_rate = Some(0.3);
         c.measure.patience = 2;
     }));
-    let (pruned, learning, learned) = (seen.at(Phase::Pruned)[0], seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
-    assert!(learning.len() == 3 && learning[0] == pruned && learning[1..].iter().all(|l| *l > pruned), "{pruned} {learning:?}");
+    let (pruned, learning, learned) =
+        (seen.at(Phase::Pruned)[0], seen.at(Phase::Learning), seen.at(Phase::Learned)[0]);
+    assert!(
+        learning.len() == 3 && learning[0] == pruned && learning[1..].iter().all(|l| *l > pruned),
+        "{pruned} {learning:?}"
+    );
     assert_eq!(learned, pruned);
     assert!(seen.notices.iter().any(|n| n.contains("after step 0 was the best")), "{:?}", seen.notices);
 }
@@ -249,9 +258,16 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
             c.data.sequence_length = Some(sequence_length);
         });
         let error = Pipeline::new(config).err().unwrap().to_string();
-        assert!(error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")), "{error}");
+        assert!(
+            error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")),
+            "{error}"
+        );
     }
-    for timings in [(f64::NAN, vec![0.0; 9]), (1.0, vec![0.1; 8]), (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])] {
+    for timings in [
+        (f64::NAN, vec![0.0; 9]),
+        (1.0, vec![0.1; 8]),
+        (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+    ] {
         let layers = builtin::model().unwrap().layer_names();
         let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
         let timings = Some(Timings { rest: timings.0, attention });
@@ -291,7 +307,10 @@ fn damage_is_told_at_once_and_the_recommended_strategy_named() {
         c.prune.strategy = "random".into();
     }));
     let notice = notice.unwrap();
-    assert!(notice.contains(&format!("{lost:.2} nats")) && notice.contains("strategy auto"), "{lost}: {notice}");
+    assert!(
+        notice.contains(&format!("{lost:.2} nats")) && notice.contains("strategy auto"),
+        "{lost}: {notice}"
+    );
     let (lost, notice) = warned(with(harmful, |c| {
         c.prune.pruning_ratio = 0.1;
         c.prune.strategy = "auto".into();

@@ -1,4 +1,5 @@
-//! On a device with memory of its own, and with weights in the type of their file, every family computes the same bits.
+//! On a device with memory of its own, and with weights in the type of their file, every family computes the
+//! same bits.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -51,7 +52,8 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
     let exported = load(name);
     export(&exported, &HF, Some(dtype), &out).unwrap();
     let mut model = Model::load(&out, &LoadOptions::default()).unwrap();
-    let are_stored = model.params().ids().filter(|id| model.params().get(*id).format() == Some(dtype.format())).count();
+    let are_stored =
+        model.params().ids().filter(|id| model.params().get(*id).format() == Some(dtype.format())).count();
     // All matrices, but those that lie otherwise in their file.
     assert!(are_stored >= if name.starts_with("gpt2") { 1 } else { 12 }, "{name}: {are_stored}");
     if let Some(reference) = exported.reference() {
@@ -70,9 +72,19 @@ fn batch(model: &Model) -> Batch {
     let per_sequence = matches!(model.spec().objective, Objective::Classifier { .. });
     let targets = match per_sequence {
         true => vec![0, 0],
-        false => tokens.iter().zip(&mask).map(|(&t, m)| if *m == 1 { i64::from(t) } else { IGNORE }).collect(),
+        false => {
+            tokens.iter().zip(&mask).map(|(&t, m)| if *m == 1 { i64::from(t) } else { IGNORE }).collect()
+        }
     };
-    Batch { tokens: Arc::new(tokens), batch: 2, len: 9, mask: Some(mask), targets, values: vec![0.5, -0.5], ..Batch::default() }
+    Batch {
+        tokens: Arc::new(tokens),
+        batch: 2,
+        len: 9,
+        mask: Some(mask),
+        targets,
+        values: vec![0.5, -0.5],
+        ..Batch::default()
+    }
 }
 
 fn on_device(mut model: Model) -> Model {
@@ -135,7 +147,8 @@ fn weights_in_the_type_of_their_file_give_the_bits_of_the_same_numbers() {
 #[test]
 fn surgery_leaves_stored_weights_in_their_type() {
     let [mut model, _] = stored("llama_gqa", DType::BF16);
-    let count = |model: &Model| model.params().ids().filter(|id| model.params().get(*id).format().is_some()).count();
+    let count =
+        |model: &Model| model.params().ids().filter(|id| model.params().get(*id).format().is_some()).count();
     let before = count(&model);
     let gone = Selection::from([(LayerSite::heads(0), vec![0, 1, 2]), (LayerSite::heads(1), vec![5])]);
     upgrayedd::surgery::remove(&mut model, None, &gone, 0, None).unwrap();
@@ -173,10 +186,19 @@ fn assert_same_passes(name: &str, [host, device]: [Model; 2]) {
             let distill = Distill { teacher: model, temperature: 2.0, share: 0.5 };
             let loss = model.distillation_loss(&mut tape, &batch, 1.0, &distill).unwrap();
             tape.backward(loss.seeds).unwrap();
-            (loss.sum.read(), model.params().ids().map(|id| grads.get(id).unwrap().to_host()).collect::<Vec<_>>())
+            (
+                loss.sum.read(),
+                model.params().ids().map(|id| grads.get(id).unwrap().to_host()).collect::<Vec<_>>(),
+            )
         };
         assert!(learned(&host) == learned(&device), "{name}");
-        let options = GenerateOptions { max_new_tokens: 5, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: Vec::new() };
+        let options = GenerateOptions {
+            max_new_tokens: 5,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            end_tokens: Vec::new(),
+        };
         let generated = |model: &Model| model.generate(&[1, 2, 3], &options, |_| true).unwrap().tokens;
         assert_eq!(generated(&host), generated(&device), "{name}");
         let maps = |model: &Model| model.attention_maps(&batch).unwrap();
@@ -207,8 +229,10 @@ fn everything(model: Model, learns: bool) -> Everything {
     let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
     let (range, reduce) = (0..6, &Alone);
     let scores = |model: &Model| {
-        let context = ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(model, &data, &range) };
-        let names = ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
+        let context =
+            ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(model, &data, &range) };
+        let names =
+            ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
         let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
         compute_all(&scores, &context).unwrap()
     };
@@ -225,7 +249,10 @@ fn everything(model: Model, learns: bool) -> Everything {
     let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
     let after = scores(&learner.model);
     let back = Selection::from([(LayerSite::heads(0), vec![2])]);
-    learner.model.set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()]).unwrap();
+    learner
+        .model
+        .set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()])
+        .unwrap();
     learner.restore(&back, 2.0).unwrap();
     upgrayedd::surgery::fold_gates(&mut learner.model, 1);
     let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();

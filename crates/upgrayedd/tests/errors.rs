@@ -17,15 +17,29 @@ fn refused(toml: &str) -> Error {
 
 #[test]
 fn options_are_refused_by_name_and_value() {
-    let Error::UnknownName { kind, given, known } = refused("strategy = \"entrpy\"") else { panic!("another error") };
-    assert!((kind.as_str(), given.as_str()) == ("strategy", "entrpy") && known.contains(&"entropy".to_owned()));
-    let Error::OutOfRange { name, value, expected } = refused("pruning_ratio = 1.5") else { panic!("another error") };
-    assert_eq!((name.as_str(), value.as_str(), expected.as_str()), ("pruning_ratio", "1.5", "at least 0 and less than 1"));
-    assert!(matches!(refused("prunning_ratio = 0.5"), Error::UnknownName { given, .. } if given == "prunning_ratio"));
+    let Error::UnknownName { kind, given, known } = refused("strategy = \"entrpy\"") else {
+        panic!("another error")
+    };
+    assert!(
+        (kind.as_str(), given.as_str()) == ("strategy", "entrpy") && known.contains(&"entropy".to_owned())
+    );
+    let Error::OutOfRange { name, value, expected } = refused("pruning_ratio = 1.5") else {
+        panic!("another error")
+    };
+    assert_eq!(
+        (name.as_str(), value.as_str(), expected.as_str()),
+        ("pruning_ratio", "1.5", "at least 0 and less than 1")
+    );
+    assert!(
+        matches!(refused("prunning_ratio = 0.5"), Error::UnknownName { given, .. } if given == "prunning_ratio")
+    );
     assert!(matches!(refused("pruning_ratio = \"much\""), Error::Malformed(_)));
     assert!(matches!(refused("min_heads = 9"), Error::DoesNotFit(_)));
     assert!(matches!(refused("device = \"cuda\""), Error::Device(DeviceError::Unavailable(_))));
-    assert!(matches!(refused("model = \"/nowhere\"\ndata = [\"x.txt\"]"), Error::Malformed(_) | Error::Hub(_)));
+    assert!(matches!(
+        refused("model = \"/nowhere\"\ndata = [\"x.txt\"]"),
+        Error::Malformed(_) | Error::Hub(_)
+    ));
 }
 
 #[test]
@@ -44,7 +58,9 @@ fn files_are_named_and_say_what_is_wrong_with_them() {
     };
     assert!(matches!(problem("{"), Error::Malformed(_)));
     assert!(matches!(problem("{\"model_type\": \"t5\"}"), Error::Unsupported(_)));
-    assert!(matches!(problem("{\"model_type\": 5}"), Error::OutOfRange { name, .. } if name == "config.json: model_type"));
+    assert!(
+        matches!(problem("{\"model_type\": 5}"), Error::OutOfRange { name, .. } if name == "config.json: model_type")
+    );
     fs::write(dir.path().join("here"), "").unwrap();
     let exists = export::export(&builtin::model().unwrap(), &export::HF, None, &dir.path().join("here"));
     assert!(matches!(exists, Err(Error::File { .. })));

@@ -1,4 +1,5 @@
-//! Reading what users have: shards, names with and without prefix, tokenizers of three kinds, data cut into parts.
+//! Reading what users have: shards, names with and without prefix, tokenizers of three kinds, data cut into
+//! parts.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
@@ -57,8 +58,9 @@ fn shards_and_missing_prefixes_give_the_same_model() {
         }
         // One file a tensor first, then joined into three shards.
         for shard in 0..3 {
-            let parts =
-                (0..map.len()).filter(|i| i % 3 == shard).flat_map(|i| tensors(&dir.path().join(format!("{i}.safetensors"))));
+            let parts = (0..map.len())
+                .filter(|i| i % 3 == shard)
+                .flat_map(|i| tensors(&dir.path().join(format!("{i}.safetensors"))));
             let path = dir.path().join(format!("part-{shard}.safetensors"));
             safetensors_file::write(&path, parts.collect(), Default::default()).unwrap();
         }
@@ -86,9 +88,13 @@ fn unknown_config_keys_and_companions_are_kept() {
     let mut model = load(&source);
     surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
     export(&model, &HF, Some(DType::F32), &out).unwrap();
-    let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    let written: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(written["my_own_key"], config["my_own_key"]);
-    assert_eq!(written["upgrayedd"]["units"]["heads"]["model.layers.0.self_attn"], serde_json::json!([0, 2, 3, 4, 5]));
+    assert_eq!(
+        written["upgrayedd"]["units"]["heads"]["model.layers.0.self_attn"],
+        serde_json::json!([0, 2, 3, 4, 5])
+    );
     for name in ["generation_config.json", "tokenizer_config.json"] {
         assert_eq!(fs::read(out.join(name)).unwrap(), fs::read(source.join(name)).unwrap());
     }
@@ -98,10 +104,12 @@ fn unknown_config_keys_and_companions_are_kept() {
 fn heads_pruned_by_transformers_4_are_understood() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = load(&golden("gpt2"));
-    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0, 3])]), 1, None).unwrap();
+    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0, 3])]), 1, None)
+        .unwrap();
     let out = dir.path().join("out");
     export(&model, &HF, Some(DType::F32), &out).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     config.as_object_mut().unwrap().remove("upgrayedd");
     config["pruned_heads"] = serde_json::json!({ "1": [0, 3] });
     fs::write(out.join("config.json"), config.to_string()).unwrap();
@@ -122,17 +130,30 @@ fn tokenizers_without_tokenizer_json() {
     assert_eq!(bpe.decode(&[8, 9]).unwrap(), "hello hello");
     assert_eq!((bpe.eos(), bpe.prefix().len()), (Some(10), 0));
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nun\n##believ\n##able\ntruth\n").unwrap();
+    fs::write(
+        dir.path().join("vocab.txt"),
+        "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nun\n##believ\n##able\ntruth\n",
+    )
+    .unwrap();
     let bert = Tokenizer::load(dir.path(), &serde_json::Value::Null).unwrap();
     assert_eq!(bert.encode("Unbelievable truth").unwrap(), [5, 6, 7, 8]);
-    assert_eq!((bert.prefix(), bert.suffix(), bert.mask(), bert.pad()), (&[2][..], &[3][..], Some(4), Some(0)));
-    let error = Tokenizer::load(&dir.path().join("nowhere"), &serde_json::Value::Null).unwrap_err().to_string();
+    assert_eq!(
+        (bert.prefix(), bert.suffix(), bert.mask(), bert.pad()),
+        (&[2][..], &[3][..], Some(4), Some(0))
+    );
+    let error =
+        Tokenizer::load(&dir.path().join("nowhere"), &serde_json::Value::Null).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json") && error.contains("vocab.txt"), "{error}");
 }
 
 fn stories(count: u64, options: &DataOptions) -> Dataset {
-    Dataset::from_documents(builtin::stories(3, count), &builtin::model().unwrap(), &builtin::tokenizer().unwrap(), options)
-        .unwrap()
+    Dataset::from_documents(
+        builtin::stories(3, count),
+        &builtin::model().unwrap(),
+        &builtin::tokenizer().unwrap(),
+        options,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -157,14 +178,19 @@ fn windows_tile_the_text_and_documents_stay_apart() {
     let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
     let tokenizer = builtin::tokenizer().unwrap();
     let packed = stories(5, &options);
-    let stream: Vec<u32> =
-        builtin::stories(3, 5).flat_map(|s| [tokenizer.prefix(), &tokenizer.encode(&s).unwrap()].concat()).collect();
+    let stream: Vec<u32> = builtin::stories(3, 5)
+        .flat_map(|s| [tokenizer.prefix(), &tokenizer.encode(&s).unwrap()].concat())
+        .collect();
     let windows: Vec<u32> = (0..packed.len()).flat_map(|i| packed.tokens(i)).collect();
     assert_eq!(windows, stream[..windows.len()]);
     assert!(stream.len() - windows.len() < 32);
     let separate = stories(
         5,
-        &DataOptions { read: ReadOptions { documents: Documents::Separate, ..options.read }, sequence_length: 200, ..options },
+        &DataOptions {
+            read: ReadOptions { documents: Documents::Separate, ..options.read },
+            sequence_length: 200,
+            ..options
+        },
     );
     assert_eq!(separate.len(), 5);
     let batch = separate.batch(&[0, 1, 2], Pass::Fixed);
@@ -174,7 +200,10 @@ fn windows_tile_the_text_and_documents_stay_apart() {
         let row = row * batch.len..(row + 1) * batch.len;
         assert_eq!(mask[row.clone()].iter().map(|m| *m as usize).sum::<usize>(), length);
         let targets = &batch.targets[row];
-        assert!(targets[length - 1..].iter().all(|t| *t == IGNORE) && targets[..length - 1].iter().all(|t| *t != IGNORE));
+        assert!(
+            targets[length - 1..].iter().all(|t| *t == IGNORE)
+                && targets[..length - 1].iter().all(|t| *t != IGNORE)
+        );
     }
 }
 
@@ -184,7 +213,11 @@ fn masking_is_seeded_and_differs_between_epochs() {
     fs::copy(golden("bert_mlm").join("config.json"), dir.path().join("config.json")).unwrap();
     fs::copy(golden("bert_mlm").join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let words: Vec<String> = (0..30).map(|i| format!("w{i}")).collect();
-    fs::write(dir.path().join("vocab.txt"), format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{}\n", words.join("\n"))).unwrap();
+    fs::write(
+        dir.path().join("vocab.txt"),
+        format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{}\n", words.join("\n")),
+    )
+    .unwrap();
     let model = load(dir.path());
     let tokenizer = Tokenizer::load(dir.path(), &model.config).unwrap();
     let open = |seed| {
@@ -205,7 +238,11 @@ fn masking_is_seeded_and_differs_between_epochs() {
         assert_eq!((sequence[0], sequence[31]), (2, 3), "special tokens are never masked");
         let original = data.tokens(row);
         for (i, target) in batch.targets[row * 32..(row + 1) * 32].iter().enumerate() {
-            assert!(if *target == IGNORE { sequence[i] == original[i] } else { i64::from(original[i]) == *target });
+            assert!(if *target == IGNORE {
+                sequence[i] == original[i]
+            } else {
+                i64::from(original[i]) == *target
+            });
         }
     }
 }
@@ -243,8 +280,10 @@ fn each_weight_is_written_in_the_type_it_came_in() {
         let file = |part: &str| at(part).join("model.safetensors");
         assert!(tensors(&file("same")) == tensors(&file("mixed")), "{name}");
 
-        // Head by head, and with values that the types do not have, which a run's base must keep all the same.
-        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
+        // Head by head, and with values that the types do not have, which a run's base must keep all the
+        // same.
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None)
+            .unwrap();
         let id = model.find(Some(0), Part::O, Kind::Weight).unwrap();
         model.params_mut().edit(Device::cpu(), id, |t| t.data_mut()[0] += 1e-7);
         export(&model, &HF, None, &at("less")).unwrap();
@@ -271,8 +310,13 @@ fn each_weight_is_written_in_the_type_it_came_in() {
 fn layer_norms_under_their_old_names_are_read() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("bert_mlm").join("config.json"), dir.path().join("config.json")).unwrap();
-    let old = |name: String| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    let renamed = tensors(&weights_of("bert_mlm")).into_iter().map(|(name, tensor, dtype)| (old(name), tensor, dtype)).collect();
+    let old = |name: String| {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    };
+    let renamed = tensors(&weights_of("bert_mlm"))
+        .into_iter()
+        .map(|(name, tensor, dtype)| (old(name), tensor, dtype))
+        .collect();
     safetensors_file::write(&dir.path().join("model.safetensors"), renamed, Default::default()).unwrap();
     assert_same(&load(dir.path()), &load(&golden("bert_mlm")));
 }
@@ -285,7 +329,8 @@ fn a_weight_that_would_be_ignored_is_refused() {
     // A buffer of old checkpoints is harmless.
     all.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), Tensor::zeros(&[3]), DType::F32));
     let write = |all: &[(String, Tensor, DType)]| {
-        safetensors_file::write(&dir.path().join("model.safetensors"), all.to_vec(), Default::default()).unwrap();
+        safetensors_file::write(&dir.path().join("model.safetensors"), all.to_vec(), Default::default())
+            .unwrap();
     };
     write(&all);
     assert_same(&load(dir.path()), &load(&golden("llama_mha")));
@@ -302,7 +347,8 @@ fn what_version_1_wrote_is_refused_in_a_line() {
     let model = load(&golden("llama_gqa"));
     let out = dir.path().join("model");
     export(&model, &HF, Some(DType::F32), &out).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join("config.json")).unwrap()).unwrap();
     config["upgrayedd"] = serde_json::json!({ "format_version": 1, "heads": [[0, 1], [0]] });
     fs::write(out.join("config.json"), config.to_string()).unwrap();
     let refused = Model::load(&out, &LoadOptions::default()).unwrap_err().to_string();

@@ -27,8 +27,11 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let mut dirs: Vec<PathBuf> =
-        std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("golden.safetensors").is_file()).collect();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.join("golden.safetensors").is_file())
+        .collect();
     dirs.sort();
     assert!(dirs.len() >= 12, "golden cases are missing");
     dirs.into_iter().map(load).collect()
@@ -43,11 +46,15 @@ fn load(dir: PathBuf) -> Case {
     let ids = golden.read("input_ids").unwrap();
     let (batch, len) = (ids.rows(), ids.cols());
     let mask: Vec<u8> = golden.read("attention_mask").unwrap().data().iter().map(|m| *m as u8).collect();
-    let types = golden.read("token_type_ids").map(|t| Arc::new(t.data().iter().map(|t| *t as u32).collect())).ok();
-    let labels: Vec<i64> = golden.read("labels").map(|l| l.data().iter().map(|v| *v as i64).collect()).unwrap_or_default();
+    let types =
+        golden.read("token_type_ids").map(|t| Arc::new(t.data().iter().map(|t| *t as u32).collect())).ok();
+    let labels: Vec<i64> =
+        golden.read("labels").map(|l| l.data().iter().map(|v| *v as i64).collect()).unwrap_or_default();
     let targets = match model.spec().objective {
         Objective::Classifier { labels: 1 } => vec![0; batch],
-        Objective::CausalLm => labels.chunks(len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect(),
+        Objective::CausalLm => {
+            labels.chunks(len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect()
+        }
         _ => labels,
     };
     let tokens = Arc::new(ids.data().iter().map(|t| *t as u32).collect());
@@ -81,8 +88,9 @@ fn logits_agree_where_nothing_is_padding() {
         };
         let want = case.golden.read("logits").unwrap().reshaped(got.shape());
         let per_sequence = got.rows() == case.batch.batch;
-        let rows: Vec<usize> =
-            (0..got.rows()).filter(|&r| per_sequence || case.batch.mask.as_ref().is_none_or(|m| m[r] == 1)).collect();
+        let rows: Vec<usize> = (0..got.rows())
+            .filter(|&r| per_sequence || case.batch.mask.as_ref().is_none_or(|m| m[r] == 1))
+            .collect();
         assert_close(&case.name, &got.take_rows(&rows), &want.take_rows(&rows), 2e-5, 1e-3);
     }
 }
@@ -93,7 +101,9 @@ fn loss_and_every_gradient_agree() {
         let model = &case.model;
         let mut grads = Gradients::for_params(model.params());
         let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
-        let loss = model.loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default()).unwrap();
+        let loss = model
+            .loss(&mut tape, &case.batch, 1.0 / case.batch.counted() as f32, &mut Hooks::default())
+            .unwrap();
         tape.backward(loss.seeds).unwrap();
         let want = f64::from(case.golden.read("loss").unwrap().data()[0]);
         assert!((loss.sum.read() / loss.count as f64 - want).abs() < 1e-5 * want, "{}: loss", case.name);
@@ -101,11 +111,18 @@ fn loss_and_every_gradient_agree() {
         let mut expected = Model::load(&case.dir.join("grad"), &LoadOptions::default()).unwrap();
         surgery::remove(&mut expected, None, &case.pruned, 1, None).unwrap();
         // What is zero but for rounding (a key's bias has no say) is rounded as everything else is.
-        let least = model.params().ids().map(|id| 1e-3 * largest(expected.params().get(id))).fold(1e-3, f32::max);
+        let least =
+            model.params().ids().map(|id| 1e-3 * largest(expected.params().get(id))).fold(1e-3, f32::max);
         for id in model.params().ids() {
             let name = model.params().name(id);
             let got = grads.get(id).unwrap_or_else(|| panic!("{}: {name} got no gradient", case.name));
-            assert_close(&format!("{}: {name}", case.name), got, &expected.params().get(id).to_host(), 1e-4, least);
+            assert_close(
+                &format!("{}: {name}", case.name),
+                got,
+                &expected.params().get(id).to_host(),
+                1e-4,
+                least,
+            );
         }
     }
 }
@@ -131,7 +148,13 @@ fn a_teacher_of_numbers_is_as_good_as_labels_between_his_and_the_true_ones() {
     let distill = Distill { teacher: &teacher, temperature: 1.0, share };
     let (mixed, got) = learned(&case.batch, Some(&distill));
     let his = teacher.logits(&case.batch, &mut Hooks::default()).unwrap();
-    let between = case.batch.values.iter().zip(his.data()).map(|(value, his)| (1.0 - share) * value + share * his).collect();
+    let between = case
+        .batch
+        .values
+        .iter()
+        .zip(his.data())
+        .map(|(value, his)| (1.0 - share) * value + share * his)
+        .collect();
     let (_, want) = learned(&Batch { values: between, ..case.batch.clone() }, None);
     for (got, want) in got.iter().zip(&want) {
         assert_close("gradient", got, want, 1e-4, 1e-2);
@@ -151,7 +174,11 @@ fn ten_adamw_steps_agree() {
             let batch = std::slice::from_ref(&case.batch);
             let loss = learner.step(&mut grads, batch, None, Update::at(3e-3), &Alone).unwrap().loss;
             let tolerance = 2e-4 * f64::from(want.max(0.1));
-            assert!((loss - f64::from(*want)).abs() < tolerance, "{}: loss {loss}, torch has {want}", case.name);
+            assert!(
+                (loss - f64::from(*want)).abs() < tolerance,
+                "{}: loss {loss}, torch has {want}",
+                case.name
+            );
         }
     }
 }

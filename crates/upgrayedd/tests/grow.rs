@@ -23,14 +23,17 @@ fn pruned(name: &str, selection: &[(usize, Vec<usize>)]) -> Model {
 
 fn data(model: &Model) -> Dataset {
     let vocabulary = model.spec().vocab_size as u32;
-    let row = |i: u32| Row::causal((0..7 + i).map(|t| (t * 11 + i * 3 + t * t) % vocabulary).collect(), None, None);
+    let row =
+        |i: u32| Row::causal((0..7 + i).map(|t| (t * 11 + i * 3 + t * t) % vocabulary).collect(), None, None);
     Dataset::from_rows((0..6).map(row).collect(), model.spec().objective, 0)
 }
 
 #[test]
 fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
     const STEP: f32 = 0.01;
-    for (name, selection) in [("gpt2", vec![(0, vec![1, 3]), (1, vec![0])]), ("llama_gqa", vec![(0, vec![0, 1]), (1, vec![3])])] {
+    for (name, selection) in
+        [("gpt2", vec![(0, vec![1, 3]), (1, vec![0])]), ("llama_gqa", vec![(0, vec![0, 1]), (1, vec![3])])]
+    {
         let model = pruned(name, &selection);
         let data = data(&model);
         let dormant = grow::with_dormant(&model).unwrap();
@@ -64,12 +67,17 @@ fn dormant_heads_change_no_bit_and_gains_are_finite_differences() {
             }
             let (gradient, square) = (gradient / total, square / total);
             let want = -gradient.signum() * gradient * gradient / (2.0 * square);
-            assert!((gains[&id] - want).abs() <= 1e-2 * want.abs() + 1e-4, "{name}: {id:?}: {} is not {want}", gains[&id]);
+            assert!(
+                (gains[&id] - want).abs() <= 1e-2 * want.abs() + 1e-4,
+                "{name}: {id:?}: {} is not {want}",
+                gains[&id]
+            );
         }
     }
 }
 
-/// As wide as real models are: products over so many features are cut into blocks, and where they are cut must not matter.
+/// As wide as real models are: products over so many features are cut into blocks, and where they are cut
+/// must not matter.
 #[test]
 fn dormant_heads_change_no_bit_of_wide_models() {
     let gpt2 = serde_json::json!({
@@ -84,7 +92,10 @@ fn dormant_heads_change_no_bit_of_wide_models() {
         let (family, spec, _) = family::recognise(&config, &[], None).unwrap();
         let mut model = Model::initialised(family, spec, config, 1).unwrap();
         // A whole group of heads, and single ones.
-        let selection = Selection::from([(LayerSite::heads(0), vec![0, 1, 2, 7]), (LayerSite::heads(1), vec![0, 1, 2, 3, 4, 5])]);
+        let selection = Selection::from([
+            (LayerSite::heads(0), vec![0, 1, 2, 7]),
+            (LayerSite::heads(1), vec![0, 1, 2, 3, 4, 5]),
+        ]);
         surgery::remove(&mut model, None, &selection, 1, None).unwrap();
         let dormant = grow::with_dormant(&model).unwrap();
         // Few and many positions: there are several kernels.

@@ -1,5 +1,6 @@
-//! Files that lie: every reader gets inputs that were right once and have been damaged at random, the same ones every time.
-//! `UPGRAYEDD_HOSTILE` says how many for each, 300 if it is not set; `fuzz/` lets a fuzzer look for more.
+//! Files that lie: every reader gets inputs that were right once and have been damaged at random, the same
+//! ones every time. `UPGRAYEDD_HOSTILE` says how many for each, 300 if it is not set; `fuzz/` lets a fuzzer
+//! look for more.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "../../../fuzz/readers.rs"]
@@ -12,8 +13,16 @@ use upgrayedd::{Model, Tokenizer, builtin};
 use upgrayedd_models::rng;
 
 /// Numbers on which arithmetic breaks, as text and as bytes.
-const NUMBERS: [&str; 8] =
-    ["0", "-1", "1", "9223372036854775808", "18446744073709551615", "1e309", "16777216", "99999999999999999999999"];
+const NUMBERS: [&str; 8] = [
+    "0",
+    "-1",
+    "1",
+    "9223372036854775808",
+    "18446744073709551615",
+    "1e309",
+    "16777216",
+    "99999999999999999999999",
+];
 
 fn damage(bytes: &mut Vec<u8>, random: &mut rng::Stream) {
     let at = |random: &mut rng::Stream, len: usize| random.random_range(0..len.max(1)).min(len);
@@ -94,14 +103,17 @@ fn load_error(dir: &std::path::Path) -> String {
 #[test]
 fn links_out_of_a_models_folder_are_not_followed() {
     let elsewhere = tempfile::tempdir().unwrap();
-    for (file, content) in [("config.json", "{}"), ("model.safetensors", "private"), ("tokenizer.json", "{}")] {
+    for (file, content) in [("config.json", "{}"), ("model.safetensors", "private"), ("tokenizer.json", "{}")]
+    {
         let dir = model_folder();
         let (private, link) = (elsewhere.path().join(file), dir.path().join(file));
         std::fs::write(&private, content).unwrap();
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(&private, &link).unwrap();
         let error = match file {
-            "tokenizer.json" => Tokenizer::load(dir.path(), &serde_json::Value::Null).unwrap_err().to_string(),
+            "tokenizer.json" => {
+                Tokenizer::load(dir.path(), &serde_json::Value::Null).unwrap_err().to_string()
+            }
             _ => load_error(dir.path()),
         };
         assert!(error.contains("link out of the model's folder"), "{error}");
@@ -131,13 +143,15 @@ fn indices_reach_only_into_their_own_folder() {
 
 #[test]
 fn a_tokenizer_that_multiplies_text_is_refused() {
-    let mut value: serde_json::Value = serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
+    let mut value: serde_json::Value =
+        serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
     let replace = |n: usize| serde_json::json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(n) });
     value["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": [replace(3), replace(1)] });
     Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap();
     for bomb in [vec![replace(1_000_000)], vec![replace(100), replace(100), replace(100)]] {
         value["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": bomb });
-        let error = Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap_err().to_string();
+        let error =
+            Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap_err().to_string();
         assert!(error.contains("fill the memory"), "{error}");
     }
 }
@@ -161,7 +175,8 @@ fn tokenizers_that_their_library_trips_over_are_refused() {
 #[test]
 fn special_tokens_beyond_the_vocabulary_are_refused() {
     let model = builtin::model().unwrap();
-    let mut value: serde_json::Value = serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
+    let mut value: serde_json::Value =
+        serde_json::from_str(&builtin::tokenizer().unwrap().to_json().unwrap()).unwrap();
     let id = u32::MAX - 1;
     value["post_processor"] = serde_json::json!({
         "type": "TemplateProcessing",
@@ -171,7 +186,8 @@ fn special_tokens_beyond_the_vocabulary_are_refused() {
     });
     let tokenizer = Tokenizer::from_json(&value.to_string(), &serde_json::Value::Null).unwrap();
     let texts = builtin::stories(1, 20);
-    let error = Dataset::from_documents(texts, &model, &tokenizer, &DataOptions::default()).unwrap_err().to_string();
+    let error =
+        Dataset::from_documents(texts, &model, &tokenizer, &DataOptions::default()).unwrap_err().to_string();
     assert!(error.contains(&id.to_string()) && error.contains("vocabulary ends at"), "{error}");
 }
 
@@ -213,6 +229,9 @@ fn nested_json_does_not_exhaust_the_stack() {
 fn a_tokenizer_json_that_is_no_object_is_refused() {
     for text in ["1", "[]", "null", "\"x\""] {
         let refused = Tokenizer::from_json(text, &serde_json::Value::Null);
-        assert!(matches!(refused, Err(upgrayedd::Error::OutOfRange { name, .. }) if name == "tokenizer.json"), "{text}");
+        assert!(
+            matches!(refused, Err(upgrayedd::Error::OutOfRange { name, .. }) if name == "tokenizer.json"),
+            "{text}"
+        );
     }
 }

@@ -35,7 +35,12 @@ fn a_circle_is_found() {
     let inner = by_folder(&graph(&[("a::x", "b::y"), ("b::z", "a")]));
     assert_eq!(circles(&inner), [["a", "b"]]);
     let found = imports("use super::{a::B, c};\nuse crate::d::{E, f::{self, G}};\n", "x::y");
-    assert!(["x::a::B", "x::c", "d::E", "d::f::self", "d::f::G"].iter().all(|path| found.iter().any(|f| f == path)), "{found:?}");
+    assert!(
+        ["x::a::B", "x::c", "d::E", "d::f::self", "d::f::G"]
+            .iter()
+            .all(|path| found.iter().any(|f| f == path)),
+        "{found:?}"
+    );
 }
 
 /// The modules of a source folder and their imports; what only tests import does not count.
@@ -52,7 +57,8 @@ fn graph_of(src: &Path) -> Graph {
         }
     };
     let edges = |(module, text): (&String, &String)| {
-        let found = imports(text, module).iter().filter_map(|path| resolve(path)).filter(|to| to != module).collect();
+        let found =
+            imports(text, module).iter().filter_map(|path| resolve(path)).filter(|to| to != module).collect();
         (module.clone(), found)
     };
     sources.iter().map(edges).collect()
@@ -68,17 +74,23 @@ fn collect(dir: &Path, prefix: &str, into: &mut BTreeMap<String, String>) {
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = fs::read_to_string(&path).unwrap();
             let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
-            into.insert(if ["mod", "lib", "main"].contains(&stem.as_str()) { prefix.to_owned() } else { module }, text);
+            into.insert(
+                if ["mod", "lib", "main"].contains(&stem.as_str()) { prefix.to_owned() } else { module },
+                text,
+            );
         }
     }
 }
 
 /// The paths that a module's text names, from the crate's root on.
 fn imports(text: &str, module: &str) -> Vec<String> {
-    let parent = |module: &str| module.rsplit_once("::").map_or(String::new(), |(parent, _)| parent.to_owned());
-    let join = |base: &str, rest: &str| if base.is_empty() { rest.to_owned() } else { format!("{base}::{rest}") };
+    let parent =
+        |module: &str| module.rsplit_once("::").map_or(String::new(), |(parent, _)| parent.to_owned());
+    let join =
+        |base: &str, rest: &str| if base.is_empty() { rest.to_owned() } else { format!("{base}::{rest}") };
     let mut found = Vec::new();
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     for (at, _) in code.match_indices("::") {
         // Every path begins behind what cannot be part of one.
         let start = code[..at].rfind(|c: char| !(c.is_alphanumeric() || c == '_')).map_or(0, |i| i + 1);
@@ -144,10 +156,12 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
         }
         seen
     };
-    let reach: BTreeMap<&String, BTreeSet<String>> = graph.keys().map(|module| (module, reachable(module))).collect();
+    let reach: BTreeMap<&String, BTreeSet<String>> =
+        graph.keys().map(|module| (module, reachable(module))).collect();
     let mut found: BTreeSet<Vec<String>> = BTreeSet::new();
     for (module, reached) in reach.iter().filter(|(module, reached)| reached.contains(**module)) {
-        let circle = reached.iter().filter(|other| reach.get(other).is_some_and(|back| back.contains(*module)));
+        let circle =
+            reached.iter().filter(|other| reach.get(other).is_some_and(|back| back.contains(*module)));
         found.insert(circle.cloned().collect());
     }
     found.into_iter().collect()

@@ -26,10 +26,13 @@ fn load(name: &str) -> Model {
 }
 
 fn batch(model: &Model, rows: usize, len: usize) -> Batch {
-    let tokens: Vec<u32> = (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec().vocab_size as u32).collect();
+    let tokens: Vec<u32> =
+        (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec().vocab_size as u32).collect();
     let targets = match model.spec().objective {
         Objective::Classifier { .. } => (0..rows as i64).map(|i| i % 2).collect(),
-        _ => (0..rows * len).map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) }).collect(),
+        _ => (0..rows * len)
+            .map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) })
+            .collect(),
     };
     Batch { tokens: Arc::new(tokens), batch: rows, len, targets, ..Batch::default() }
 }
@@ -57,8 +60,11 @@ fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
     let tape = Tape::inference(model.device(), model.params());
     let gate = |layer: usize| {
         let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
-        let values: Vec<f32> =
-            model.units().layers()[layer].active().iter().map(|h| if gone.contains(h) { 0.0 } else { 1.0 }).collect();
+        let values: Vec<f32> = model.units().layers()[layer]
+            .active()
+            .iter()
+            .map(|h| if gone.contains(h) { 0.0 } else { 1.0 })
+            .collect();
         (LayerSite::heads(layer), tape.constant(Tensor::from_vec(&[values.len()], values)))
     };
     let gates = (0..model.spec().num_layers()).map(gate).collect();
@@ -154,7 +160,11 @@ fn optimiser_history_follows_its_head() {
                     upgrayedd::nn::optim::Lanes::Cols => t.take_cols(&[lane]),
                 };
                 if steps == 1 {
-                    assert!(values(m_old) == values(m_new) && scale == 1.0, "{name}: {}", learner.model.params().name(id));
+                    assert!(
+                        values(m_old) == values(m_new) && scale == 1.0,
+                        "{name}: {}",
+                        learner.model.params().name(id)
+                    );
                 } else {
                     assert!(steps == 0 && scale == 5.0 && values(m_new).data().iter().all(|m| *m == 0.0));
                 }
@@ -173,8 +183,12 @@ fn gradient_checkpointing_changes_no_bit() {
         let parent = dense.clone();
         let pruned = selection(&dense, 0b10_0101_0110);
         surgery::remove(&mut dense, None, &pruned, 1, None).unwrap();
-        let padded = Batch { mask: Some([1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0].to_vec()), ..batch(&dense, 2, 7) };
-        for share in [None, Some(0.5)].into_iter().filter(|s| s.is_none() || dense.spec().objective == Objective::CausalLm) {
+        let padded =
+            Batch { mask: Some([1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0].to_vec()), ..batch(&dense, 2, 7) };
+        for share in [None, Some(0.5)]
+            .into_iter()
+            .filter(|s| s.is_none() || dense.spec().objective == Objective::CausalLm)
+        {
             let distill = share.map(|share| Distill { teacher: &parent, temperature: 2.0, share });
             let after = |gradient_checkpointing| {
                 let mut learner = Learner::new(dense.clone(), 0.1);
@@ -193,7 +207,8 @@ fn gradient_checkpointing_changes_no_bit() {
 fn every_trainable_weight_gets_a_gradient() {
     for name in MODELS {
         let mut model = load(name);
-        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None).unwrap();
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 1, None)
+            .unwrap();
         // Every token and every position once, so that embeddings are reached as well.
         let len = model.spec().max_positions;
         let batch = batch(&model, 3, len);
@@ -202,7 +217,8 @@ fn every_trainable_weight_gets_a_gradient() {
         let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks::default()).unwrap();
         tape.backward(loss.seeds).unwrap();
         for id in model.params().ids() {
-            let gradient = grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params().name(id)));
+            let gradient =
+                grads.get(id).unwrap_or_else(|| panic!("{name}: {} got none", model.params().name(id)));
             assert!(gradient.data().iter().any(|g| *g != 0.0), "{name}: {} is zero", model.params().name(id));
         }
     }
@@ -225,12 +241,17 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
             })
             .collect();
         let mut tape = Tape::inference(model.device(), model.params());
-        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap().sum.read()
+        model
+            .loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
+            .unwrap()
+            .sum
+            .read()
     };
     let mut grads = Gradients::for_params(model.params());
     let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
     let gates = (0..2).map(|l| (LayerSite::heads(l), tape.leaf(Tensor::full(&[3, 6], 1.0)))).collect();
-    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
+    let loss =
+        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
     let leaves = tape.backward(loss.seeds).unwrap();
     assert!(model.params().ids().all(|id| grads.get(id).is_none()));
     for (&LayerSite { layer, .. }, gate) in &gates {
@@ -238,7 +259,10 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
         for head in 0..6 {
             let analytic: f32 = (0..3).map(|b| per_sample.data()[b * 6 + head]).sum();
             let numeric = (loss_at(layer, head, 1e-2) - loss_at(layer, head, -1e-2)) / 2e-2;
-            assert!((f64::from(analytic) - numeric).abs() < 2e-2, "layer {layer} head {head}: {analytic} against {numeric}");
+            assert!(
+                (f64::from(analytic) - numeric).abs() < 2e-2,
+                "layer {layer} head {head}: {analytic} against {numeric}"
+            );
         }
     }
 }
@@ -276,14 +300,21 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
         )
         .unwrap();
         for (layer, back) in [(0, 1), (1, 2)] {
-            let gates = model.units().layers()[layer].active().iter().map(|h| if *h == back { 0.0 } else { 1.0 }).collect();
+            let gates = model.units().layers()[layer]
+                .active()
+                .iter()
+                .map(|h| if *h == back { 0.0 } else { 1.0 })
+                .collect();
             model.set_gates(LayerSite::heads(layer), gates).unwrap();
         }
         let gated = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(before == gated, "{name}");
         (0..2).for_each(|layer| surgery::fold_gates(&mut model, layer));
         let folded = model.logits(&batch, &mut Hooks::default()).unwrap();
-        assert!(gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5), "{name}: folded gates differ");
+        assert!(
+            gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5),
+            "{name}: folded gates differ"
+        );
     }
 }
 
@@ -291,10 +322,12 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
 fn the_archive_remembers_when_and_why() {
     let mut model = load("gpt2");
     let scores = upgrayedd::units::Scores::of_heads(vec![vec![4.0, 3.0, 2.0, 1.0]; 2]);
-    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 7, Some(&scores)).unwrap();
+    surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 7, Some(&scores))
+        .unwrap();
     let departure = model.archive().departure(Unit::head(1, 2)).unwrap();
     assert_eq!((departure.cycle, departure.score), (7, Some(2.0)));
-    let error = surgery::restore(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 1.0).unwrap_err();
+    let error = surgery::restore(&mut model, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 1.0)
+        .unwrap_err();
     assert!(error.to_string().contains("not in the archive"), "{error}");
     assert_eq!(all_slots(&model)[1], [0, 1, 3]);
 }
@@ -308,7 +341,9 @@ fn training_gives_the_same_bits_with_one_thread_and_with_two() {
                 let batch = batch(&learner.model, 4, 30);
                 let mut grads = Gradients::for_params(learner.model.params());
                 for _ in 0..3 {
-                    learner.step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2), &Alone).unwrap();
+                    learner
+                        .step(&mut grads, std::slice::from_ref(&batch), None, Update::at(1e-2), &Alone)
+                        .unwrap();
                 }
                 weights(&learner.model)
             })
@@ -330,20 +365,27 @@ fn generation_with_the_cache_equals_generation_without() {
             None,
         )
         .unwrap();
-        let options = GenerateOptions { max_new_tokens: 12, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: vec![] };
+        let options =
+            GenerateOptions { max_new_tokens: 12, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: vec![] };
         let prompt = [3u32, 17, 8];
         let fast = model.generate(&prompt, &options, |_| true).unwrap().tokens;
         let mut text = prompt.to_vec();
         for _ in 0..12 {
-            let batch = Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), ..Batch::default() };
+            let batch =
+                Batch { tokens: Arc::new(text.clone()), batch: 1, len: text.len(), ..Batch::default() };
             let logits = model.last_logits(&batch, &mut Hooks::default()).unwrap();
-            let best = (0..logits.len()).max_by(|&a, &b| logits.data()[a].total_cmp(&logits.data()[b])).unwrap();
+            let best =
+                (0..logits.len()).max_by(|&a, &b| logits.data()[a].total_cmp(&logits.data()[b])).unwrap();
             text.push(best as u32);
         }
         assert_eq!(fast, text[3..], "{name}");
         let sampled = |seed| {
             model
-                .generate(&prompt, &GenerateOptions { temperature: 1.0, top_p: 0.9, seed, ..options.clone() }, |_| true)
+                .generate(
+                    &prompt,
+                    &GenerateOptions { temperature: 1.0, top_p: 0.9, seed, ..options.clone() },
+                    |_| true,
+                )
                 .unwrap()
                 .tokens
         };
@@ -383,5 +425,8 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
     };
     let (one, three) = (step(std::slice::from_ref(&whole)), step(&[part(0..1), part(1..3), part(3..4)]));
     assert_eq!(one.targets, three.targets);
-    assert!((one.loss - three.loss).abs() < 1e-6 && (one.norm / three.norm - 1.0).abs() < 1e-5, "{one:?} against {three:?}");
+    assert!(
+        (one.loss - three.loss).abs() < 1e-6 && (one.norm / three.norm - 1.0).abs() < 1e-5,
+        "{one:?} against {three:?}"
+    );
 }

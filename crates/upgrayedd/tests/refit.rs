@@ -1,4 +1,5 @@
-//! Least-squares repair: exact where it can be, never worse on what it has not seen, and the same at any number of threads.
+//! Least-squares repair: exact where it can be, never worse on what it has not seen, and the same at any
+//! number of threads.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -58,10 +59,15 @@ fn what_a_twin_can_say_is_not_lost() {
     let mut pruned = parent.clone();
     surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![2])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
-    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
+    let report =
+        refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
     let repaired = logits(&pruned, &data);
     assert!(report[1].repaired > 0.999, "{report:?}");
-    assert!(distance(&repaired, &whole) < 0.02 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
+    assert!(
+        distance(&repaired, &whole) < 0.02 * distance(&broken, &whole),
+        "{}",
+        distance(&repaired, &whole)
+    );
 }
 
 #[test]
@@ -79,10 +85,15 @@ fn what_was_always_the_same_goes_into_the_bias() {
     let mut pruned = parent.clone();
     surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(1), vec![0])]), 0, None).unwrap();
     let (whole, broken) = (logits(&parent, &data), logits(&pruned, &data));
-    let report = refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
+    let report =
+        refit(&mut pruned, &parent, batches(&data, &(0..60).collect::<Vec<_>>(), 4), &Alone).unwrap();
     assert!(report[1].repaired > 0.999_99, "{report:?}");
     let repaired = logits(&pruned, &data);
-    assert!(distance(&repaired, &whole) < 0.01 * distance(&broken, &whole), "{}", distance(&repaired, &whole));
+    assert!(
+        distance(&repaired, &whole) < 0.01 * distance(&broken, &whole),
+        "{}",
+        distance(&repaired, &whole)
+    );
 }
 
 #[test]
@@ -92,11 +103,21 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         let data = data(&parent, 24);
         let head = parent.units().layers()[layer].active()[0];
         let mut pruned = parent.clone();
-        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(layer), vec![head])]), 0, None).unwrap();
+        surgery::remove(
+            &mut pruned,
+            None,
+            &Selection::from([(LayerSite::heads(layer), vec![head])]),
+            0,
+            None,
+        )
+        .unwrap();
         let before = pruned.clone();
-        let report = refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3), &Alone).unwrap();
+        let report =
+            refit(&mut pruned, &parent, batches(&data, &(0..24).collect::<Vec<_>>(), 3), &Alone).unwrap();
         assert!(
-            report.iter().all(|l| (0.0..=1.0).contains(&l.repaired) && l.ridge.is_some() == (l.repaired > 0.0)),
+            report
+                .iter()
+                .all(|l| (0.0..=1.0).contains(&l.repaired) && l.ridge.is_some() == (l.repaired > 0.0)),
             "{report:?}"
         );
         // A layer below the pruned one has nothing to repair.
@@ -121,10 +142,13 @@ fn a_refit_on_little_text_does_not_harm_other_text() {
         model.logits(&unseen, &mut Hooks { inputs: Some(&mut inputs), ..Hooks::default() }).unwrap();
         inputs.swap_remove(3).data().to_vec()
     };
-    let error = |model: &Model| -> f32 { stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum() };
+    let error = |model: &Model| -> f32 {
+        stream(model).iter().zip(stream(&parent)).map(|(a, b)| (a - b).powi(2)).sum()
+    };
     for head in 0..parent.spec().layers[0].num_heads {
         let mut pruned = parent.clone();
-        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None).unwrap();
+        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(2), vec![head])]), 0, None)
+            .unwrap();
         let before = error(&pruned);
         // Hardly more positions than features: what fits these best is far off elsewhere.
         refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4), &Alone).unwrap();
@@ -150,7 +174,8 @@ fn threads_do_not_change_a_bit() {
         let pool = pool_of(threads);
         pool.install(|| {
             let mut pruned = parent.clone();
-            surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None).unwrap();
+            surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None)
+                .unwrap();
             refit(&mut pruned, &parent, batches(&data, &(0..20).collect::<Vec<_>>(), 4), &Alone).unwrap();
             logits(&pruned, &data)
         })

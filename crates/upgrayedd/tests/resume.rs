@@ -156,13 +156,15 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_is_used() {
     let summary = Pipeline::new(config).unwrap().run(&cut, &mut Stop::never()).unwrap();
     fs::remove_dir_all(cut.join("model")).unwrap();
     let checkpoints = || {
-        let mut found: Vec<PathBuf> = fs::read_dir(cut.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut found: Vec<PathBuf> =
+            fs::read_dir(cut.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
         found.sort();
         found
     };
     let newest = checkpoints().pop().unwrap();
     // The first, the newest, and the one with the lowest loss, if it is another.
-    let kept: Vec<String> = checkpoints().iter().map(|c| c.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let kept: Vec<String> =
+        checkpoints().iter().map(|c| c.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let losses: Vec<f64> = summary.cycles.iter().filter_map(|c| c.loss_learned).collect();
     let best = (0..3).min_by(|a, b| losses[*a].total_cmp(&losses[*b])).unwrap() + 1;
     let mut wanted = vec!["cycle-0001".to_owned(), format!("cycle-{best:04}"), "cycle-0003".to_owned()];
@@ -176,7 +178,11 @@ fn a_damaged_checkpoint_is_reported_and_the_one_before_is_used() {
         fs::write(&path, &bytes).unwrap();
         let mut observer = Stop::never();
         Pipeline::resume(&cut, &mut observer).unwrap();
-        assert!(observer.notices.iter().any(|n| n.contains("cycle-0003") && n.contains("damaged")), "{:?}", observer.notices);
+        assert!(
+            observer.notices.iter().any(|n| n.contains("cycle-0003") && n.contains("damaged")),
+            "{:?}",
+            observer.notices
+        );
         same(&whole, &cut, file);
         fs::remove_dir_all(cut.join("model")).unwrap();
     }
@@ -247,10 +253,15 @@ fn numbers_that_blow_up_stop_the_run_or_are_rolled_back() {
     // What was not measured has no number, and the next cycle does not repeat the same steps.
     assert!(summary.cycles.iter().all(|c| c.loss_learned.is_none()), "{:?}", summary.cycles);
     let events = fs::read_to_string(out.join("events.jsonl")).unwrap();
-    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<serde_json::Value> =
+        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let rolled_back: Vec<_> = events.iter().filter(|e| e["event"] == "rolled_back").collect();
-    assert!(rolled_back.len() == 2 && rolled_back.iter().all(|e| e["loss_change"].is_null()), "{rolled_back:?}");
-    let first: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["step"] == 1).map(|e| &e["loss"]).collect();
+    assert!(
+        rolled_back.len() == 2 && rolled_back.iter().all(|e| e["loss_change"].is_null()),
+        "{rolled_back:?}"
+    );
+    let first: Vec<_> =
+        events.iter().filter(|e| e["event"] == "step" && e["step"] == 1).map(|e| &e["loss"]).collect();
     assert!(first.len() == 2 && first[0] != first[1], "{first:?}");
 }
 
@@ -309,7 +320,8 @@ fn a_cycle_whose_pruning_blows_up_is_rolled_back_too() {
 
 #[test]
 fn a_run_that_was_asked_for_its_result_remembers_it() {
-    /// Asks for the result after the first cycle, or after a step of it, and interrupts when that is measured.
+    /// Asks for the result after the first cycle, or after a step of it, and interrupts when that is
+    /// measured.
     #[derive(Default)]
     struct Enough {
         after_step: Option<u64>,
@@ -338,7 +350,10 @@ fn a_run_that_was_asked_for_its_result_remembers_it() {
     }
     let dir = tempfile::tempdir().unwrap();
     for after_step in [None, Some(3)] {
-        let (whole, cut) = (dir.path().join(format!("whole {after_step:?}")), dir.path().join(format!("cut {after_step:?}")));
+        let (whole, cut) = (
+            dir.path().join(format!("whole {after_step:?}")),
+            dir.path().join(format!("cut {after_step:?}")),
+        );
         let config = with(config(), |c| {
             c.run.num_cycles = 4;
             c.run.checkpoint_every = Some(1);

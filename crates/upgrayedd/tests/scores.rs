@@ -27,7 +27,11 @@ fn data(model: &Model) -> Dataset {
                 Row { targets: Targets::Label(i64::from(i) % labels as i64), tokens, mask: None, types: None }
             }
             Objective::MaskedLm => {
-                let targets = tokens.iter().enumerate().map(|(p, &t)| if p % 3 == 0 { i64::from(t) } else { IGNORE }).collect();
+                let targets = tokens
+                    .iter()
+                    .enumerate()
+                    .map(|(p, &t)| if p % 3 == 0 { i64::from(t) } else { IGNORE })
+                    .collect();
                 Row { targets: Targets::Tokens(targets), tokens, mask: None, types: None }
             }
             Objective::Encoder => Row::every(tokens, None),
@@ -38,14 +42,24 @@ fn data(model: &Model) -> Dataset {
 }
 
 /// The mean loss of one sequence with one head's gate at `gate`, and the targets in it.
-fn loss_with_gate(model: &Model, data: &Dataset, sequence: usize, layer: usize, head: usize, gate: f32) -> (f64, f64) {
+fn loss_with_gate(
+    model: &Model,
+    data: &Dataset,
+    sequence: usize,
+    layer: usize,
+    head: usize,
+    gate: f32,
+) -> (f64, f64) {
     let batch = data.batch(&[sequence], Pass::Fixed);
     let mut tape = Tape::inference(model.device(), model.params());
     let counts = model.units().counts();
-    let values = |l: usize, n: usize| (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect();
-    let of_layer = |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
+    let values =
+        |l: usize, n: usize| (0..n).map(|h| if (l, h) == (layer, head) { gate } else { 1.0 }).collect();
+    let of_layer =
+        |(l, &n): (usize, &usize)| (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[n], values(l, n))));
     let gates = counts.iter().enumerate().map(of_layer).collect();
-    let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
+    let loss =
+        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
     (loss.sum.read() / loss.count as f64, loss.count as f64)
 }
 
@@ -77,11 +91,20 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
                 }
                 let close = |got: f64, want: f64| (got - want).abs() <= 2e-3 * want.abs().max(1e-3);
                 let (got, want) = (gradient.at(LayerSite::heads(layer))[head], absolute / total);
-                assert!(close(got, want), "{name}: gradient of layer {layer}, head {head}: {got} is not {want}");
-                let (got, want) = (fisher.at(LayerSite::heads(layer))[head].sqrt(), (squared / total).sqrt());
-                assert!(close(got, want), "{name}: fisher of layer {layer}, head {head}: {got} is not {want}");
                 assert!(
-                    (taylor.at(LayerSite::heads(layer))[head] - gradient.at(LayerSite::heads(layer))[head] / norm).abs() < 1e-12
+                    close(got, want),
+                    "{name}: gradient of layer {layer}, head {head}: {got} is not {want}"
+                );
+                let (got, want) = (fisher.at(LayerSite::heads(layer))[head].sqrt(), (squared / total).sqrt());
+                assert!(
+                    close(got, want),
+                    "{name}: fisher of layer {layer}, head {head}: {got} is not {want}"
+                );
+                assert!(
+                    (taylor.at(LayerSite::heads(layer))[head]
+                        - gradient.at(LayerSite::heads(layer))[head] / norm)
+                        .abs()
+                        < 1e-12
                 );
             }
         }
@@ -96,13 +119,15 @@ fn fisher_of_a_plain_encoder_is_the_curvature_of_its_distance() {
     let (data, range) = (data(&model), 0..5);
     let mut drawn = vec![vec![0.0; model.spec().layers[0].num_heads]; model.spec().num_layers()];
     for seed in 0..DRAWS {
-        let context = ScoreContext { batch_size: 3, samples: 100, seed, ..ScoreContext::new(&model, &data, &range) };
+        let context =
+            ScoreContext { batch_size: 3, samples: 100, seed, ..ScoreContext::new(&model, &data, &range) };
         let scores = score::named("fisher").unwrap().compute(&context).unwrap();
         drawn.iter_mut().flatten().zip(scores.values()).for_each(|(sum, s)| *sum += s / DRAWS as f64);
     }
     for (layer, scores) in drawn.iter().enumerate() {
         for (head, got) in scores.iter().enumerate() {
-            // Signs of different positions are independent: a sequence's mean gradient squared is the mean over its length.
+            // Signs of different positions are independent: a sequence's mean gradient squared is the mean
+            // over its length.
             let (mut sum, mut total) = (0.0, 0.0);
             for sequence in 0..data.len() {
                 let (distance, count) = loss_with_gate(&model, &data, sequence, layer, head, 1.0 - STEP);
@@ -140,10 +165,17 @@ fn loss_impact_is_the_masked_loss_minus_the_whole_to_the_bit() {
                 let gate = |l: usize, h: usize| if off == Some((l, h)) { 0.0 } else { 1.0 };
                 let mut tape = Tape::inference(model.device(), model.params());
                 let counts = model.units().counts();
-                let values = |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
-                let gates = counts.iter().enumerate().map(|l| (LayerSite::heads(l.0), tape.constant(values(l)))).collect();
+                let values =
+                    |(l, &n): (usize, &usize)| Tensor::from_vec(&[n], (0..n).map(|h| gate(l, h)).collect());
+                let gates = counts
+                    .iter()
+                    .enumerate()
+                    .map(|l| (LayerSite::heads(l.0), tape.constant(values(l))))
+                    .collect();
                 let batch = data.batch(indices, Pass::Fixed);
-                let loss = model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
+                let loss = model
+                    .loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
+                    .unwrap();
                 sums.push(loss.sum.read());
                 count += loss.count;
             }
@@ -189,14 +221,22 @@ fn wanda_and_similarity_follow_their_definitions() {
             let row = |r: usize| &weight.data()[r * weight.cols()..(r + 1) * weight.cols()];
             for head in 0..heads {
                 let features = head * d..(head + 1) * d;
-                let norm =
-                    |f: usize| (contexts.iter().map(|x| f64::from(x[f]).powi(2)).sum::<f64>() / contexts.len() as f64).sqrt();
-                let sum = |f: usize| (0..weight.rows()).map(|r| f64::from(row(r)[f].abs())).sum::<f64>() * norm(f);
+                let norm = |f: usize| {
+                    (contexts.iter().map(|x| f64::from(x[f]).powi(2)).sum::<f64>() / contexts.len() as f64)
+                        .sqrt()
+                };
+                let sum =
+                    |f: usize| (0..weight.rows()).map(|r| f64::from(row(r)[f].abs())).sum::<f64>() * norm(f);
                 let want = features.map(sum).sum::<f64>() / (d * weight.rows()) as f64;
-                assert!((wanda.at(LayerSite::heads(layer))[head] - want).abs() < 1e-5 * want, "{name}: {want}");
+                assert!(
+                    (wanda.at(LayerSite::heads(layer))[head] - want).abs() < 1e-5 * want,
+                    "{name}: {want}"
+                );
             }
             let written = |x: &[f32], head: usize| -> Vec<f64> {
-                let dot = |r: usize| (head * d..(head + 1) * d).map(|f| f64::from(row(r)[f]) * f64::from(x[f])).sum();
+                let dot = |r: usize| {
+                    (head * d..(head + 1) * d).map(|f| f64::from(row(r)[f]) * f64::from(x[f])).sum()
+                };
                 (0..weight.rows()).map(dot).collect()
             };
             let cosine = |a: usize, b: usize| {
@@ -222,9 +262,12 @@ fn one_pass_gives_what_each_score_gives_alone() {
         let model = load(name);
         let data = data(&model);
         let range = 0..data.len();
-        let context = ScoreContext { batch_size: 2, samples: 100, seed: 7, ..ScoreContext::new(&model, &data, &range) };
-        let scores: Vec<_> =
-            upgrayedd::score::ALL.into_iter().filter(|s| s.name != "task" || name == "bert_classifier").collect();
+        let context =
+            ScoreContext { batch_size: 2, samples: 100, seed: 7, ..ScoreContext::new(&model, &data, &range) };
+        let scores: Vec<_> = upgrayedd::score::ALL
+            .into_iter()
+            .filter(|s| s.name != "task" || name == "bert_classifier")
+            .collect();
         let together = upgrayedd::score::compute_all(&scores, &context).unwrap();
         for (score, together) in scores.iter().zip(together) {
             assert_eq!(score.compute(&context).unwrap(), together, "{name}: {}", score.name);
@@ -240,7 +283,12 @@ fn the_task_score_wants_a_task() {
     let model = load("llama_gqa");
     let text = data(&model);
     let range = 0..text.len();
-    let context = |data| ScoreContext { batch_size: 2, samples: 100, seed: 7, ..ScoreContext::new(&model, data, &range) };
+    let context = |data| ScoreContext {
+        batch_size: 2,
+        samples: 100,
+        seed: 7,
+        ..ScoreContext::new(&model, data, &range)
+    };
     let refused = score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
     assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
     let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));
@@ -264,7 +312,10 @@ fn spread_sequences_are_all_there_and_a_few_stand_for_all() {
         if count >= 64 {
             // Any fifth of them in a row has some in every fifth of the data.
             for some in order[..count].windows(count / 5) {
-                assert!((0..5).all(|fifth| some.iter().any(|&i| i * 5 / count == fifth)), "{count}: {some:?}");
+                assert!(
+                    (0..5).all(|fifth| some.iter().any(|&i| i * 5 / count == fifth)),
+                    "{count}: {some:?}"
+                );
             }
         }
     }

@@ -102,7 +102,8 @@ fn a_step_is_that_of_all_the_batches() {
             let mut grads = Gradients::for_params(learner.model.params());
             let step = learner.step(&mut grads, &[batch], None, Update::at(1e-3), reduce).unwrap();
             let params = &learner.model.params();
-            let weights = |id: ParamId| params.get(id).data().iter().copied().map(f64::from).collect::<Vec<f64>>();
+            let weights =
+                |id: ParamId| params.get(id).data().iter().copied().map(f64::from).collect::<Vec<f64>>();
             (step, params.ids().map(weights).collect::<Vec<_>>())
         });
         assert!(first == second && first.0.targets == alone.0.targets);
@@ -128,7 +129,8 @@ fn scores_are_those_of_all_the_sequences() {
     let [first, second, alone]: [Vec<Scores>; 3] = shared(|reduce, range| {
         let model = model("llama_gqa");
         let data = data(&model);
-        let context = ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(&model, &data, &range) };
+        let context =
+            ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(&model, &data, &range) };
         let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
         let mut found = compute_all(&scores, &context).unwrap();
         found.push(score::named("loss_impact").unwrap().compute(&context).unwrap());
@@ -145,7 +147,8 @@ fn a_refit_sees_all_the_sequences() {
     let [first, second, alone] = shared(|reduce, range| {
         let parent = model("gpt2");
         let mut pruned = parent.clone();
-        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None).unwrap();
+        surgery::remove(&mut pruned, None, &Selection::from([(LayerSite::heads(0), vec![1])]), 0, None)
+            .unwrap();
         let indices: Vec<usize> = range.collect();
         let layers = refit(&mut pruned, &parent, batches(&data(&parent), &indices, 1), reduce).unwrap();
         layers.iter().map(|layer| layer.repaired).collect::<Vec<f64>>()

@@ -1,5 +1,6 @@
-//! Many cycles of pruning and growing: books in order, archive exact, memory flat. `UPGRAYEDD_SOAK` says how many, 5 if it is not
-//! set; `UPGRAYEDD_SOAK_MODEL` and `UPGRAYEDD_SOAK_DATA` name a model and its text, the built-in ones if they are not set.
+//! Many cycles of pruning and growing: books in order, archive exact, memory flat. `UPGRAYEDD_SOAK` says how
+//! many, 5 if it is not set; `UPGRAYEDD_SOAK_MODEL` and `UPGRAYEDD_SOAK_DATA` name a model and its text, the
+//! built-in ones if they are not set.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -85,7 +86,10 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     let lost: Selection = (0..model.spec().num_layers())
         .map(|layer| {
             let active = model.units().layers()[layer].active();
-            (LayerSite::heads(layer), (0..model.spec().layers[0].num_heads).filter(|h| !active.contains(h)).collect())
+            (
+                LayerSite::heads(layer),
+                (0..model.spec().layers[0].num_heads).filter(|h| !active.contains(h)).collect(),
+            )
         })
         .collect();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();

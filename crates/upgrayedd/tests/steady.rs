@@ -1,5 +1,5 @@
-//! After the first step, learning asks the system for no buffer: they all come back from the pool. (Matrix products pack one operand
-//! into memory of their own.)
+//! After the first step, learning asks the system for no buffer: they all come back from the pool. (Matrix
+//! products pack one operand into memory of their own.)
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::Arc;

@@ -55,7 +55,10 @@ impl Bench {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error: ")).collect();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-        assert!(errors.len() == 1 && stderr.lines().last() == errors.first().copied(), "{arguments:?}: not one line: {stderr}");
+        assert!(
+            errors.len() == 1 && stderr.lines().last() == errors.first().copied(),
+            "{arguments:?}: not one line: {stderr}"
+        );
         for word in words {
             assert!(errors[0].contains(word), "{arguments:?}: {word:?} is not in: {stderr}");
         }
@@ -89,7 +92,12 @@ pub fn with_tokenizer(b: &Bench, golden: &str, words: &[&str]) -> String {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(source.join(name), dir.join(name)).unwrap();
     }
-    let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].iter().chain(words).copied().collect::<Vec<_>>().join("\n");
+    let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        .iter()
+        .chain(words)
+        .copied()
+        .collect::<Vec<_>>()
+        .join("\n");
     std::fs::write(dir.join("vocab.txt"), vocab).unwrap();
     golden.to_owned()
 }

@@ -13,15 +13,31 @@ const NOT_ALLOWED: i32 = 13;
 const INPUT_OUTPUT: i32 = 5;
 
 fn arguments(out: &str) -> Vec<&str> {
-    let data = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "32", "--max-eval-windows", "2"];
-    let learn = ["--batch-size", "1", "--max-steps-per-cycle", "2", "--num-cycles", "2", "--checkpoint-every", "1"];
+    let data = [
+        "optimize",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "32",
+        "--max-eval-windows",
+        "2",
+    ];
+    let learn =
+        ["--batch-size", "1", "--max-steps-per-cycle", "2", "--num-cycles", "2", "--checkpoint-every", "1"];
     [&data[..], &learn, &["--strategy", "magnitude", "--refit", "false", "--out", out]].concat()
 }
 
 fn library(b: &Bench) -> PathBuf {
     let library = b.path("faults.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/faults.c");
-    let compiled = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).output().unwrap();
+    let compiled = Command::new("cc")
+        .args(["-O1", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(source)
+        .output()
+        .unwrap();
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     library
 }
@@ -49,8 +65,11 @@ fn a_second_signal_ends_the_program_at_once() {
     let (run, checkpoints) = (b.path("cut"), b.path("cut/checkpoints"));
     wait_for(&mut child, || steps_made(&run) > 0);
     signal(&child, "-TERM");
-    let saving =
-        || fs::read_dir(&checkpoints).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with(".partial-"));
+    let saving = || {
+        fs::read_dir(&checkpoints)
+            .unwrap()
+            .any(|e| e.unwrap().file_name().to_string_lossy().starts_with(".partial-"))
+    };
     wait_for(&mut child, saving);
     signal(&child, "-TERM");
     let asked = Instant::now();
@@ -61,7 +80,8 @@ fn a_second_signal_ends_the_program_at_once() {
     assert_same(&b, ["whole", "cut"]);
 }
 
-/// Every call that writes, makes, renames, removes or syncs fails in its turn. `UPGRAYEDD_FAULTS=all` tries each; without it, a few.
+/// Every call that writes, makes, renames, removes or syncs fails in its turn. `UPGRAYEDD_FAULTS=all` tries
+/// each; without it, a few.
 #[test]
 fn a_filesystem_that_fails_loses_nothing() {
     let b = bench();
@@ -82,9 +102,11 @@ fn a_filesystem_that_fails_loses_nothing() {
     let all = std::env::var("UPGRAYEDD_FAULTS").is_ok_and(|v| v == "all");
     let stride = if all { 1 } else { calls.lines().count() / 4 };
     let (mut tried, mut refused, mut resumed) = (0, 0, 0);
-    for (errno, says, first) in
-        [(FULL_DISK, "No space left", 7), (NOT_ALLOWED, "Permission denied", 35), (INPUT_OUTPUT, "Input/output", 71)]
-    {
+    for (errno, says, first) in [
+        (FULL_DISK, "No space left", 7),
+        (NOT_ALLOWED, "Permission denied", 35),
+        (INPUT_OUTPUT, "Input/output", 71),
+    ] {
         for (at, call) in calls.lines().enumerate().skip(if all { 0 } else { first }).step_by(stride) {
             let case = format!("{says} at call {}, {call}", at + 1);
             eprintln!("{case}");
@@ -102,12 +124,15 @@ fn a_filesystem_that_fails_loses_nothing() {
             let last = stderr.lines().last().unwrap_or_default();
             // 2: there is nowhere to keep the cache of tokens, which another setting mends.
             assert!(
-                matches!(output.status.code(), Some(1 | 2)) && last.starts_with("error: ") && last.contains(says),
+                matches!(output.status.code(), Some(1 | 2))
+                    && last.starts_with("error: ")
+                    && last.contains(says),
                 "{case}: {stderr}"
             );
             refused += 1;
             if b.path("cut/model").exists() {
-                // The result is whole, though the disk may not have it yet: only the sync of its folder failed.
+                // The result is whole, though the disk may not have it yet: only the sync of its folder
+                // failed.
                 assert!(call.starts_with("fsync"), "{case}: {stderr}");
                 b.refused(1, &["complete already"], &["resume", "cut"]);
             } else if b.path("cut").exists() {

@@ -38,28 +38,40 @@ fn answer(mut stream: TcpStream, folder: &std::path::Path, seen: &Log) {
     let Some(request) = lines.next() else { return };
     let headers: Vec<String> = lines.take_while(|l| !l.is_empty()).collect();
     let header = |name: &str| {
-        headers.iter().find_map(|h| h.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned()))
+        headers.iter().find_map(|h| {
+            h.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned())
+        })
     };
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     seen.lock().unwrap().push((path.clone(), header("authorization")));
     let reply = |stream: &mut TcpStream, status: &str, extra: &str, body: &[u8]| {
-        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{extra}\r\n",
+            body.len()
+        );
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     };
     if path.starts_with("/api/models/owner/small") {
         let mut names: Vec<PathBuf> = entries(folder);
         let within: Vec<PathBuf> = names.iter().filter(|n| n.is_dir()).flat_map(|n| entries(n)).collect();
         names.retain(|n| n.is_file());
-        let name = |path: &PathBuf| serde_json::json!({ "rfilename": path.strip_prefix(folder).unwrap().to_str() });
+        let name =
+            |path: &PathBuf| serde_json::json!({ "rfilename": path.strip_prefix(folder).unwrap().to_str() });
         let files: Vec<_> = names.iter().chain(&within).map(name).collect();
         let body = serde_json::json!({ "sha": COMMIT, "siblings": files }).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.as_bytes());
     }
-    let file = path.strip_prefix("/owner/small/resolve/").and_then(|rest| Some(folder.join(rest.split_once('/')?.1)));
-    let Some(bytes) = file.and_then(|f| std::fs::read(f).ok()) else { return reply(&mut stream, "404 Not Found", "", b"") };
+    let file = path
+        .strip_prefix("/owner/small/resolve/")
+        .and_then(|rest| Some(folder.join(rest.split_once('/')?.1)));
+    let Some(bytes) = file.and_then(|f| std::fs::read(f).ok()) else {
+        return reply(&mut stream, "404 Not Found", "", b"");
+    };
     let (start, end) = header("range")
         .and_then(|r| {
-            r.strip_prefix("bytes=")?.split_once('-').map(|(a, b)| (a.parse().unwrap_or(0), b.parse().unwrap_or(usize::MAX)))
+            r.strip_prefix("bytes=")?
+                .split_once('-')
+                .map(|(a, b)| (a.parse().unwrap_or(0), b.parse().unwrap_or(usize::MAX)))
         })
         .unwrap_or((0, usize::MAX));
     let part = &bytes[start..end.saturating_add(1).min(bytes.len())];
@@ -134,8 +146,17 @@ fn a_revision_is_read_and_its_commit_is_on_record() {
         let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
         command.args(args).env("HF_ENDPOINT", endpoint).env("HF_HUB_OFFLINE", offline).output().unwrap()
     };
-    let optimize =
-        ["optimize", "--model", "owner/small@v1.0", "--data", "text.txt", "--sequence-length", "64", "--num-cycles", "1"];
+    let optimize = [
+        "optimize",
+        "--model",
+        "owner/small@v1.0",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--num-cycles",
+        "1",
+    ];
     let quick = ["--max-steps-per-cycle", "0", "--out", "run"];
     let output = run(&[&optimize[..], &quick].concat(), &address, "0");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -158,13 +179,22 @@ fn a_revision_is_read_and_its_commit_is_on_record() {
     let resumed = b.path("resumed");
     std::fs::create_dir(&resumed).unwrap();
     for part in ["run.toml", "events.jsonl", "base", "checkpoints"] {
-        let copied = std::process::Command::new("cp").arg("-r").arg(b.path("whole").join(part)).arg(&resumed).status().unwrap();
+        let copied = std::process::Command::new("cp")
+            .arg("-r")
+            .arg(b.path("whole").join(part))
+            .arg(&resumed)
+            .status()
+            .unwrap();
         assert!(copied.success());
     }
     let output = run(&["resume", "resumed"], &address, "1");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for file in ["model/README.md", "model/model.safetensors"] {
-        assert_eq!(std::fs::read(b.path("whole").join(file)).unwrap(), std::fs::read(resumed.join(file)).unwrap(), "{file}");
+        assert_eq!(
+            std::fs::read(b.path("whole").join(file)).unwrap(),
+            std::fs::read(resumed.join(file)).unwrap(),
+            "{file}"
+        );
     }
     for bad in ["owner/small@", "owner/small@../x", "owner/small@a b"] {
         let refused = run(&["inspect", bad], &address, "0");
@@ -177,7 +207,11 @@ fn a_revision_is_read_and_its_commit_is_on_record() {
 fn what_belongs_to_a_model_comes_along_even_if_its_weights_were_there_before() {
     let b = bench();
     // What sentence-transformers does with the hidden states.
-    std::fs::write(b.path("model/modules.json"), r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}]"#).unwrap();
+    std::fs::write(
+        b.path("model/modules.json"),
+        r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Normalize"}]"#,
+    )
+    .unwrap();
     std::fs::create_dir(b.path("model/1_Pooling")).unwrap();
     std::fs::write(b.path("model/1_Pooling/config.json"), r#"{"pooling_mode_mean_tokens": true}"#).unwrap();
     let (address, log) = serve(b.path("model"));
@@ -194,7 +228,10 @@ fn what_belongs_to_a_model_comes_along_even_if_its_weights_were_there_before() {
     let out = b.path("exported");
     run(&["export", "--model", "owner/small", "--format", "hf", "--out", out.to_str().unwrap()]);
     for name in ["modules.json", "1_Pooling/config.json"] {
-        assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(b.path("model").join(name)).unwrap());
+        assert_eq!(
+            std::fs::read(out.join(name)).unwrap(),
+            std::fs::read(b.path("model").join(name)).unwrap()
+        );
     }
     assert!(!out.join("2_Normalize").exists());
     let snapshot = b.path("hf/hub/models--owner--small/snapshots").join(COMMIT);

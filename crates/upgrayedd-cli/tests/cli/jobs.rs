@@ -28,7 +28,11 @@ fn active(summary: &Value) -> usize {
 }
 
 pub fn events(run: &Path) -> Vec<Value> {
-    fs::read_to_string(run.join("events.jsonl")).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    fs::read_to_string(run.join("events.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 #[test]
@@ -53,7 +57,10 @@ fn every_strategy_scope_unit_and_schedule_runs() {
         let out = format!("run{i}");
         let summary = b.json(&optimize(&out, more));
         assert_eq!(active(&summary), per_cycle, "{more:?}");
-        assert!(summary["after"]["cost"]["parameters"].as_u64() < summary["before"]["cost"]["parameters"].as_u64());
+        assert!(
+            summary["after"]["cost"]["parameters"].as_u64()
+                < summary["before"]["cost"]["parameters"].as_u64()
+        );
         assert!(summary["after"]["evaluation"]["loss"].as_f64().unwrap().is_finite());
         // What was reported is what is stored.
         let stored = b.json(&["inspect", &out]);
@@ -72,7 +79,8 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
         1.0 - of("after") / of("before")
     };
     for (budget, what) in [("parameters", "parameters"), ("macs", "macs_per_token")] {
-        let more = ["--budget", budget, "--pruning-ratio", "0.05", "--growth-ratio", "0", "--strategy", "fisher"];
+        let more =
+            ["--budget", budget, "--pruning-ratio", "0.05", "--growth-ratio", "0", "--strategy", "fisher"];
         let saved = share(&b.json(&optimize(budget, &more)), what);
         // Twice 5 % of what is there; a head with its key/value head is about 1 % of this model.
         assert!((0.0975..0.12).contains(&saved), "{budget}: {saved}");
@@ -83,7 +91,8 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     assert!(record.contains("[[timings.attention]]") && record.contains("seconds = ["));
     // The first cycle can save a quarter, the second has too few heads left: it says so.
     b.ok(&optimize("later", &["--budget", "parameters", "--pruning-ratio", "0.2", "--growth-ratio", "0"]));
-    let notices: Vec<String> = events(&b.path("later")).iter().filter_map(|e| Some(e["message"].as_str()?.to_owned())).collect();
+    let notices: Vec<String> =
+        events(&b.path("later")).iter().filter_map(|e| Some(e["message"].as_str()?.to_owned())).collect();
     assert!(notices.iter().any(|n| n.contains("not the 20.0 % asked for")), "{notices:?}");
     let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
     b.refused(2, &["parameters", "more than its heads are"], &more);
@@ -94,7 +103,18 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
 #[test]
 fn all_scores_and_how_they_agree_with_ablation() {
     let b = bench();
-    let all = ["score", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--samples", "8", "--all"];
+    let all = [
+        "score",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--samples",
+        "8",
+        "--all",
+    ];
     let found = b.json(&[&all[..], &["--ablation-samples", "4"]].concat());
     let scores = found["scores"].as_object().unwrap();
     // Plain text has no task.
@@ -111,7 +131,8 @@ fn all_scores_and_how_they_agree_with_ablation() {
 #[test]
 fn the_result_is_measured_as_it_is_stored() {
     let b = bench();
-    fs::write(b.path("other.txt"), upgrayedd::builtin::stories(78, 20).collect::<Vec<_>>().join("\n")).unwrap();
+    fs::write(b.path("other.txt"), upgrayedd::builtin::stories(78, 20).collect::<Vec<_>>().join("\n"))
+        .unwrap();
     let summary = b.json(&optimize("run", &["--strategy", "magnitude", "--eval-data", "other.txt"]));
     let again = b.json(&[
         "evaluate",
@@ -127,8 +148,12 @@ fn the_result_is_measured_as_it_is_stored() {
         "2",
     ]);
     assert_eq!(again["loss"], summary["after"]["evaluation"]["loss"]);
-    let kinds: Vec<String> = events(&b.path("run")).iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect();
-    let (prune, learn) = (["scored", "pruned", "refit", "evaluated", "grown"], ["step", "step", "step", "evaluated", "accepted"]);
+    let kinds: Vec<String> =
+        events(&b.path("run")).iter().map(|e| e["event"].as_str().unwrap().to_owned()).collect();
+    let (prune, learn) = (
+        ["scored", "pruned", "refit", "evaluated", "grown"],
+        ["step", "step", "step", "evaluated", "accepted"],
+    );
     let (start, end) = (["run_started", "evaluated"], ["evaluated", "run_finished"]);
     // A tenth of the first cycle's heads is none; the second cycle's are fitted in.
     let want = [&start[..], &prune, &learn, &prune, &["refit"], &learn, &end].concat();
@@ -141,8 +166,12 @@ fn the_same_bits_in_two_runs_and_at_one_thread_and_two() {
     for (out, threads) in [("one", "1"), ("two", "2"), ("again", "2")] {
         b.ok(&optimize(out, &["--threads", threads, "--strategy", "entropy"]));
     }
-    for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl", "checkpoints/cycle-0002/optimizer.safetensors"]
-    {
+    for file in [
+        "model/model.safetensors",
+        "archive.safetensors",
+        "events.jsonl",
+        "checkpoints/cycle-0002/optimizer.safetensors",
+    ] {
         let read = |run: &str| fs::read(b.path(run).join(file)).unwrap();
         assert!(read("one") == read("two") && read("two") == read("again"), "{file}");
     }
@@ -154,11 +183,20 @@ fn an_optimised_model_can_be_optimised_further() {
     b.ok(&optimize("first", &["--growth-ratio", "0"]));
     // From the run folder its archive comes along, so that heads lost in the first run can grow back.
     let more = ["--model", "first", "--pruning-ratio", "0", "--growth-ratio", "0.5", "--num-cycles", "1"];
-    let arguments: Vec<&str> =
-        ["optimize", "--data", "text.txt", "--sequence-length", "64", "--max-steps-per-cycle", "2", "--out", "second"]
-            .into_iter()
-            .chain(more)
-            .collect();
+    let arguments: Vec<&str> = [
+        "optimize",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--max-steps-per-cycle",
+        "2",
+        "--out",
+        "second",
+    ]
+    .into_iter()
+    .chain(more)
+    .collect();
     let summary = b.json(&arguments);
     // 32 − 9 − 6 = 17 left, 15 gone, 7 of them back.
     assert_eq!(active(&summary), 17 + 7);
@@ -173,9 +211,11 @@ fn a_pruned_model_without_its_archive_can_be_optimised_too() {
     let b = bench();
     b.ok(&optimize("first", &["--growth-ratio", "0"]));
     b.ok(&["export", "--model", "first", "--format", "hf", "--out", "bare"]);
-    let arguments = ["optimize", "--model", "bare", "--data", "text.txt", "--growth-ratio", "0.5", "--out", "second"];
+    let arguments =
+        ["optimize", "--model", "bare", "--data", "text.txt", "--growth-ratio", "0.5", "--out", "second"];
     let summary = b.json(&[&arguments[..], &SHORT].concat());
-    // 17 left: 5 go and 2 of those come back; 4 of 14 go and 3 of 7 come back. What the first run took stays away.
+    // 17 left: 5 go and 2 of those come back; 4 of 14 go and 3 of 7 come back. What the first run took stays
+    // away.
     assert_eq!(active(&summary), 17 - 5 + 2 - 4 + 3);
     let notice = events(&b.path("second"))
         .into_iter()
@@ -190,7 +230,16 @@ fn a_target_is_reached_whatever_grows() {
     let b = bench();
     for growth in ["0", "0.5", "0.9", "1"] {
         let out = format!("growth-{growth}");
-        let target = ["--schedule", "target", "--pruning-ratio", "0.5", "--growth-ratio", growth, "--strategy", "random"];
+        let target = [
+            "--schedule",
+            "target",
+            "--pruning-ratio",
+            "0.5",
+            "--growth-ratio",
+            growth,
+            "--strategy",
+            "random",
+        ];
         assert_eq!(active(&b.json(&optimize(&out, &target))), 16, "growth {growth}");
     }
 }
@@ -198,7 +247,16 @@ fn a_target_is_reached_whatever_grows() {
 #[test]
 fn a_cycle_that_loses_too_much_is_rolled_back_exactly() {
     let b = bench();
-    let more = ["--pruning-ratio", "0.8", "--max-loss-increase", "0.01", "--learning-rate", "1e-9", "--dtype", "float32"];
+    let more = [
+        "--pruning-ratio",
+        "0.8",
+        "--max-loss-increase",
+        "0.01",
+        "--learning-rate",
+        "1e-9",
+        "--dtype",
+        "float32",
+    ];
     let summary = b.json(&optimize("run", &more));
     assert_eq!(active(&summary), 32);
     assert_eq!(summary["after"]["evaluation"]["loss"], summary["before"]["evaluation"]["loss"]);
@@ -221,11 +279,19 @@ fn options_come_from_a_file_and_the_command_line_wins() {
     let text = fs::read_to_string(b.path("run/run.toml")).unwrap();
     assert!(text.contains("data = false"));
     fs::write(b.path("given.toml"), text.replace("data = false", "data = true")).unwrap();
-    b.refused(1, &["given.toml", "parts that a program made"], &["optimize", "--config", "given.toml", "--out", "third"]);
+    b.refused(
+        1,
+        &["given.toml", "parts that a program made"],
+        &["optimize", "--config", "given.toml", "--out", "third"],
+    );
     fs::write(b.path("old.toml"), text.replace("format_version = 3", "format_version = 1")).unwrap();
     b.refused(1, &["old.toml", "has format 1: this program reads 3"], &["optimize", "--config", "old.toml"]);
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
-    b.refused(2, &["bad.toml", "prunning_ratio", "did you mean \"pruning_ratio\"?"], &["optimize", "--config", "bad.toml"]);
+    b.refused(
+        2,
+        &["bad.toml", "prunning_ratio", "did you mean \"pruning_ratio\"?"],
+        &["optimize", "--config", "bad.toml"],
+    );
 }
 
 #[test]
@@ -233,21 +299,26 @@ fn a_dry_run_writes_nothing() {
     let b = bench();
     let arguments = optimize("run", &["--dry-run", "--strategy", "magnitude"]);
     let plan = b.json(&arguments);
-    let count: usize = plan["prune"]["heads"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
+    let count: usize =
+        plan["prune"]["heads"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
     assert_eq!(count, 9);
     assert!(plan["prune"]["heads"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
     // The loss after each ratio is foretold, and the model that is measured next is whole again.
     let forecast = plan["forecast"].as_array().unwrap();
     let active: Vec<u64> = forecast.iter().map(|f| f["active"].as_u64().unwrap()).collect();
     assert_eq!(active, [29, 26, 23, 20, 16]);
-    assert!(forecast.iter().all(|f| f["loss"].as_f64().unwrap() > 0.0) && plan["loss"].as_f64().unwrap() > 0.0);
-    // Ratios are shares of what the run's budget counts, as far as heads go; a head has 128 weights a feature at most.
+    assert!(
+        forecast.iter().all(|f| f["loss"].as_f64().unwrap() > 0.0) && plan["loss"].as_f64().unwrap() > 0.0
+    );
+    // Ratios are shares of what the run's budget counts, as far as heads go; a head has 128 weights a feature
+    // at most.
     let plan = b.json(&[&arguments[..], &["--budget", "parameters", "--pruning-ratio", "0.2"]].concat());
     let all = b.json(&["inspect", "model"])["parameters"].as_f64().unwrap();
     let forecast = plan["forecast"].as_array().unwrap();
     assert!(plan["budget"] == "parameters" && forecast.len() == 2, "{plan}");
     for row in forecast {
-        let (goal, left) = (all * (1.0 - row["ratio"].as_f64().unwrap()), row["parameters"].as_f64().unwrap());
+        let (goal, left) =
+            (all * (1.0 - row["ratio"].as_f64().unwrap()), row["parameters"].as_f64().unwrap());
         assert!(left <= goal && left > goal - 4.0 * 16.0 * 128.0, "{row}");
     }
     assert!(!b.path("run").exists());
@@ -257,11 +328,27 @@ fn a_dry_run_writes_nothing() {
 fn scoring_evaluating_inspecting_and_generating() {
     let b = bench();
     for score in ["entropy", "magnitude", "random"] {
-        let scores = b.json(&["score", "--model", "model", "--data", "text.txt", "--score", score, "--sequence-length", "64"]);
+        let scores = b.json(&[
+            "score",
+            "--model",
+            "model",
+            "--data",
+            "text.txt",
+            "--score",
+            score,
+            "--sequence-length",
+            "64",
+        ]);
         let layer = &scores["layers"]["model.layers.3.self_attn"];
         assert_eq!(layer["scores"].as_array().unwrap().len(), 8);
         if score == "entropy" {
-            assert!(layer["scores"].as_array().unwrap().iter().all(|s| (0.0..=1.0).contains(&s.as_f64().unwrap())));
+            assert!(
+                layer["scores"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|s| (0.0..=1.0).contains(&s.as_f64().unwrap()))
+            );
         }
     }
     let e = b.json(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64"]);
@@ -272,7 +359,8 @@ fn scoring_evaluating_inspecting_and_generating() {
         (i["layers"].as_u64(), i["heads"][0].as_u64(), i["kv_cache_bytes_per_token"].as_u64()),
         (Some(4), Some(8), Some(2 * 4 * 128 * 2))
     );
-    let text = b.ok(&["generate", "--model", "model", "--prompt", "Once there was a", "--max-new-tokens", "20"]);
+    let text =
+        b.ok(&["generate", "--model", "model", "--prompt", "Once there was a", "--max-new-tokens", "20"]);
     assert!(text.starts_with("Once there was a ") && text.len() > 40, "{text}");
     let human = b.ok(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64"]);
     assert!(human.contains("perplexity"));
@@ -283,11 +371,22 @@ fn documents_of_every_kind_give_the_same_sequences() {
     let b = bench();
     let stories: Vec<String> = upgrayedd::builtin::stories(5, 12).collect();
     fs::write(b.path("a.txt"), stories.join("\n")).unwrap();
-    let lines: Vec<String> = stories.iter().map(|s| serde_json::json!({ "text": s, "id": 1 }).to_string()).collect();
+    let lines: Vec<String> =
+        stories.iter().map(|s| serde_json::json!({ "text": s, "id": 1 }).to_string()).collect();
     fs::write(b.path("a.jsonl"), lines.join("\n")).unwrap();
     write_parquet(&b.path("a.parquet"), &stories);
     let evaluate = |file: &str| {
-        b.json(&["evaluate", "--model", "model", "--data", file, "--documents", "separate", "--sequence-length", "128"])
+        b.json(&[
+            "evaluate",
+            "--model",
+            "model",
+            "--data",
+            file,
+            "--documents",
+            "separate",
+            "--sequence-length",
+            "128",
+        ])
     };
     let (txt, jsonl, parquet) = (evaluate("a.txt"), evaluate("a.jsonl"), evaluate("a.parquet"));
     assert_eq!(txt["loss"], jsonl["loss"]);
@@ -314,8 +413,11 @@ fn documents_of_every_kind_give_the_same_sequences() {
 fn write_parquet(path: &Path, texts: &[String]) {
     use parquet::data_type::{ByteArray, ByteArrayType};
     use parquet::file::writer::SerializedFileWriter;
-    let schema = parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
-    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema.into(), Default::default()).unwrap();
+    let schema =
+        parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
+    let mut writer =
+        SerializedFileWriter::new(fs::File::create(path).unwrap(), schema.into(), Default::default())
+            .unwrap();
     let mut group = writer.next_row_group().unwrap();
     let mut column = group.next_column().unwrap().unwrap();
     let values: Vec<ByteArray> = texts.iter().map(|t| t.as_str().into()).collect();
@@ -353,7 +455,10 @@ fn a_classifier_learns_its_labels() {
     ];
     let summary = b.json(&[&out[..], &["--epochs-per-cycle", "3"]].concat());
     assert_eq!(summary["after"]["evaluation"]["protocol"], "labels");
-    assert!(summary["after"]["evaluation"]["accuracy"].as_f64() >= summary["before"]["evaluation"]["accuracy"].as_f64());
+    assert!(
+        summary["after"]["evaluation"]["accuracy"].as_f64()
+            >= summary["before"]["evaluation"]["accuracy"].as_f64()
+    );
     assert!(summary["after"]["evaluation"]["accuracy"].as_f64().unwrap() > 0.9, "{summary}");
     fs::write(b.path("bad.tsv"), "text\tlabel\nthe film\t7\n").unwrap();
     b.refused(
@@ -376,9 +481,28 @@ fn a_regression_learns_numbers_from_pairs_of_texts() {
         })
         .collect();
     fs::write(b.path("train.tsv"), format!("similarity\tsentence\tother\n{}\n", rows.join("\n"))).unwrap();
-    let data = ["--model", &model, "--data", "train.tsv", "--label-field", "similarity", "--text-pair-field", "other"];
-    let learning =
-        ["--learning-rate", "3e-3", "--num-cycles", "1", "--epochs-per-cycle", "8", "--strategy", "task", "--out", "run"];
+    let data = [
+        "--model",
+        &model,
+        "--data",
+        "train.tsv",
+        "--label-field",
+        "similarity",
+        "--text-pair-field",
+        "other",
+    ];
+    let learning = [
+        "--learning-rate",
+        "3e-3",
+        "--num-cycles",
+        "1",
+        "--epochs-per-cycle",
+        "8",
+        "--strategy",
+        "task",
+        "--out",
+        "run",
+    ];
     let summary = b.json(&[&["optimize", "--sequence-length", "16"], &data[..], &learning].concat());
     let after = &summary["after"]["evaluation"];
     assert_eq!(after["protocol"], "numbers");
@@ -403,7 +527,8 @@ fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
     let b = bench();
     let words = ["a", "b", "c", "d", "e", "f", "g", "h"];
     let model = with_tokenizer(&b, "bert_mlm", &words);
-    let text: Vec<String> = (0..80).map(|i| (0..10).map(|j| words[(i + j) % 8]).collect::<Vec<_>>().join(" ")).collect();
+    let text: Vec<String> =
+        (0..80).map(|i| (0..10).map(|j| words[(i + j) % 8]).collect::<Vec<_>>().join(" ")).collect();
     fs::write(b.path("abc.txt"), text.join("\n")).unwrap();
     let arguments = |model: &'static str, out: &'static str| {
         vec![
@@ -428,9 +553,15 @@ fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
     };
     let summary = b.json(&arguments("bert_mlm", "run"));
     assert_eq!((model.as_str(), &summary["after"]["evaluation"]["protocol"]), ("bert_mlm", &"masked".into()));
-    assert!(summary["after"]["evaluation"]["loss"].as_f64() < summary["before"]["evaluation"]["loss"].as_f64());
+    assert!(
+        summary["after"]["evaluation"]["loss"].as_f64() < summary["before"]["evaluation"]["loss"].as_f64()
+    );
     with_tokenizer(&b, "bert_encoder", &words);
-    b.refused(2, &["plain encoder", "distill"], &[&arguments("bert_encoder", "other")[..], &["--distill", "0.5"]].concat());
+    b.refused(
+        2,
+        &["plain encoder", "distill"],
+        &[&arguments("bert_encoder", "other")[..], &["--distill", "0.5"]].concat(),
+    );
     let summary = b.json(&[&arguments("bert_encoder", "encoder")[..], &["--strategy", "auto"]].concat());
     let (before, after) = (&summary["before"]["evaluation"], &summary["after"]["evaluation"]);
     assert_eq!(
@@ -438,8 +569,21 @@ fn a_masked_language_model_learns_and_so_does_an_encoder_from_its_parent() {
         (&0.0.into(), &"hidden states".into(), &Value::Null)
     );
     let last = summary["cycles"].as_array().unwrap().last().unwrap();
-    assert!(after["loss"].as_f64() > Some(0.0) && last["loss_learned"].as_f64() < last["loss_pruned"].as_f64(), "{summary}");
-    let evaluate = ["evaluate", "--model", "encoder", "--data", "abc.txt", "--documents", "separate", "--sequence-length", "16"];
+    assert!(
+        after["loss"].as_f64() > Some(0.0) && last["loss_learned"].as_f64() < last["loss_pruned"].as_f64(),
+        "{summary}"
+    );
+    let evaluate = [
+        "evaluate",
+        "--model",
+        "encoder",
+        "--data",
+        "abc.txt",
+        "--documents",
+        "separate",
+        "--sequence-length",
+        "16",
+    ];
     b.refused(2, &["plain encoder", "reference"], &evaluate);
     b.refused(
         2,
@@ -457,9 +601,16 @@ fn a_teacher_may_be_another_model_with_the_same_tokens() {
     let weights = |run: &str| fs::read(b.path(run).join("model/model.safetensors")).unwrap();
     b.ok(&optimize("own", &["--distill", "0.5"]));
     b.ok(&optimize("named", &["--teacher", "model"]));
-    assert!(weights("own") == weights("named"), "the model as given is the teacher by default, with half of the loss");
+    assert!(
+        weights("own") == weights("named"),
+        "the model as given is the teacher by default, with half of the loss"
+    );
     b.ok(&optimize("other", &["--teacher", "own"]));
     assert!(weights("own") != weights("other"));
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama_gqa");
-    b.refused(2, &["cannot teach this model", "tokens"], &optimize("no", &["--teacher", golden.to_str().unwrap()]));
+    b.refused(
+        2,
+        &["cannot teach this model", "tokens"],
+        &optimize("no", &["--teacher", golden.to_str().unwrap()]),
+    );
 }

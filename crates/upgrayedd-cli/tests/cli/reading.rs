@@ -1,4 +1,5 @@
-//! What people have: files that are nearly right, tables, labels, line ends; and what is said about what is passed over.
+//! What people have: files that are nearly right, tables, labels, line ends; and what is said about what is
+//! passed over.
 
 use std::fs;
 
@@ -31,7 +32,8 @@ fn files_that_are_nearly_weights_are_said_to_be_there() {
     b.refused(1, &["adapter_config.json", "merge_and_unload"], &["inspect", "adapter"]);
     fs::rename(&weights, b.path("model/model.fp16.safetensors")).unwrap();
     b.refused(1, &["model.fp16.safetensors", "rename it"], &inspect);
-    fs::rename(b.path("model/model.fp16.safetensors"), b.path("model/model-00001-of-00001.safetensors")).unwrap();
+    fs::rename(b.path("model/model.fp16.safetensors"), b.path("model/model-00001-of-00001.safetensors"))
+        .unwrap();
     b.refused(1, &["model-00001-of-00001.safetensors", "model.safetensors.index.json"], &inspect);
     fs::rename(b.path("model/model-00001-of-00001.safetensors"), b.path("model/weights.gguf")).unwrap();
     b.refused(1, &["weights.gguf", "safetensors"], &inspect);
@@ -42,8 +44,12 @@ fn line_ends_and_byte_order_marks_change_nothing() {
     let b = bench();
     let text = fs::read_to_string(b.path("text.txt")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    let jsonl = |end: &str| lines.iter().map(|l| format!("{{\"score\": NaN, \"text\": {}}}{end}", json!(l))).collect::<String>();
-    for (ending, packed, separate) in [("txt", text.clone(), lines.join("\n")), ("jsonl", jsonl("\n"), jsonl("\n"))] {
+    let jsonl = |end: &str| {
+        lines.iter().map(|l| format!("{{\"score\": NaN, \"text\": {}}}{end}", json!(l))).collect::<String>()
+    };
+    for (ending, packed, separate) in
+        [("txt", text.clone(), lines.join("\n")), ("jsonl", jsonl("\n"), jsonl("\n"))]
+    {
         for (documents, content) in [("packed", packed), ("separate", separate)] {
             let measure = |name: &str, bytes: String| {
                 let name = format!("{name}.{ending}");
@@ -64,7 +70,12 @@ fn line_ends_and_byte_order_marks_change_nothing() {
 fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     let b = bench();
     let model = with_tokenizer(&b, "bert_classifier", &["good", "bad", "odd", "the", "film", "was"]);
-    let rows = [("the film was good", 1), ("the film, bad", 0), ("odd \"film\" was the odd film", 2), ("bad film", 0)];
+    let rows = [
+        ("the film was good", 1),
+        ("the film, bad", 0),
+        ("odd \"film\" was the odd film", 2),
+        ("bad film", 0),
+    ];
     let config = b.path(&model).join("config.json");
     let mut named: serde_json::Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
     named["id2label"] = json!({ "0": "poor", "1": "fine", "2": "strange" });
@@ -91,16 +102,22 @@ fn labels_are_read_alike_from_every_table_and_what_is_passed_over_is_said() {
     assert_eq!(loss(&b, &model, "bare.csv", &bare), right);
     write("more.csv", "", &|t, l| format!("{l};{};more", quoted(t)));
     assert_eq!(loss(&b, &model, "more.csv", &bare), right);
-    let said =
-        notes(&b, &[&["evaluate", "--model", &model, "--data", "more.csv", "--sequence-length", "16"], &bare[..]].concat());
+    let said = notes(
+        &b,
+        &[&["evaluate", "--model", &model, "--data", "more.csv", "--sequence-length", "16"], &bare[..]]
+            .concat(),
+    );
     assert!(said.iter().any(|note| note.contains("4 records") && note.contains("columns names")), "{said:?}");
 
-    let rows =
-        "{\"text\": null, \"label\": 1}\n{\"text\": \"bad\", \"label\": -1}\n{\"text\": \"gruesome awful ugly\", \"label\": 0}\n";
+    let rows = "{\"text\": null, \"label\": 1}\n{\"text\": \"bad\", \"label\": -1}\n{\"text\": \"gruesome awful ugly\", \"label\": 0}\n";
     fs::write(b.path("holes.jsonl"), rows).unwrap();
-    let said = notes(&b, &["evaluate", "--model", &model, "--data", "holes.jsonl", "--sequence-length", "16"]);
+    let said =
+        notes(&b, &["evaluate", "--model", &model, "--data", "holes.jsonl", "--sequence-length", "16"]);
     for words in [["1 record", "want of a text"], ["1 example", "-1 and -100"], ["60.0 %", "[UNK]"]] {
-        assert!(said.iter().any(|note| words.iter().all(|w| note.contains(w))), "{words:?} is not in {said:?}");
+        assert!(
+            said.iter().any(|note| words.iter().all(|w| note.contains(w))),
+            "{words:?} is not in {said:?}"
+        );
     }
     let refused = |content: &str, ending: &str, more: &[&str], words: &[&str]| {
         let file = format!("bad.{ending}");
@@ -143,8 +160,11 @@ fn generation_stops_at_every_end_token() {
     let all = tokens(&b);
     assert_eq!(all.len(), 12);
     let first = |wanted: &serde_json::Value| all.iter().position(|t| t == wanted).unwrap() + 1;
-    fs::write(b.path("model/generation_config.json"), json!({ "eos_token_id": [all[7]], "do_sample": true }).to_string())
-        .unwrap();
+    fs::write(
+        b.path("model/generation_config.json"),
+        json!({ "eos_token_id": [all[7]], "do_sample": true }).to_string(),
+    )
+    .unwrap();
     assert_eq!(tokens(&b).len(), first(&all[7]));
     let said = notes(&b, &call);
     assert!(said.iter().any(|note| note.contains("do_sample")), "{said:?}");
@@ -162,11 +182,24 @@ fn a_run_says_what_was_passed_over_and_keeps_it_on_record() {
     let mut edited: serde_json::Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
     edited["attention_multiplier"] = json!(0.1);
     fs::write(&config, edited.to_string()).unwrap();
-    let call = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--num-cycles", "1"];
+    let call = [
+        "optimize",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--num-cycles",
+        "1",
+    ];
     let said = notes(&b, &[&call[..], &["--max-steps-per-cycle", "0", "--out", "run"]].concat());
     assert!(said.iter().any(|note| note.contains("attention_multiplier")), "{said:?}");
     for file in ["run.toml", "events.jsonl"] {
-        assert!(fs::read_to_string(b.path("run").join(file)).unwrap().contains("attention_multiplier"), "{file}");
+        assert!(
+            fs::read_to_string(b.path("run").join(file)).unwrap().contains("attention_multiplier"),
+            "{file}"
+        );
     }
 }
 
@@ -175,7 +208,8 @@ fn the_family_option_contradicts_nothing() {
     let b = bench();
     let config = b.path("model/config.json");
     let edit = |change: &dyn Fn(&mut serde_json::Value)| {
-        let mut edited: serde_json::Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+        let mut edited: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
         change(&mut edited);
         fs::write(&config, edited.to_string()).unwrap();
     };

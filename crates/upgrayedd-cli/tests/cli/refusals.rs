@@ -28,9 +28,17 @@ fn data_that_cannot_be_used() {
     b.refused(1, &["bad.jsonl", "line 2", "JSON"], &optimize("model", "bad.jsonl", &[]));
     b.refused(1, &["other.jsonl", "body", "--text-field"], &optimize("model", "other.jsonl", &[]));
     b.refused(1, &["fake.parquet", "Parquet"], &optimize("model", "fake.parquet", &[]));
-    b.refused(2, &["--eval-data", "same contents"], &optimize("model", "text.txt", &["--eval-data", "text.txt"]));
+    b.refused(
+        2,
+        &["--eval-data", "same contents"],
+        &optimize("model", "text.txt", &["--eval-data", "text.txt"]),
+    );
     fs::copy(b.path("text.txt"), b.path("copy.txt")).unwrap();
-    b.refused(2, &["two files to learn from", "same contents"], &optimize("model", "text.txt", &["--data", "copy.txt"]));
+    b.refused(
+        2,
+        &["two files to learn from", "same contents"],
+        &optimize("model", "text.txt", &["--data", "copy.txt"]),
+    );
     b.refused(2, &["no data"], &["optimize", "--model", "model"]);
     b.refused(2, &["data without a model"], &["optimize", "--data", "text.txt"]);
 }
@@ -61,7 +69,8 @@ fn parameters_out_of_range() {
         ("--batch-size", "18446744073709551615", ["--batch-size", "at most"]),
         ("--threads", "0", ["threads", "more than 0"]),
     ] {
-        let mut arguments = vec!["optimize", "--model", "model", "--data", "text.txt", "--out", "run", flag, value];
+        let mut arguments =
+            vec!["optimize", "--model", "model", "--data", "text.txt", "--out", "run", flag, value];
         if flag != "--sequence-length" {
             arguments.extend(["--sequence-length", "64"]);
         }
@@ -72,8 +81,13 @@ fn parameters_out_of_range() {
     let idle = ["--teacher", "model", "--distill", "0"];
     b.refused(2, &["distill is 0", "teacher"], &optimize("model", "text.txt", &idle));
     b.refused(2, &["--patience", "--eval-every"], &optimize("model", "text.txt", &["--patience", "2"]));
-    b.refused(2, &["--distill-temperature", "--teacher"], &optimize("model", "text.txt", &["--distill-temperature", "2"]));
-    let one = ["score", "--model", "model", "--data", "text.txt", "--score", "entropy", "--ablation-samples", "2"];
+    b.refused(
+        2,
+        &["--distill-temperature", "--teacher"],
+        &optimize("model", "text.txt", &["--distill-temperature", "2"]),
+    );
+    let one =
+        ["score", "--model", "model", "--data", "text.txt", "--score", "entropy", "--ablation-samples", "2"];
     b.refused(2, &["--all"], &one);
     b.refused(2, &["--temperature"], &["generate", "--model", "model", "--prompt", "Mia", "--top-p", "0.9"]);
     b.refused(
@@ -112,7 +126,9 @@ fn models_that_cannot_be_used() {
         let bytes = fs::read(weights(d)).unwrap();
         fs::write(weights(d), &bytes[..bytes.len() / 2]).unwrap();
     });
-    broken(&b, &["model.safetensors", "damaged or incomplete"], |d| fs::write(weights(d), [0xff; 64]).unwrap());
+    broken(&b, &["model.safetensors", "damaged or incomplete"], |d| {
+        fs::write(weights(d), [0xff; 64]).unwrap()
+    });
     broken(&b, &["damaged or incomplete"], |d| fs::write(weights(d), "").unwrap());
     // A header whose first tensor claims to lie beyond the file.
     broken(&b, &["damaged or incomplete"], |d| {
@@ -131,7 +147,9 @@ fn models_that_cannot_be_used() {
         fs::write(weights(d), bytes).unwrap();
     });
     broken(&b, &["shape", "do not belong together"], |d| edit_config(d, |c| c["hidden_size"] = 64.into()));
-    broken(&b, &["num_attention_heads", "whole number"], |d| edit_config(d, |c| c["num_attention_heads"] = 0.into()));
+    broken(&b, &["num_attention_heads", "whole number"], |d| {
+        edit_config(d, |c| c["num_attention_heads"] = 0.into())
+    });
     broken(&b, &["hidden_size", "whole number"], |d| edit_config(d, |c| c["hidden_size"] = u64::MAX.into()));
     broken(&b, &["multiple"], |d| edit_config(d, |c| c["num_key_value_heads"] = 3.into()));
     broken(&b, &["\"t5\"", "llama, gpt2, bert"], |d| edit_config(d, |c| c["model_type"] = "t5".into()));
@@ -147,7 +165,11 @@ fn models_that_cannot_be_used() {
     broken(&b, &["no model.safetensors"], |d| fs::remove_file(weights(d)).unwrap());
     broken(&b, &["../model/model.safetensors", "same folder"], |d| {
         fs::remove_file(weights(d)).unwrap();
-        fs::write(d.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "../model/model.safetensors"}}"#).unwrap();
+        fs::write(
+            d.join("model.safetensors.index.json"),
+            r#"{"weight_map": {"a": "../model/model.safetensors"}}"#,
+        )
+        .unwrap();
     });
     b.refused(1, &["text.txt", "model folder"], &optimize("text.txt", "text.txt", &[]));
     b.refused(1, &["nobody/nothing", "HF_HUB_OFFLINE"], &optimize("nobody/nothing", "text.txt", &[]));
@@ -181,7 +203,11 @@ fn places_that_cannot_be_written() {
     fs::create_dir(b.path("run")).unwrap();
     b.refused(1, &["run", "already exists", "another place"], &optimize("model", "text.txt", &[]));
     b.refused(1, &["already exists"], &["export", "--model", "model", "--format", "hf", "--out", "model"]);
-    b.refused(1, &["cannot"], &["export", "--model", "model", "--format", "hf", "--out", "/proc/nowhere/model"]);
+    b.refused(
+        1,
+        &["cannot"],
+        &["export", "--model", "model", "--format", "hf", "--out", "/proc/nowhere/model"],
+    );
     fs::remove_dir(b.path("run")).unwrap();
     fs::write(b.path("file"), "").unwrap();
     b.refused(1, &["cannot"], &["export", "--model", "model", "--format", "hf", "--out", "file/model"]);
@@ -194,7 +220,17 @@ fn places_that_cannot_be_written() {
 fn a_full_disk_leaves_nothing_behind() {
     let b = bench();
     // The token cache is there already, so that only the run's own files hit the limit.
-    b.ok(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--max-eval-windows", "1"]);
+    b.ok(&[
+        "evaluate",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--max-eval-windows",
+        "1",
+    ]);
     for blocks in [1, 100, 2000] {
         let program = env!("CARGO_BIN_EXE_upgrayedd");
         let line = format!(
@@ -205,7 +241,10 @@ fn a_full_disk_leaves_nothing_behind() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{blocks}: {stderr}");
         assert!(stderr.lines().last().unwrap().contains("cannot write"), "{stderr}");
-        let left: Vec<_> = fs::read_dir(b.path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let left: Vec<_> = fs::read_dir(b.path(""))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         assert!(!left.iter().any(|n| n == "run" || n.starts_with('.')), "{blocks}: {left:?}");
     }
 }

@@ -11,7 +11,17 @@ use crate::jobs::optimize;
 /// Two cycles of 40 steps, saved now and then.
 fn long(out: &str) -> Vec<&str> {
     let steps = ["--max-steps-per-cycle", "40", "--num-cycles", "2", "--checkpoint-every", "15"];
-    let data = ["optimize", "--model", "model", "--data", "text.txt", "--sequence-length", "64", "--max-eval-windows", "4"];
+    let data = [
+        "optimize",
+        "--model",
+        "model",
+        "--data",
+        "text.txt",
+        "--sequence-length",
+        "64",
+        "--max-eval-windows",
+        "4",
+    ];
     [&data[..], &["--batch-size", "2", "--out", out], &steps].concat()
 }
 
@@ -37,7 +47,12 @@ pub fn steps_made(run: &Path) -> usize {
 }
 
 pub fn assert_same(b: &Bench, runs: [&str; 2]) {
-    for file in ["model/model.safetensors", "archive.safetensors", "events.jsonl", "checkpoints/cycle-0002/BLAKE3SUMS"] {
+    for file in [
+        "model/model.safetensors",
+        "archive.safetensors",
+        "events.jsonl",
+        "checkpoints/cycle-0002/BLAKE3SUMS",
+    ] {
         let [a, b] = runs.map(|run| fs::read(b.path(run).join(file)).unwrap());
         assert!(a == b, "{file}");
     }
@@ -68,8 +83,10 @@ fn a_signal_saves_what_has_been_learned() {
         assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
         assert!(!run.join("model").exists());
         b.refused(1, &["resume it first"], &["inspect", name]);
-        let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).max().unwrap();
-        let saved = newest.to_string_lossy().split_once("-step-").map(|(_, step)| step.parse::<usize>().unwrap());
+        let newest =
+            fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).max().unwrap();
+        let saved =
+            newest.to_string_lossy().split_once("-step-").map(|(_, step)| step.parse::<usize>().unwrap());
         assert!(saved.is_some_and(|step| step >= at % steps), "{newest:?}");
         // At another number of threads, too.
         b.ok(&["resume", name, "--threads", "1"]);
@@ -82,8 +99,10 @@ fn a_signal_saves_what_has_been_learned() {
 fn a_signal_is_heard_while_text_is_read() {
     let b = bench();
     // Some ten seconds of tokenising.
-    fs::write(b.path("long.txt"), "Once upon a time there was a dog who liked the sun.\n".repeat(1 << 20)).unwrap();
-    let mut child = start(&b, &["evaluate", "--model", "builtin", "--data", "long.txt", "--max-eval-windows", "1"]);
+    fs::write(b.path("long.txt"), "Once upon a time there was a dog who liked the sun.\n".repeat(1 << 20))
+        .unwrap();
+    let mut child =
+        start(&b, &["evaluate", "--model", "builtin", "--data", "long.txt", "--max-eval-windows", "1"]);
     // The cache is made before the first text is tokenised.
     wait_for(&mut child, || b.path("cache/tokens").is_dir());
     signal(&child, "-INT");
@@ -133,7 +152,8 @@ fn a_full_disk_loses_nothing() {
     for limit in ["1", "8", "60", "200", "400", "800", "1200", "1600"] {
         let name = format!("limit{limit}");
         let quoted = long(&name).join(" ");
-        let shell = format!("trap '' XFSZ; ulimit -f {limit}; exec {} {quoted}", env!("CARGO_BIN_EXE_upgrayedd"));
+        let shell =
+            format!("trap '' XFSZ; ulimit -f {limit}; exec {} {quoted}", env!("CARGO_BIN_EXE_upgrayedd"));
         let output = b.command("bash").args(["-c", &shell]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
@@ -166,7 +186,17 @@ fn a_checkpoint_is_a_model() {
     };
     assert_eq!(measure("run/checkpoints/cycle-0002"), measure("run"));
     assert_ne!(measure("run/checkpoints/cycle-0001"), measure("run"));
-    b.ok(&["export", "--model", "run/checkpoints/cycle-0001", "--format", "hf", "--dtype", "float32", "--out", "first"]);
+    b.ok(&[
+        "export",
+        "--model",
+        "run/checkpoints/cycle-0001",
+        "--format",
+        "hf",
+        "--dtype",
+        "float32",
+        "--out",
+        "first",
+    ]);
     assert_eq!(measure("first"), measure("run/checkpoints/cycle-0001"));
 }
 

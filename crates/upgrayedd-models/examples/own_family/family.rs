@@ -1,5 +1,5 @@
-//! A family that the crate does not know: a decoder with a gated MLP. Its first layer has half the heads and sees two tokens, the
-//! others have wider MLPs. A family is this one table and `register`.
+//! A family that the crate does not know: a decoder with a gated MLP. Its first layer has half the heads and
+//! sees two tokens, the others have wider MLPs. A family is this one table and `register`.
 
 use upgrayedd_models::Result;
 use upgrayedd_models::family::Fate::Used;
@@ -44,7 +44,13 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         block: Block::PreNorm,
     };
     let mut layers = vec![layer; config.layers("depth", 2)?];
-    layers[0] = LayerSpec { num_heads: num_heads / 2, num_kv_heads: 1, intermediate_size: hidden_size, window: Some(2), ..layer };
+    layers[0] = LayerSpec {
+        num_heads: num_heads / 2,
+        num_kv_heads: 1,
+        intermediate_size: hidden_size,
+        window: Some(2),
+        ..layer
+    };
     Ok(ModelSpec {
         vocab_size: config.size("tokens", 20)?,
         hidden_size,

@@ -87,7 +87,8 @@ pub struct Dataset {
 /// The share of unknown tokens from which on a user is told.
 const MANY_UNKNOWN: f64 = 0.03;
 
-/// Which sequences serve what, by index; those that are not held out are in the order of [`Dataset::spread_over`].
+/// Which sequences serve what, by index; those that are not held out are in the order of
+/// [`Dataset::spread_over`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
     /// Learned from.
@@ -111,7 +112,12 @@ impl Dataset {
     /// or labels are not what is asked for; [`Error::Io`] if the system cannot read one or write the token
     /// cache; [`Error::Malformed`] if there is no place for the cache; and [`Error::Interrupted`] if the work
     /// is stopped.
-    pub fn open(files: &[PathBuf], model: &Model, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
+    pub fn open(
+        files: &[PathBuf],
+        model: &Model,
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+    ) -> Result<Self> {
         if files.is_empty() {
             return Err(Error::data("no data files given"));
         }
@@ -156,7 +162,9 @@ impl Dataset {
         let mut hasher = blake3::Hasher::new();
         for row in &rows {
             hasher.update(&(row.tokens.len() as u64).to_le_bytes());
-            hasher.update(bytemuck::cast_slice(&row.tokens)).update(bytemuck::cast_slice(row.targets.as_slice()));
+            hasher
+                .update(bytemuck::cast_slice(&row.tokens))
+                .update(bytemuck::cast_slice(row.targets.as_slice()));
             hasher.update(bytemuck::cast_slice(row.types.as_deref().unwrap_or_default()));
             hasher.update(row.mask.as_deref().unwrap_or_default());
             if let Targets::Value(value) = row.targets {
@@ -167,7 +175,18 @@ impl Dataset {
         let (prefix, suffix) = (Vec::new(), Vec::new());
         let file_hashes = vec![hash.clone()];
         let (source, notices) = (Source::Rows(rows), Vec::new());
-        Self { source, objective, masking: None, prefix, suffix, pad, spread: (0, 1), hash, file_hashes, notices }
+        Self {
+            source,
+            objective,
+            masking: None,
+            prefix,
+            suffix,
+            pad,
+            spread: (0, 1),
+            hash,
+            file_hashes,
+            notices,
+        }
     }
 
     fn build(
@@ -192,7 +211,8 @@ impl Dataset {
         }
         let (source, file_hashes, passed_over) = source(in_stream, room)?;
         // Rows are framed already.
-        let (prefix, suffix) = if let Source::Rows(_) = source { (Vec::new(), Vec::new()) } else { (prefix, suffix) };
+        let (prefix, suffix) =
+            if let Source::Rows(_) = source { (Vec::new(), Vec::new()) } else { (prefix, suffix) };
         // What a tokenizer frames a text with need not be in its vocabulary, and a cache may be damaged.
         let largest = prefix.iter().chain(&suffix).copied().chain(source.largest_token()).max().unwrap_or(0);
         if largest as usize >= model.spec.vocab_size {
@@ -205,14 +225,27 @@ impl Dataset {
         }
         let mut notices = tokenizer.notices().to_vec();
         notices.extend(passed_over);
-        notices.extend(tokenizer.unknown().and_then(|unknown| many_unknown(tokenizer, source.share_of(unknown))));
+        notices.extend(
+            tokenizer.unknown().and_then(|unknown| many_unknown(tokenizer, source.share_of(unknown))),
+        );
         let hash = tokens::joint_hash(&file_hashes);
         let masking = match objective {
             Objective::MaskedLm => Some(Masking::new(tokenizer, model.spec.vocab_size, options.seed)?),
             _ => None,
         };
         let pad = tokenizer.pad().filter(|&pad| (pad as usize) < model.spec.vocab_size).unwrap_or(0);
-        Ok(Self { source, objective, masking, prefix, suffix, pad, spread: (0, 1), hash, file_hashes, notices })
+        Ok(Self {
+            source,
+            objective,
+            masking,
+            prefix,
+            suffix,
+            pad,
+            spread: (0, 1),
+            hash,
+            file_hashes,
+            notices,
+        })
     }
 
     /// Number of sequences.
@@ -229,8 +262,9 @@ impl Dataset {
         self.len() == 0
     }
 
-    /// Puts the first `count` sequences into an order in which every run of neighbours is spread evenly over them: a few of them
-    /// then stand for all, whatever the text is about in one place. (Steps of the golden section; nothing is stored.)
+    /// Puts the first `count` sequences into an order in which every run of neighbours is spread evenly over
+    /// them: a few of them then stand for all, whatever the text is about in one place. (Steps of the golden
+    /// section; nothing is stored.)
     pub fn spread_over(&mut self, count: usize) {
         let gcd = |mut a: usize, mut b: usize| {
             while b > 0 {
@@ -292,8 +326,8 @@ impl Dataset {
         }
     }
 
-    /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless `eval` is
-    /// given), a tenth of the data, at most `calibration` sequences, serves for scoring.
+    /// Cuts the sequences into training, calibration and held-out parts: the last tenth is held out (unless
+    /// `eval` is given), a tenth of the data, at most `calibration` sequences, serves for scoring.
     ///
     /// # Errors
     /// Returns [`Error::Data`] if there are not enough sequences for one in each part.
@@ -317,7 +351,11 @@ impl Dataset {
     }
 }
 
-fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Source, Vec<String>, Vec<String>)> {
+fn windows(
+    store: TokenStore,
+    options: &DataOptions,
+    room: usize,
+) -> Result<(Source, Vec<String>, Vec<String>)> {
     let windows = Windows::over(&store, options.read.documents, room)?;
     let hashes = store.file_hashes.clone();
     let notices = store.skipped.notices();
@@ -328,8 +366,9 @@ fn windows(store: TokenStore, options: &DataOptions, room: usize) -> Result<(Sou
 pub fn many_unknown(tokenizer: &Tokenizer, (all, unknown): (usize, usize)) -> Option<String> {
     let share = unknown as f64 / all.max(1) as f64;
     let token = tokenizer.token(tokenizer.unknown()?)?;
-    (share > MANY_UNKNOWN)
-        .then(|| format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share))
+    (share > MANY_UNKNOWN).then(|| {
+        format!("{:.1} % of the tokens are {token}: text that the vocabulary does not have", 100.0 * share)
+    })
 }
 
 impl Windows {
@@ -369,7 +408,9 @@ impl Windows {
 pub fn check_length(model: &Model, length: usize) -> Result<()> {
     let limit = model.spec.max_positions;
     if length > limit || length < 2 {
-        return Err(Error::does_not_fit(format!("sequence length is {length}: the model takes 2 to {limit}")));
+        return Err(Error::does_not_fit(format!(
+            "sequence length is {length}: the model takes 2 to {limit}"
+        )));
     }
     Ok(())
 }

@@ -31,23 +31,34 @@ pub(super) fn kinds() -> Vec<&'static str> {
 }
 
 /// Calls `f` with every part of every document in order.
-pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMut(Part) -> Result<()>) -> Result<Skipped> {
+pub(super) fn for_each_part(
+    path: &Path,
+    options: &DataOptions,
+    f: &mut dyn FnMut(Part) -> Result<()>,
+) -> Result<Skipped> {
     if extension(path, &kinds())? != "txt" {
         let mut skipped = Skipped::default();
-        for_each_record(path, &Wanted { options, labelled: false }, &mut |Record { text, has_more, .. }| {
-            skipped.with_more += usize::from(has_more);
-            match text {
-                Some(text) => f(Part::whole(text)),
-                None => {
-                    skipped.without_text += 1;
-                    Ok(())
+        for_each_record(
+            path,
+            &Wanted { options, labelled: false },
+            &mut |Record { text, has_more, .. }| {
+                skipped.with_more += usize::from(has_more);
+                match text {
+                    Some(text) => f(Part::whole(text)),
+                    None => {
+                        skipped.without_text += 1;
+                        Ok(())
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         return Ok(skipped);
     }
     if options.read.delimiter.is_some() || options.read.columns.is_some() {
-        return Err(Error::data(format!("delimiter and columns are for .tsv and .csv files: {} has no columns", path.display())));
+        return Err(Error::data(format!(
+            "delimiter and columns are for .tsv and .csv files: {} has no columns",
+            path.display()
+        )));
     }
     match options.read.documents {
         Documents::Packed => {
@@ -63,7 +74,10 @@ pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMu
             held.map_or(Ok(()), |last| f(Part { ends: true, ..last }))?;
         }
         Documents::Separate => {
-            for_each_line(path, |_, line| if line.is_empty() { Ok(()) } else { f(Part::whole(line.to_owned())) })?;
+            for_each_line(
+                path,
+                |_, line| if line.is_empty() { Ok(()) } else { f(Part::whole(line.to_owned())) },
+            )?;
         }
     }
     Ok(Skipped::default())
@@ -72,7 +86,8 @@ pub(super) fn for_each_part(path: &Path, options: &DataOptions, f: &mut dyn FnMu
 /// Text to be tokenised at once.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// What stands before it and is tokenised along, for tokenizers that treat the beginning of a text in a way of its own.
+    /// What stands before it and is tokenised along, for tokenizers that treat the beginning of a text in a
+    /// way of its own.
     pub(super) context: String,
     pub(super) text: String,
     /// Whether a document begins with it.
@@ -102,8 +117,8 @@ impl Piece {
 /// Pieces of a document are of about this size.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
 
-/// Text on either side of a cut that is tokenised to see whether the cut changes anything: so many bytes at least and at most, and as
-/// many words or lines as a tokenizer looks at.
+/// Text on either side of a cut that is tokenised to see whether the cut changes anything: so many bytes at
+/// least and at most, and as many words or lines as a tokenizer looks at.
 const WINDOW: std::ops::Range<usize> = 512..1 << 14;
 
 /// By how much other left sides are longer: odd numbers of characters and of words.
@@ -139,7 +154,12 @@ impl Cutter {
     }
 
     /// Takes a part of a document and hands on the pieces that are complete.
-    pub(super) fn push(&mut self, part: Part, tokenizer: &Tokenizer, f: &mut dyn FnMut(Piece) -> Result<()>) -> Result<()> {
+    pub(super) fn push(
+        &mut self,
+        part: Part,
+        tokenizer: &Tokenizer,
+        f: &mut dyn FnMut(Piece) -> Result<()>,
+    ) -> Result<()> {
         if part.starts {
             *self = Self::new(self.size);
         }
@@ -169,7 +189,8 @@ impl Cutter {
         let text = &self.text;
         let near = floor(text, self.from + self.wanted);
         let by_lines = tokenizer.reach() == Reach::Lines;
-        // In front of white space and behind ends of lines: words and what stands between them go to one side.
+        // In front of white space and behind ends of lines: words and what stands between them go to one
+        // side.
         let at_edge = |&at: &usize| {
             let (before, after) = (text[..at].chars().next_back(), text[at..].chars().next());
             let space = |c: Option<char>| c.is_some_and(char::is_whitespace);
@@ -180,7 +201,8 @@ impl Cutter {
             let right = window(text[at..].chars(), by_lines).and_then(|bytes| text.get(at..at + bytes));
             let left = window(text[self.from..at].chars().rev(), by_lines);
             let (Some(right), Some(left)) = (right, left) else { continue };
-            // Tokens of the right side behind a left side of so many bytes; `None` if they reach over the cut.
+            // Tokens of the right side behind a left side of so many bytes; `None` if they reach over the
+            // cut.
             let behind = |bytes: usize| -> Result<Option<Vec<u32>>> {
                 let left = &text[ceil(text, at.saturating_sub(bytes).max(self.from))..at];
                 let before = tokenizer.encode(left)?;
@@ -193,13 +215,22 @@ impl Cutter {
             };
             let Some(wanted) = behind(left)? else { continue };
             let context = &text[ceil(text, at.saturating_sub(WINDOW.start / 8).max(self.from))..at];
-            let beside =
-                |context: &str| Piece { context: context.to_owned(), text: right.to_owned(), starts: false, ends: false };
-            let found = ["", context].into_iter().find(|c| beside(c).encode(tokenizer).is_ok_and(|tokens| tokens == wanted));
+            let beside = |context: &str| Piece {
+                context: context.to_owned(),
+                text: right.to_owned(),
+                starts: false,
+                ends: false,
+            };
+            let found = ["", context]
+                .into_iter()
+                .find(|c| beside(c).encode(tokenizer).is_ok_and(|tokens| tokens == wanted));
             let Some(context) = found else { continue };
-            // A tokenizer that counts from the beginning of a text finds the same by chance, but not from everywhere.
+            // A tokenizer that counts from the beginning of a text finds the same by chance, but not from
+            // everywhere.
             let mut elsewhere = SHIFTS.iter().map(|shift| behind(left + shift));
-            if elsewhere.try_fold(true, |same, other| Ok::<_, Error>(same && other?.as_ref() == Some(&wanted)))? {
+            if elsewhere
+                .try_fold(true, |same, other| Ok::<_, Error>(same && other?.as_ref() == Some(&wanted)))?
+            {
                 return Ok(Some((at, context.to_owned())));
             }
         }
@@ -207,7 +238,8 @@ impl Cutter {
     }
 }
 
-/// Bytes of the text next to a cut that is tokenised; `None` if there is too little of it, or words or lines are too long.
+/// Bytes of the text next to a cut that is tokenised; `None` if there is too little of it, or words or lines
+/// are too long.
 fn window(text: impl Iterator<Item = char>, by_lines: bool) -> Option<usize> {
     let (mut bytes, mut runs, mut last) = (0, 0, None);
     for c in text.take(WINDOW.end) {
@@ -270,9 +302,11 @@ mod tests {
     #[test]
     fn pieces_have_the_tokens_of_the_whole() {
         let golden = golden();
-        let parts: Vec<&str> = golden["texts"].as_array().expect("texts").iter().filter_map(Value::as_str).collect();
-        let mixed =
-            (0..900).map(|i| format!("{}{}", parts[i * i % 5], [" ", "\n", "\n\n\n", "   ", ""][i % 5])).collect::<String>();
+        let parts: Vec<&str> =
+            golden["texts"].as_array().expect("texts").iter().filter_map(Value::as_str).collect();
+        let mixed = (0..900)
+            .map(|i| format!("{}{}", parts[i * i % 5], [" ", "\n", "\n\n\n", "   ", ""][i % 5]))
+            .collect::<String>();
         let words = "ball ".repeat(4000);
         let solid = "ball".repeat(4000);
         for (base, class) in [
@@ -289,7 +323,11 @@ mod tests {
                 let tokens: Vec<u32> = pieces.iter().flat_map(|(_, tokens)| tokens.clone()).collect();
                 assert!(tokens == tokenizer.encode(text).expect("text"), "{class}: {} pieces", pieces.len());
                 let marks: Vec<_> = pieces.iter().map(|(piece, _)| (piece.starts, piece.ends)).collect();
-                assert!(marks[0].0 && marks[marks.len() - 1].1 && marks.iter().filter(|(s, e)| *s || *e).count() <= 2);
+                assert!(
+                    marks[0].0
+                        && marks[marks.len() - 1].1
+                        && marks.iter().filter(|(s, e)| *s || *e).count() <= 2
+                );
                 // Text with spaces is cut; text without cannot be.
                 assert!(text == &solid || pieces.len() > 5, "{class}: {} pieces", pieces.len());
             }
@@ -300,7 +338,9 @@ mod tests {
     fn tokenizers_that_look_far_get_the_whole() {
         let mut far = golden()["bases"]["bytes"].take();
         let text = format!("it's {}'twas", "a word or two \n".repeat(400));
-        for (pattern, pieces_expected) in [(r"'[^']*'", 1), (r"(\S+\s+){100}", 1), (r"\s+(?!\S)|\S+", 3), (r"\n|[^\n]+", 3)] {
+        for (pattern, pieces_expected) in
+            [(r"'[^']*'", 1), (r"(\S+\s+){100}", 1), (r"\s+(?!\S)|\S+", 3), (r"\n|[^\n]+", 3)]
+        {
             let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
             let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
             far["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [split, bytes] });

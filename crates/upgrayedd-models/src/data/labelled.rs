@@ -37,7 +37,8 @@ pub(super) fn read(
     for path in files {
         extension(path, &KINDS)?;
         let before = (rows.len(), unlabelled);
-        let row_or_line = if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) { "row" } else { "line" };
+        let row_or_line =
+            if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) { "row" } else { "line" };
         for_each_record(path, &Wanted { options, labelled: true }, &mut |record| {
             let Record { number, text, pair, label, has_more } = record;
             skipped.with_more += usize::from(has_more);
@@ -67,7 +68,9 @@ pub(super) fn read(
             let message = match unlabelled - before.1 {
                 0 => "holds no examples".to_owned(),
                 count => {
-                    format!("holds no labelled examples: the labels of all {count} are -1 or -100, which mean that there is none")
+                    format!(
+                        "holds no labelled examples: the labels of all {count} are -1 or -100, which mean that there is none"
+                    )
                 }
             };
             return Err(Error::bad_file(path, message));
@@ -75,8 +78,10 @@ pub(super) fn read(
     }
     let mut notices = skipped.notices();
     if unlabelled > 0 {
-        let examples = if unlabelled == 1 { "1 example".to_owned() } else { format!("{unlabelled} examples") };
-        notices.push(format!("not read, for want of a label (-1 and -100 mean that there is none): {examples}"));
+        let examples =
+            if unlabelled == 1 { "1 example".to_owned() } else { format!("{unlabelled} examples") };
+        notices
+            .push(format!("not read, for want of a label (-1 and -100 mean that there is none): {examples}"));
     }
     Ok(Labelled { rows, notices })
 }
@@ -127,7 +132,9 @@ impl Classes {
     fn of(config: &Value, count: usize) -> Result<Self> {
         let mut names: BTreeMap<String, Vec<i64>> = BTreeMap::new();
         let number = |value: &Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
-        let mut add = |name: &str, class: Option<i64>, key: &str| match class.filter(|c| (0..count as i64).contains(c)) {
+        let mut add = |name: &str, class: Option<i64>, key: &str| match class
+            .filter(|c| (0..count as i64).contains(c))
+        {
             Some(class) => {
                 let known = names.entry(name.to_owned()).or_default();
                 if !known.contains(&class) {
@@ -135,9 +142,10 @@ impl Classes {
                 }
                 Ok(())
             }
-            None => {
-                Err(Error::data(format!("config.json: {key} gives {name:?} a class that is none of 0 to {}", count.max(1) - 1)))
-            }
+            None => Err(Error::data(format!(
+                "config.json: {key} gives {name:?} a class that is none of 0 to {}",
+                count.max(1) - 1
+            ))),
         };
         if count > 1 {
             for (name, class) in config["label2id"].as_object().into_iter().flatten() {
@@ -153,10 +161,11 @@ impl Classes {
         Ok(Self { count, names, numerals })
     }
 
-    /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and what could be both is refused
-    /// unless both are the same.
+    /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and
+    /// what could be both is refused unless both are the same.
     fn target(&self, label: &Label) -> std::result::Result<Option<Targets>, String> {
-        let whole = |value: f64| if value.fract() == 0.0 && value.abs() < 1e15 { Some(value as i64) } else { None };
+        let whole =
+            |value: f64| if value.fract() == 0.0 && value.abs() < 1e15 { Some(value as i64) } else { None };
         let (number, exact) = match label {
             Label::Number(value) => (Some(*value), None),
             Label::Text(text) | Label::Cell(text) => (numeral(text), self.names.get_key_value(text.trim())),
@@ -177,7 +186,9 @@ impl Classes {
                     ));
                 }
                 (several, _) => {
-                    return Err(format!("label {name:?} is the name of the classes {several:?} in config.json: expected one"));
+                    return Err(format!(
+                        "label {name:?} is the name of the classes {several:?} in config.json: expected one"
+                    ));
                 }
             },
             (None, number) => number,
@@ -192,7 +203,11 @@ impl Classes {
                 } else {
                     format!(", or a name from config.json such as {}", names.join(", "))
                 };
-                Err(format!("label {} is none of the model's classes: expected 0 to {}{names}", shown(label), self.count - 1))
+                Err(format!(
+                    "label {} is none of the model's classes: expected 0 to {}{names}",
+                    shown(label),
+                    self.count - 1
+                ))
             }
         }
     }
@@ -224,7 +239,14 @@ mod tests {
         for label in [cell("-1"), cell("-100"), Label::Number(-1.0), text("-1")] {
             assert_eq!(class(&config, label), Ok(None));
         }
-        for label in [cell("3"), Label::Number(0.5), text("Good"), cell(""), Label::Number(f64::NAN), Label::Number(-2.0)] {
+        for label in [
+            cell("3"),
+            Label::Number(0.5),
+            text("Good"),
+            cell(""),
+            Label::Number(f64::NAN),
+            Label::Number(-2.0),
+        ] {
             assert!(class(&config, label.clone()).is_err(), "{label:?}");
         }
     }
@@ -232,12 +254,19 @@ mod tests {
     #[test]
     fn what_could_be_both_is_refused() {
         let stars = json!({ "label2id": { "1": 0, "2": 1, "3": 2 } });
-        assert!(class(&stars, Label::Cell("1".to_owned())).is_err_and(|e| e.contains("class 0") && e.contains("class 1")));
+        assert!(
+            class(&stars, Label::Cell("1".to_owned()))
+                .is_err_and(|e| e.contains("class 0") && e.contains("class 1"))
+        );
         assert_eq!(class(&stars, Label::Text("1".to_owned())), Ok(Some(0)));
-        assert!(class(&stars, Label::Number(1.0)).is_err() && class(&stars, Label::Cell("01".to_owned())).is_err());
+        assert!(
+            class(&stars, Label::Number(1.0)).is_err()
+                && class(&stars, Label::Cell("01".to_owned())).is_err()
+        );
         let spelled = json!({ "id2label": { "0": "1.0", "1": "2.0", "2": "False" } });
         assert!(
-            class(&spelled, Label::Text("1".to_owned())).is_err() && class(&spelled, Label::Cell("FALSE".to_owned())).is_err()
+            class(&spelled, Label::Text("1".to_owned())).is_err()
+                && class(&spelled, Label::Cell("FALSE".to_owned())).is_err()
         );
         assert_eq!(class(&spelled, Label::Text("1.0".to_owned())), Ok(Some(0)));
         let numbered = json!({ "label2id": { "0": 0, "1": 1, "2": 2 } });

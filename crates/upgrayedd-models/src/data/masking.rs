@@ -23,10 +23,9 @@ pub(super) struct Masking {
 impl Masking {
     /// Masks with the tokenizer's own token; `vocabulary` is the model's.
     pub(super) fn new(tokenizer: &Tokenizer, vocabulary: usize, seed: u64) -> Result<Self> {
-        let mask = tokenizer
-            .mask()
-            .filter(|&mask| (mask as usize) < vocabulary)
-            .ok_or_else(|| Error::does_not_fit("the tokenizer has no mask token, which a masked language model learns with"))?;
+        let mask = tokenizer.mask().filter(|&mask| (mask as usize) < vocabulary).ok_or_else(|| {
+            Error::does_not_fit("the tokenizer has no mask token, which a masked language model learns with")
+        })?;
         let vocabulary = tokenizer.vocab_size().min(vocabulary) as u32;
         Ok(Self { mask, special: tokenizer.special_ids(), vocabulary, seed })
     }
@@ -38,8 +37,10 @@ impl Masking {
             Pass::Fixed => format!("mask sequence {index}"),
         };
         let mut random = rng::stream(self.seed, &purpose);
-        let candidates: Vec<usize> = (0..sequence.len()).filter(|&i| !self.special.contains(&sequence[i])).collect();
-        let mut chosen: Vec<usize> = candidates.iter().copied().filter(|_| random.random::<f64>() < PREDICTED).collect();
+        let candidates: Vec<usize> =
+            (0..sequence.len()).filter(|&i| !self.special.contains(&sequence[i])).collect();
+        let mut chosen: Vec<usize> =
+            candidates.iter().copied().filter(|_| random.random::<f64>() < PREDICTED).collect();
         if chosen.is_empty() && !candidates.is_empty() {
             chosen.push(candidates[random.random_range(0..candidates.len())]);
         }

@@ -1,4 +1,5 @@
-//! Text, JSONL, Parquet, TSV, CSV and labelled examples → token batches; training, calibration and held-out parts never overlap.
+//! Text, JSONL, Parquet, TSV, CSV and labelled examples → token batches; training, calibration and held-out
+//! parts never overlap.
 
 mod dataset;
 mod documents;

@@ -24,11 +24,13 @@ options! {
         text_pair_field("NAME"): Option<String> = None;
         /// Field or column with the label, or the number for regression
         label_field("NAME"): String = "label".to_owned();
-        /// What stands between the cells of a .tsv or .csv file, or `tab`; tabs, or what a .csv file begins with, if absent
+        /// What stands between the cells of a .tsv or .csv file, or `tab`; tabs, or what a .csv file begins
+        /// with, if absent
         #[serde(deserialize_with = "read_delimiter")]
         #[cfg_attr(feature = "cli", arg(value_parser = delimiter))]
         delimiter("CHAR"): Option<char> = None;
-        /// Names of the columns of a .tsv or .csv file that has no line with them; cells beyond them are not read
+        /// Names of the columns of a .tsv or .csv file that has no line with them; cells beyond them are not
+        /// read
         #[cfg_attr(feature = "cli", arg(value_delimiter = ','))]
         columns("NAME,…"): Option<Vec<String>> = None;
         /// How documents become sequences

@@ -42,10 +42,13 @@ pub(super) struct Skipped {
 impl Skipped {
     /// A line each.
     pub(super) fn notices(self) -> Vec<String> {
-        let records = |n: usize| if n == 1 { "1 record of the data".to_owned() } else { format!("{n} records of the data") };
+        let records = |n: usize| {
+            if n == 1 { "1 record of the data".to_owned() } else { format!("{n} records of the data") }
+        };
         let (text, more) = (self.without_text, self.with_more);
         let text = (text > 0).then(|| format!("not read, for want of a text: {}", records(text)));
-        let more = (more > 0).then(|| format!("cells beyond those that columns names are not read: in {}", records(more)));
+        let more = (more > 0)
+            .then(|| format!("cells beyond those that columns names are not read: in {}", records(more)));
         text.into_iter().chain(more).collect()
     }
 }
@@ -69,7 +72,10 @@ impl Wanted<'_> {
     pub(super) fn places(&self, names: &[&str], what: &str) -> std::result::Result<Places, String> {
         let find = |name: &str| names.iter().position(|n| *n == name);
         let missing = |kind: &str, name: &str, option: &str| {
-            format!("has no {kind} {name:?}{what} (it has {}): name the right one with {option}", names.join(", "))
+            format!(
+                "has no {kind} {name:?}{what} (it has {}): name the right one with {option}",
+                names.join(", ")
+            )
         };
         let options = self.options;
         let text = match &options.read.text_field {
@@ -78,10 +84,15 @@ impl Wanted<'_> {
         };
         let named = options.read.text_field.as_deref().unwrap_or(TEXT_FIELDS[0]);
         let text = text.ok_or_else(|| missing("field", named, "text_field"))?;
-        let second = |field: &String| find(field).ok_or_else(|| missing("second text field", field, "text_pair_field"));
+        let second = |field: &String| {
+            find(field).ok_or_else(|| missing("second text field", field, "text_pair_field"))
+        };
         let pair = options.read.text_pair_field.as_ref().map(second).transpose()?;
         let field = &options.read.label_field;
-        let label = self.labelled.then(|| find(field).ok_or_else(|| missing("label field", field, "label_field"))).transpose()?;
+        let label = self
+            .labelled
+            .then(|| find(field).ok_or_else(|| missing("label field", field, "label_field")))
+            .transpose()?;
         Ok(Places { text, pair, label })
     }
 }

@@ -17,19 +17,29 @@ use crate::{Error, Result};
 pub(super) const KINDS: [&str; 4] = ["jsonl", "parquet", "tsv", "csv"];
 
 /// Calls `f` with every record of the file in order.
-pub(super) fn for_each_record(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+pub(super) fn for_each_record(
+    path: &Path,
+    wanted: &Wanted<'_>,
+    f: &mut dyn FnMut(Record) -> Result<()>,
+) -> Result<()> {
     let kind = extension(path, &KINDS)?;
     let f: &mut dyn FnMut(Record) -> Result<()> = &mut |record| {
         interrupt::check()?;
         f(record)
     };
-    let of_tables = [("delimiter", wanted.options.read.delimiter.is_some()), ("columns", wanted.options.read.columns.is_some())];
+    let of_tables = [
+        ("delimiter", wanted.options.read.delimiter.is_some()),
+        ("columns", wanted.options.read.columns.is_some()),
+    ];
     match kind.as_str() {
         "tsv" | "csv" => return table::for_each_row(path, &read_all(path)?, kind == "csv", wanted, f),
         _ => {}
     }
     if let Some((option, _)) = of_tables.into_iter().find(|(_, given)| *given) {
-        return Err(Error::data(format!("{option} is for .tsv and .csv files: {} has fields by name", path.display())));
+        return Err(Error::data(format!(
+            "{option} is for .tsv and .csv files: {} has fields by name",
+            path.display()
+        )));
     }
     if kind == "jsonl" { json_lines(path, wanted, f) } else { parquet_rows(path, wanted, f) }
 }
@@ -59,7 +69,9 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
             Value::String(label) => Ok(Some(Label::Text(label.clone()))),
             Value::Bool(label) => Ok(Some(Label::Number(f64::from(*label)))),
             Value::Number(label) => Ok(label.as_f64().map(Label::Number)),
-            other => Err(bad(format!("field {:?} is {other}: expected a label, a number or a name", names[at]))),
+            other => {
+                Err(bad(format!("field {:?} is {other}: expected a label, a number or a name", names[at])))
+            }
         };
         let (pair, label) = (places.pair.map_or(Ok(None), text)?, places.label.map_or(Ok(None), label)?);
         let read = Record { number, text: text(places.text)?, pair, label, has_more: false };
@@ -67,7 +79,8 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
     })
 }
 
-/// Parses a line as Python's `json` does: NaN and the infinities are numbers. Here they are nothing, which no field that is read may be.
+/// Parses a line as Python's `json` does: NaN and the infinities are numbers. Here they are nothing, which no
+/// field that is read may be.
 fn parse_line(line: &str) -> serde_json::Result<Value> {
     serde_json::from_str(line).or_else(|error| match without_nan(line) {
         Some(line) => serde_json::from_str(&line),
@@ -75,7 +88,8 @@ fn parse_line(line: &str) -> serde_json::Result<Value> {
     })
 }
 
-/// The line with `null` in the place of NaN, Infinity and -Infinity outside of strings; `None` if there are none.
+/// The line with `null` in the place of NaN, Infinity and -Infinity outside of strings; `None` if there are
+/// none.
 fn without_nan(line: &str) -> Option<String> {
     let (mut out, mut rest, mut found) = (String::with_capacity(line.len()), line, false);
     while let Some(first) = rest.chars().next() {
@@ -113,7 +127,8 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
     let names: Vec<&str> = schema.get_fields().iter().map(|field| field.name()).collect();
     let places = wanted.places(&names, "").map_err(|e| Error::bad_file(path, e))?;
     // The reader keeps the order of the file's columns.
-    let mut columns: Vec<usize> = [Some(places.text), places.pair, places.label].into_iter().flatten().collect();
+    let mut columns: Vec<usize> =
+        [Some(places.text), places.pair, places.label].into_iter().flatten().collect();
     columns.sort_unstable();
     columns.dedup();
     let projection = parquet::schema::types::Type::group_type_builder(schema.name())
@@ -124,16 +139,19 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
     for number in 1.. {
         let Some(row) = foreign(|| rows.next().transpose()).map_err(bad)? else { break };
         let fields: Vec<&Field> = row.get_column_iter().map(|(_, field)| field).collect();
-        let field =
-            |at: usize| columns.iter().position(|c| *c == at).and_then(|i| fields.get(i).copied()).unwrap_or(&Field::Null);
-        let wrong = |at: usize, what: &str| Error::bad_file(path, format!("row {number}: column {:?} is not {what}", names[at]));
+        let field = |at: usize| {
+            columns.iter().position(|c| *c == at).and_then(|i| fields.get(i).copied()).unwrap_or(&Field::Null)
+        };
+        let wrong = |at: usize, what: &str| {
+            Error::bad_file(path, format!("row {number}: column {:?} is not {what}", names[at]))
+        };
         let text = |at: usize| match field(at) {
             Field::Null => Ok(None),
             Field::Str(text) => Ok(Some(text.clone())),
             // Some programs write text without saying that it is.
-            Field::Bytes(bytes) => {
-                String::from_utf8(bytes.data().to_vec()).map(Some).map_err(|_| wrong(at, "text, nor bytes in UTF-8"))
-            }
+            Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec())
+                .map(Some)
+                .map_err(|_| wrong(at, "text, nor bytes in UTF-8")),
             _ => Err(wrong(at, "text")),
         };
         let label = |at: usize| {
@@ -184,7 +202,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         for case in serde_json::from_str::<Vec<Value>>(all).expect("JSON") {
             let name = case["name"].as_str().expect("a name");
-            let path = dir.path().join("table").with_extension(case["extension"].as_str().expect("an extension"));
+            let path =
+                dir.path().join("table").with_extension(case["extension"].as_str().expect("an extension"));
             std::fs::write(&path, case["text"].as_str().expect("text")).expect("written");
             let delimiter = case["options"]["delimiter"].as_str().and_then(|d| d.chars().next());
             let columns = serde_json::from_value(case["options"]["columns"].clone()).expect("names");

@@ -45,8 +45,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// A sequence to learn the next token from: each real token predicts the real token after it. With `labels` (not shifted, one a token)
-    /// each position predicts the label after it, whatever the mask says, as in transformers.
+    /// A sequence to learn the next token from: each real token predicts the real token after it. With
+    /// `labels` (not shifted, one a token) each position predicts the label after it, whatever the mask says,
+    /// as in transformers.
     pub fn causal(tokens: Vec<u32>, mask: Option<Vec<u8>>, labels: Option<&[i64]>) -> Self {
         let real = |i: usize| mask.as_ref().is_none_or(|m| m[i] != 0);
         let target = |i: usize| match labels {
@@ -78,7 +79,10 @@ impl Row {
             return refuse(format!("has {length} tokens: the model takes 1 to {}", spec.max_positions));
         }
         if let Some(token) = self.tokens.iter().find(|&&t| t as usize >= spec.vocab_size) {
-            return refuse(format!("token {token} is not below the model's vocabulary size {}", spec.vocab_size));
+            return refuse(format!(
+                "token {token} is not below the model's vocabulary size {}",
+                spec.vocab_size
+            ));
         }
         if self.mask.as_ref().is_some_and(|m| m.len() != length) {
             return refuse("has an attention mask of another length".to_owned());
@@ -96,20 +100,35 @@ impl Row {
         }
         let limit = match (spec.objective, &self.targets) {
             (Objective::Classifier { labels: 1 }, Targets::Value(value)) => {
-                return if value.is_finite() { Ok(()) } else { refuse(format!("the number to predict is {value}")) };
+                return if value.is_finite() {
+                    Ok(())
+                } else {
+                    refuse(format!("the number to predict is {value}"))
+                };
             }
             (Objective::Classifier { labels: 1 }, Targets::Label(IGNORE)) => return Ok(()),
             (Objective::Classifier { labels }, Targets::Label(_)) if labels > 1 => labels,
-            (Objective::Classifier { labels: 1 }, _) => return refuse("has labels: regression takes one number".to_owned()),
-            (_, Targets::Value(_)) => return refuse("has a number for a label: the model takes classes or tokens".to_owned()),
-            (Objective::CausalLm | Objective::MaskedLm | Objective::Encoder, Targets::Tokens(t)) if t.len() == length => {
+            (Objective::Classifier { labels: 1 }, _) => {
+                return refuse("has labels: regression takes one number".to_owned());
+            }
+            (_, Targets::Value(_)) => {
+                return refuse("has a number for a label: the model takes classes or tokens".to_owned());
+            }
+            (Objective::CausalLm | Objective::MaskedLm | Objective::Encoder, Targets::Tokens(t))
+                if t.len() == length =>
+            {
                 spec.vocab_size
             }
-            (Objective::Classifier { .. }, _) => return refuse("has a label per token: a classifier takes one".to_owned()),
+            (Objective::Classifier { .. }, _) => {
+                return refuse("has a label per token: a classifier takes one".to_owned());
+            }
             _ => return refuse(format!("has {} labels for {length} tokens", self.targets.as_slice().len())),
         };
         match self.targets.as_slice().iter().find(|&&t| t != IGNORE && !(0..limit as i64).contains(&t)) {
-            Some(label) => refuse(format!("label {label} is not one of 0 to {} (or {IGNORE}, which does not count)", limit - 1)),
+            Some(label) => refuse(format!(
+                "label {label} is not one of 0 to {} (or {IGNORE}, which does not count)",
+                limit - 1
+            )),
             None => Ok(()),
         }
     }
@@ -119,11 +138,13 @@ impl Batch {
     /// Rows side by side, padded with `pad` to the longest.
     pub fn from_rows(rows: &[Row], pad: u32) -> Self {
         let len = rows.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
-        let (mut tokens, mut mask, mut targets) = (Vec::with_capacity(rows.len() * len), Vec::new(), Vec::new());
+        let (mut tokens, mut mask, mut targets) =
+            (Vec::with_capacity(rows.len() * len), Vec::new(), Vec::new());
         let (mut types, mut values) = (Vec::new(), Vec::new());
         let typed = rows.iter().any(|r| r.types.is_some());
         let numbers = rows.iter().any(|r| matches!(r.targets, Targets::Value(_)));
-        let padded = rows.iter().any(|r| r.tokens.len() < len || r.mask.as_ref().is_some_and(|m| m.contains(&0)));
+        let padded =
+            rows.iter().any(|r| r.tokens.len() < len || r.mask.as_ref().is_some_and(|m| m.contains(&0)));
         for row in rows {
             let end = tokens.len() + len;
             tokens.extend_from_slice(&row.tokens);

@@ -1,4 +1,5 @@
-//! Batches to learn from, epoch by epoch: those of a dataset in an order drawn from the seed, or whatever a caller has.
+//! Batches to learn from, epoch by epoch: those of a dataset in an order drawn from the seed, or whatever a
+//! caller has.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub trait BatchSource: Send {
     /// Returns what `take` returns, and errors of the source's own: those of a caller's code in
     /// [`Error::Caller`].
     fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()>;
-    /// Some of the sequences, where they can be had without disturbing the epochs: at most `count`, always the same.
+    /// Some of the sequences, where they can be had without disturbing the epochs: at most `count`, always
+    /// the same.
     fn sample(&self, count: usize) -> Option<(&Dataset, Range<usize>)> {
         let _ = count;
         None
@@ -55,7 +57,8 @@ impl BatchSource for DatasetBatches {
     }
 
     fn epoch(&mut self, epoch: u64, take: &mut TakeBatch<'_>) -> Result<()> {
-        let mut order = rng::permutation(&mut rng::stream(self.seed, &format!("epoch {epoch}")), self.range.len());
+        let mut order =
+            rng::permutation(&mut rng::stream(self.seed, &format!("epoch {epoch}")), self.range.len());
         order.iter_mut().for_each(|i| *i += self.range.start);
         for indices in order.chunks(self.batch_size) {
             if take(self.data.batch(indices, Pass::Train(epoch)))?.is_break() {
@@ -75,8 +78,8 @@ pub struct Part {
     pub range: Range<usize>,
 }
 
-/// The sequences that are not learned from. A run keeps them where its data may come in another order, or masked in another way, when it is
-/// asked for again.
+/// The sequences that are not learned from. A run keeps them where its data may come in another order, or
+/// masked in another way, when it is asked for again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SetAside {
     /// Scored on.
@@ -106,12 +109,19 @@ pub struct RunData {
 }
 
 impl RunData {
-    /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for scoring.
+    /// Splits `data`; measures on `eval` if there is any. At most `calibration` sequences are set aside for
+    /// scoring.
     ///
     /// # Errors
     /// Returns [`Error::Data`] if there are not enough sequences for one in each part, or two files have the
     /// same contents: some of it would be learned from and measured on.
-    pub fn split(mut data: Dataset, eval: Option<Dataset>, calibration: usize, batch_size: usize, seed: u64) -> Result<Self> {
+    pub fn split(
+        mut data: Dataset,
+        eval: Option<Dataset>,
+        calibration: usize,
+        batch_size: usize,
+        seed: u64,
+    ) -> Result<Self> {
         check_disjoint(&data, eval.as_ref())?;
         let split = data.split(calibration, eval.as_ref())?;
         data.spread_over(split.calibration.end);
@@ -121,7 +131,12 @@ impl RunData {
         notices.extend(eval.iter().flat_map(|e| &e.notices).filter(|n| !data.notices.contains(n)).cloned());
         let measured = eval.map_or_else(|| data.clone(), Arc::new);
         Ok(Self {
-            train: Box::new(DatasetBatches { data: data.clone(), range: split.train.clone(), batch_size, seed }),
+            train: Box::new(DatasetBatches {
+                data: data.clone(),
+                range: split.train.clone(),
+                batch_size,
+                seed,
+            }),
             calibration: Part { data: data.clone(), range: split.calibration.clone() },
             held_out: Part { data: measured, range: split.held_out.clone() },
             hash: data.hash.clone(),

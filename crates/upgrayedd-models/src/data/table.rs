@@ -20,8 +20,14 @@ pub(super) fn for_each_row(
         None if is_csv => sniff(text, wanted),
         None => '\t',
     };
-    let mut rows =
-        Rows { rest: text, line: 1, delimiter, columns: options.read.columns.as_ref().map(Vec::len), named: false, quotes: true };
+    let mut rows = Rows {
+        rest: text,
+        line: 1,
+        delimiter,
+        columns: options.read.columns.as_ref().map(Vec::len),
+        named: false,
+        quotes: true,
+    };
     let header = match &options.read.columns {
         Some(columns) => columns.iter().map(|c| Cow::Borrowed(c.as_str())).collect(),
         None => match rows.next() {
@@ -30,16 +36,22 @@ pub(super) fn for_each_row(
         },
     };
     let names: Vec<&str> = header.iter().map(Cow::as_ref).collect();
-    if let Some((_, twice)) =
-        names.iter().enumerate().find(|(at, name)| options.read.columns.is_some() && names[..*at].contains(name))
+    if let Some((_, twice)) = names
+        .iter()
+        .enumerate()
+        .find(|(at, name)| options.read.columns.is_some() && names[..*at].contains(name))
     {
-        return Err(Error::data(format!("columns has {twice:?} twice: expected a name of its own for each column")));
+        return Err(Error::data(format!(
+            "columns has {twice:?} twice: expected a name of its own for each column"
+        )));
     }
     (rows.columns, rows.named) = (Some(names.len()), options.read.columns.is_none());
     let what = if options.read.columns.is_some() { " in columns" } else { " in its first line" };
     let places = wanted.places(&names, what).map_err(|e| {
         let hint = match names[..] {
-            [one] if one.contains([',', ';', '\t', '|']) => ", say as delimiter what stands between the cells",
+            [one] if one.contains([',', ';', '\t', '|']) => {
+                ", say as delimiter what stands between the cells"
+            }
             _ if options.read.columns.is_some() => "",
             _ => ", or name all columns, as columns, if there is no header",
         };
@@ -50,7 +62,9 @@ pub(super) fn for_each_row(
         let (count, expected) = (cells.len(), names.len());
         if count < expected || count > expected && options.read.columns.is_none() {
             let what = if options.read.columns.is_some() { "columns" } else { "the header" };
-            let by_tabs = delimiter == ',' && options.read.delimiter.is_none() && cells.iter().any(|cell| cell.contains('\t'));
+            let by_tabs = delimiter == ','
+                && options.read.delimiter.is_none()
+                && cells.iter().any(|cell| cell.contains('\t'));
             let hint = if by_tabs {
                 "delimiter tab reads cells that tabs part"
             } else {
@@ -72,10 +86,12 @@ pub(super) fn for_each_row(
     Ok(())
 }
 
-/// What separates the cells of a .csv file: a comma, or the tab where its first line is what was asked for with tabs only.
+/// What separates the cells of a .csv file: a comma, or the tab where its first line is what was asked for
+/// with tabs only.
 fn sniff(text: &str, wanted: &Wanted<'_>) -> char {
     let fits = |delimiter: &char| {
-        let mut rows = Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false, quotes: true };
+        let mut rows =
+            Rows { rest: text, line: 1, delimiter: *delimiter, columns: None, named: false, quotes: true };
         let cells = rows.next().map(|(_, cells)| cells).unwrap_or_default();
         match &wanted.options.read.columns {
             Some(columns) => cells.len() >= columns.len(),
@@ -133,11 +149,13 @@ impl<'t> Iterator for Rows<'t> {
 }
 
 impl<'t> Rows<'t> {
-    /// Whether quotes are text in the whole rest, as in the tables of GLUE: between tabs, where every row has the right number of cells with
-    /// quotes as text, and one at least has quotes that a writer of CSV would not have put so, or that hold cells or rows together.
+    /// Whether quotes are text in the whole rest, as in the tables of GLUE: between tabs, where every row has
+    /// the right number of cells with quotes as text, and one at least has quotes that a writer of CSV would
+    /// not have put so, or that hold cells or rows together.
     fn quotes_are_text(&self) -> bool {
         let Some(columns) = self.columns.filter(|_| self.delimiter == '\t') else { return false };
-        let fits = |row: &Row<'_>| if self.named { row.cells.len() == columns } else { row.cells.len() >= columns };
+        let fits =
+            |row: &Row<'_>| if self.named { row.cells.len() == columns } else { row.cells.len() >= columns };
         let as_written = |row: &Row<'_>| !row.odd && !row.merged;
         // Doubled quotes in a cell that is in quotes come from a writer of CSV.
         let none_doubled = |row: &Row<'_>| row.cells.iter().all(|cell| matches!(cell, Cow::Borrowed(_)));
@@ -167,14 +185,19 @@ impl<'t> Rows<'t> {
         }
     }
 
-    /// The next row: with cells in quotes, unless it has the right number of cells only where quotes are text. A quote that nothing closes
-    /// in its own cell swallows others, up to one that stands at the end of a cell by chance.
+    /// The next row: with cells in quotes, unless it has the right number of cells only where quotes are
+    /// text. A quote that nothing closes in its own cell swallows others, up to one that stands at the end of
+    /// a cell by chance.
     fn read(&self) -> Row<'t> {
         let quoted = self.row(true);
-        let Some(columns) = self.columns.filter(|columns| quoted.merged && *columns != quoted.cells.len()) else { return quoted };
+        let Some(columns) = self.columns.filter(|columns| quoted.merged && *columns != quoted.cells.len())
+        else {
+            return quoted;
+        };
         let plain = self.row(false);
         let (with, without) = (quoted.cells.len(), plain.cells.len());
-        let as_text = without == columns || !self.named && without > columns && (with < columns || self.delimiter == '\t');
+        let as_text = without == columns
+            || !self.named && without > columns && (with < columns || self.delimiter == '\t');
         if as_text { plain } else { quoted }
     }
 
@@ -210,8 +233,8 @@ impl<'t> Rows<'t> {
     }
 }
 
-/// A cell in quotes and where it ends: it begins with one, and the next that is not doubled stands before a delimiter or at the end of a
-/// line. Other quotes are text.
+/// A cell in quotes and where it ends: it begins with one, and the next that is not doubled stands before a
+/// delimiter or at the end of a line. Other quotes are text.
 fn quoted(text: &str, delimiter: char) -> Option<(Cow<'_, str>, usize)> {
     let inner = text.strip_prefix('"')?;
     let mut from = 0;
@@ -224,7 +247,11 @@ fn quoted(text: &str, delimiter: char) -> Option<(Cow<'_, str>, usize)> {
     };
     let content = &inner[..close];
     inner[close + 1..].chars().next().is_none_or(|c| ['\n', '\r', delimiter].contains(&c)).then(|| {
-        let cell = if content.contains('"') { Cow::Owned(content.replace("\"\"", "\"")) } else { Cow::Borrowed(content) };
+        let cell = if content.contains('"') {
+            Cow::Owned(content.replace("\"\"", "\""))
+        } else {
+            Cow::Borrowed(content)
+        };
         (cell, close + 2)
     })
 }
@@ -234,7 +261,8 @@ mod tests {
     use super::*;
 
     fn rows(delimiter: char, columns: usize, text: &str) -> Vec<(usize, Vec<String>)> {
-        let mut rows = Rows { rest: text, line: 1, delimiter, columns: Some(columns), named: true, quotes: true };
+        let mut rows =
+            Rows { rest: text, line: 1, delimiter, columns: Some(columns), named: true, quotes: true };
         rows.quotes = !rows.quotes_are_text();
         rows.map(|(line, cells)| (line, cells.into_iter().map(Cow::into_owned).collect())).collect()
     }
@@ -245,7 +273,10 @@ mod tests {
 
     #[test]
     fn quotes_are_those_of_csv_or_text() {
-        assert_eq!(cells(',', 3, "a,\"b, \"\"c\"\"\",\"\"\nd,\"e\nf\",g"), [["a", "b, \"c\"", ""], ["d", "e\nf", "g"]]);
+        assert_eq!(
+            cells(',', 3, "a,\"b, \"\"c\"\"\",\"\"\nd,\"e\nf\",g"),
+            [["a", "b, \"c\"", ""], ["d", "e\nf", "g"]]
+        );
         assert_eq!(cells('\t', 2, "\"one\ttwo\nthree\t\"four\n"), [["\"one", "two"], ["three", "\"four"]]);
         assert_eq!(cells('\t', 2, "\"a\" b\tc\nd\"\te\n"), [["\"a\" b", "c"], ["d\"", "e"]]);
         assert_eq!(cells('\t', 2, "\"a\tb\nc\t12\"\n"), [["\"a", "b"], ["c", "12\""]]);
@@ -253,10 +284,14 @@ mod tests {
         // Two cells of which one begins with a quote and the other ends with one, as in the STS benchmark.
         assert_eq!(cells('\t', 3, "1\t\"Oh, you!\tYou!\"\n"), [["1", "\"Oh, you!", "You!\""]]);
         assert_eq!(cells(',', 1, "\"a\r\nb\"\r\n"), [["a\r\nb"]]);
-        // Between tabs, quotes that no writer of CSV puts so are text in the whole file, as are those that would hold whole rows together.
+        // Between tabs, quotes that no writer of CSV puts so are text in the whole file, as are those that
+        // would hold whole rows together.
         assert_eq!(cells('\t', 2, "\"a\"\tb\nsay \"c\"\td\n"), [["\"a\"", "b"], ["say \"c\"", "d"]]);
         assert_eq!(cells('\t', 2, "\"a\t0\nb\"\t1\n"), [["\"a", "0"], ["b\"", "1"]]);
-        assert_eq!(cells('\t', 2, "\"a \"\"b\"\"\"\tc\nsay \"d\"\te\n"), [["a \"b\"", "c"], ["say \"d\"", "e"]]);
+        assert_eq!(
+            cells('\t', 2, "\"a \"\"b\"\"\"\tc\nsay \"d\"\te\n"),
+            [["a \"b\"", "c"], ["say \"d\"", "e"]]
+        );
         assert_eq!(cells('\t', 2, "\"a\"\t\"b \"\"c\"\"\"\n"), [["a", "b \"c\""]]);
         assert_eq!(cells(',', 2, "\"a\",b\nsay \"c\",d\n"), [["a", "b"], ["say \"c\"", "d"]]);
     }
@@ -266,6 +301,9 @@ mod tests {
         let found = rows(',', 2, "\n\na,b\n\"x\ny\",z\n\nlast,row\n\n");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 4, 7]);
         assert_eq!(cells(';', 2, ";\n;"), [["", ""], ["", ""]]);
-        assert_eq!(rows(',', 2, "a,b\rc,\"d\r\ne\"\r\nf,g").into_iter().map(|(line, _)| line).collect::<Vec<_>>(), [1, 2, 4]);
+        assert_eq!(
+            rows(',', 2, "a,b\rc,\"d\r\ne\"\r\nf,g").into_iter().map(|(line, _)| line).collect::<Vec<_>>(),
+            [1, 2, 4]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Text files → text: UTF-8 without its byte order mark, and `\n` wherever a line ends (`\r\n` and `\r` too, nothing else).
+//! Text files → text: UTF-8 without its byte order mark, and `\n` wherever a line ends (`\r\n` and `\r` too,
+//! nothing else).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -29,15 +30,23 @@ pub(super) fn extension(path: &Path, expected: &[&str]) -> Result<String> {
         return Ok(extension);
     }
     let known: Vec<String> = expected.iter().map(|e| format!(".{e}")).collect();
-    Err(Error::bad_file(path, format!("unknown kind of data: expected a file ending in {}", known.join(", "))))
+    Err(Error::bad_file(
+        path,
+        format!("unknown kind of data: expected a file ending in {}", known.join(", ")),
+    ))
 }
 
-/// Opens a file behind its byte order mark; returns how many bytes that has. Refuses UTF-16, which begins with one of its own.
+/// Opens a file behind its byte order mark; returns how many bytes that has. Refuses UTF-16, which begins
+/// with one of its own.
 fn open(path: &Path) -> Result<(BufReader<File>, usize)> {
-    let mut reader = BufReader::with_capacity(BLOCK_BYTES, File::open(path).map_err(Error::io(path, "read"))?);
+    let mut reader =
+        BufReader::with_capacity(BLOCK_BYTES, File::open(path).map_err(Error::io(path, "read"))?);
     let start = reader.fill_buf().map_err(Error::io(path, "read"))?;
     if start.starts_with(b"\xFF\xFE") || start.starts_with(b"\xFE\xFF") {
-        return Err(Error::bad_file(path, "is UTF-16: convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8"));
+        return Err(Error::bad_file(
+            path,
+            "is UTF-16: convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8",
+        ));
     }
     let mark = if start.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
     reader.consume(mark);
@@ -45,7 +54,10 @@ fn open(path: &Path) -> Result<(BufReader<File>, usize)> {
 }
 
 fn not_utf8(path: &Path, at: usize) -> Error {
-    Error::bad_file(path, format!("byte {}: not valid UTF-8; convert the file, for example with iconv", at + 1))
+    Error::bad_file(
+        path,
+        format!("byte {}: not valid UTF-8; convert the file, for example with iconv", at + 1),
+    )
 }
 
 /// A whole file with its own line ends.
@@ -63,7 +75,11 @@ pub(super) fn for_each_block(path: &Path, f: &mut dyn FnMut(String) -> Result<()
     let mut bytes: Vec<u8> = Vec::new();
     loop {
         interrupt::check()?;
-        let count = reader.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut bytes).map_err(Error::io(path, "read"))?;
+        let count = reader
+            .by_ref()
+            .take(BLOCK_BYTES as u64)
+            .read_to_end(&mut bytes)
+            .map_err(Error::io(path, "read"))?;
         let last = count == 0;
         if last && bytes.is_empty() {
             return Ok(());
@@ -76,7 +92,8 @@ pub(super) fn for_each_block(path: &Path, f: &mut dyn FnMut(String) -> Result<()
         let end = if !last && bytes[..valid].ends_with(b"\r") { valid - 1 } else { valid };
         let rest = bytes.split_off(end);
         offset += end;
-        let text = String::from_utf8(std::mem::replace(&mut bytes, rest)).map_err(|_| not_utf8(path, offset))?;
+        let text =
+            String::from_utf8(std::mem::replace(&mut bytes, rest)).map_err(|_| not_utf8(path, offset))?;
         if !text.is_empty() {
             f(universal_newlines(text))?;
         }
@@ -97,17 +114,29 @@ pub(super) fn for_each_line(path: &Path, mut f: impl FnMut(usize, &str) -> Resul
     loop {
         interrupt::check()?;
         bytes.clear();
-        if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut bytes).map_err(Error::io(path, "read"))? == 0 {
+        if reader
+            .by_ref()
+            .take(LONGEST_LINE)
+            .read_until(b'\n', &mut bytes)
+            .map_err(Error::io(path, "read"))?
+            == 0
+        {
             return Ok(());
         }
         if bytes.len() as u64 == LONGEST_LINE {
-            let message =
-                format!("line {} is longer than {} MiB: split it into shorter documents", number + 1, LONGEST_LINE >> 20);
+            let message = format!(
+                "line {} is longer than {} MiB: split it into shorter documents",
+                number + 1,
+                LONGEST_LINE >> 20
+            );
             return Err(Error::bad_file(path, message));
         }
         let text = std::str::from_utf8(&bytes).map_err(|e| {
             let (line, at) = (number + 1, e.valid_up_to() + 1);
-            Error::bad_file(path, format!("line {line}, byte {at}: not valid UTF-8; convert the file, for example with iconv"))
+            Error::bad_file(
+                path,
+                format!("line {line}, byte {at}: not valid UTF-8; convert the file, for example with iconv"),
+            )
         })?;
         let text = text.strip_suffix('\n').unwrap_or(text);
         for line in text.strip_suffix('\r').unwrap_or(text).split('\r') {

@@ -22,8 +22,8 @@ use crate::{Error, Result};
 const MAGIC: [u8; 8] = *b"UPGTOK\0\x03";
 const HEADER: usize = 40;
 
-/// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without text and with more cells than
-/// are named), `u32` tokens, `u64` document ends.
+/// Tokens of all documents, end to end, in a mapped file: magic, counts (tokens, documents, records without
+/// text and with more cells than are named), `u32` tokens, `u64` document ends.
 #[derive(Debug)]
 pub(super) struct TokenStore {
     bytes: Bytes,
@@ -60,12 +60,20 @@ pub fn cache_dir() -> Result<PathBuf> {
     set("UPGRAYEDD_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("upgrayedd")))
         .or_else(|| set("HOME").map(|d| d.join(".cache/upgrayedd")))
-        .ok_or_else(|| Error::malformed("no place for the token cache: set UPGRAYEDD_CACHE to a writable folder"))
+        .ok_or_else(|| {
+            Error::malformed("no place for the token cache: set UPGRAYEDD_CACHE to a writable folder")
+        })
 }
 
 impl TokenStore {
-    /// The tokens of `files`, from the cache or tokenised now. With `in_stream`, special tokens and ends of documents are part of them.
-    pub(super) fn open(files: &[PathBuf], tokenizer: &Tokenizer, options: &DataOptions, in_stream: bool) -> Result<Self> {
+    /// The tokens of `files`, from the cache or tokenised now. With `in_stream`, special tokens and ends of
+    /// documents are part of them.
+    pub(super) fn open(
+        files: &[PathBuf],
+        tokenizer: &Tokenizer,
+        options: &DataOptions,
+        in_stream: bool,
+    ) -> Result<Self> {
         for file in files {
             super::text::extension(file, &kinds())?;
             if std::fs::metadata(file).map_err(Error::io(file, "read"))?.len() == 0 {
@@ -102,7 +110,8 @@ impl TokenStore {
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         // SAFETY: the map is read-only, and the file is never changed after it has been renamed into place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
-        Self::parse(Bytes::Mapped(map), file_hashes).ok_or_else(|| Error::bad_file(path, "is a damaged token cache: delete it"))
+        Self::parse(Bytes::Mapped(map), file_hashes)
+            .ok_or_else(|| Error::bad_file(path, "is a damaged token cache: delete it"))
     }
 
     /// The tokens of texts in memory.
@@ -130,10 +139,13 @@ impl TokenStore {
     }
 
     fn parse(map: Bytes, file_hashes: Vec<String>) -> Option<Self> {
-        let count = |at: usize| map.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0) as usize;
+        let count = |at: usize| {
+            map.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).unwrap_or(0) as usize
+        };
         let (tokens, documents) = (count(8), count(16));
         let skipped = Skipped { without_text: count(24), with_more: count(32) };
-        let length = tokens.checked_mul(4).and_then(|t| documents.checked_mul(8)?.checked_add(t)?.checked_add(HEADER));
+        let length =
+            tokens.checked_mul(4).and_then(|t| documents.checked_mul(8)?.checked_add(t)?.checked_add(HEADER));
         let valid = map.get(..8) == Some(&MAGIC) && length == Some(map.len());
         valid.then_some(Self { bytes: map, tokens, documents, skipped, file_hashes })
     }
@@ -213,7 +225,8 @@ fn tokenise(
     let write = Error::io(path, "write");
     writer.out.write_all(&[0; HEADER]).map_err(write)?;
     for file in files {
-        let Skipped { without_text, with_more } = for_each_part(file, options, &mut |part| writer.push(part, path))?;
+        let Skipped { without_text, with_more } =
+            for_each_part(file, options, &mut |part| writer.push(part, path))?;
         writer.skipped.without_text += without_text;
         writer.skipped.with_more += with_more;
     }
@@ -242,7 +255,13 @@ impl<'a, W: Write> Writer<'a, W> {
 
     fn header(&self) -> [u64; 5] {
         let Skipped { without_text, with_more } = self.skipped;
-        [u64::from_le_bytes(MAGIC), self.tokens as u64, self.ends.len() as u64, without_text as u64, with_more as u64]
+        [
+            u64::from_le_bytes(MAGIC),
+            self.tokens as u64,
+            self.ends.len() as u64,
+            without_text as u64,
+            with_more as u64,
+        ]
     }
 
     fn push(&mut self, part: Part, path: &Path) -> Result<()> {
@@ -252,7 +271,8 @@ impl<'a, W: Write> Writer<'a, W> {
             round.push(piece);
             Ok(())
         })?;
-        // A piece for each thread (they are cut somewhat short), some tenths of a second: between two rounds a Ctrl-C is heard.
+        // A piece for each thread (they are cut somewhat short), some tenths of a second: between two rounds
+        // a Ctrl-C is heard.
         if self.round_bytes >= (PIECE_BYTES - PIECE_BYTES / 16) * rayon::current_num_threads() {
             self.flush(path)
         } else {

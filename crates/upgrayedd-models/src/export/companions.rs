@@ -1,4 +1,5 @@
-//! What belongs to a model and is not changed with it: its tokenizer, and what a sentence encoder does with its hidden states.
+//! What belongs to a model and is not changed with it: its tokenizer, and what a sentence encoder does with
+//! its hidden states.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -33,7 +34,9 @@ pub fn module_folders(text: &str) -> Vec<PathBuf> {
     let modules: Vec<Value> = serde_json::from_str(text).unwrap_or_default();
     let paths = modules.iter().filter_map(|module| Some(PathBuf::from(module.get("path")?.as_str()?)));
     // A folder of the model's own, never one beside it.
-    paths.filter(|p| p.components().count() == 1 && p.components().all(|c| matches!(c, Component::Normal(_)))).collect()
+    paths
+        .filter(|p| p.components().count() == 1 && p.components().all(|c| matches!(c, Component::Normal(_))))
+        .collect()
 }
 
 /// Writes the files that belong to the model into a folder.

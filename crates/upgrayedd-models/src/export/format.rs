@@ -16,12 +16,13 @@ pub struct Format {
     pub summary: &'static str,
     /// What a user of this model in the format should know.
     pub note: fn(&Model) -> &'static str,
-    /// Writes config and weights into an empty folder: each weight in the type that it has ([`Model::dtype_of`]), or all in one.
+    /// Writes config and weights into an empty folder: each weight in the type that it has
+    /// ([`Model::dtype_of`]), or all in one.
     pub write: fn(&Model, Option<DType>, &Path) -> Result<()>,
 }
 
-/// Writes the model as a new folder `out`, which appears whole or not at all: each weight in the type that it has
-/// ([`Model::dtype_of`]), or all of them in one.
+/// Writes the model as a new folder `out`, which appears whole or not at all: each weight in the type that it
+/// has ([`Model::dtype_of`]), or all of them in one.
 ///
 /// # Errors
 /// Returns [`crate::Error::File`] if `out` exists or a file beside the model is a link out of its folder,
@@ -35,7 +36,13 @@ pub fn export(model: &Model, format: &Format, dtype: Option<DType>, out: &Path) 
 ///
 /// # Errors
 /// As [`export`].
-pub fn export_with(model: &Model, format: &Format, dtype: Option<DType>, out: &Path, more: &[(&str, &str)]) -> Result<()> {
+pub fn export_with(
+    model: &Model,
+    format: &Format,
+    dtype: Option<DType>,
+    out: &Path,
+    more: &[(&str, &str)],
+) -> Result<()> {
     write_folder(out, |dir| {
         (format.write)(model, dtype, dir)?;
         write_companions(model, dir)?;

@@ -55,16 +55,21 @@ fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result
 
 const WEIGHTS_FILE: &str = "model.safetensors";
 
-fn write_tensors(tensors: Vec<(String, Tensor, DType)>, dir: &Path, mut metadata: HashMap<String, String>) -> Result<()> {
+fn write_tensors(
+    tensors: Vec<(String, Tensor, DType)>,
+    dir: &Path,
+    mut metadata: HashMap<String, String>,
+) -> Result<()> {
     metadata.insert("format".to_owned(), "pt".to_owned());
     safetensors_file::write(&dir.join(WEIGHTS_FILE), tensors, metadata)
 }
 
-/// The key of the metadata that says which types the weights have that are wider in the file, by their canonical names.
+/// The key of the metadata that says which types the weights have that are wider in the file, by their
+/// canonical names.
 const OWN_DTYPES: &str = "upgrayedd.dtypes";
 
-/// Writes the weights alone, with the heads that are left, exactly as they are: those that their own element type cannot hold in f32.
-/// [`own_dtypes`] has the types of those.
+/// Writes the weights alone, with the heads that are left, exactly as they are: those that their own element
+/// type cannot hold in f32. [`own_dtypes`] has the types of those.
 ///
 /// # Errors
 /// Returns [`Error::NotFinite`] if a weight is not finite, and [`Error::Io`] if the system cannot write the
@@ -109,19 +114,24 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
         map.shift_remove(key);
     }
     map.entry("model_type").or_insert_with(|| json!(model.family.model_type));
-    let named: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| map.contains_key(*key)).collect();
+    let named: Vec<&str> =
+        ["dtype", "torch_dtype"].into_iter().filter(|key| map.contains_key(*key)).collect();
     for key in if named.is_empty() { vec!["torch_dtype"] } else { named } {
         map.insert(key.to_owned(), json!(dtype.name()));
     }
     let architecture = model.family.architecture_of(Task::of(model.spec.objective));
     // A class of ours names the code of a pruned model; what it stands for is the stock one.
     let named = map.get("architectures").and_then(|a| a[0].as_str());
-    let named = named.is_some_and(|class| !model.family.architectures.iter().any(|known| known.pruned == class));
+    let named =
+        named.is_some_and(|class| !model.family.architectures.iter().any(|known| known.pruned == class));
     if let Some(architecture) = architecture.filter(|_| !named) {
         map.insert("architectures".to_owned(), json!([architecture.class]));
     }
     if pruned {
-        map.insert(CONFIG_KEY.to_owned(), json!({ "format_version": FORMAT, "units": model.units.record(&model.layer_names()) }));
+        map.insert(
+            CONFIG_KEY.to_owned(),
+            json!({ "format_version": FORMAT, "units": model.units.record(&model.layer_names()) }),
+        );
         let class = |name: &str| format!("{MODELING_FILE}.{name}");
         let mut auto_map = json!({ "AutoModel": class("UpgrayeddModel") });
         if let Some(architecture) = architecture {
@@ -132,7 +142,8 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     config
 }
 
-/// A weight's name in files that are written: the base model of a plain encoder is saved without prefix, as transformers does.
+/// A weight's name in files that are written: the base model of a plain encoder is saved without prefix, as
+/// transformers does.
 fn stored_name<'a>(model: &Model, hf_name: &'a str) -> &'a str {
     match model.spec.objective {
         Objective::Encoder => hf_name.strip_prefix(model.family.base_prefix).unwrap_or(hf_name),
@@ -140,8 +151,9 @@ fn stored_name<'a>(model: &Model, hf_name: &'a str) -> &'a str {
     }
 }
 
-/// All weights under their Hugging Face names, in their layout, and the type that each has in files; `dense` puts zeros where heads are
-/// missing. Those that nothing has changed may still be as their file has them ([`Tensor::to_host`]).
+/// All weights under their Hugging Face names, in their layout, and the type that each has in files; `dense`
+/// puts zeros where heads are missing. Those that nothing has changed may still be as their file has them
+/// ([`Tensor::to_host`]).
 pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
     let mut parts: BTreeMap<&str, Vec<(Layout, Tensor, DType)>> = BTreeMap::new();
     for id in model.params.ids() {

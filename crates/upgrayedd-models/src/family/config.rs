@@ -10,7 +10,8 @@ use super::task::Task;
 /// More layers than any model has.
 const MOST_LAYERS: usize = 4096;
 
-/// A config.json (or an object in it) with the names that a family's configuration class gives to the same key.
+/// A config.json (or an object in it) with the names that a family's configuration class gives to the same
+/// key.
 pub struct Config<'a> {
     value: &'a Value,
     /// Other names of a key: `(other, own)`. As in transformers, the other name wins where both are there.
@@ -24,7 +25,8 @@ impl<'a> Config<'a> {
 
     /// What stands under a key, `null` included; `None` if the key is not there.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        let other = self.aliases.iter().filter(|(_, own)| *own == key).find_map(|(other, _)| self.value.get(other));
+        let other =
+            self.aliases.iter().filter(|(_, own)| *own == key).find_map(|(other, _)| self.value.get(other));
         other.or_else(|| self.value.get(key))
     }
 
@@ -125,7 +127,9 @@ impl<'a> Config<'a> {
         match named {
             "gelu" | "gelu_python" => Ok(Gelu),
             // One formula in four spellings.
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => Ok(GeluTanh),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+                Ok(GeluTanh)
+            }
             "silu" | "swish" => Ok(Silu),
             "relu" => Ok(Relu),
             other => Err(Error::unknown_name(
@@ -144,7 +148,9 @@ impl<'a> Config<'a> {
     pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         let layers = self.size(key, default)?;
         if layers > MOST_LAYERS {
-            return Err(Error::unsupported(format!("config.json: {key} is {layers}: at most {MOST_LAYERS} are supported")));
+            return Err(Error::unsupported(format!(
+                "config.json: {key} is {layers}: at most {MOST_LAYERS} are supported"
+            )));
         }
         match self.get("layer_types").and_then(Value::as_array) {
             Some(types) if types.len() != layers => Err(Error::malformed(format!(

@@ -13,8 +13,8 @@ pub struct Family {
     pub model_type: &'static str,
     /// Classes of transformers' that can be read; the first of a task is the one that is written.
     pub architectures: &'static [Architecture],
-    /// The modeling file that a pruned model of the family brings along: a class for each of `architectures`, and `UpgrayeddModel`
-    /// for the base model.
+    /// The modeling file that a pruned model of the family brings along: a class for each of `architectures`,
+    /// and `UpgrayeddModel` for the base model.
     pub modeling: &'static str,
     /// Prefix of the base model's tensors.
     pub base_prefix: &'static str,
@@ -107,7 +107,8 @@ impl Family {
     /// Whether a tensor holds what is computed anew: positions, masks, frequencies.
     pub(crate) fn is_buffer(&self, name: &str) -> bool {
         self.buffers.iter().any(|end| {
-            name.strip_suffix(end).is_some_and(|front| front.is_empty() || end.starts_with('.') || front.ends_with('.'))
+            name.strip_suffix(end)
+                .is_some_and(|front| front.is_empty() || end.starts_with('.') || front.ends_with('.'))
         })
     }
 }

@@ -28,6 +28,8 @@ pub fn keys_document() -> String {
     section("generation_config.json", GENERATION);
     section("tokenizer_config.json and special_tokens_map.json", TOKENIZER);
     let settings = GENERATION_IN_CONFIG.join("`, `");
-    text.push_str(&format!("\nSettings for generation in config.json have no effect, as in transformers 5: `{settings}`.\n"));
+    text.push_str(&format!(
+        "\nSettings for generation in config.json have no effect, as in transformers 5: `{settings}`.\n"
+    ));
     text
 }

@@ -1,4 +1,5 @@
-//! Model families: config.json → [`ModelSpec`](crate::spec::ModelSpec), Hugging Face tensor names ↔ canonical weights. One folder a family.
+//! Model families: config.json → [`ModelSpec`](crate::spec::ModelSpec), Hugging Face tensor names ↔ canonical
+//! weights. One folder a family.
 //!
 //! `registry.rs` has the line of each; [`register`] adds one from outside.
 

@@ -47,7 +47,8 @@ pub fn named(name: &str) -> Result<&'static Family> {
     FAMILIES.named(name)
 }
 
-/// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has none.
+/// Finds the family of a checkpoint and reads its config. `wanted` is the user's word where config.json has
+/// none.
 ///
 /// Returns notes on keys that are passed over, too.
 ///
@@ -80,14 +81,18 @@ fn architecture(config: &Value) -> Result<Option<&str>> {
     };
     match config.get("architectures") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(names)) => names.first().map(|name| name.as_str().ok_or_else(|| refuse("lists", name))).transpose(),
+        Some(Value::Array(names)) => {
+            names.first().map(|name| name.as_str().ok_or_else(|| refuse("lists", name))).transpose()
+        }
         Some(other) => Err(refuse("is", other)),
     }
 }
 
 /// Whether one of the tensors is that of the base model, whatever stands before its name.
 fn has(tensor_names: &[String], name: &str) -> bool {
-    tensor_names.iter().any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
+    tensor_names
+        .iter()
+        .any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
 }
 
 fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
@@ -95,18 +100,25 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
     let said = match config.get("model_type") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.as_str()),
-        Some(other) => return Err(Error::out_of_range("config.json: model_type", other, format!("one of {supported}"))),
+        Some(other) => {
+            return Err(Error::out_of_range("config.json: model_type", other, format!("one of {supported}")));
+        }
     };
     if let Some(name) = said {
         if let Some(wanted) = wanted.filter(|wanted| *wanted != name) {
-            return Err(Error::does_not_fit(format!("config.json says model_type {name:?}, so family {wanted} cannot be right")));
+            return Err(Error::does_not_fit(format!(
+                "config.json says model_type {name:?}, so family {wanted} cannot be right"
+            )));
         }
         return all().into_iter().find(|f| f.model_type == name).ok_or_else(|| {
-            Error::unsupported(format!("config.json: model_type {name:?} is not supported: expected one of {supported}"))
+            Error::unsupported(format!(
+                "config.json: model_type {name:?} is not supported: expected one of {supported}"
+            ))
         });
     }
     let architecture = architecture(config)?;
-    let by_architecture = all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
+    let by_architecture =
+        all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
     let told = by_architecture.or_else(|| all().into_iter().find(|f| has(tensor_names, f.marker)));
     match (wanted, told) {
         (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::does_not_fit(format!(
@@ -123,7 +135,12 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
 }
 
 /// What the checkpoint's head is for: as its architecture says, else as its tensors say.
-fn task_of(family: &'static Family, config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<Task> {
+fn task_of(
+    family: &'static Family,
+    config: &Value,
+    tensor_names: &[String],
+    wanted: Option<&str>,
+) -> Result<Task> {
     let from_tensors = || {
         let marked = family.task_markers.iter().find(|(name, _)| has(tensor_names, name));
         marked.map_or(family.architectures[0].task, |(_, task)| *task)

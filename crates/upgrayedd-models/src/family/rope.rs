@@ -10,15 +10,18 @@ pub(super) const KINDS: [&str; 3] = ["default", "linear", "llama3"];
 
 /// `head_dim / 2` inverse frequencies, with the scalings that need no knowledge of the sequence.
 ///
-/// As in transformers 5: `rope_scaling` goes before `rope_parameters`, a value inside goes before the one on the top level, and
-/// `original_max_position_embeddings` is the other way round. What a kind needs and the file does not say is refused.
+/// As in transformers 5: `rope_scaling` goes before `rope_parameters`, a value inside goes before the one on
+/// the top level, and `original_max_position_embeddings` is the other way round. What a kind needs and the
+/// file does not say is refused.
 pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<Vec<f32>> {
     let parameters = match config.object("rope_scaling")? {
         Some(old) => Some(old),
         None => config.object("rope_parameters")?,
     };
     let inner = Config::new(parameters.unwrap_or(&Value::Null), &[]);
-    if let Some((key, _)) = parameters.and_then(Value::as_object).and_then(|p| p.iter().find(|(_, v)| v.is_object())) {
+    if let Some((key, _)) =
+        parameters.and_then(Value::as_object).and_then(|p| p.iter().find(|(_, v)| v.is_object()))
+    {
         return Err(Error::malformed(format!(
             "config.json: the rope parameters under {key:?} are for one kind of layers only: expected one set for all layers"
         )));
@@ -30,15 +33,17 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     };
     let kind = match (inner.get("rope_type"), inner.get("type")) {
         (None, None) => "default",
-        (Some(value), _) | (None, Some(value)) => {
-            value.as_str().ok_or_else(|| Error::out_of_range("config.json: the rope type", value, KINDS.join(", ")))?
-        }
+        (Some(value), _) | (None, Some(value)) => value
+            .as_str()
+            .ok_or_else(|| Error::out_of_range("config.json: the rope type", value, KINDS.join(", ")))?,
     };
     let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
     let needed = |key: &str| {
         inner.number(key, None).map_err(|_| {
             let value = inner.get(key).unwrap_or(&Value::Null);
-            Error::malformed(format!("config.json: rope type {kind:?} needs {key}, a positive number, which is {value}"))
+            Error::malformed(format!(
+                "config.json: rope type {kind:?} needs {key}, a positive number, which is {value}"
+            ))
         })
     };
     let scaled: Vec<f64> = match kind {
@@ -48,7 +53,8 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
             plain.map(|f| f / factor).collect()
         }
         "llama3" => {
-            let (factor, low, high) = (needed("factor")?, needed("low_freq_factor")?, needed("high_freq_factor")?);
+            let (factor, low, high) =
+                (needed("factor")?, needed("low_freq_factor")?, needed("high_freq_factor")?);
             const ORIGINAL: &str = "original_max_position_embeddings";
             let original = match config.get(ORIGINAL) {
                 Some(_) => config.number(ORIGINAL, None)?,
@@ -66,7 +72,9 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     let frequencies: Vec<f32> = scaled.into_iter().map(|f| f as f32).collect();
     match frequencies.iter().all(|f| f.is_finite()) {
         true => Ok(frequencies),
-        false => Err(Error::malformed("config.json: the rope parameters make frequencies that are not finite")),
+        false => {
+            Err(Error::malformed("config.json: the rope parameters make frequencies that are not finite"))
+        }
     }
 }
 

@@ -49,7 +49,9 @@ impl DType {
 
     /// Whether this type has each of these values exactly.
     pub fn holds(self, values: &Tensor) -> bool {
-        let exact = |values: &Tensor| values.to_host().data().par_iter().all(|&v| self.round(v).to_bits() == v.to_bits());
+        let exact = |values: &Tensor| {
+            values.to_host().data().par_iter().all(|&v| self.round(v).to_bits() == v.to_bits())
+        };
         self == Self::F32 || values.format() == Some(self.format()) || exact(values)
     }
 
@@ -66,7 +68,9 @@ impl DType {
             let pairs = bytes.as_chunks_mut::<2>().0.iter_mut().zip(values);
             pairs.fold(true, |exact, (bytes, &value)| {
                 let (stored, back) = match self {
-                    Self::F16 => (half::f16::from_f32(value).to_le_bytes(), half::f16::from_f32(value).to_f32()),
+                    Self::F16 => {
+                        (half::f16::from_f32(value).to_le_bytes(), half::f16::from_f32(value).to_f32())
+                    }
                     _ => (half::bf16::from_f32(value).to_le_bytes(), half::bf16::from_f32(value).to_f32()),
                 };
                 *bytes = stored;

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The largest JSON file of a model folder that is read; the longest in use are tokenizers of some ten megabytes.
+/// The largest JSON file of a model folder that is read; the longest in use are tokenizers of some ten
+/// megabytes.
 const LARGEST_JSON: u64 = 256 << 20;
 
 /// Reads a JSON file of a model folder.
@@ -16,7 +17,11 @@ const LARGEST_JSON: u64 = 256 << 20;
 /// [`Error::Io`] if the system cannot read it.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = read_text(path)?;
-    let mark = if text.starts_with('\u{feff}') { " (it begins with a byte order mark: save it without)" } else { "" };
+    let mark = if text.starts_with('\u{feff}') {
+        " (it begins with a byte order mark: save it without)"
+    } else {
+        ""
+    };
     serde_json::from_str(&text).map_err(|e| Error::bad_file(path, format!("is not valid JSON: {e}{mark}")))
 }
 
@@ -49,14 +54,18 @@ pub fn check_link(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let folder = folder.canonicalize().map_err(Error::io(folder, "read"))?;
     // The folder is a snapshot, or one in a snapshot.
-    let snapshots = folder.ancestors().skip(1).take(2).find(|p| p.file_name().is_some_and(|n| n == "snapshots"));
+    let snapshots =
+        folder.ancestors().skip(1).take(2).find(|p| p.file_name().is_some_and(|n| n == "snapshots"));
     let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
     if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
         return Ok(());
     }
     Err(Error::bad_file(
         path,
-        format!("is a link out of the model's folder, to {}: put a copy of the file in its place", target.display()),
+        format!(
+            "is a link out of the model's folder, to {}: put a copy of the file in its place",
+            target.display()
+        ),
     ))
 }
 

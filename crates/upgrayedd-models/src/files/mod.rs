@@ -1,4 +1,5 @@
-//! Files of models: small ones read with care, weights mapped, and everything written whole or not at all. Imports nothing but errors.
+//! Files of models: small ones read with care, weights mapped, and everything written whole or not at all.
+//! Imports nothing but errors.
 
 mod dtype;
 mod hash;

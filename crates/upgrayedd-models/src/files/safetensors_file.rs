@@ -30,10 +30,14 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        if let Some(bytes) = self.tensor.stored_bytes().filter(|_| self.tensor.format() == Some(self.dtype.format())) {
+        if let Some(bytes) =
+            self.tensor.stored_bytes().filter(|_| self.tensor.format() == Some(self.dtype.format()))
+        {
             return Cow::Borrowed(bytes);
         }
-        if let Some(values) = self.tensor.as_f32().filter(|_| self.dtype == DType::F32 && cfg!(target_endian = "little")) {
+        if let Some(values) =
+            self.tensor.as_f32().filter(|_| self.dtype == DType::F32 && cfg!(target_endian = "little"))
+        {
             return Cow::Borrowed(bytemuck::cast_slice(values));
         }
         // One tensor at a time is there as `f32`.
@@ -56,9 +60,15 @@ impl View for Stored {
 /// # Errors
 /// Returns [`Error::NotFinite`] for a value that its type cannot hold, [`Error::Io`] if the system cannot
 /// write the file, and [`Error::File`] if the format cannot hold the tensors.
-pub fn write(path: &Path, tensors: Vec<(String, Tensor, DType)>, metadata: HashMap<String, String>) -> Result<()> {
+pub fn write(
+    path: &Path,
+    tensors: Vec<(String, Tensor, DType)>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
     // What has been read in a type can be stored in it.
-    for (name, tensor, dtype) in tensors.iter().filter(|(_, tensor, dtype)| tensor.format() != Some(dtype.format())) {
+    for (name, tensor, dtype) in
+        tensors.iter().filter(|(_, tensor, dtype)| tensor.format() != Some(dtype.format()))
+    {
         let tensor = tensor.to_host();
         if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
             return Err(Error::NotFinite(format!(
@@ -69,11 +79,14 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor, DType)>, metadata: HashM
     }
     let dir = path.parent().unwrap_or(Path::new("."));
     // A folder, since the library writes beside the file that it is given and renames, too.
-    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(dir).map_err(Error::io(dir, "write in"))?;
+    let temporary =
+        tempfile::Builder::new().prefix(PARTIAL).tempdir_in(dir).map_err(Error::io(dir, "write in"))?;
     let file = temporary.path().join("file");
     let views = tensors.into_iter().map(|(name, tensor, dtype)| (name, Stored { tensor, dtype }));
     let failed = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::IoError(reason) => Error::Io { path: path.to_owned(), action: "write", reason },
+        safetensors::SafeTensorError::IoError(reason) => {
+            Error::Io { path: path.to_owned(), action: "write", reason }
+        }
         other => Error::bad_file(path, format!("cannot write: {other}")),
     };
     // Neither tensors nor metadata, but a place for metadata: that would be written as broken JSON.
@@ -83,7 +96,8 @@ pub fn write(path: &Path, tensors: Vec<(String, Tensor, DType)>, metadata: HashM
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).map_err(Error::io(path, "write"))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))
+            .map_err(Error::io(path, "write"))?;
     }
     std::fs::File::open(&file).and_then(|f| f.sync_all()).map_err(Error::io(path, "write"))?;
     std::fs::rename(&file, path).map_err(Error::io(path, "write"))

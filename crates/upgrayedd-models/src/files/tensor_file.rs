@@ -36,10 +36,14 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         check_link(path)?;
         let file = File::open(path).map_err(Error::io(path, "read"))?;
-        // SAFETY: the map is read-only, and this program replaces files and never writes into one. Another that does changes the weights.
+        // SAFETY: the map is read-only, and this program replaces files and never writes into one. Another
+        // that does changes the weights.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
         let (length, header) = SafeTensors::read_metadata(&map).map_err(|e| {
-            Error::bad_file(path, format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"))
+            Error::bad_file(
+                path,
+                format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"),
+            )
         })?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map), header, data: size_of::<u64>() + length })
     }
@@ -63,7 +67,9 @@ impl TensorFile {
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.header.info(name).ok_or_else(|| Error::bad_file(&self.path, format!("tensor {name} is not in the file")))
+        self.header
+            .info(name)
+            .ok_or_else(|| Error::bad_file(&self.path, format!("tensor {name} is not in the file")))
     }
 
     /// Element type of one tensor; f64 counts as f32, as which it is read.
@@ -78,7 +84,9 @@ impl TensorFile {
             Dtype::BF16 => Ok(DType::BF16),
             other => Err(Error::bad_file(
                 &self.path,
-                format!("tensor {name} is stored as {other:?}: expected F32, F16 or BF16, so save the model dequantised"),
+                format!(
+                    "tensor {name} is stored as {other:?}: expected F32, F16 or BF16, so save the model dequantised"
+                ),
             )),
         }
     }
@@ -137,16 +145,21 @@ impl TensorFile {
     fn not_finite(&self, name: &str, at: usize, value: f32) -> Error {
         Error::bad_file(
             &self.path,
-            format!("tensor {name} holds {value} at element {at}: the checkpoint is damaged or its training diverged"),
+            format!(
+                "tensor {name} holds {value} at element {at}: the checkpoint is damaged or its training diverged"
+            ),
         )
     }
 
-    /// Tells the system that these bytes need not stay in this process's memory: otherwise a model would be there twice while it is
-    /// read, as file and as weights.
+    /// Tells the system that these bytes need not stay in this process's memory: otherwise a model would be
+    /// there twice while it is read, as file and as weights.
     #[cfg(unix)]
     fn let_go(&self, range: Range<usize>) {
-        // SAFETY: whoever reads these bytes gets them again: pages of a file that is mapped read-only come back as they were.
-        let told = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // SAFETY: whoever reads these bytes gets them again: pages of a file that is mapped read-only come
+        // back as they were.
+        let told = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
         // Advice that is not taken costs memory and nothing else.
         drop(told);
     }
@@ -161,11 +174,19 @@ fn narrow(bytes: &[u8], out: &mut [f32]) {
 
 fn convert(bytes: &[u8], dtype: DType, out: &mut [f32]) {
     const CHUNK: usize = 1 << 16;
-    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(|(out, bytes)| match dtype {
-        DType::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b)),
-        DType::F16 => out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32()),
-        DType::BF16 => {
-            out.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32())
-        }
-    });
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype.size())).for_each(
+        |(out, bytes)| match dtype {
+            DType::F32 => {
+                out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, b)| *o = f32::from_le_bytes(*b))
+            }
+            DType::F16 => out
+                .iter_mut()
+                .zip(bytes.as_chunks::<2>().0)
+                .for_each(|(o, b)| *o = half::f16::from_le_bytes(*b).to_f32()),
+            DType::BF16 => out
+                .iter_mut()
+                .zip(bytes.as_chunks::<2>().0)
+                .for_each(|(o, b)| *o = half::bf16::from_le_bytes(*b).to_f32()),
+        },
+    );
 }

@@ -31,7 +31,10 @@ pub fn check_new(out: &Path) -> Result<()> {
         nearest = parent_of(&nearest);
     }
     // The surest way to know that a folder can be written is to write.
-    tempfile::Builder::new().prefix(".probe-").tempfile_in(&nearest).map_err(Error::io(&nearest, "write in"))?;
+    tempfile::Builder::new()
+        .prefix(".probe-")
+        .tempfile_in(&nearest)
+        .map_err(Error::io(&nearest, "write in"))?;
     Ok(())
 }
 
@@ -51,12 +54,16 @@ pub fn write_folder(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resul
     check_new(out)?;
     let parent = parent_of(out);
     std::fs::create_dir_all(&parent).map_err(Error::io(&parent, "create"))?;
-    let temporary = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&parent).map_err(Error::io(&parent, "write in"))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(PARTIAL)
+        .tempdir_in(&parent)
+        .map_err(Error::io(&parent, "write in"))?;
     fill(temporary.path())?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755)).map_err(Error::io(out, "write"))?;
+        std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))
+            .map_err(Error::io(out, "write"))?;
     }
     sync_dir(temporary.path())?;
     std::fs::rename(temporary.path(), out).map_err(Error::io(out, "write"))?;

@@ -1,4 +1,5 @@
-//! The files of a Hugging Face folder: which there are, and reading them without following a stranger's links.
+//! The files of a Hugging Face folder: which there are, and reading them without following a stranger's
+//! links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -51,12 +52,17 @@ impl TensorFolder {
             let file = TensorFile::open(&path)?;
             for name in file.names() {
                 if folder.index.contains_key(&name) {
-                    return Err(Error::bad_file(&path, format!("holds the tensor {name}, which another shard holds too")));
+                    return Err(Error::bad_file(
+                        &path,
+                        format!("holds the tensor {name}, which another shard holds too"),
+                    ));
                 }
                 folder.index.insert(name, folder.files.len());
             }
             if file.is_narrowed() {
-                folder.notes.push(format!("{} holds 64-bit numbers, which are rounded to 32 bits", path.display()));
+                folder
+                    .notes
+                    .push(format!("{} holds 64-bit numbers, which are rounded to 32 bits", path.display()));
             }
             folder.files.push(file);
         }
@@ -78,7 +84,10 @@ pub const MERGE: &str = "merge it into its model with merge_and_unload() and sav
 /// Returns [`Error::File`] if there is one.
 pub fn refuse_adapter(dir: &Path) -> Result<()> {
     match ADAPTERS.into_iter().find(|name| dir.join(name).exists()) {
-        Some(name) => Err(Error::bad_file(dir.join(name), format!("is an adapter (PEFT), which is not applied: {MERGE}"))),
+        Some(name) => Err(Error::bad_file(
+            dir.join(name),
+            format!("is an adapter (PEFT), which is not applied: {MERGE}"),
+        )),
         None => Ok(()),
     }
 }
@@ -129,12 +138,20 @@ fn missing_weights(dir: &Path) -> Error {
         match (&found[..], shards) {
             ([], _) => expected,
             (_, 1..) => {
-                format!("holds {shards} shards such as {} but no {INDEX}, which says what is in them: fetch it", found[0])
+                format!(
+                    "holds {shards} shards such as {} but no {INDEX}, which says what is in them: fetch it",
+                    found[0]
+                )
             }
             ([one], _) if one.ends_with(".safetensors") => {
-                format!("{expected}, but {one}: if these are the model's weights, rename it to model.safetensors")
+                format!(
+                    "{expected}, but {one}: if these are the model's weights, rename it to model.safetensors"
+                )
             }
-            _ => format!("{expected}, but {}: expected the model's weights in safetensors under that name", found.join(", ")),
+            _ => format!(
+                "{expected}, but {}: expected the model's weights in safetensors under that name",
+                found.join(", ")
+            ),
         },
     )
 }
@@ -144,12 +161,18 @@ fn missing_weights(dir: &Path) -> Error {
 /// # Errors
 /// Returns [`Error::File`] if the index names no shards, or one that is no plain file name.
 pub fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>> {
-    let map =
-        index["weight_map"].as_object().filter(|m| !m.is_empty()).ok_or_else(|| Error::bad_file(path, "has no weight_map"))?;
+    let map = index["weight_map"]
+        .as_object()
+        .filter(|m| !m.is_empty())
+        .ok_or_else(|| Error::bad_file(path, "has no weight_map"))?;
     let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    let plain = |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
+    let plain =
+        |name: &str| !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']);
     match names.iter().find(|name| !plain(name)) {
-        Some(name) => Err(Error::bad_file(path, format!("names the shard {name:?}: expected a file of the same folder"))),
+        Some(name) => Err(Error::bad_file(
+            path,
+            format!("names the shard {name:?}: expected a file of the same folder"),
+        )),
         None => Ok(names.into_iter().map(str::to_owned).collect()),
     }
 }

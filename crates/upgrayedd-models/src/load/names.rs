@@ -18,8 +18,9 @@ pub(super) struct Names {
 impl Names {
     /// Takes off what wrappers have put around modules.
     pub(super) fn new(stored: Vec<String>) -> Result<Self> {
-        if let Some(name) =
-            stored.iter().find(|n| ["base_layer", "lora_A", "lora_B"].iter().any(|p| n.split('.').any(|part| part == *p)))
+        if let Some(name) = stored
+            .iter()
+            .find(|n| ["base_layer", "lora_A", "lora_B"].iter().any(|p| n.split('.').any(|part| part == *p)))
         {
             return Err(Error::unsupported(format!(
                 "holds the tensor {name} of an adapter (PEFT) that is not merged: merge it with merge_and_unload() and save the model"
@@ -45,9 +46,9 @@ impl Names {
 
     fn insert(&mut self, name: String, stored: String) -> Result<()> {
         match self.stored.insert(name.clone(), stored.clone()) {
-            Some(other) => {
-                Err(Error::malformed(format!("the tensors {other} and {stored} are both {name}: expected one of them")))
-            }
+            Some(other) => Err(Error::malformed(format!(
+                "the tensors {other} and {stored} are both {name}: expected one of them"
+            ))),
             None => Ok(()),
         }
     }
@@ -55,7 +56,8 @@ impl Names {
     /// Takes off a prefix beyond the family's own that all its tensors share.
     pub(super) fn without_prefix(mut self, family: &Family) -> Result<Self> {
         let fronts = self.stored.keys().filter_map(|name| name.strip_suffix(family.marker));
-        let fronts: Vec<String> = fronts.filter(|front| front.is_empty() || front.ends_with('.')).map(str::to_owned).collect();
+        let fronts: Vec<String> =
+            fronts.filter(|front| front.is_empty() || front.ends_with('.')).map(str::to_owned).collect();
         let front = match &fronts[..] {
             // No layer of this family at all: what is missing says so.
             [] => return Ok(self),
@@ -71,8 +73,10 @@ impl Names {
         if extra.is_empty() || front == family.base_prefix {
             return Ok(self);
         }
-        self.notes
-            .push(format!("tensor names begin with {extra:?}, which a {} model's do not: read without it", family.model_type));
+        self.notes.push(format!(
+            "tensor names begin with {extra:?}, which a {} model's do not: read without it",
+            family.model_type
+        ));
         for (name, stored) in std::mem::take(&mut self.stored) {
             self.insert(name.strip_prefix(extra).map_or_else(|| name.clone(), str::to_owned), stored)?;
         }
@@ -93,11 +97,12 @@ impl Names {
         }
     }
 
-    /// The name in the file of a tensor under just this name: with the base prefix or without, as transformers has it or as older versions
-    /// did. Refuses several.
+    /// The name in the file of a tensor under just this name: with the base prefix or without, as
+    /// transformers has it or as older versions did. Refuses several.
     pub(super) fn find_as(&self, name: &str, family: &Family) -> Result<Option<&str>> {
         // A LayerNorm also under the names that TensorFlow gave it.
-        let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let old =
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         let prefix = family.base_prefix;
         let without = |n: &str| n.strip_prefix(prefix).map_or_else(|| format!("{prefix}{n}"), str::to_owned);
         let names = [name, &old].into_iter().flat_map(|n| [n.to_owned(), without(n)]);
@@ -107,9 +112,9 @@ impl Names {
         match found[..] {
             [] => Ok(None),
             [one] => Ok(Some(one)),
-            [one, other, ..] => {
-                Err(Error::malformed(format!("the tensors {one} and {other} are both {name}: expected one of them")))
-            }
+            [one, other, ..] => Err(Error::malformed(format!(
+                "the tensors {one} and {other} are both {name}: expected one of them"
+            ))),
         }
     }
 

@@ -52,7 +52,8 @@ impl Model {
     /// that is not merged, and for several models in one; and [`Error::Interrupted`] if the work is stopped.
     pub fn from_weights(mut config: Value, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
         let names = Names::new(weights.names())?;
-        let (family, mut spec, mut notices) = family::recognise(&config, &names.all(), options.family.as_deref())?;
+        let (family, mut spec, mut notices) =
+            family::recognise(&config, &names.all(), options.family.as_deref())?;
         let names = names.without_prefix(family)?;
         notices.extend_from_slice(&names.notes);
         let heads = units_from_config(&config, family, &spec)?;
@@ -110,13 +111,16 @@ struct Head {
     compared: Option<String>,
 }
 
-/// Settles whether the output projection is the embedding: as in transformers a projection that differs is one of its own whatever
-/// config.json says, and where only the projection is stored and the two are one, it is the embedding.
+/// Settles whether the output projection is the embedding: as in transformers a projection that differs is
+/// one of its own whatever config.json says, and where only the projection is stored and the two are one, it
+/// is the embedding.
 fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &dyn Weights) -> Result<Head> {
     let learns_tokens = matches!(spec.objective, Objective::CausalLm | Objective::MaskedLm);
     let Some(head) = family.output_head.filter(|_| learns_tokens) else { return Ok(Head::default()) };
     let table = (family.weights)(spec);
-    let Some(embedding) = table.into_iter().find(|w| w.role.part == Part::Tokens) else { return Ok(Head::default()) };
+    let Some(embedding) = table.into_iter().find(|w| w.role.part == Part::Tokens) else {
+        return Ok(Head::default());
+    };
     match (spec.tied_head, names.find(head, family)?, names.find(&embedding.hf_name, family)?) {
         (true, Some(head), Some(embedding)) => {
             let alike = weights.shape(head)? == weights.shape(embedding)?;
@@ -131,8 +135,8 @@ fn settle_head(family: &Family, spec: &mut ModelSpec, names: &Names, weights: &d
     }
 }
 
-/// Where config.json says that the output projection is not the embedding, transformers takes two names of a weight for two weights, and
-/// computes with the other one.
+/// Where config.json says that the output projection is not the embedding, transformers takes two names of a
+/// weight for two weights, and computes with the other one.
 fn check_second_names(family: &Family, spec: &ModelSpec, names: &Names) -> Result<()> {
     if spec.tied_head || spec.objective != Objective::MaskedLm {
         return Ok(());
@@ -148,9 +152,15 @@ fn check_second_names(family: &Family, spec: &ModelSpec, names: &Names) -> Resul
 }
 
 /// Refuses weights of layers that the model does not have; names in a notice what is passed over.
-fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSet<String>) -> Result<Option<String>> {
+fn check_unread(
+    family: &Family,
+    spec: &ModelSpec,
+    names: &Names,
+    read: &BTreeSet<String>,
+) -> Result<Option<String>> {
     // A weight that has been read under its other name is not missed under its own.
-    let is_read = |name: &str| names.find_as(name, family).ok().flatten().is_some_and(|stored| read.contains(stored));
+    let is_read =
+        |name: &str| names.find_as(name, family).ok().flatten().is_some_and(|stored| read.contains(stored));
     let second = |name: &str| family.other_names.iter().any(|(own, other)| *own == name && is_read(other));
     let unread = names.unread(|stored| read.contains(stored));
     let unread: Vec<&str> = unread.filter(|name| !family.is_buffer(name) && !second(name)).collect();
@@ -164,13 +174,17 @@ fn check_unread(family: &Family, spec: &ModelSpec, names: &Names, read: &BTreeSe
     let shown = unread.iter().take(4).copied().collect::<Vec<_>>().join(", ");
     let more = if unread.len() > 4 { ", …" } else { "" };
     let what = if unread.len() == 1 { "a tensor".to_owned() } else { format!("{} tensors", unread.len()) };
-    Ok((!unread.is_empty())
-        .then(|| format!("the file also holds {what} that a {class} does not have, and that is not read: {shown}{more}")))
+    Ok((!unread.is_empty()).then(|| {
+        format!(
+            "the file also holds {what} that a {class} does not have, and that is not read: {shown}{more}"
+        )
+    }))
 }
 
 /// A notice if not all weights have one type.
 fn mixed_types(model: &Model) -> Option<String> {
-    let all = DType::EACH.into_iter().filter(|dtype| model.params.ids().any(|id| model.dtype_of(id) == *dtype));
+    let all =
+        DType::EACH.into_iter().filter(|dtype| model.params.ids().any(|id| model.dtype_of(id) == *dtype));
     let names: Vec<&str> = all.map(DType::name).collect();
     (names.len() > 1).then(|| {
         format!(
@@ -201,9 +215,12 @@ fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Resul
 
 /// transformers 4 recorded pruning as `pruned_heads`: layer → original indices removed.
 fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
-    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone()).map_err(|e| {
-        Error::malformed(format!("config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"))
-    })?;
+    let pruned: BTreeMap<usize, Vec<usize>> = serde_json::from_value(config["pruned_heads"].clone())
+        .map_err(|e| {
+            Error::malformed(format!(
+                "config.json: pruned_heads: expected lists of heads by layer, as in {{\"0\": [1, 3]}}: {e}"
+            ))
+        })?;
     let mut heads = spec.full_units();
     heads.remove(&heads_by_layer(pruned), 1)?;
     Ok(heads)

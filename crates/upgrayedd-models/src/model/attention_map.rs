@@ -9,7 +9,8 @@ use super::batch::{Batch, Hooks};
 use super::state::Model;
 
 impl Model {
-    /// Who attends to whom: per layer `(batch, active heads, queries, keys)`, rows summing to one over the visible keys.
+    /// Who attends to whom: per layer `(batch, active heads, queries, keys)`, rows summing to one over the
+    /// visible keys.
     ///
     /// Memory is the product of these, for every layer: meant for a few short batches.
     ///
@@ -26,9 +27,15 @@ impl Model {
         Ok(maps)
     }
 
-    /// The probabilities of one layer, from the op that all passes use: attention to values that say which key they are, as many keys at
-    /// a time as a head has columns.
-    pub(super) fn attention_map(&self, tape: &mut Tape<'_>, q: &Var, k: &Var, shape: &Arc<AttentionShape>) -> Result<Tensor> {
+    /// The probabilities of one layer, from the op that all passes use: attention to values that say which
+    /// key they are, as many keys at a time as a head has columns.
+    pub(super) fn attention_map(
+        &self,
+        tape: &mut Tape<'_>,
+        q: &Var,
+        k: &Var,
+        shape: &Arc<AttentionShape>,
+    ) -> Result<Tensor> {
         let (heads, width, keys, kv_heads) = (shape.heads(), shape.head_dim, shape.keys, shape.kv_heads);
         let mut map = Tensor::zeros(&[shape.batch, heads, shape.queries, keys]);
         for first in (0..keys).step_by(width) {

@@ -22,7 +22,8 @@ pub struct Batch {
     pub mask: Option<Vec<u8>>,
     /// Token types (segments), `(batch · len)`; `None` where all are 0.
     pub types: Option<Arc<Vec<u32>>>,
-    /// What to predict: per position for language models (already shifted), per sequence for classifiers; [`IGNORE`] does not count.
+    /// What to predict: per position for language models (already shifted), per sequence for classifiers;
+    /// [`IGNORE`] does not count.
     pub targets: Vec<i64>,
     /// For regression: the number to predict, per sequence.
     pub values: Vec<f32>,

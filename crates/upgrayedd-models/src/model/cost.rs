@@ -1,4 +1,5 @@
-//! What a model costs: parameters, bytes, multiply-accumulates, KV cache. Counted from the weights that are there.
+//! What a model costs: parameters, bytes, multiply-accumulates, KV cache. Counted from the weights that are
+//! there.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,8 @@ pub struct Cost {
     pub parameters: usize,
     /// Bytes of all weights in the types that they have in files.
     pub bytes: usize,
-    /// Multiply-accumulates per token in matrix products, at `context` visible keys or as many as a layer's window shows.
+    /// Multiply-accumulates per token in matrix products, at `context` visible keys or as many as a layer's
+    /// window shows.
     pub macs_per_token: u64,
     /// Visible keys assumed for attention, at most.
     pub context: usize,
@@ -32,9 +34,11 @@ impl Model {
     pub fn cost_with(&self, units: &UnitMap, context: usize) -> Cost {
         let size = |weight: &Weight| weight.shape(units).iter().product::<usize>();
         let parameters = self.table().iter().map(size).sum();
-        let bytes = self.table().iter().zip(self.dtypes()).map(|(weight, dtype)| size(weight) * dtype.size()).sum();
-        let multiplies =
-            |weight: &&Weight| weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight);
+        let bytes =
+            self.table().iter().zip(self.dtypes()).map(|(weight, dtype)| size(weight) * dtype.size()).sum();
+        let multiplies = |weight: &&Weight| {
+            weight.role.kind == Kind::Weight && weight.role.part.is_matrix() && self.is_used(weight)
+        };
         let matrices: usize = self.table().iter().filter(multiplies).map(size).sum();
         // A tied head multiplies by the embedding, which is not a matrix product on its own.
         let has_vocabulary = matches!(self.spec.objective, Objective::CausalLm | Objective::MaskedLm);

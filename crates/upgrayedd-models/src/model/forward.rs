@@ -86,7 +86,9 @@ impl Model {
             }
             let (gates, offset) = (hooks.gates_at(layer).cloned(), hooks.offsets.map(|o| o[layer].clone()));
             x = match apart.clone() {
-                None => self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)?,
+                None => {
+                    self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)?
+                }
                 Some(again) => {
                     let (gated, positions_again) = (gates.is_some(), positions.clone());
                     let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
@@ -129,7 +131,11 @@ impl Model {
     pub fn embed(&self, tape: &mut Tape<'_>, batch: &Batch, positions: &Arc<Vec<u32>>) -> Result<Var> {
         let mut sum: Option<Var> = None;
         let types = || batch.types.clone().unwrap_or_else(|| Arc::new(vec![0; batch.tokens.len()]));
-        for (part, ids) in [(Part::Tokens, batch.tokens.clone()), (Part::Positions, positions.clone()), (Part::Types, types())] {
+        for (part, ids) in [
+            (Part::Tokens, batch.tokens.clone()),
+            (Part::Positions, positions.clone()),
+            (Part::Types, types()),
+        ] {
             let Some(id) = self.find(None, part, Kind::Weight) else { continue };
             let table = tape.param(id);
             let part = ops::embedding(tape, &table, &ids)?;
@@ -169,7 +175,8 @@ impl Model {
         self.join(tape, index, Writer::Mlp, &x, written)
     }
 
-    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the layer's own.
+    /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the
+    /// layer's own.
     ///
     /// # Errors
     /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
@@ -192,7 +199,8 @@ impl Model {
             Block::PreNorm => self.norm(tape, x, ids.norm1)?,
             Block::PostNorm => x.clone(),
         };
-        let [mut q, mut k, mut v] = [self.linear(tape, &x, ids.q)?, self.linear(tape, &x, ids.k)?, self.linear(tape, &x, ids.v)?];
+        let [mut q, mut k, mut v] =
+            [self.linear(tape, &x, ids.q)?, self.linear(tape, &x, ids.k)?, self.linear(tape, &x, ids.v)?];
         drop(x);
         if let Some(table) = self.spec.layers[index].rope.map(|rope| &self.ropes[rope]) {
             q = ops::rope(tape, &q, table, positions)?;
@@ -244,7 +252,14 @@ impl Model {
     ///
     /// # Panics
     /// If there is no such layer, or `inputs` are not as wide as the writer reads.
-    pub fn project(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, inputs: Var, gates: Option<&Var>) -> Result<Var> {
+    pub fn project(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        writer: Writer,
+        inputs: Var,
+        gates: Option<&Var>,
+    ) -> Result<Var> {
         let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
         let gates = match writer {
@@ -262,7 +277,14 @@ impl Model {
     ///
     /// # Panics
     /// If there is no such layer, or the two differ in shape.
-    pub fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Result<Var> {
+    pub fn join(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        writer: Writer,
+        x: &Var,
+        written: Var,
+    ) -> Result<Var> {
         let ids = &self.layers[index];
         let x = ops::add(tape, x, &written)?;
         drop(written);
@@ -273,7 +295,8 @@ impl Model {
         }
     }
 
-    /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None` if there are none of those.
+    /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None`
+    /// if there are none of those.
     fn open_features(&self, gates: &Tensor) -> Option<Vec<Range<usize>>> {
         let (heads, width, gates) = (gates.cols(), self.spec.head_dim, gates.to_host());
         let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
@@ -317,7 +340,8 @@ impl Model {
             x = self.linear(tape, &x, ids)?;
             x = ops::activation(tape, Activation::Tanh, &x)?;
         }
-        let tied = [Part::Head, Part::Tokens].into_iter().find_map(|part| self.find(None, part, Kind::Weight));
+        let tied =
+            [Part::Head, Part::Tokens].into_iter().find_map(|part| self.find(None, part, Kind::Weight));
         let Some(weight) = tied else { unreachable!("every family has token embeddings") };
         Ok((x, LinearIds { weight, bias: self.find(None, Part::Head, Kind::Bias) }))
     }

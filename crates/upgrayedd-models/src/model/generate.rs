@@ -57,11 +57,15 @@ impl Model {
         while generation.tokens.len() < options.max_new_tokens {
             let start = std::time::Instant::now();
             let batch = Batch { len: input.len(), tokens: Arc::new(input), batch: 1, ..Batch::default() };
-            let logits = self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() })?;
+            let logits =
+                self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() })?;
             let token = choose(logits.data(), options, &mut random);
             let seconds = start.elapsed().as_secs_f64();
-            *(if generation.tokens.is_empty() { &mut generation.prefill_seconds } else { &mut generation.decode_seconds }) +=
-                seconds;
+            *(if generation.tokens.is_empty() {
+                &mut generation.prefill_seconds
+            } else {
+                &mut generation.decode_seconds
+            }) += seconds;
             generation.tokens.push(token);
             if options.end_tokens.contains(&token) || !on_token(token) {
                 break;
@@ -84,7 +88,10 @@ impl Model {
             ));
         }
         if let Some(token) = prompt.iter().find(|&&t| t as usize >= self.spec.vocab_size) {
-            return Err(Error::does_not_fit(format!("token {token} is not below the vocabulary size {}", self.spec.vocab_size)));
+            return Err(Error::does_not_fit(format!(
+                "token {token} is not below the vocabulary size {}",
+                self.spec.vocab_size
+            )));
         }
         if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
             return Err(Error::out_of_range("temperature", options.temperature, "0 or more"));
@@ -112,8 +119,10 @@ fn choose(logits: &[f32], options: &GenerateOptions, random: &mut rng::Stream) -
     }
     order.sort_unstable_by(by_logit);
     let top = logits[order[0] as usize];
-    let weights: Vec<f64> =
-        order.iter().map(|&t| (f64::from(logits[t as usize] - top) / f64::from(options.temperature)).exp()).collect();
+    let weights: Vec<f64> = order
+        .iter()
+        .map(|&t| (f64::from(logits[t as usize] - top) / f64::from(options.temperature)).exp())
+        .collect();
     let total: f64 = weights.iter().sum();
     let mut kept = 0.0;
     let nucleus = weights.iter().take_while(|w| {

@@ -20,7 +20,13 @@ impl Model {
     /// # Panics
     /// If a token, a token type or a position of the batch is beyond the model's tables, or its mask has
     /// another length; if a target is none of those that the model has.
-    pub fn loss<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, weight: f32, hooks: &mut Hooks<'_>) -> Result<Loss> {
+    pub fn loss<'p>(
+        &'p self,
+        tape: &mut Tape<'p>,
+        batch: &Batch,
+        weight: f32,
+        hooks: &mut Hooks<'_>,
+    ) -> Result<Loss> {
         self.loss_from(tape, None, batch, weight, hooks)
     }
 
@@ -68,7 +74,8 @@ impl Model {
         ops::cross_entropy(tape, &rows, head, &targets, weight)
     }
 
-    /// What a plain encoder is measured against on this batch; `None` for models with an objective of their own.
+    /// What a plain encoder is measured against on this batch; `None` for models with an objective of their
+    /// own.
     ///
     /// # Errors
     /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
@@ -80,7 +87,8 @@ impl Model {
         (self.spec.objective == Objective::Encoder).then(|| self.reference_rows(batch)).transpose()
     }
 
-    /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no gates but its own.
+    /// The hidden states that a plain encoder's are to agree with: those of its reference, or its own with no
+    /// gates but its own.
     fn reference_rows(&self, batch: &Batch) -> Result<Tensor> {
         let reference = self.reference().map_or(self, |r| r);
         let mut tape = Tape::inference(reference.device, &reference.params);
@@ -88,9 +96,9 @@ impl Model {
         Ok(reference.predicted_rows(&mut tape, hidden, batch, true)?.0.tensor().clone())
     }
 
-    /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in the reference:
-    /// random signs over the length of each hidden state. The expected square of a gradient along them is the Gauss-Newton
-    /// curvature of half the relative distance (Hutchinson 1990).
+    /// What a backward pass starts from for curvature where the loss is a distance, which is zero and flat in
+    /// the reference: random signs over the length of each hidden state. The expected square of a gradient
+    /// along them is the Gauss-Newton curvature of half the relative distance (Hutchinson 1990).
     ///
     /// # Errors
     /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
@@ -141,7 +149,8 @@ impl Model {
         let x = teacher.predicted_rows(&mut theirs, x, batch, true)?.0;
         let (x, ids) = teacher.before_logits(&mut theirs, x)?;
         let bias = ids.bias.map(|b| teacher.params.get(b));
-        let knows = Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
+        let knows =
+            Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
 
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, true)?;
@@ -164,7 +173,12 @@ impl Model {
         let theirs = teacher.numbers(&mut theirs, hidden, batch)?;
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
         let numbers = self.numbers(tape, hidden, batch)?;
-        let mut loss = ops::squared_error(tape, &numbers, &self.device.upload(counted_values(batch)), weight * (1.0 - share))?;
+        let mut loss = ops::squared_error(
+            tape,
+            &numbers,
+            &self.device.upload(counted_values(batch)),
+            weight * (1.0 - share),
+        )?;
         let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share)?;
         let parts = [(f64::from(1.0 - share), &loss.sum), (f64::from(share), &distance.sum)];
         loss.sum = ops::combine(self.device, &parts);
@@ -179,11 +193,19 @@ impl Model {
         self.linear(tape, &rows, ids)
     }
 
-    /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or never if `exact`.
-    fn predicted_rows(&self, tape: &mut Tape<'_>, hidden: Var, batch: &Batch, exact: bool) -> Result<(Var, Vec<i64>)> {
+    /// The rows that predict something, and their targets: logits of other rows are hardly ever computed, or
+    /// never if `exact`.
+    fn predicted_rows(
+        &self,
+        tape: &mut Tape<'_>,
+        hidden: Var,
+        batch: &Batch,
+        exact: bool,
+    ) -> Result<(Var, Vec<i64>)> {
         let per_sequence = matches!(self.spec.objective, Objective::Classifier { .. });
         let step = if per_sequence { batch.len as u32 } else { 1 };
-        let counted: Vec<u32> = (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
+        let counted: Vec<u32> =
+            (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
         // Dropping the last position of each causal sequence alone is not worth a copy.
         if !exact && counted.len() * 16 > batch.targets.len() * 15 {
             if !per_sequence {

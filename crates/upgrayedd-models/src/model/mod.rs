@@ -1,4 +1,5 @@
-//! A model, and what can be computed with it: one forward pass for all families, losses, generation, what it costs.
+//! A model, and what can be computed with it: one forward pass for all families, losses, generation, what it
+//! costs.
 
 mod attention_map;
 mod batch;

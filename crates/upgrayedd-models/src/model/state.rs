@@ -121,13 +121,15 @@ impl Model {
         units: UnitMap,
         dtype: DType,
     ) -> Result<Self> {
-        let mut rows: BTreeMap<String, Weight> = (family.weights)(&spec).into_iter().map(|w| (w.name(), w)).collect();
+        let mut rows: BTreeMap<String, Weight> =
+            (family.weights)(&spec).into_iter().map(|w| (w.name(), w)).collect();
         let (mut table, mut ids) = (Vec::with_capacity(params.len()), BTreeMap::new());
         for id in params.ids() {
             let (name, shape) = (params.name(id), params.get(id).shape());
             let weight = rows.remove(name);
-            let weight =
-                weight.ok_or_else(|| Error::does_not_fit(format!("a {} model has no weight {name}", family.model_type)))?;
+            let weight = weight.ok_or_else(|| {
+                Error::does_not_fit(format!("a {} model has no weight {name}", family.model_type))
+            })?;
             if weight.shape(&units) != shape {
                 return Err(Error::does_not_fit(format!(
                     "the weight {name} has shape {shape:?}: expected {:?}",
@@ -141,7 +143,10 @@ impl Model {
             return Err(Error::does_not_fit(format!("the weight {name} is missing")));
         }
         if !ids.contains_key(&(None, Role { part: Part::Tokens, kind: Kind::Weight })) {
-            return Err(Error::does_not_fit(format!("a {} model has no token embeddings", family.model_type)));
+            return Err(Error::does_not_fit(format!(
+                "a {} model has no token embeddings",
+                family.model_type
+            )));
         }
         let find = |layer: usize, part: Part| {
             let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
@@ -149,7 +154,9 @@ impl Model {
         };
         let must = |layer, part: Part| {
             let found = find(layer, part);
-            found.ok_or_else(|| Error::does_not_fit(format!("a {} model's layer {layer} has no {part:?}", family.model_type)))
+            found.ok_or_else(|| {
+                Error::does_not_fit(format!("a {} model's layer {layer} has no {part:?}", family.model_type))
+            })
         };
         let layers = (0..spec.num_layers())
             .map(|i| {
@@ -227,8 +234,8 @@ impl Model {
         &self.params
     }
 
-    /// The same to be changed, which makes it another state of the model. What each weight's shape is follows from the units, and must not
-    /// change: that is what [`crate::surgery`] is for.
+    /// The same to be changed, which makes it another state of the model. What each weight's shape is follows
+    /// from the units, and must not change: that is what [`crate::surgery`] is for.
     pub fn params_mut(&mut self) -> &mut ParamSet {
         self.touch();
         &mut self.params
@@ -266,7 +273,9 @@ impl Model {
                 Some((_, json)) => Tokenizer::from_json(json, &Value::Null),
                 None => Err(Error::does_not_fit("the model came without a tokenizer: text needs one")),
             },
-            Companions::None => Err(Error::does_not_fit("the model came without a tokenizer: text needs one")),
+            Companions::None => {
+                Err(Error::does_not_fit("the model came without a tokenizer: text needs one"))
+            }
         }
     }
 
@@ -339,7 +348,8 @@ impl Model {
         let mut tokens = Vec::new();
         for (file, values) in files {
             tokens.extend(
-                end_tokens(&values["eos_token_id"]).map_err(|e| Error::does_not_fit(format!("{file}: eos_token_id {e}")))?,
+                end_tokens(&values["eos_token_id"])
+                    .map_err(|e| Error::does_not_fit(format!("{file}: eos_token_id {e}")))?,
             );
         }
         tokens.extend(tokenizer.eos());
@@ -400,7 +410,11 @@ impl Model {
     /// The type of most elements: what config.json names, and what keys and values are taken to have.
     pub fn dtype(&self) -> DType {
         let elements = |dtype: &DType| -> usize {
-            self.params.ids().filter(|id| self.dtype_of(*id) == *dtype).map(|id| self.params.get(id).len()).sum()
+            self.params
+                .ids()
+                .filter(|id| self.dtype_of(*id) == *dtype)
+                .map(|id| self.params.get(id).len())
+                .sum()
         };
         // The first of equals.
         DType::EACH.into_iter().rev().max_by_key(elements).unwrap_or(DType::F32)
@@ -441,7 +455,8 @@ impl Model {
 
     /// The parameters of a layer whose rows or columns belong to units of a site.
     pub fn owned(&self, layer: usize, site: Site) -> Vec<ParamId> {
-        let owned = |weight: &Weight| weight.layer == Some(layer) && weight.owner().is_some_and(|(of, _)| of == site);
+        let owned =
+            |weight: &Weight| weight.layer == Some(layer) && weight.owner().is_some_and(|(of, _)| of == site);
         self.params.ids().filter(|id| owned(self.weight(*id))).collect()
     }
 
@@ -486,7 +501,11 @@ impl Model {
         }
         let there = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
         if gates.len() != there {
-            return Err(Error::does_not_fit(format!("layer {} has {there} heads, not {} to be gated", place.layer, gates.len())));
+            return Err(Error::does_not_fit(format!(
+                "layer {} has {there} heads, not {} to be gated",
+                place.layer,
+                gates.len()
+            )));
         }
         self.gates.insert(place, Tensor::from_vec(&[there], gates));
         self.touch();

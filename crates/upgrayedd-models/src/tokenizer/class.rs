@@ -1,4 +1,5 @@
-//! The tokenizer classes of transformers 5 that build a tokenizer of their own instead of taking tokenizer.json as it is.
+//! The tokenizer classes of transformers 5 that build a tokenizer of their own instead of taking
+//! tokenizer.json as it is.
 
 use serde_json::{Map, Value, json};
 
@@ -17,8 +18,8 @@ pub(super) enum Class {
     Llama,
 }
 
-/// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending `Fast`; a test compares
-/// them with transformers.
+/// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending
+/// `Fast`; a test compares them with transformers.
 const UNKNOWN_HERE: [&str; 100] = [
     "AlbertTokenizer",
     "BartTokenizer",
@@ -125,7 +126,8 @@ const UNKNOWN_HERE: [&str; 100] = [
 impl Class {
     /// The class that `AutoTokenizer` would take: the one that is `named`, else that of the model's family.
     pub(super) fn choose(named: Option<&str>, model_type: Option<&str>, byte_level: bool) -> Result<Self> {
-        let of_family = || family::all().into_iter().find(|family| Some(family.model_type) == model_type)?.tokenizer;
+        let of_family =
+            || family::all().into_iter().find(|family| Some(family.model_type) == model_type)?.tokenizer;
         let Some(named) = named.or_else(of_family) else { return Ok(Self::Backend) };
         match named.strip_suffix("Fast").unwrap_or(named) {
             "BertTokenizer"
@@ -156,7 +158,8 @@ impl Class {
         }
     }
 
-    /// The files that it is read from where there is no tokenizer.json; none for those that are read from nothing else.
+    /// The files that it is read from where there is no tokenizer.json; none for those that are read from
+    /// nothing else.
     pub(super) fn vocabulary_files(self) -> &'static [&'static str] {
         match self {
             Self::Bert => &["vocab.txt"],
@@ -190,12 +193,17 @@ impl Class {
                 ("cls_token", "[CLS]"),
                 ("mask_token", "[MASK]"),
             ],
-            Self::Gpt2 => &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")],
+            Self::Gpt2 => &[
+                ("bos_token", "<|endoftext|>"),
+                ("eos_token", "<|endoftext|>"),
+                ("unk_token", "<|endoftext|>"),
+            ],
             Self::Llama => &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
         }
     }
 
-    /// The parts of a tokenizer.json that it builds on a vocabulary, as `options` (tokenizer_config.json) say.
+    /// The parts of a tokenizer.json that it builds on a vocabulary, as `options` (tokenizer_config.json)
+    /// say.
     pub(super) fn parts(
         self,
         model: &Value,
@@ -283,7 +291,9 @@ fn optional_flag(options: &Map<String, Value>, key: &str) -> Result<Option<bool>
     match options.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(value)) => Ok(Some(*value)),
-        Some(value) => Err(Error::out_of_range(format!("tokenizer_config.json: {key}"), value, "true or false")),
+        Some(value) => {
+            Err(Error::out_of_range(format!("tokenizer_config.json: {key}"), value, "true or false"))
+        }
     }
 }
 

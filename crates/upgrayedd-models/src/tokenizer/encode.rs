@@ -42,7 +42,9 @@ pub struct Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab_size", &self.inner.get_vocab_size(true)).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.inner.get_vocab_size(true))
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,19 +75,21 @@ impl Tokenizer {
         if largest >= LARGEST_ID {
             return Err(bad(format!("has the token id {largest}: expected ids below {LARGEST_ID}")));
         }
-        // A class's default may stand for a token that the model never had, and configs name ids that their tokenizer never had (a
-        // copied 50256, say): those mean nothing.
+        // A class's default may stand for a token that the model never had, and configs name ids that their
+        // tokenizer never had (a copied 50256, say): those mean nothing.
         let vocabulary = model_config["vocab_size"].as_u64().unwrap_or(u64::MAX);
         let known = |id: &u32| u64::from(*id) < vocabulary && inner.id_to_token(*id).is_some();
         let token = |key: &str, common: &[&str]| {
             let named = special.named(key).and_then(|text| inner.token_to_id(text)).filter(known);
             // Whoever needs it says what is wrong with it.
-            let by_config = || end_tokens(&model_config[format!("{key}_id")]).unwrap_or_default().into_iter().find(known);
+            let by_config =
+                || end_tokens(&model_config[format!("{key}_id")]).unwrap_or_default().into_iter().find(known);
             let by_name = || common.iter().find_map(|name| inner.token_to_id(name));
             named.or_else(by_config).or_else(by_name)
         };
         let eos = token("eos_token", &["</s>", "<|endoftext|>", "[SEP]"]);
-        let (mask, pad) = (token("mask_token", &["[MASK]", "<mask>"]), token("pad_token", &["[PAD]", "<pad>"]));
+        let (mask, pad) =
+            (token("mask_token", &["[MASK]", "<mask>"]), token("pad_token", &["[PAD]", "<pad>"]));
         let unknown = unknown.and_then(|text| inner.token_to_id(&text));
         let (prefix, suffix) = frame_of(&inner, types).map_err(bad)?;
         let json = foreign(|| inner.to_string(false)).map_err(bad)?;
@@ -95,7 +99,21 @@ impl Tokenizer {
         );
         let fingerprint = blake3::hash(recipe.as_bytes()).to_hex().to_string();
         let (named, reach) = (special.meanings(), Reach::of(&inner));
-        Ok(Self { inner, prefix, suffix, eos, mask, pad, unknown, types, cuts_left, named, notices, fingerprint, reach })
+        Ok(Self {
+            inner,
+            prefix,
+            suffix,
+            eos,
+            mask,
+            pad,
+            unknown,
+            types,
+            cuts_left,
+            named,
+            notices,
+            fingerprint,
+            reach,
+        })
     }
 
     /// Tokens of a text, without the special tokens that frame a sequence.
@@ -103,34 +121,43 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::Data`] if the tokenizer cannot take the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding =
-            foreign(|| self.inner.encode_fast(text, false)).map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
+        let encoding = foreign(|| self.inner.encode_fast(text, false))
+            .map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of a pair the longer
-    /// text is) where the tokenizer's files say, with the token types if a model gets them and they are not all 0. No tokens if a text has
-    /// none.
+    /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of
+    /// a pair the longer text is) where the tokenizer's files say, with the token types if a model gets them
+    /// and they are not all 0. No tokens if a text has none.
     ///
     /// # Errors
     /// Returns [`Error::Data`] if the tokenizer cannot take a text, or `limit` leaves no room for a pair.
-    pub fn sequence(&self, text: &str, pair: Option<&str>, limit: usize) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
+    pub fn sequence(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let Some(pair) = pair else {
             let mut tokens = self.encode(text)?;
-            let excess = tokens.len().saturating_sub(limit.saturating_sub(self.prefix.len() + self.suffix.len()));
+            let excess =
+                tokens.len().saturating_sub(limit.saturating_sub(self.prefix.len() + self.suffix.len()));
             if self.cuts_left {
                 tokens.drain(..excess);
             } else {
                 tokens.truncate(tokens.len() - excess);
             }
-            let whole = if tokens.is_empty() { tokens } else { [&self.prefix[..], &tokens, &self.suffix].concat() };
+            let whole =
+                if tokens.is_empty() { tokens } else { [&self.prefix[..], &tokens, &self.suffix].concat() };
             return Ok((whole, None));
         };
         let bad = |e: String| Error::data(format!("cannot tokenise the pair of texts: {e}"));
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         let room = limit.saturating_sub(added);
         if room < 2 {
-            return Err(bad(format!("sequence length {limit} leaves no room for it beside {added} special tokens")));
+            return Err(bad(format!(
+                "sequence length {limit} leaves no room for it beside {added} special tokens"
+            )));
         }
         let encode = |text: &str| foreign(|| self.inner.encode_fast(text, false)).map_err(bad);
         let (first, second) = (encode(text)?, encode(pair)?);
@@ -153,7 +180,8 @@ impl Tokenizer {
     /// # Errors
     /// Returns [`Error::Data`] if the tokenizer cannot make text of the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        foreign(|| self.inner.decode(tokens, true)).map_err(|e| Error::data(format!("cannot decode tokens: {e}")))
+        foreign(|| self.inner.decode(tokens, true))
+            .map_err(|e| Error::data(format!("cannot decode tokens: {e}")))
     }
 
     /// The text of a tokenizer.json that makes the same tokenizer.
@@ -164,14 +192,19 @@ impl Tokenizer {
         foreign(|| self.inner.to_string(false)).map_err(|e| Error::malformed(format!("tokenizer: {e}")))
     }
 
-    /// A tokenizer_config.json that goes with [`Self::to_json`]: the tokenizer is what that file says, in whatever model's folder.
+    /// A tokenizer_config.json that goes with [`Self::to_json`]: the tokenizer is what that file says, in
+    /// whatever model's folder.
     pub fn to_config(&self) -> Value {
         let mut inputs = vec!["input_ids", "attention_mask"];
         inputs.extend(self.types.then_some("token_type_ids"));
         let side = if self.cuts_left { "left" } else { "right" };
-        let mut config =
-            json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "truncation_side": side });
-        let tokens = [("eos_token", self.eos), ("mask_token", self.mask), ("pad_token", self.pad), ("unk_token", self.unknown)];
+        let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, "truncation_side": side });
+        let tokens = [
+            ("eos_token", self.eos),
+            ("mask_token", self.mask),
+            ("pad_token", self.pad),
+            ("unk_token", self.unknown),
+        ];
         for (key, text) in &self.named {
             config[key] = text.as_str().into();
         }
@@ -247,7 +280,8 @@ impl Tokenizer {
     }
 }
 
-/// One token or several, as config.json and generation_config.json have them; negative numbers stand for none.
+/// One token or several, as config.json and generation_config.json have them; negative numbers stand for
+/// none.
 ///
 /// # Errors
 /// Returns the reason, as the end of a sentence about `value`, for what is neither.
@@ -266,7 +300,8 @@ fn frame_of(inner: &HfTokenizer, types: bool) -> std::result::Result<(Vec<u32>, 
     let text = Encoding::from_tokens(vec![Token::new(TEXT, "a".to_owned(), (0, 1))], 0);
     let framed = foreign(|| inner.post_process(text, None, true))?;
     if types && framed.get_type_ids().iter().any(|t| *t > 0) {
-        return Err("its post-processor gives a text alone token types other than 0, which is not supported".to_owned());
+        return Err("its post-processor gives a text alone token types other than 0, which is not supported"
+            .to_owned());
     }
     let mut parts = framed.get_ids().split(|id| *id == TEXT);
     match (parts.next(), parts.next(), parts.next()) {

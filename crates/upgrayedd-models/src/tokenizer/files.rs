@@ -49,7 +49,8 @@ pub(super) fn make(dir: &Path, model_config: &Value) -> Result<Made> {
 
 /// Makes the tokenizer of a tokenizer.json alone.
 pub(super) fn from_json(json: &str) -> Result<Made> {
-    let value = serde_json::from_str(json).map_err(|e| Error::malformed(format!("tokenizer.json is not valid JSON: {e}")))?;
+    let value = serde_json::from_str(json)
+        .map_err(|e| Error::malformed(format!("tokenizer.json is not valid JSON: {e}")))?;
     build(Vocabulary::Json(value), [&Value::Null; 3], (None, &Value::Null))
 }
 
@@ -63,16 +64,20 @@ fn class_name<'v>(config: &'v Value, model_config: &'v Value) -> Result<Option<&
     }
 }
 
-/// The vocabulary of a folder without tokenizer.json, from the files of the class that transformers would take.
+/// The vocabulary of a folder without tokenizer.json, from the files of the class that transformers would
+/// take.
 fn vocabulary(dir: &Path, named: Option<&str>, model_config: &Value) -> Result<Vocabulary> {
     let has = |name: &&str| dir.join(name).is_file();
-    let class =
-        Class::choose(named, model_config["model_type"].as_str(), false).map_err(|e| Error::bad_file(dir, e.to_string()))?;
-    let readable = [Class::Gpt2, Class::Bert].into_iter().find(|class| class.vocabulary_files().iter().all(has));
+    let class = Class::choose(named, model_config["model_type"].as_str(), false)
+        .map_err(|e| Error::bad_file(dir, e.to_string()))?;
+    let readable =
+        [Class::Gpt2, Class::Bert].into_iter().find(|class| class.vocabulary_files().iter().all(has));
     let class = match (class, readable) {
         // Nothing says which class it is but the files.
         (Class::Backend, Some(readable)) => readable,
-        (class, _) if !class.vocabulary_files().is_empty() && class.vocabulary_files().iter().all(has) => class,
+        (class, _) if !class.vocabulary_files().is_empty() && class.vocabulary_files().iter().all(has) => {
+            class
+        }
         (class, Some(readable)) => {
             return Err(Error::bad_file(
                 dir,
@@ -92,14 +97,19 @@ fn vocabulary(dir: &Path, named: Option<&str>, model_config: &Value) -> Result<V
             lines.lines().enumerate().map(|(id, line)| (line.trim_end().to_owned(), json!(id))).collect();
         return Ok(Vocabulary::Model(json!({ "vocab": vocab }), class));
     }
-    let merges = merges(&read_text(&dir.join("merges.txt"))?).map_err(|e| Error::bad_file(dir.join("merges.txt"), e))?;
+    let merges = merges(&read_text(&dir.join("merges.txt"))?)
+        .map_err(|e| Error::bad_file(dir.join("merges.txt"), e))?;
     let path = dir.join("vocab.json");
     let vocab = read_json(&path)?;
-    match vocab.as_object().map(|v| v.iter().find(|(_, id)| id.as_u64().is_none_or(|id| id > u64::from(u32::MAX)))) {
+    match vocab
+        .as_object()
+        .map(|v| v.iter().find(|(_, id)| id.as_u64().is_none_or(|id| id > u64::from(u32::MAX))))
+    {
         Some(None) => Ok(Vocabulary::Model(json!({ "vocab": vocab, "merges": merges }), class)),
-        Some(Some((token, id))) => {
-            Err(Error::bad_file(path, format!("gives the token {token:?} the id {id}: expected a whole number")))
-        }
+        Some(Some((token, id))) => Err(Error::bad_file(
+            path,
+            format!("gives the token {token:?} the id {id}: expected a whole number"),
+        )),
         None => Err(Error::bad_file(path, "is not a vocabulary: expected an object of ids by token")),
     }
 }
@@ -127,7 +137,8 @@ fn merges(text: &str) -> std::result::Result<Vec<Value>, String> {
         .collect()
 }
 
-/// Where the vocabulary is, what of tokenizer.json it is, and the class that reads it: as transformers decides.
+/// Where the vocabulary is, what of tokenizer.json it is, and the class that reads it: as transformers
+/// decides.
 fn place(
     vocabulary: Vocabulary,
     config: &Value,
@@ -164,7 +175,9 @@ fn place(
             options.shift_remove("add_bos_token");
             options.shift_remove("add_eos_token");
             // Padding that is stored there names the token for it.
-            let padding = json["padding"]["pad_token"].as_str().filter(|_| matches!(class, Class::Backend | Class::Llama));
+            let padding = json["padding"]["pad_token"]
+                .as_str()
+                .filter(|_| matches!(class, Class::Backend | Class::Llama));
             if let Some(token) = padding.filter(|_| !options.contains_key("pad_token")) {
                 options.insert("pad_token".to_owned(), token.into());
             }
@@ -240,17 +253,27 @@ fn build(
 }
 
 /// Sets what frames a text, where that is not as tokenizer.json has it.
-fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, special: &Special) -> Result<()> {
+fn frame(
+    inner: &mut HfTokenizer,
+    class: Class,
+    options: &Map<String, Value>,
+    special: &Special,
+) -> Result<()> {
     let id = |token: &str| inner.token_to_id(token);
     let template = |single: String, pair: String, tokens: Vec<(&str, u32)>| {
-        let special: Map<String, Value> =
-            tokens.iter().map(|(text, id)| ((*text).to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] }))).collect();
+        let special: Map<String, Value> = tokens
+            .iter()
+            .map(|(text, id)| ((*text).to_owned(), json!({ "id": text, "ids": [id], "tokens": [text] })))
+            .collect();
         let pieces = |text: &str| -> Vec<Value> { serde_json::from_str(text).unwrap_or_default() };
         json!({ "type": "TemplateProcessing", "single": pieces(&single), "pair": pieces(&pair), "special_tokens": special })
     };
-    let piece = |token: &str, kind: u8| json!({ "SpecialToken": { "id": token, "type_id": kind } }).to_string();
+    let piece =
+        |token: &str, kind: u8| json!({ "SpecialToken": { "id": token, "type_id": kind } }).to_string();
     let (a, b) = (r#"{"Sequence":{"id":"A","type_id":0}}"#, r#"{"Sequence":{"id":"B","type_id":1}}"#);
-    let list = |parts: &[&str]| format!("[{}]", parts.iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(","));
+    let list = |parts: &[&str]| {
+        format!("[{}]", parts.iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(","))
+    };
     let processor = if class == Class::Bert {
         let (cls, sep) = (special.named("cls_token"), special.named("sep_token"));
         let (Some(cls), Some(sep)) = (cls, sep) else {
@@ -276,7 +299,8 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
         flag(options, "add_bos_token", false)?;
         flag(options, "add_eos_token", false)?;
         let (bos, eos) = (asked("add_bos_token", "bos_token")?, asked("add_eos_token", "eos_token")?);
-        let at = |token: &Option<String>, kind: u8| token.as_deref().map(|t| piece(t, kind)).unwrap_or_default();
+        let at =
+            |token: &Option<String>, kind: u8| token.as_deref().map(|t| piece(t, kind)).unwrap_or_default();
         let tokens = bos.iter().chain(&eos).map(|t| (t.as_str(), id(t).unwrap_or_default())).collect();
         let single = list(&[&at(&bos, 0), a, &at(&eos, 0)]);
         let pair = list(&[&at(&bos, 0), a, &at(&eos, 0), &at(&bos, 1), b, &at(&eos, 1)]);
@@ -284,8 +308,8 @@ fn frame(inner: &mut HfTokenizer, class: Class, options: &Map<String, Value>, sp
     } else {
         return Ok(());
     };
-    let processor: tokenizers::PostProcessorWrapper =
-        serde_json::from_value(processor).map_err(|e| Error::malformed(format!("the tokens that frame a text: {e}")))?;
+    let processor: tokenizers::PostProcessorWrapper = serde_json::from_value(processor)
+        .map_err(|e| Error::malformed(format!("the tokens that frame a text: {e}")))?;
     inner.with_post_processor(Some(processor));
     Ok(())
 }
@@ -303,7 +327,9 @@ fn gives_types(options: &Map<String, Value>, class: Class) -> Result<bool> {
     match options.get("model_input_names") {
         None => Ok(class.gives_types()),
         Some(Value::Array(names)) => Ok(names.iter().any(|name| name == "token_type_ids")),
-        Some(other) => Err(Error::out_of_range("tokenizer_config.json: model_input_names", other, "a list of names")),
+        Some(other) => {
+            Err(Error::out_of_range("tokenizer_config.json: model_input_names", other, "a list of names"))
+        }
     }
 }
 
@@ -336,11 +362,13 @@ fn differences(parts: &Map<String, Value>, json: &Value, class: Class) -> Option
     let normalizer = |v: &Value| whole::<NormalizerWrapper>(&v["normalizer"]);
     let pre_tokenizer = |v: &Value| whole::<PreTokenizerWrapper>(&v["pre_tokenizer"]);
     let ours = Value::Object(parts.clone());
-    let other: Vec<&str> =
-        [("normalizer", normalizer(&ours) != normalizer(json)), ("pre_tokenizer", pre_tokenizer(&ours) != pre_tokenizer(json))]
-            .into_iter()
-            .filter_map(|(name, differs)| differs.then_some(name))
-            .collect();
+    let other: Vec<&str> = [
+        ("normalizer", normalizer(&ours) != normalizer(json)),
+        ("pre_tokenizer", pre_tokenizer(&ours) != pre_tokenizer(json)),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect();
     (!other.is_empty()).then(|| {
         format!(
             "tokenizer.json has another {} than a {} makes of tokenizer_config.json, and as in transformers the options count",

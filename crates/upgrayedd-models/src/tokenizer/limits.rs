@@ -39,7 +39,8 @@ fn growth(step: &Value) -> usize {
     within.into_iter().map(growth).fold(own, usize::saturating_mul)
 }
 
-/// The longest string in SentencePiece's compiled map: the length of a trie, the trie, and strings that end with a zero.
+/// The longest string in SentencePiece's compiled map: the length of a trie, the trie, and strings that end
+/// with a zero.
 fn longest_replacement(map: &str) -> usize {
     let Ok(bytes) = BASE64_STANDARD.decode(map) else { return 1 };
     let trie = bytes.first_chunk().map_or(0, |size| u32::from_le_bytes(*size) as usize);

@@ -1,4 +1,5 @@
-//! Tokenizers as Hugging Face folders have them: `tokenizer.json`, else `vocab.json` with `merges.txt`, else BERT's `vocab.txt`.
+//! Tokenizers as Hugging Face folders have them: `tokenizer.json`, else `vocab.json` with `merges.txt`, else
+//! BERT's `vocab.txt`.
 
 mod class;
 mod encode;

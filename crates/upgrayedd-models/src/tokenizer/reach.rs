@@ -29,7 +29,8 @@ impl Reach {
         let splitters = steps(tokenizer.get_pre_tokenizer(), "pretokenizers");
         let added = tokenizer.get_added_tokens_decoder();
         // A model other than BPE treats a text that nothing splits as one word.
-        let splits = matches!(tokenizer.get_model(), ModelWrapper::BPE(_)) || splitters.iter().any(splits_words);
+        let splits =
+            matches!(tokenizer.get_model(), ModelWrapper::BPE(_)) || splitters.iter().any(splits_words);
         if !splits || added.values().any(|token| token.content.len() > LONGEST_TOKEN) {
             return Self::Far;
         }
@@ -46,13 +47,16 @@ impl Reach {
         match step["type"].as_str().unwrap_or_default() {
             "Replace" => {
                 let (old, new) = (&step["pattern"], step["content"].as_str().unwrap_or_default());
-                let ends: fn(char) -> bool = if self == Self::Words { char::is_whitespace } else { |c| c == '\n' };
-                let keeps_ends = !new.contains(ends) && old["String"].as_str().is_some_and(|old| !old.contains(ends));
+                let ends: fn(char) -> bool =
+                    if self == Self::Words { char::is_whitespace } else { |c| c == '\n' };
+                let keeps_ends =
+                    !new.contains(ends) && old["String"].as_str().is_some_and(|old| !old.contains(ends));
                 is_one_character(old) && (keeps_ends || self == Self::Words && !spaces_count)
             }
             "BertNormalizer" => self == Self::Words,
             "ByteLevel" => !spaces_count,
-            "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD" | "Nmt" | "Precompiled" | "Prepend" | "StripAccents" => true,
+            "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD" | "Nmt" | "Precompiled" | "Prepend"
+            | "StripAccents" => true,
             _ => false,
         }
     }
@@ -72,23 +76,32 @@ impl Reach {
     fn has_pattern(self, pattern: &Value) -> bool {
         // White space that ends before a word: it looks no further than the word's first letter.
         let regex = pattern["Regex"].as_str().map(|regex| regex.replace(r"(?!\S)", ""));
-        is_one_character(pattern) || regex.and_then(|regex| self.runs(&parse(&regex)?)).is_some_and(|runs| runs <= MOST_RUNS)
+        is_one_character(pattern)
+            || regex.and_then(|regex| self.runs(&parse(&regex)?)).is_some_and(|runs| runs <= MOST_RUNS)
     }
 
-    /// How many runs of white space, or of anything but white space, or how many lines, a match touches at most; `None` if there is no
-    /// bound.
+    /// How many runs of white space, or of anything but white space, or how many lines, a match touches at
+    /// most; `None` if there is no bound.
     fn runs(self, hir: &Hir) -> Option<usize> {
         match hir.kind() {
             HirKind::Empty => Some(0),
             HirKind::Literal(literal) => Some(literal.0.len()),
             HirKind::Class(_) => Some(1),
-            HirKind::Look(Look::WordUnicode | Look::WordUnicodeNegate | Look::WordAscii | Look::WordAsciiNegate) => Some(1),
+            HirKind::Look(
+                Look::WordUnicode | Look::WordUnicodeNegate | Look::WordAscii | Look::WordAsciiNegate,
+            ) => Some(1),
             HirKind::Look(_) => None,
             HirKind::Capture(capture) => self.runs(&capture.sub),
-            HirKind::Concat(parts) => parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(self.runs(part)?)),
-            HirKind::Alternation(parts) => parts.iter().try_fold(0, |most, part| Some(self.runs(part)?.max(most))),
+            HirKind::Concat(parts) => {
+                parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(self.runs(part)?))
+            }
+            HirKind::Alternation(parts) => {
+                parts.iter().try_fold(0, |most, part| Some(self.runs(part)?.max(most)))
+            }
             HirKind::Repetition(repeated) if self.is_one_run(&repeated.sub) => Some(1),
-            HirKind::Repetition(repeated) => self.runs(&repeated.sub)?.checked_mul(repeated.max?.try_into().ok()?),
+            HirKind::Repetition(repeated) => {
+                self.runs(&repeated.sub)?.checked_mul(repeated.max?.try_into().ok()?)
+            }
         }
     }
 
@@ -163,9 +176,17 @@ mod tests {
 
     #[test]
     fn patterns_that_reach_far_are_not() {
-        for far in
-            [r"'[^']*'", r"(\S+\s+){100}", r"(?:\S+\s+)+", r"e([^e]*)e", r"\W+", r"^\S+", r"(a)\1", r"(?<=a.*)b", r"(?=\S+x)y"]
-        {
+        for far in [
+            r"'[^']*'",
+            r"(\S+\s+){100}",
+            r"(?:\S+\s+)+",
+            r"e([^e]*)e",
+            r"\W+",
+            r"^\S+",
+            r"(a)\1",
+            r"(?<=a.*)b",
+            r"(?=\S+x)y",
+        ] {
             assert!(!Reach::Words.has_pattern(&json!({ "Regex": far })), "{far}");
             assert!(!Reach::Lines.has_pattern(&json!({ "Regex": far })), "{far}");
         }

@@ -1,4 +1,5 @@
-//! Special and added tokens: from everywhere that they may be written, in the order in which transformers 5 takes them.
+//! Special and added tokens: from everywhere that they may be written, in the order in which transformers 5
+//! takes them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,7 +9,8 @@ use tokenizers::AddedToken;
 use crate::{Error, Result};
 
 /// The special tokens with a meaning, in the order in which transformers adds them.
-const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// Special tokens without a meaning, as a list, or with meanings of the model's own, as an object.
 const EXTRA: &str = "extra_special_tokens";
 /// What the list was called before transformers 5.
@@ -73,10 +75,12 @@ impl Special {
         };
         let mut special = Self { all: by_id.into_values().collect(), ..Self::default() };
         special.name(&keys, defaults)?;
-        let in_json = sources.json["added_tokens"].as_array().filter(|_| sources.as_it_is).into_iter().flatten();
+        let in_json =
+            sources.json["added_tokens"].as_array().filter(|_| sources.as_it_is).into_iter().flatten();
         let mut there: HashSet<String> = in_json.filter_map(content).collect();
         there.extend(special.all.iter().map(|t| t.content.clone()));
-        // Named tokens that are not there, then those without a meaning; the last word on a token's flags counts.
+        // Named tokens that are not there, then those without a meaning; the last word on a token's flags
+        // counts.
         let mut more: Vec<AddedToken> = Vec::new();
         let named = special.named.iter().map(|(_, token)| token.clone());
         for token in named.chain(keys.extra()?) {
@@ -108,7 +112,8 @@ impl Special {
                 named.push((key.to_owned(), token));
             }
         }
-        // Those that are described come first, then those that are text; a name that is there already gets another token.
+        // Those that are described come first, then those that are text; a name that is there already gets
+        // another token.
         let described_ones = keys.values.iter().filter(|(key, value)| {
             let in_map = keys.from_map.contains(*key);
             is_own(key) && (in_map && content(value).is_some() || is_described(value))
@@ -142,7 +147,8 @@ impl Keys {
             values.insert(EXTRA.to_owned(), old);
         }
         let own = values.iter().filter(|(key, value)| is_own(key) && value.is_string());
-        let mut of_the_model: Map<String, Value> = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let mut of_the_model: Map<String, Value> =
+            own.map(|(key, value)| (key.clone(), value.clone())).collect();
         for key in of_the_model.keys() {
             values.shift_remove(key);
         }
@@ -162,8 +168,11 @@ impl Keys {
     /// Takes over what special_tokens_map.json says.
     fn merge(&mut self, map: &Value) -> Result<()> {
         for (key, value) in map.as_object().into_iter().flatten() {
-            if let Some(token) =
-                value.as_array().into_iter().flatten().find(|token| is_described(token) || token.get("special").is_some())
+            if let Some(token) = value
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|token| is_described(token) || token.get("special").is_some())
             {
                 return Err(Error::malformed(format!(
                     "special_tokens_map.json: {key}: {token} is no token: expected text, or an object without __type and special"
@@ -171,7 +180,8 @@ impl Keys {
             }
             match (key.as_str(), self.values.get_mut(key), value) {
                 (EXTRA, Some(Value::Array(tokens)), Value::Array(more)) => {
-                    let new: Vec<Value> = more.iter().filter(|token| !tokens.contains(token)).cloned().collect();
+                    let new: Vec<Value> =
+                        more.iter().filter(|token| !tokens.contains(token)).cloned().collect();
                     tokens.extend(new);
                     self.from_map.insert(key.clone());
                 }
@@ -185,7 +195,8 @@ impl Keys {
         Ok(())
     }
 
-    /// A token as it may be written where it stands: only special_tokens_map.json describes tokens without saying that it does.
+    /// A token as it may be written where it stands: only special_tokens_map.json describes tokens without
+    /// saying that it does.
     fn checked<'v>(&self, key: &str, value: &'v Value) -> Result<&'v Value> {
         if value.is_object() && !is_described(value) && !self.from_map.contains(key) {
             return Err(Error::malformed(format!(

@@ -53,7 +53,8 @@ impl LayerUnits {
         groups
     }
 
-    /// The units of a kind that are there, ascending original indices. Only heads leave, and key/value heads with them.
+    /// The units of a kind that are there, ascending original indices. Only heads leave, and key/value heads
+    /// with them.
     pub fn units(&self, site: Site) -> Vec<usize> {
         match site {
             Site::Head => self.active.clone(),
@@ -87,9 +88,15 @@ pub struct UnitMap {
 }
 
 impl UnitMap {
-    /// All units there, of layers with so many query heads, key/value heads (of which the former are a multiple) and channels.
+    /// All units there, of layers with so many query heads, key/value heads (of which the former are a
+    /// multiple) and channels.
     pub fn new(layers: impl IntoIterator<Item = (usize, usize, usize)>) -> Self {
-        let layer = |(total, kv_total, channels)| LayerUnits { total, kv_total, channels, active: (0..total).collect() };
+        let layer = |(total, kv_total, channels)| LayerUnits {
+            total,
+            kv_total,
+            channels,
+            active: (0..total).collect(),
+        };
         Self { layers: layers.into_iter().map(layer).collect() }
     }
 
@@ -105,7 +112,11 @@ impl UnitMap {
     /// ascending, or has a head that does not exist.
     pub fn with_active(mut self, active: Vec<Vec<usize>>) -> Result<Self> {
         if active.len() != self.layers.len() {
-            return Err(Error::malformed(format!("heads of {} layers are listed, of {}", active.len(), self.layers.len())));
+            return Err(Error::malformed(format!(
+                "heads of {} layers are listed, of {}",
+                active.len(),
+                self.layers.len()
+            )));
         }
         for (index, (layer, active)) in self.layers.iter_mut().zip(active).enumerate() {
             let ascending = active.windows(2).all(|w| w[0] < w[1]);
@@ -120,7 +131,8 @@ impl UnitMap {
         Ok(self)
     }
 
-    /// What is there, for files: kind → module path of the layer → original indices. `layers` are the paths of all.
+    /// What is there, for files: kind → module path of the layer → original indices. `layers` are the paths
+    /// of all.
     pub fn record(&self, layers: &[String]) -> Value {
         let active = |(path, layer): (&String, &LayerUnits)| (path.clone(), layer.active.clone().into());
         let heads: Map<String, Value> = layers.iter().zip(&self.layers).map(active).collect();
@@ -133,12 +145,14 @@ impl UnitMap {
     /// Returns [`Error::Malformed`] for what is no record of these layers, and [`Error::Unsupported`] for
     /// kinds of units other than heads.
     pub fn with_record(self, record: &Value, layers: &[String]) -> Result<Self> {
-        let kinds = record.as_object().ok_or_else(|| Error::malformed("expected an object of units by kind"))?;
+        let kinds =
+            record.as_object().ok_or_else(|| Error::malformed("expected an object of units by kind"))?;
         if let Some(kind) = kinds.keys().find(|kind| *kind != Site::Head.name()) {
             return Err(Error::unsupported(format!("{kind}: this program removes heads only")));
         }
         let heads = record[Site::Head.name()].as_object();
-        let heads = heads.ok_or_else(|| Error::malformed("heads: expected lists of indices by module path"))?;
+        let heads =
+            heads.ok_or_else(|| Error::malformed("heads: expected lists of indices by module path"))?;
         if let Some(path) = heads.keys().find(|path| !layers.contains(path)) {
             return Err(Error::malformed(format!(
                 "heads: {path} is no layer: expected {}, …",
@@ -146,7 +160,8 @@ impl UnitMap {
             )));
         }
         let active = |path: &String| {
-            let listed = heads.get(path).ok_or_else(|| Error::malformed(format!("heads: {path} is missing")))?;
+            let listed =
+                heads.get(path).ok_or_else(|| Error::malformed(format!("heads: {path} is missing")))?;
             Vec::deserialize(listed).map_err(|e| Error::malformed(format!("heads: {path}: {e}")))
         };
         self.with_active(layers.iter().map(active).collect::<Result<_>>()?)
@@ -180,7 +195,10 @@ impl UnitMap {
     /// Every removed head.
     pub fn pruned(&self) -> Selection {
         let pruned = self.layers.iter().map(LayerUnits::pruned).enumerate();
-        pruned.filter(|(_, heads)| !heads.is_empty()).map(|(layer, heads)| (LayerSite::heads(layer), heads)).collect()
+        pruned
+            .filter(|(_, heads)| !heads.is_empty())
+            .map(|(layer, heads)| (LayerSite::heads(layer), heads))
+            .collect()
     }
 
     /// Takes heads out.
@@ -225,7 +243,10 @@ impl UnitMap {
     fn check(&self, selection: &Selection, expect_active: bool) -> Result<()> {
         for (&LayerSite { layer, site }, heads) in selection {
             if site != Site::Head {
-                return Err(Error::unsupported(format!("{} of layer {layer} cannot be removed: expected heads", site.name())));
+                return Err(Error::unsupported(format!(
+                    "{} of layer {layer} cannot be removed: expected heads",
+                    site.name()
+                )));
             }
             let Some(known) = self.layers.get(layer) else {
                 return Err(Error::does_not_fit(format!(
@@ -237,7 +258,11 @@ impl UnitMap {
                 let problem = if head >= known.total {
                     format!("does not exist: the layer has heads 0 to {}", known.total - 1)
                 } else if known.is_active(head) != expect_active {
-                    let (state, list) = if expect_active { ("is already pruned", "active") } else { ("is not pruned", "pruned") };
+                    let (state, list) = if expect_active {
+                        ("is already pruned", "active")
+                    } else {
+                        ("is not pruned", "pruned")
+                    };
                     let choices = if expect_active { known.active.clone() } else { known.pruned() };
                     format!("{state}: the {list} heads are {choices:?}")
                 } else if heads[..i].contains(&head) {
@@ -275,7 +300,10 @@ mod tests {
             (0, vec![1, 1], "twice"),
             (1, vec![0, 1, 2, 3], "at least 1"),
         ] {
-            let error = map.remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1).expect_err("impossible").to_string();
+            let error = map
+                .remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1)
+                .expect_err("impossible")
+                .to_string();
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(map, UnitMap::full(2, 4, 4));

@@ -1,5 +1,5 @@
-//! What can be removed from a model, what of it is there, and a number for each. Indices are the original ones for the whole life of
-//! a model. Imports nothing but errors.
+//! What can be removed from a model, what of it is there, and a number for each. Indices are the original
+//! ones for the whole life of a model. Imports nothing but errors.
 
 mod map;
 mod scores;

@@ -21,7 +21,9 @@ impl Scores {
 
     /// Zero for every unit of a kind.
     pub fn zeros(units: &UnitMap, site: Site) -> Self {
-        let place = |(layer, known): (usize, &LayerUnits)| (LayerSite { layer, site }, vec![0.0; known.units(site).len()]);
+        let place = |(layer, known): (usize, &LayerUnits)| {
+            (LayerSite { layer, site }, vec![0.0; known.units(site).len()])
+        };
         Self { places: units.layers().iter().enumerate().map(place).collect() }
     }
 
@@ -63,7 +65,8 @@ impl Scores {
     /// The scores after a function of each.
     #[must_use]
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Self {
-        let place = |(place, scores): (&LayerSite, &Vec<f64>)| (*place, scores.iter().map(|s| f(*s)).collect());
+        let place =
+            |(place, scores): (&LayerSite, &Vec<f64>)| (*place, scores.iter().map(|s| f(*s)).collect());
         Self { places: self.places.iter().map(place).collect() }
     }
 
@@ -95,8 +98,8 @@ impl Scores {
         }
     }
 
-    /// Spearman's rank correlation with other scores of the same units, −1 to 1; equal values share their mean rank. `None`
-    /// where all values of one side are equal.
+    /// Spearman's rank correlation with other scores of the same units, −1 to 1; equal values share their
+    /// mean rank. `None` where all values of one side are equal.
     pub fn rank_correlation(&self, other: &Self) -> Option<f64> {
         rank_correlation(&self.values().collect::<Vec<f64>>(), &other.values().collect::<Vec<f64>>())
     }
@@ -130,10 +133,15 @@ mod tests {
         let units = UnitMap::full(2, 2, 1);
         let error = |scores: Scores| scores.check(&units).expect_err("does not fit").to_string();
         assert!(Scores::zeros(&units, Site::Head).check(&units).is_ok());
-        assert!(error(Scores::of_heads([vec![1.0, 2.0], vec![1.0]])).contains("layer 1 has 1 scores for 2 heads"));
+        assert!(
+            error(Scores::of_heads([vec![1.0, 2.0], vec![1.0]])).contains("layer 1 has 1 scores for 2 heads")
+        );
         assert!(error(Scores::of_heads([vec![1.0, 2.0]])).contains("the heads of layer 1 have no scores"));
         assert!(error(Scores::of_heads([vec![1.0], vec![], vec![]])).contains("layer 0 has 1 scores"));
-        assert!(error(Scores::of_heads([vec![1.0, f64::NAN], vec![1.0, 2.0]])).contains("heads 1 in layer 0 is NaN"));
+        assert!(
+            error(Scores::of_heads([vec![1.0, f64::NAN], vec![1.0, 2.0]]))
+                .contains("heads 1 in layer 0 is NaN")
+        );
         let mut groups = Scores::zeros(&units, Site::Head);
         *groups.at_mut(LayerSite { layer: 0, site: Site::KvGroup }) = vec![0.0, 0.0];
         assert!(error(groups).contains("2 scores for 1 kv-groups"));

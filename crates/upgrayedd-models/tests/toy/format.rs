@@ -6,9 +6,11 @@ use upgrayedd_models::export::{Format, tensors};
 use upgrayedd_models::files::{DType, write_file};
 use upgrayedd_models::{Model, Result};
 
-pub static FORMAT: Format = Format { name: "shapes", summary: "names and shapes", note: |_| "nothing loads it", write };
+pub static FORMAT: Format =
+    Format { name: "shapes", summary: "names and shapes", note: |_| "nothing loads it", write };
 
 fn write(model: &Model, _: Option<DType>, dir: &Path) -> Result<()> {
-    let lines = tensors(model, false).into_iter().map(|(name, tensor, _)| format!("{name} {:?}\n", tensor.shape()));
+    let lines =
+        tensors(model, false).into_iter().map(|(name, tensor, _)| format!("{name} {:?}\n", tensor.shape()));
     write_file(&dir.join("shapes.txt"), lines.collect::<String>().as_bytes())
 }

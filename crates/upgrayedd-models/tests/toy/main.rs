@@ -24,7 +24,10 @@ use upgrayedd_models::{Model, surgery};
 fn a_family_and_a_format_are_a_file_and_a_line() {
     upgrayedd_models::family::register(&family::FAMILY).unwrap();
     export::register(&format::FORMAT).unwrap();
-    assert!(upgrayedd_models::family::register(&family::FAMILY).is_err() && export::register(&format::FORMAT).is_err());
+    assert!(
+        upgrayedd_models::family::register(&family::FAMILY).is_err()
+            && export::register(&format::FORMAT).is_err()
+    );
 
     let config = json!({ "model_type": "toy", "tokens": 24, "width": 16, "depth": 3, "heads": 4 });
     let (found, spec, notes) = upgrayedd_models::family::recognise(&config, &[], None).unwrap();
@@ -41,7 +44,8 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let whole = logits(&model);
     // The layers are not alike.
     assert_eq!(model.units().counts(), [2, 4, 4]);
-    let mlp = |layer| model.params().get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
+    let mlp =
+        |layer| model.params().get(model.find(Some(layer), Part::Up, Kind::Weight).unwrap()).shape().to_vec();
     assert_eq!((mlp(0), mlp(1)), (vec![16, 16], vec![48, 16]));
 
     let gone = Selection::from([(LayerSite::heads(0), vec![1]), (LayerSite::heads(2), vec![0, 3])]);
@@ -53,11 +57,19 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     let again = Model::load(&dir.path().join("hf"), &LoadOptions::default()).unwrap();
     assert_eq!(again.units(), model.units());
     assert_eq!(logits(&again).data(), pruned.data());
-    assert_eq!(fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(), family::FAMILY.modeling);
+    assert_eq!(
+        fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(),
+        family::FAMILY.modeling
+    );
 
-    export::export(&model, export::named("shapes").unwrap(), Some(DType::F32), &dir.path().join("shapes")).unwrap();
+    export::export(&model, export::named("shapes").unwrap(), Some(DType::F32), &dir.path().join("shapes"))
+        .unwrap();
     let shapes = fs::read_to_string(dir.path().join("shapes/shapes.txt")).unwrap();
-    assert!(shapes.contains("toy.blocks.2.query.bias [8]\n") && shapes.contains("toy.blocks.0.out.weight [16, 4]\n"), "{shapes}");
+    assert!(
+        shapes.contains("toy.blocks.2.query.bias [8]\n")
+            && shapes.contains("toy.blocks.0.out.weight [16, 4]\n"),
+        "{shapes}"
+    );
 
     surgery::restore(&mut model, None, &gone, 1.0).unwrap();
     assert_eq!(logits(&model).data(), whole.data());

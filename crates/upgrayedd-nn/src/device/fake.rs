@@ -1,5 +1,6 @@
-//! A device whose memory nobody but its kernels can read, for tests: the CPU's kernels behind a wall. Whoever hands it host memory, or reads
-//! what it has made, fails; what crosses over on purpose is counted, thread by thread.
+//! A device whose memory nobody but its kernels can read, for tests: the CPU's kernels behind a wall. Whoever
+//! hands it host memory, or reads what it has made, fails; what crosses over on purpose is counted, thread by
+//! thread.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +9,9 @@ use std::sync::Arc;
 
 use super::cpu::Cpu;
 use crate::Tensor;
-use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value};
+use crate::kernels::{
+    Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value,
+};
 use crate::tensor::DeviceMemory;
 
 /// What has crossed over since the thread began, or [`reset`].
@@ -92,7 +95,8 @@ fn on_device(tensor: Tensor) -> Tensor {
 /// What the device's kernels see.
 fn inside(tensor: &Tensor) -> Tensor {
     let memory = tensor.device_memory().unwrap_or_else(|| unreachable!("a kernel was handed host memory"));
-    let elements = memory.as_any().downcast_ref::<Elements>().unwrap_or_else(|| unreachable!("another device's memory"));
+    let elements =
+        memory.as_any().downcast_ref::<Elements>().unwrap_or_else(|| unreachable!("another device's memory"));
     elements.0.clone().reshaped(tensor.shape())
 }
 
@@ -114,8 +118,11 @@ fn through(sink: Sink<'_>, f: impl FnOnce(Sink<'_>)) {
 }
 
 fn through_all<const N: usize>(sinks: [Option<Sink<'_>>; N], f: impl FnOnce([Option<Sink<'_>>; N])) {
-    let mut inner = sinks.each_ref().map(|sink| sink.as_ref().map(|sink| (inside(sink.tensor), sink.accumulate)));
-    f(inner.each_mut().map(|inner| inner.as_mut().map(|(tensor, accumulate)| Sink { tensor, accumulate: *accumulate })));
+    let mut inner =
+        sinks.each_ref().map(|sink| sink.as_ref().map(|sink| (inside(sink.tensor), sink.accumulate)));
+    f(inner
+        .each_mut()
+        .map(|inner| inner.as_mut().map(|(tensor, accumulate)| Sink { tensor, accumulate: *accumulate })));
     for (sink, inner) in sinks.into_iter().zip(inner) {
         if let (Some(sink), Some((tensor, _))) = (sink, inner) {
             *sink.tensor = on_device(tensor);
@@ -192,15 +199,33 @@ impl Kernels for Fake {
         let (out, stats) = Cpu.layer_norm(&inside(x), &inside(weight), &inside(bias), eps);
         (on_device(out), on_device(stats))
     }
-    fn layer_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]) {
-        through_all(grads, |grads| Cpu.layer_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads));
+    fn layer_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 3],
+    ) {
+        through_all(grads, |grads| {
+            Cpu.layer_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads)
+        });
     }
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
         let (out, stats) = Cpu.rms_norm(&inside(x), &inside(weight), eps);
         (on_device(out), on_device(stats))
     }
-    fn rms_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]) {
-        through_all(grads, |grads| Cpu.rms_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads));
+    fn rms_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 2],
+    ) {
+        through_all(grads, |grads| {
+            Cpu.rms_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads)
+        });
     }
     fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
         through(out, |out| Cpu.rope(&inside(x), &inside(table), list(positions), sign, out));
@@ -235,14 +260,32 @@ impl Kernels for Fake {
         through_all([dq, dk, dv, dg], |[dq, dk, dv, dg]| {
             let grads = AttentionGrads { q: dq, k: dk, v: dv, gates: dg };
             let gates = maybe(gates);
-            Cpu.attention_grad(&inside(dout), &inside(q), &inside(k), &inside(v), gates.as_ref(), &inside(lse), shape, grads);
+            Cpu.attention_grad(
+                &inside(dout),
+                &inside(q),
+                &inside(k),
+                &inside(v),
+                gates.as_ref(),
+                &inside(lse),
+                shape,
+                grads,
+            );
         });
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
         on_device(Cpu.activation(kind, &inside(x), maybe(up).as_ref()))
     }
-    fn activation_grad(&self, kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]) {
-        through_all(grads, |grads| Cpu.activation_grad(kind, &inside(dy), &inside(x), maybe(up).as_ref(), grads));
+    fn activation_grad(
+        &self,
+        kind: Activation,
+        dy: &Tensor,
+        x: &Tensor,
+        up: Option<&Tensor>,
+        grads: [Option<Sink<'_>>; 2],
+    ) {
+        through_all(grads, |grads| {
+            Cpu.activation_grad(kind, &inside(dy), &inside(x), maybe(up).as_ref(), grads)
+        });
     }
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         on_device(Cpu.gather(&inside(table), list(ids)))
@@ -260,7 +303,8 @@ impl Kernels for Fake {
         write(to, |to| Cpu.write_rows(to, first, &inside(from)));
     }
     fn combine(&self, parts: &[(f64, &Number)]) -> Number {
-        let values: Vec<(f64, Number)> = parts.iter().map(|(factor, n)| (*factor, Number(Value::Host(value(n))))).collect();
+        let values: Vec<(f64, Number)> =
+            parts.iter().map(|(factor, n)| (*factor, Number(Value::Host(value(n))))).collect();
         number(Cpu.combine(&values.iter().map(|(factor, n)| (*factor, n)).collect::<Vec<_>>()))
     }
     fn sum_of_squares(&self, x: &Tensor) -> Number {
@@ -269,14 +313,29 @@ impl Kernels for Fake {
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         Cpu.rows_of_logits(vocabulary)
     }
-    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number {
+    fn negative_log_likelihood(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &[i64],
+    ) -> Number {
         number(Cpu.negative_log_likelihood(&inside(x), &inside(w), maybe(bias).as_ref(), list(targets)))
     }
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number {
         number(write(logits, |logits| Cpu.cross_entropy(logits, list(targets), weight, with_grad)))
     }
-    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number {
-        number(write(student, |student| Cpu.kl_divergence(student, &inside(teacher), temperature, weight, with_grad)))
+    fn kl_divergence(
+        &self,
+        student: &mut Tensor,
+        teacher: &Tensor,
+        temperature: f32,
+        weight: f32,
+        with_grad: bool,
+    ) -> Number {
+        number(write(student, |student| {
+            Cpu.kl_divergence(student, &inside(teacher), temperature, weight, with_grad)
+        }))
     }
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
         number(write(x, |x| Cpu.relative_distance(x, &inside(reference), weight)))

@@ -26,7 +26,9 @@ pub enum DeviceError {
     #[error("unknown device {0:?}: expected one of auto, cpu, cuda, cuda:N")]
     Unknown(String),
     /// The program has no support for the device.
-    #[error("device {0:?} is not available: this build of upgrayedd computes on the CPU only; use cpu or auto")]
+    #[error(
+        "device {0:?} is not available: this build of upgrayedd computes on the CPU only; use cpu or auto"
+    )]
     Unavailable(String),
 }
 
@@ -60,7 +62,8 @@ impl FromStr for Device {
     type Err = DeviceError;
 
     fn from_str(name: &str) -> Result<Self, DeviceError> {
-        let is_cuda = name == "cuda" || name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+        let is_cuda =
+            name == "cuda" || name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
         match name {
             "auto" | "cpu" => Ok(Self::Cpu),
             _ if is_cuda => Err(DeviceError::Unavailable(name.to_owned())),

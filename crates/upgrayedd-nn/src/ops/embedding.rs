@@ -37,7 +37,8 @@ pub fn select_rows(tape: &mut Tape<'_>, x: &Var, rows: &Arc<Vec<u32>>) -> Result
     embedding(tape, x, rows)
 }
 
-/// Puts `from (n, D)` in the place of the rows of `to (N, D)` from `first` on. Not recorded: there is no gradient.
+/// Puts `from (n, D)` in the place of the rows of `to (N, D)` from `first` on. Not recorded: there is no
+/// gradient.
 pub fn write_rows(device: Device, to: &mut Tensor, first: usize, from: &Tensor) {
     device.kernels().write_rows(to, first, from);
 }

@@ -15,15 +15,21 @@ pub fn linear(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>) -> Resu
     linear_over(tape, x, w, bias, None)
 }
 
-/// [`linear`] where `x` is zero but in the columns `features` (in order): the others have no part in the sums, not even in how they are
-/// rounded. Gradients reach all columns.
+/// [`linear`] where `x` is zero but in the columns `features` (in order): the others have no part in the
+/// sums, not even in how they are rounded. Gradients reach all columns.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
 ///
 /// # Panics
 /// If `x` and `w` differ in columns.
-pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, features: Option<&[Range<usize>]>) -> Result<Var> {
+pub fn linear_over(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    w: &Var,
+    bias: Option<&Var>,
+    features: Option<&[Range<usize>]>,
+) -> Result<Var> {
     assert_eq!(x.tensor().cols(), w.tensor().cols(), "linear: input features differ");
     let bias_tensor = bias.map(Var::tensor);
     let out = match features {
@@ -33,7 +39,11 @@ pub fn linear_over(tape: &mut Tape<'_>, x: &Var, w: &Var, bias: Option<&Var>, fe
             let zeros = 0..1;
             let features = if features.is_empty() { std::slice::from_ref(&zeros) } else { features };
             let kernels = tape.kernels();
-            kernels.linear(&kernels.columns(x.tensor(), features), &kernels.columns(w.tensor(), features), bias_tensor)
+            kernels.linear(
+                &kernels.columns(x.tensor(), features),
+                &kernels.columns(w.tensor(), features),
+                bias_tensor,
+            )
         }
     };
     let (dx, dw, db) = (x.source(), w.source(), bias.and_then(Var::source));

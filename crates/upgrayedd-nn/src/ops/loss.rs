@@ -25,25 +25,42 @@ pub struct Loss {
     pub seeds: Vec<(Var, Tensor)>,
 }
 
-/// Cross-entropy of `softmax(x wᵀ + b)` with `targets`, one per row of `x (N, D)`; [`IGNORE`] rows do not count.
+/// Cross-entropy of `softmax(x wᵀ + b)` with `targets`, one per row of `x (N, D)`; [`IGNORE`] rows do not
+/// count.
 ///
-/// Every counted row's gradient is multiplied by `weight` (one over the tokens of a whole step, say). When the tape
-/// records, the head's own gradients are added here, during the forward pass, so that logits are computed once.
+/// Every counted row's gradient is multiplied by `weight` (one over the tokens of a whole step, say). When
+/// the tape records, the head's own gradients are added here, during the forward pass, so that logits are
+/// computed once.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
 ///
 /// # Panics
 /// If there is not one target a row, or a target is no row of the head's weight.
-pub fn cross_entropy(tape: &mut Tape<'_>, x: &Var, head: Head<'_>, targets: &[i64], weight: f32) -> Result<Loss> {
+pub fn cross_entropy(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    head: Head<'_>,
+    targets: &[i64],
+    weight: f32,
+) -> Result<Loss> {
     assert_eq!(x.tensor().rows(), targets.len(), "cross entropy: one target a row");
     let vocab = head.weight.tensor().rows() as i64;
-    assert!(targets.iter().all(|&t| t == IGNORE || (0..vocab).contains(&t)), "cross entropy: a target is not below {vocab}");
+    assert!(
+        targets.iter().all(|&t| t == IGNORE || (0..vocab).contains(&t)),
+        "cross entropy: a target is not below {vocab}"
+    );
     let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
     if !tape.is_recording() {
-        return Ok(Loss { sum: likelihood_alone(tape, x.tensor(), head, targets)?, count, seeds: Vec::new() });
+        return Ok(Loss {
+            sum: likelihood_alone(tape, x.tensor(), head, targets)?,
+            count,
+            seeds: Vec::new(),
+        });
     }
-    let sum = in_chunks(tape, x, head, |tape, rows, logits| tape.kernels().cross_entropy(logits, &targets[rows], weight, true))?;
+    let sum = in_chunks(tape, x, head, |tape, rows, logits| {
+        tape.kernels().cross_entropy(logits, &targets[rows], weight, true)
+    })?;
     Ok(Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
 
@@ -56,7 +73,8 @@ fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]
     for (part, targets) in targets.chunks(ROWS).enumerate() {
         interrupt::check()?;
         let rows = kernels.rows(x, part * ROWS..part * ROWS + targets.len());
-        let likelihood = kernels.negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets);
+        let likelihood =
+            kernels.negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets);
         sum = kernels.combine(&[(1.0, &sum), (1.0, &likelihood)]);
     }
     Ok(sum)
@@ -77,7 +95,8 @@ pub struct Teacher<'a> {
     pub share: f32,
 }
 
-/// `(1 − share) · cross-entropy + share · T² KL(teacher ‖ student)` (Hinton et al. 2015), a target and a row of logits each.
+/// `(1 − share) · cross-entropy + share · T² KL(teacher ‖ student)` (Hinton et al. 2015), a target and a row
+/// of logits each.
 ///
 /// The teacher's logits are computed chunk by chunk as well. Every row counts: leave out those that do not.
 ///
@@ -117,7 +136,8 @@ pub fn distillation(
     Ok(Loss { sum: sum.0, count: rows as u64, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
 
-/// Squared distance of each row of `x (N, D)` from that of `reference (N, D)`, divided by the latter's squared length.
+/// Squared distance of each row of `x (N, D)` from that of `reference (N, D)`, divided by the latter's
+/// squared length.
 ///
 /// The sum is a share, not nats. Every row counts, but for those whose reference is zero.
 ///
@@ -133,7 +153,8 @@ pub fn relative_distance(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weigh
     of_every_row(tape, x, sum, gradient)
 }
 
-/// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared units of these.
+/// Squared difference of each number of `x (N, 1)` from that of `reference (N, 1)`; the sum is in squared
+/// units of these.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
@@ -150,7 +171,8 @@ pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f
 /// A loss that every row of `x` counts in.
 fn of_every_row(tape: &Tape<'_>, x: &Var, sum: Number, gradient: Tensor) -> Result<Loss> {
     interrupt::check()?;
-    let seeds = if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
+    let seeds =
+        if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
     Ok(Loss { sum, count: x.tensor().rows() as u64, seeds })
 }
 

@@ -3,7 +3,8 @@
 use crate::tape::Taken;
 use crate::{Result, Tape, Var};
 
-/// Layer norm (Ba et al. 2016): `(x − mean) / √(var + eps) · weight + bias`; `x (N, D)`, `weight (D)`, `bias (D)`.
+/// Layer norm (Ba et al. 2016): `(x − mean) / √(var + eps) · weight + bias`; `x (N, D)`, `weight (D)`, `bias
+/// (D)`.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
@@ -13,7 +14,11 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
     let again = (x.tensor().clone(), weight.tensor().clone(), bias.tensor().clone());
     let out = tape.record(out, &[x, weight, bias], move |dy, grads| {
-        let mut taken = [grads.take(dx, saved_x.shape()), grads.take(dw, saved_w.shape()), grads.take(db, saved_w.shape())];
+        let mut taken = [
+            grads.take(dx, saved_x.shape()),
+            grads.take(dw, saved_w.shape()),
+            grads.take(db, saved_w.shape()),
+        ];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         grads.kernels.layer_norm_grad(dy, &saved_x, &saved_w, &stats, sinks);
         taken.into_iter().for_each(|t| grads.put(t));

@@ -9,12 +9,14 @@ use crate::{Device, Result, Tape, Tensor, Var};
 pub struct RopeTable {
     inv_freq: Arc<[f32]>,
     positions: usize,
-    /// By device `(positions, head_dim)`: the first half of a row is cos, the second sin, of `position · inv_freq[i]`.
+    /// By device `(positions, head_dim)`: the first half of a row is cos, the second sin, of `position ·
+    /// inv_freq[i]`.
     known: Arc<RwLock<Vec<(Device, Tensor)>>>,
 }
 
 impl RopeTable {
-    /// A table for at most `positions` positions and the inverse frequencies of one head (`head_dim / 2` of them).
+    /// A table for at most `positions` positions and the inverse frequencies of one head (`head_dim / 2` of
+    /// them).
     pub fn new(positions: usize, inv_freq: &[f32]) -> Self {
         Self { inv_freq: inv_freq.into(), positions, known: Arc::default() }
     }
@@ -32,7 +34,9 @@ impl RopeTable {
     /// The table, with `count` rows at least.
     fn rows(&self, device: Device, count: usize) -> Tensor {
         let is_enough = |(of, table): &&(Device, Tensor)| *of == device && table.rows() >= count;
-        if let Some((_, table)) = self.known.read().unwrap_or_else(PoisonError::into_inner).iter().find(is_enough) {
+        if let Some((_, table)) =
+            self.known.read().unwrap_or_else(PoisonError::into_inner).iter().find(is_enough)
+        {
             return table.clone();
         }
         let rows = count.next_power_of_two().clamp(count, self.positions.max(count));

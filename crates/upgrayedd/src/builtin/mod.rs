@@ -127,30 +127,44 @@ pub fn make(out: &Path, mut on_step: impl FnMut(StepReport)) -> Result<PathBuf> 
     let mut learner = Learner::new(model, train.weight_decay);
     let range = 0..data.len();
     let mut source = DatasetBatches { data: Arc::new(data), range, batch_size: 8, seed: RECIPE_SEED };
-    train::learn(&mut learner, &mut source, &train, (&mut Place::default(), &Selection::new()), None, &Alone, |_, _, report| {
-        on_step(report);
-        Ok(ControlFlow::Continue(()))
-    })?;
+    train::learn(
+        &mut learner,
+        &mut source,
+        &train,
+        (&mut Place::default(), &Selection::new()),
+        None,
+        &Alone,
+        |_, _, report| {
+            on_step(report);
+            Ok(ControlFlow::Continue(()))
+        },
+    )?;
     export::export(&learner.model, &export::HF, Some(DType::F16), out)?;
     write_file(&out.join("tokenizer.json"), tokenizer_json.as_bytes())?;
     Ok(out.to_owned())
 }
 
-/// A word-level tokenizer over everything that the grammar can say, with byte-level spaces so that decoding is exact.
+/// A word-level tokenizer over everything that the grammar can say, with byte-level spaces so that decoding
+/// is exact.
 fn make_tokenizer() -> String {
     let mut words = BTreeSet::new();
     for text in stories(RECIPE_SEED, 20_000) {
         let mut pieces = PreTokenizedString::from(text);
         if ByteLevel::default().add_prefix_space(false).pre_tokenize(&mut pieces).is_ok() {
             words.extend(
-                pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().map(|(word, ..)| word.to_owned()),
+                pieces
+                    .get_splits(OffsetReferential::Normalized, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(word, ..)| word.to_owned()),
             );
         }
     }
     let special = ["<unk>", "<s>", "</s>"];
     let all = special.iter().map(|s| (*s).to_owned()).chain(words);
-    let vocabulary: serde_json::Map<String, Value> = all.enumerate().map(|(id, word)| (word, json!(id))).collect();
-    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let vocabulary: serde_json::Map<String, Value> =
+        all.enumerate().map(|(id, word)| (word, json!(id))).collect();
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
     let added: Vec<Value> = special
         .iter()
         .enumerate()

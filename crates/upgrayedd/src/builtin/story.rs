@@ -1,25 +1,31 @@
-//! A grammar of short stories: names and pronouns that agree, numbers that agree, and things that must be remembered.
+//! A grammar of short stories: names and pronouns that agree, numbers that agree, and things that must be
+//! remembered.
 //!
-//! Predicting such text well takes heads with different jobs: who is "she", which colour the ball had, where it was put.
+//! Predicting such text well takes heads with different jobs: who is "she", which colour the ball had, where
+//! it was put.
 
 use rand::RngExt;
 
 use crate::rng::{Stream, stream};
 
-const GIRLS: [&str; 14] =
-    ["Mia", "Lily", "Anna", "Zoe", "Ruth", "Nora", "Ella", "Ivy", "Clara", "Rosa", "Tess", "Maya", "Jane", "Vera"];
-const BOYS: [&str; 14] =
-    ["Tom", "Ben", "Max", "Sam", "Leo", "Finn", "Hugo", "Jack", "Omar", "Paul", "Noah", "Carl", "Luke", "Emil"];
-const TEMPERS: [&str; 14] = [
-    "kind", "brave", "shy", "clever", "funny", "quiet", "gentle", "curious", "sleepy", "cheerful", "careful", "proud", "patient",
-    "busy",
+const GIRLS: [&str; 14] = [
+    "Mia", "Lily", "Anna", "Zoe", "Ruth", "Nora", "Ella", "Ivy", "Clara", "Rosa", "Tess", "Maya", "Jane",
+    "Vera",
 ];
-const COLOURS: [&str; 12] =
-    ["red", "blue", "green", "yellow", "white", "black", "brown", "pink", "purple", "golden", "silver", "grey"];
+const BOYS: [&str; 14] = [
+    "Tom", "Ben", "Max", "Sam", "Leo", "Finn", "Hugo", "Jack", "Omar", "Paul", "Noah", "Carl", "Luke", "Emil",
+];
+const TEMPERS: [&str; 14] = [
+    "kind", "brave", "shy", "clever", "funny", "quiet", "gentle", "curious", "sleepy", "cheerful", "careful",
+    "proud", "patient", "busy",
+];
+const COLOURS: [&str; 12] = [
+    "red", "blue", "green", "yellow", "white", "black", "brown", "pink", "purple", "golden", "silver", "grey",
+];
 const THINGS: [&str; 28] = [
-    "ball", "cup", "book", "hat", "kite", "drum", "lamp", "key", "boat", "doll", "bell", "spoon", "scarf", "coin", "box",
-    "pencil", "ribbon", "basket", "whistle", "mirror", "blanket", "button", "ring", "feather", "candle", "bucket", "flute",
-    "glove",
+    "ball", "cup", "book", "hat", "kite", "drum", "lamp", "key", "boat", "doll", "bell", "spoon", "scarf",
+    "coin", "box", "pencil", "ribbon", "basket", "whistle", "mirror", "blanket", "button", "ring", "feather",
+    "candle", "bucket", "flute", "glove",
 ];
 const PLACES: [&str; 20] = [
     "under the bed",
@@ -59,11 +65,21 @@ const ANIMALS: [(&str, &str); 14] = [
     ("fish", "fish"),
     ("hen", "hens"),
 ];
-const DOINGS: [&str; 10] =
-    ["sleeping", "singing", "eating", "playing", "hiding", "resting", "jumping", "waiting", "drinking", "dancing"];
+const DOINGS: [&str; 10] = [
+    "sleeping", "singing", "eating", "playing", "hiding", "resting", "jumping", "waiting", "drinking",
+    "dancing",
+];
 const NUMBERS: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
-const TIMES: [&str; 8] =
-    ["in the morning", "after lunch", "before dinner", "at noon", "in the evening", "after school", "on Sunday", "at night"];
+const TIMES: [&str; 8] = [
+    "in the morning",
+    "after lunch",
+    "before dinner",
+    "at noon",
+    "in the evening",
+    "after school",
+    "on Sunday",
+    "at night",
+];
 const MOODS: [&str; 8] = ["happy", "sad", "tired", "hungry", "excited", "worried", "calm", "angry"];
 
 /// Someone in a story.
@@ -133,7 +149,8 @@ impl Teller {
 
     /// Two different things of different colours in different places.
     fn things(&mut self) -> [Thing; 2] {
-        let thing = |t: &mut Self| Thing { name: t.pick(&THINGS), colour: t.pick(&COLOURS), place: t.pick(&PLACES) };
+        let thing =
+            |t: &mut Self| Thing { name: t.pick(&THINGS), colour: t.pick(&COLOURS), place: t.pick(&PLACES) };
         let first = thing(self);
         loop {
             let second = thing(self);
@@ -219,8 +236,16 @@ impl Teller {
     fn end(&mut self, hero: Person, friend: Person, thing: Thing) {
         let when = self.pick(&TIMES);
         match self.random.random_range(0..3) {
-            0 => self.say(&format!("{} and {} played with the {} {} {when}.", hero.name, friend.name, thing.colour, thing.name)),
-            1 => self.say(&format!("{when} {} went home, and {} said goodbye to {}.", friend.name, hero.name, friend.object())),
+            0 => self.say(&format!(
+                "{} and {} played with the {} {} {when}.",
+                hero.name, friend.name, thing.colour, thing.name
+            )),
+            1 => self.say(&format!(
+                "{when} {} went home, and {} said goodbye to {}.",
+                friend.name,
+                hero.name,
+                friend.object()
+            )),
             _ => self.say(&format!("they were good friends, {} and {}.", hero.name, friend.name)),
         }
     }

@@ -1,4 +1,5 @@
-//! What a user asks of a run, under the same names on the command line, in a TOML file and in `run.toml`; and the plan that is made of it.
+//! What a user asks of a run, under the same names on the command line, in a TOML file and in `run.toml`; and
+//! the plan that is made of it.
 
 mod optimize;
 mod options;
@@ -6,6 +7,8 @@ mod plan;
 mod strategy_option;
 
 pub use optimize::{OPEN_ENDED, OptimizeConfig};
-pub use options::{GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions};
+pub use options::{
+    GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,
+};
 pub use plan::Plan;
 pub use strategy_option::StrategyOption;

@@ -3,7 +3,9 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::options::{GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions};
+use super::options::{
+    GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,
+};
 use crate::budget::Schedule;
 use crate::data::ReadOptions;
 use crate::price::Currency;
@@ -87,8 +89,8 @@ impl OptimizeConfig {
     /// Returns [`Error::Malformed`] for a text that is not TOML and for a value of a wrong type, and
     /// [`Error::UnknownName`] for a name that is no option.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let table: toml::Table =
-            toml::from_str(text).map_err(|e| Error::malformed(e.to_string().trim_end().replace('\n', " ")))?;
+        let table: toml::Table = toml::from_str(text)
+            .map_err(|e| Error::malformed(e.to_string().trim_end().replace('\n', " ")))?;
         Self::try_from(table)
     }
 
@@ -116,7 +118,8 @@ impl OptimizeConfig {
 
     /// Refuses a model without data and data without a model, unless they are given otherwise.
     pub(crate) fn check_sources(&self, model_given: bool, data_given: bool) -> Result<()> {
-        let (model, data) = (self.run.model.is_some() || model_given, !self.data.data.is_empty() || data_given);
+        let (model, data) =
+            (self.run.model.is_some() || model_given, !self.data.data.is_empty() || data_given);
         if model && !data {
             return Err(Error::does_not_fit(
                 "no data: name at least one file to learn from (.txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers)",
@@ -136,7 +139,8 @@ impl OptimizeConfig {
     /// Returns what [`get_strategy`] returns: for a strategy or a parameter that there is not, and for a
     /// value that a parameter cannot have.
     pub fn build_strategy(&self) -> Result<Box<dyn Strategy>> {
-        let options = self.prune.strategy_option.iter().map(|option| (option.name.clone(), option.value.clone()));
+        let options =
+            self.prune.strategy_option.iter().map(|option| (option.name.clone(), option.value.clone()));
         get_strategy(&self.prune.strategy, options.collect())
     }
 }
@@ -165,8 +169,9 @@ impl TryFrom<toml::Table> for OptimizeConfig {
 /// The options of these names; what is wrong with one is said by its name.
 fn take<T: DeserializeOwned>(table: &mut toml::Table, names: &[&str]) -> Result<T> {
     let own: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
-    serde_path_to_error::deserialize(toml::Value::Table(own))
-        .map_err(|error| Error::malformed(format!("{}: {}", error.path(), error.inner().message().trim_end())))
+    serde_path_to_error::deserialize(toml::Value::Table(own)).map_err(|error| {
+        Error::malformed(format!("{}: {}", error.path(), error.inner().message().trim_end()))
+    })
 }
 
 impl PruneOptions {
@@ -177,7 +182,11 @@ impl PruneOptions {
     /// that cannot be pruned, and [`Error::Malformed`] for a `schedule` that does not go with the `budget`.
     pub fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.pruning_ratio) {
-            return Err(Error::out_of_range("pruning_ratio", self.pruning_ratio, "at least 0 and less than 1"));
+            return Err(Error::out_of_range(
+                "pruning_ratio",
+                self.pruning_ratio,
+                "at least 0 and less than 1",
+            ));
         }
         if !Site::PRUNABLE.contains(&self.units) {
             return Err(Error::unknown_name("units", self.units.name(), &Site::PRUNABLE.map(Site::name)));

@@ -14,7 +14,8 @@ use super::strategy_option::{StrategyOption, from_table, to_table};
 options! {
     /// The run as a whole.
     RunOptions {
-        /// Model folder, run folder, checkpoint of a run or Hub id, of which ID@REVISION names a version; a small built-in model if absent.
+        /// Model folder, run folder, checkpoint of a run or Hub id, of which ID@REVISION names a version; a
+        /// small built-in model if absent.
         model("DIR|ID"): Option<String> = None;
         /// Family, for a config.json that does not tell.
         family("NAME"): Option<String> = None;
@@ -55,12 +56,13 @@ options! {
         strategy_option("NAME=VALUE"): Vec<StrategyOption> = Vec::new();
         /// Of the strategy's random choices; the run's seed if absent.
         strategy_seed("N"): Option<u64> = None;
-        /// Share of the active heads (of the model, where the budget is not heads) pruned per cycle, 0 ≤ R < 1.
+        /// Share of the active heads (of the model, where the budget is not heads) pruned per cycle, 0 ≤ R <
+        /// 1.
         pruning_ratio("R"): f64 = 0.3;
         /// What the pruning ratio is a share of.
         budget("NAME"): Currency = Currency::Heads;
-        /// For a budget in latency: the times of the machine that it is meant for, as the run.toml of a run there has them; measured if
-        /// absent.
+        /// For a budget in latency: the times of the machine that it is meant for, as the run.toml of a run
+        /// there has them; measured if absent.
         timings("FILE"): Option<PathBuf> = None;
         /// Heads that every layer keeps.
         min_heads("N"): usize = 1;
@@ -70,7 +72,8 @@ options! {
         units("UNITS"): Site = Site::Head;
         /// How the ratio spreads over the cycles.
         schedule("SCHEDULE"): Schedule = Schedule::PerCycle;
-        /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent, mostly 1.
+        /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent, mostly
+        /// 1.
         steps_per_cycle("N"): Option<usize> = None;
     }
 }
@@ -93,7 +96,8 @@ options! {
         /// Whether the remaining output projections are solved for anew after pruning and growing.
         #[cfg_attr(feature = "cli", arg(action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true"))]
         refit("BOOL"): bool = true;
-        /// Sequences that the last refit of pruning and that of growing read; those set aside for scoring are read in any case.
+        /// Sequences that the last refit of pruning and that of growing read; those set aside for scoring are
+        /// read in any case.
         refit_samples("N"): usize = 256;
     }
 }
@@ -119,14 +123,15 @@ options! {
         batch_size("N"): usize = 4;
         /// Backward passes per optimiser step.
         gradient_accumulation("N"): usize = 1;
-        /// Keep only each block's input while learning and scoring and compute the rest again: the same bits for less memory and more
-        /// time.
+        /// Keep only each block's input while learning and scoring and compute the rest again: the same bits
+        /// for less memory and more time.
         #[cfg_attr(feature = "cli", arg(action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true"))]
         gradient_checkpointing("BOOL"): bool = false;
-        /// Share of the loss, 0 to 1, that the teacher's predictions have; 0, or 0.5 with a teacher, if absent.
+        /// Share of the loss, 0 to 1, that the teacher's predictions have; 0, or 0.5 with a teacher, if
+        /// absent.
         distill("SHARE"): Option<f64> = None;
-        /// The model to learn from: a folder, a run folder or a Hub id with the same tokens; the model as given if absent. For plain encoders
-        /// the one whose hidden states are to be kept.
+        /// The model to learn from: a folder, a run folder or a Hub id with the same tokens; the model as
+        /// given if absent. For plain encoders the one whose hidden states are to be kept.
         teacher("DIR|ID"): Option<String> = None;
         /// Divides both sides' logits in distillation; regression has no such thing.
         distill_temperature("T"): f64 = 1.0;
@@ -138,7 +143,8 @@ options! {
     MeasureOptions {
         /// Held-out sequences measured at most.
         max_eval_windows("N"): Option<usize> = None;
-        /// Measure before learning and every N steps of it, and keep a cycle's best state; only at its end if absent.
+        /// Measure before learning and every N steps of it, and keep a cycle's best state; only at its end if
+        /// absent.
         eval_every("N"): Option<u64> = None;
         /// With eval-every: measurements in a row without a new best after which a cycle ends early.
         patience("N"): usize = 3;

@@ -17,8 +17,8 @@ use crate::train::TrainOptions;
 use crate::units::{LayerUnits, Scores, Site};
 use crate::{Error, Result};
 
-/// What a run does: what was asked for with everything that follows from the model, the strategy and the machine, checked. It does not
-/// change any more; `run.toml` has it as a configuration that makes it again.
+/// What a run does: what was asked for with everything that follows from the model, the strategy and the
+/// machine, checked. It does not change any more; `run.toml` has it as a configuration that makes it again.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) config: OptimizeConfig,
@@ -37,8 +37,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Completes and checks what was asked for. `own_strategy`: the strategy is none of ours. `timings` are measured or read if a budget in
-    /// latency needs them and there are none.
+    /// Completes and checks what was asked for. `own_strategy`: the strategy is none of ours. `timings` are
+    /// measured or read if a budget in latency needs them and there are none.
     ///
     /// # Errors
     /// Returns what [`OptimizeConfig::check`] returns, and [`Error::DoesNotFit`] for options that do not go
@@ -130,7 +130,8 @@ impl Plan {
         }
         if prune.schedule == Schedule::Target {
             let goal = budget::portion(prune.pruning_ratio, model.units().total());
-            let most = model.units().num_pruned() + budget::prunable(model.units(), prune.units, prune.min_heads);
+            let most =
+                model.units().num_pruned() + budget::prunable(model.units(), prune.units, prune.min_heads);
             if goal > most {
                 return Err(Error::does_not_fit(format!(
                     "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
@@ -143,7 +144,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The times that a budget in latency goes by: those there are, those of a file, or those of this machine.
+    /// The times that a budget in latency goes by: those there are, those of a file, or those of this
+    /// machine.
     fn find_timings(&self, model: &Model, given: Option<Timings>) -> Result<Option<Timings>> {
         let prune = &self.config.prune;
         let timings = match (given, &prune.timings) {
@@ -200,7 +202,14 @@ impl Plan {
         let OptimizeConfig { prune, grow, run, .. } = &self.config;
         let ratios = (prune.pruning_ratio, grow.growth_ratio);
         let most = budget::prunable(model.units(), prune.units, prune.min_heads);
-        budget::cycle_counts(prune.schedule, model.units(), prune.units, ratios, (cycle, run.num_cycles), most)
+        budget::cycle_counts(
+            prune.schedule,
+            model.units(),
+            prune.units,
+            ratios,
+            (cycle, run.num_cycles),
+            most,
+        )
     }
 
     /// A number that differs from cycle to cycle and depends on nothing but seed and cycle.
@@ -210,7 +219,11 @@ impl Plan {
     }
 
     pub(crate) fn data_options(&self) -> DataOptions {
-        DataOptions { sequence_length: self.sequence_length, read: self.config.read.clone(), seed: self.config.run.seed }
+        DataOptions {
+            sequence_length: self.sequence_length,
+            read: self.config.read.clone(),
+            seed: self.config.run.seed,
+        }
     }
 
     pub(crate) fn eval_options(&self) -> EvalOptions<'static> {
@@ -223,7 +236,12 @@ impl Plan {
     }
 
     /// Scoring of `model` on what is set aside for it.
-    pub(crate) fn score_context<'a>(&self, model: &'a Model, data: &'a RunData, cycle: usize) -> ScoreContext<'a> {
+    pub(crate) fn score_context<'a>(
+        &self,
+        model: &'a Model,
+        data: &'a RunData,
+        cycle: usize,
+    ) -> ScoreContext<'a> {
         let Part { data, range } = &data.calibration;
         ScoreContext {
             model,
@@ -238,7 +256,8 @@ impl Plan {
 }
 
 impl SourceOptions {
-    /// Tokens per sequence for this model. A shorter model is not an error of the user's as long as no length was asked for.
+    /// Tokens per sequence for this model. A shorter model is not an error of the user's as long as no length
+    /// was asked for.
     pub fn length_for(&self, model: &Model) -> usize {
         self.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions))
     }
@@ -266,13 +285,18 @@ fn locate(config: &mut OptimizeConfig, model: &Model) {
 
 /// The share of the teacher's predictions in the loss. Refuses teachers that would teach nothing.
 fn distill_share(config: &OptimizeConfig, model: &Model) -> Result<f64> {
-    let (is_encoder, teacher) = (model.spec().objective == Objective::Encoder, config.learn.teacher.is_some());
+    let (is_encoder, teacher) =
+        (model.spec().objective == Objective::Encoder, config.learn.teacher.is_some());
     let share = config.learn.distill.unwrap_or(if teacher && !is_encoder { 0.5 } else { 0.0 });
     if is_encoder && share > 0.0 {
-        return Err(Error::does_not_fit("a plain encoder learns from its parent's hidden states alone: leave distill out"));
+        return Err(Error::does_not_fit(
+            "a plain encoder learns from its parent's hidden states alone: leave distill out",
+        ));
     }
     if !is_encoder && teacher && share == 0.0 {
-        return Err(Error::does_not_fit("distill is 0, so the teacher would teach nothing: leave one of them out"));
+        return Err(Error::does_not_fit(
+            "distill is 0, so the teacher would teach nothing: leave one of them out",
+        ));
     }
     Ok(share)
 }

@@ -20,20 +20,28 @@ impl FromStr for StrategyOption {
 
     /// Reads `NAME=VALUE`; the value is TOML where it can be, else a string.
     fn from_str(text: &str) -> Result<Self> {
-        let (name, value) =
-            text.split_once('=').ok_or_else(|| Error::malformed(format!("strategy_option {text:?}: expected NAME=VALUE")))?;
-        let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| Error::malformed(format!("strategy_option {text:?}: expected NAME=VALUE")))?;
+        let parsed = toml::from_str::<toml::Table>(&format!("v = {value}"))
+            .ok()
+            .and_then(|mut table| table.remove("v"));
         Ok(Self { name: name.to_owned(), value: parsed.unwrap_or_else(|| value.into()) })
     }
 }
 
 /// Such parameters as a table in a file.
-pub(super) fn to_table<S: Serializer>(options: &[StrategyOption], to: S) -> std::result::Result<S::Ok, S::Error> {
+pub(super) fn to_table<S: Serializer>(
+    options: &[StrategyOption],
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
     to.collect_map(options.iter().map(|option| (&option.name, &option.value)))
 }
 
 /// And back.
-pub(super) fn from_table<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<StrategyOption>, D::Error> {
+pub(super) fn from_table<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<StrategyOption>, D::Error> {
     let table = toml::Table::deserialize(from)?;
     Ok(table.into_iter().map(|(name, value)| StrategyOption { name, value }).collect())
 }

@@ -3,7 +3,8 @@
 use crate::model::Model;
 use crate::record::Summary;
 
-/// The text of `README.md` for the result of a run that started from `base`: `owner/name@commit` of the Hub, or a folder.
+/// The text of `README.md` for the result of a run that started from `base`: `owner/name@commit` of the Hub,
+/// or a folder.
 pub(super) fn card(base: Option<&str>, from_hub: bool, model: &Model, summary: &Summary) -> String {
     let (name, commit) = match base.map(|b| b.rsplit_once('@').filter(|_| from_hub).unwrap_or((b, ""))) {
         // The path on somebody's machine is nobody else's business.
@@ -15,7 +16,10 @@ pub(super) fn card(base: Option<&str>, from_hub: bool, model: &Model, summary: &
     if from_hub {
         text.push_str(&format!("base_model: {name}\n"));
     }
-    text.push_str(&format!("---\n\n# {name}, pruned\n\nMade by Upgrayedd {} from {name}", env!("CARGO_PKG_VERSION")));
+    text.push_str(&format!(
+        "---\n\n# {name}, pruned\n\nMade by Upgrayedd {} from {name}",
+        env!("CARGO_PKG_VERSION")
+    ));
     if !commit.is_empty() {
         text.push_str(&format!(" as it was at commit `{commit}`"));
     }

@@ -24,9 +24,10 @@ pub struct Forecast {
 const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
 
 impl Pipeline {
-    /// What each of several ratios would cost before learning, one built on the other and each scored anew; the model stays as it is. Heads
-    /// are chosen as in a run; the refit reads the sequences to score on alone, where a run may read more. Ratios that
-    /// the heads which may go do not reach are left out. Returns the held-out loss now as well.
+    /// What each of several ratios would cost before learning, one built on the other and each scored anew;
+    /// the model stays as it is. Heads are chosen as in a run; the refit reads the sequences to score on
+    /// alone, where a run may read more. Ratios that the heads which may go do not reach are left out.
+    /// Returns the held-out loss now as well.
     ///
     /// # Errors
     /// Returns [`crate::Error::NotFinite`] if a loss or a score is not finite, [`crate::Error::Data`] if the
@@ -64,7 +65,8 @@ impl Pipeline {
             }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) = (self.learner.model.units().num_active(), self.learner.model.num_parameters());
+            let (active, parameters) =
+                (self.learner.model.units().num_active(), self.learner.model.num_parameters());
             rows.push(Forecast { ratio, active, parameters, loss });
         }
         Ok((before, rows))

@@ -46,7 +46,8 @@ impl Journal<'_> {
         self.state.learning.get_or_insert_default()
     }
 
-    /// What happens after a step: it is told, measured and saved if it is time to, and whoever watches may end it.
+    /// What happens after a step: it is told, measured and saved if it is time to, and whoever watches may
+    /// end it.
     fn after_step(
         &mut self,
         learner: &Learner,
@@ -59,7 +60,14 @@ impl Journal<'_> {
         self.state.place = place.clone();
         self.state.tokens += tokens;
         let spike = self.learning().spike(loss);
-        self.emit(Event::Step { cycle: cycle.number, step, loss, learning_rate, gradient_norm, tokens: self.state.tokens })?;
+        self.emit(Event::Step {
+            cycle: cycle.number,
+            step,
+            loss,
+            learning_rate,
+            gradient_norm,
+            tokens: self.state.tokens,
+        })?;
         if let Some(typical) = spike {
             self.emit(Event::Spike { cycle: cycle.number, step, loss, typical })?;
         }
@@ -82,9 +90,16 @@ impl Journal<'_> {
         }
     }
 
-    /// Measures if it is time to, and breaks if there has been no progress for too long. Whatever the loss while heads are being faded
-    /// in, that state is not one to keep: folding its gates would leave part of these heads away for good.
-    fn measure(&mut self, model: &Model, step: u64, steps: u64, cycle: &CycleInfo<'_>) -> Result<ControlFlow<()>> {
+    /// Measures if it is time to, and breaks if there has been no progress for too long. Whatever the loss
+    /// while heads are being faded in, that state is not one to keep: folding its gates would leave part of
+    /// these heads away for good.
+    fn measure(
+        &mut self,
+        model: &Model,
+        step: u64,
+        steps: u64,
+        cycle: &CycleInfo<'_>,
+    ) -> Result<ControlFlow<()>> {
         let measure = &cycle.plan.config.measure;
         let due = measure.eval_every.is_some_and(|every| step.is_multiple_of(every) || step == steps);
         if !due || self.learning().measured == Some(step) {
@@ -106,7 +121,11 @@ impl Journal<'_> {
             train::fold_all_gates(&mut state);
             self.best = Some(state);
         }
-        Ok(if self.learning().waited >= measure.patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(if self.learning().waited >= measure.patience {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
     }
 
     /// Saves the state inside a cycle.
@@ -140,8 +159,11 @@ impl Run<'_> {
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
         let RunData { train: source, held_out, .. } = data;
         let steps = train::steps(options, source.batches_per_epoch());
-        let growing =
-            journal.state.learning.as_ref().map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
+        let growing = journal
+            .state
+            .learning
+            .as_ref()
+            .map_or_else(|| Ok(Selection::new()), |l| units_named(&learner.model, &l.growing))?;
         let whole_from = if growing.is_empty() { 0 } else { train::fading_steps(options, steps) + 1 };
         let mut place = journal.state.place.clone();
         let info = CycleInfo { number: cycle, task: &task, plan, held_out, whole_from };
@@ -181,14 +203,21 @@ impl Run<'_> {
     /// Saves the state after a cycle.
     pub(super) fn save_cycle(&mut self) -> Result<()> {
         let Journal { dir, state, .. } = &mut self.journal;
-        dir.save_checkpoint(&checkpoint::name(state.cycle, None), &self.pipeline.learner, None, state, &state.worth_keeping())
+        dir.save_checkpoint(
+            &checkpoint::name(state.cycle, None),
+            &self.pipeline.learner,
+            None,
+            state,
+            &state.worth_keeping(),
+        )
     }
 }
 
 impl State {
     /// The checkpoints to keep beside the newest: the first, the best, and the last after a whole cycle.
     fn worth_keeping(&self) -> Vec<String> {
-        let losses = self.history.iter().filter(|c| c.accepted).filter_map(|c| Some((c.cycle, c.loss_learned?)));
+        let losses =
+            self.history.iter().filter(|c| c.accepted).filter_map(|c| Some((c.cycle, c.loss_learned?)));
         let best = losses.min_by(|(_, a), (_, b)| a.total_cmp(b));
         let cycles = [Some(1), best.map(|(cycle, _)| cycle), Some(self.cycle)];
         cycles.into_iter().flatten().map(|cycles| checkpoint::name(cycles, None)).collect()

@@ -1,6 +1,6 @@
-//! The whole job. `state.rs` has what a run consists of, `start.rs` reads and checks it with the help of `parts.rs`, `run.rs` is the cycle
-//! itself, `learn.rs` its learning and saving, `resume.rs` how a run goes on, `card.rs` the result's model card, `select.rs` which heads
-//! go, `forecast.rs` a look ahead.
+//! The whole job. `state.rs` has what a run consists of, `start.rs` reads and checks it with the help of
+//! `parts.rs`, `run.rs` is the cycle itself, `learn.rs` its learning and saving, `resume.rs` how a run goes
+//! on, `card.rs` the result's model card, `select.rs` which heads go, `forecast.rs` a look ahead.
 
 mod card;
 mod forecast;

@@ -15,7 +15,8 @@ use crate::{Error, Result, builtin};
 /// Calibration sequences set aside where the strategy does not say how many it wants.
 pub const CALIBRATION: usize = 128;
 
-/// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to `longest`.
+/// The model to learn from, which must read and predict the same tokens as `model`, in sequences of up to
+/// `longest`.
 pub(super) fn load_teacher(name: &str, plan: &Plan, model: &Model, longest: usize) -> Result<Model> {
     let mut teacher = open(name, &LoadOptions { family: plan.config.run.family.clone() })?;
     teacher.move_to(model.device());
@@ -24,19 +25,34 @@ pub(super) fn load_teacher(name: &str, plan: &Plan, model: &Model, longest: usiz
     }
     if longest > teacher.spec().max_positions {
         let most = teacher.spec().max_positions;
-        return Err(Error::does_not_fit(format!("{name} cannot teach sequences of {longest}: it takes {most} tokens at most")));
+        return Err(Error::does_not_fit(format!(
+            "{name} cannot teach sequences of {longest}: it takes {most} tokens at most"
+        )));
     }
     Ok(teacher)
 }
 
-/// The files of the configuration, or the built-in text, as data for a run; `samples` of its sequences are to be scored on.
-pub(super) fn read_data(plan: &Plan, model: &Model, tokenizer: &Tokenizer, samples: Option<usize>) -> Result<RunData> {
+/// The files of the configuration, or the built-in text, as data for a run; `samples` of its sequences are to
+/// be scored on.
+pub(super) fn read_data(
+    plan: &Plan,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    samples: Option<usize>,
+) -> Result<RunData> {
     let options = plan.data_options();
     let SourceOptions { data: files, eval_data, .. } = &plan.config.data;
     let read = |files: &[PathBuf]| Dataset::open(files, model, tokenizer, &options);
-    let data = if files.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { read(files)? };
+    let data =
+        if files.is_empty() { builtin::training_data(model, tokenizer, &options)? } else { read(files)? };
     let eval = eval_data.as_ref().map(|file| read(std::slice::from_ref(file))).transpose()?;
-    RunData::split(data, eval, samples.unwrap_or(CALIBRATION), plan.config.learn.batch_size, plan.config.run.seed)
+    RunData::split(
+        data,
+        eval,
+        samples.unwrap_or(CALIBRATION),
+        plan.config.learn.batch_size,
+        plan.config.run.seed,
+    )
 }
 
 pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {

@@ -32,7 +32,8 @@ impl Pipeline {
         Ok((record, model))
     }
 
-    /// [`Self::resume`] for a run with parts that the caller had made itself: data and strategy must be given again.
+    /// [`Self::resume`] for a run with parts that the caller had made itself: data and strategy must be given
+    /// again.
     ///
     /// # Errors
     /// Returns [`Error::File`] if `path` is no run of this program, is in use, is complete, or was started by
@@ -57,7 +58,10 @@ impl Pipeline {
         let saved = dir.load_checkpoint::<State>(&pipeline.learner.model, weight_decay, &mut damaged);
         for error in damaged {
             // Not written: an uninterrupted run has the same events.
-            observer.on_event(&Event::Notice { cycle: 0, message: format!("a checkpoint is damaged and passed over: {error}") });
+            observer.on_event(&Event::Notice {
+                cycle: 0,
+                message: format!("a checkpoint is damaged and passed over: {error}"),
+            });
         }
         let (saved, fresh) = match saved? {
             Some(saved) => (saved, false),
@@ -68,7 +72,9 @@ impl Pipeline {
         };
         let Saved { learner, best, state, .. } = saved;
         let start = match &state {
-            State { learning: Some(_), cycle, .. } if pipeline.plan.config.measure.max_loss_increase.is_some() => {
+            State { learning: Some(_), cycle, .. }
+                if pipeline.plan.config.measure.max_loss_increase.is_some() =>
+            {
                 Some(match cycle {
                     0 => pipeline.learner.clone(),
                     cycle => dir.load_cycle::<State>(*cycle, &pipeline.learner.model, weight_decay)?.learner,
@@ -86,7 +92,8 @@ impl Pipeline {
     }
 }
 
-/// Refuses a run that is complete or another version's, and one whose caller has not given again what it had made.
+/// Refuses a run that is complete or another version's, and one whose caller has not given again what it had
+/// made.
 fn check_can_go_on(dir: &RunDir, record: &RunRecord, given: &Given) -> Result<()> {
     let refuse = |message: String| Err(Error::bad_file(dir.path(), message));
     if record.program_version != env!("CARGO_PKG_VERSION") {
@@ -117,7 +124,10 @@ fn check_same(dir: &RunDir, was: &RunRecord, is: &RunRecord) -> Result<()> {
         return refuse(format!("was started with the strategy {strategy}: {other} cannot continue it"));
     }
     if was.model_hash != is.model_hash {
-        return refuse("the model or its teacher has changed since the run was started: it cannot be continued".to_owned());
+        return refuse(
+            "the model or its teacher has changed since the run was started: it cannot be continued"
+                .to_owned(),
+        );
     }
     if was.data_hash != is.data_hash || was.eval_data_hash != is.eval_data_hash || was.split != is.split {
         return refuse("the data has changed since the run was started: it cannot be continued".to_owned());

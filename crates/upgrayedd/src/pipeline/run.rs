@@ -31,7 +31,8 @@ const RECOMMENDED: &str = "auto";
 impl Run<'_> {
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
-        let lost = model.units().num_pruned() - model.archive().restorable(model.units()).iter().sum::<usize>();
+        let lost =
+            model.units().num_pruned() - model.archive().restorable(model.units()).iter().sum::<usize>();
         let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.journal.state.baseline.clone();
         self.journal.emit(Event::RunStarted {
@@ -48,22 +49,30 @@ impl Run<'_> {
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if lost > 0 {
-            let message = format!("{lost} heads were pruned before this run and are in no archive: they cannot grow back");
+            let message = format!(
+                "{lost} heads were pruned before this run and are in no archive: they cannot grow back"
+            );
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if self.pipeline.plan.config.refit.refit && there < 2 {
-            let message = "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by".to_owned();
+            let message =
+                "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by"
+                    .to_owned();
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         if let Some(wanted) = wanted.filter(|w| *w > there) {
-            let message = format!("scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for");
+            let message = format!(
+                "scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for"
+            );
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
         Ok(())
     }
 
     pub(super) fn cycles(&mut self) -> Result<()> {
-        while self.journal.state.cycle < self.pipeline.plan.config.run.num_cycles && !self.journal.state.ending {
+        while self.journal.state.cycle < self.pipeline.plan.config.run.num_cycles
+            && !self.journal.state.ending
+        {
             let cycle = self.journal.state.cycle + 1;
             match self.cycle(cycle) {
                 Ok(()) => {}
@@ -98,8 +107,8 @@ impl Run<'_> {
         }
         let loss_learned = match self.change(cycle) {
             Ok(evaluation) => Some(evaluation.loss),
-            // A cycle that diverged is rolled back like any other that lost too much; the next one has the data in another order. If
-            // nothing had changed yet, it would come to the same.
+            // A cycle that diverged is rolled back like any other that lost too much; the next one has the
+            // data in another order. If nothing had changed yet, it would come to the same.
             Err(Error::NotFinite(message)) if self.has_changed() => {
                 self.journal.state.place.epoch += 1;
                 self.journal.emit(Event::Notice { cycle, message })?;
@@ -111,13 +120,21 @@ impl Run<'_> {
         // There is none if pruning has left numbers that are not finite.
         let learning = self.journal.state.learning.take();
         let loss_pruned = learning.as_ref().map(|learning| learning.loss_pruned);
-        let Learning { pruned, grown, tokens_before, .. } =
-            learning.unwrap_or_else(|| Learning { tokens_before: self.journal.state.tokens, ..Learning::default() });
+        let Learning { pruned, grown, tokens_before, .. } = learning
+            .unwrap_or_else(|| Learning { tokens_before: self.journal.state.tokens, ..Learning::default() });
         if !accepted {
             self.journal.state.tokens = tokens_before;
         }
         let active = self.pipeline.learner.model.units().num_active();
-        self.journal.state.history.push(CycleRecord { cycle, pruned, grown, active, loss_pruned, loss_learned, accepted });
+        self.journal.state.history.push(CycleRecord {
+            cycle,
+            pruned,
+            grown,
+            active,
+            loss_pruned,
+            loss_learned,
+            accepted,
+        });
         self.journal.state.cycle = cycle;
         Ok(())
     }
@@ -125,7 +142,9 @@ impl Run<'_> {
     /// Whether there is something to roll back.
     fn has_changed(&self) -> bool {
         let state = self.pipeline.learner.model.state_id();
-        self.start.as_ref().is_some_and(|start| self.journal.state.learning.is_some() || start.model.state_id() != state)
+        self.start
+            .as_ref()
+            .is_some_and(|start| self.journal.state.learning.is_some() || start.model.state_id() != state)
     }
 
     /// What changes the model in a cycle, or what is left to do of it.
@@ -175,21 +194,25 @@ impl Run<'_> {
         format!("cycle {cycle} of {}: {what}", self.pipeline.plan.config.run.num_cycles)
     }
 
-    /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are left.
+    /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are
+    /// left.
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
         let of = self.pipeline.plan.steps_per_cycle;
         let task = self.task(cycle, "score");
         let all = self.pipeline.plan.config.refit.refit_samples;
         let (mut pruned, mut count) = (Selection::new(), 0);
         let mut left = Scores::default();
-        let (by_heads, ratio) =
-            (self.pipeline.plan.config.prune.budget == Currency::Heads, self.pipeline.plan.config.prune.pruning_ratio);
+        let (by_heads, ratio) = (
+            self.pipeline.plan.config.prune.budget == Currency::Heads,
+            self.pipeline.plan.config.prune.pruning_ratio,
+        );
         for number in 1..=of {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, before: count, parent };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-            let importances = named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
+            let importances =
+                named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
             let strategy = self.pipeline.strategy.name().to_owned();
             self.journal.emit(Event::Scored { cycle, strategy, importances })?;
             let learner = &mut self.pipeline.learner;
@@ -205,7 +228,8 @@ impl Run<'_> {
             // What comes before another step need not be perfect.
             self.refit(cycle, parent, if number < of { 0 } else { all })?;
         }
-        let unmet = if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
+        let unmet =
+            if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
         if let Some(message) = unmet {
             self.journal.emit(Event::Notice { cycle, message })?;
         }
@@ -224,9 +248,10 @@ impl Run<'_> {
                 config.pruning_ratio,
                 config.schedule.name()
             )),
-            (count, budget) if count > budget => {
-                Some(format!("{} heads pruned beyond the ratio: the strategy holds them for dead", count - budget))
-            }
+            (count, budget) if count > budget => Some(format!(
+                "{} heads pruned beyond the ratio: the strategy holds them for dead",
+                count - budget
+            )),
             (count, budget) if count < budget => Some(format!(
                 "{count} of {budget} heads pruned: min_heads {} and units {} allow no more",
                 config.min_heads,
@@ -236,7 +261,8 @@ impl Run<'_> {
         }
     }
 
-    /// Repairs the output projections towards the model that the cycle started with, if that is asked for and possible.
+    /// Repairs the output projections towards the model that the cycle started with, if that is asked for and
+    /// possible.
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
         let task = self.task(cycle, "refit");
         if self.pipeline.plan.config.refit.refit {
@@ -269,17 +295,20 @@ impl Run<'_> {
         let advice = if name == RECOMMENDED {
             "prune a smaller share per cycle".to_owned()
         } else {
-            format!("strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)")
+            format!(
+                "strategy {RECOMMENDED} usually loses far less at the same size (docs/strategies.md has measurements)"
+            )
         };
         let objective = self.pipeline.learner.model.spec().objective;
         let unit = if objective == Objective::Encoder || objective.is_regression() { "" } else { " nats" };
-        let message =
-            format!("pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}");
+        let message = format!(
+            "pruning by {name} has raised the held-out loss by {lost:.2}{unit}, which learning may not repair: {advice}"
+        );
         self.journal.emit(Event::Notice { cycle, message })
     }
 
-    /// Brings heads back, and repairs the output projections for those that `parent`, the model that the cycle started with, had;
-    /// returns them, and those of them that are to be faded in.
+    /// Brings heads back, and repairs the output projections for those that `parent`, the model that the
+    /// cycle started with, had; returns them, and those of them that are to be faded in.
     fn grow(
         &mut self,
         cycle: usize,
@@ -317,7 +346,8 @@ impl Run<'_> {
         let counts = strategy.select_heads_to_grow(&view)?;
         let selection = grow::choose(learner.model.units(), &gains, &counts, units)?;
         let rate = plan.config.grow.growth_lr_multiplier as f32;
-        // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled: they come after it.
+        // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled:
+        // they come after it.
         let has = |layer: usize, head: usize| parent.units().layers()[layer].is_active(head);
         let (first, later) = partition(&selection, has);
         learner.restore(&first, rate)?;
@@ -358,7 +388,8 @@ impl Run<'_> {
         }
     }
 
-    /// Rounds the weights to their stored type, measures that, compares it with the model as given, and writes it all.
+    /// Rounds the weights to their stored type, measures that, compares it with the model as given, and
+    /// writes it all.
     pub(super) fn finish(mut self) -> Result<Summary> {
         let (config, length) = (self.pipeline.plan.config.clone(), self.pipeline.plan.sequence_length);
         if let Some(dtype) = config.run.dtype {
@@ -403,9 +434,9 @@ impl Run<'_> {
             .or(Some("builtin"))
             .filter(|_| !self.pipeline.record.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
-        self.journal
-            .dir
-            .finish(model, &summary, |out| export::export_with(model, &export::HF, None, out, &[("README.md", &card)]))?;
+        self.journal.dir.finish(model, &summary, |out| {
+            export::export_with(model, &export::HF, None, out, &[("README.md", &card)])
+        })?;
         self.journal.observer.on_event(&finished);
         Ok(summary)
     }
@@ -415,7 +446,10 @@ impl Run<'_> {
 fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Selection, Selection) {
     let some = |wanted: bool| {
         let place = |(&place, units): (&LayerSite, &Vec<usize>)| {
-            (place, units.iter().copied().filter(|&unit| first(place.layer, unit) == wanted).collect::<Vec<_>>())
+            (
+                place,
+                units.iter().copied().filter(|&unit| first(place.layer, unit) == wanted).collect::<Vec<_>>(),
+            )
         };
         selection.iter().map(place).filter(|(_, units)| !units.is_empty()).collect()
     };

@@ -52,7 +52,10 @@ impl Pipeline {
         let mut gone = Selection::new();
         for number in 1..=of {
             let before = gone.values().map(Vec::len).sum();
-            let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })? else { continue };
+            let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })?
+            else {
+                continue;
+            };
             surgery::remove(&mut self.learner.model, None, &chosen.selection, 1, None)?;
             for (place, heads) in chosen.selection {
                 gone.entry(place).or_default().extend(heads);
@@ -65,7 +68,8 @@ impl Pipeline {
         Ok(gone)
     }
 
-    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order allows.
+    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order
+    /// allows.
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
         let prices = self.plan.prices(start)?;
         let goal = prices.total(start.units()) * (1.0 - share);
@@ -81,7 +85,8 @@ impl Pipeline {
         self.select(scores, low)
     }
 
-    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few heads left.
+    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few
+    /// heads left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
         let prices = self.plan.prices(start)?;
         let gone = 1.0 - prices.total(self.learner.model.units()) / prices.total(start.units());
@@ -96,7 +101,8 @@ impl Pipeline {
         Ok((gone < share * (1.0 - 1e-9)).then_some(message))
     }
 
-    /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none is due.
+    /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none
+    /// is due.
     pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
         let PruneStep { cycle, number, of, budget, before, parent } = step;
         let by_heads = self.plan.config.prune.budget == Currency::Heads;
@@ -110,7 +116,11 @@ impl Pipeline {
         let selection = if by_heads {
             self.select(&scores, share)?
         } else {
-            self.select_by_cost(&scores, parent, self.plan.config.prune.pruning_ratio * number as f64 / of as f64)?
+            self.select_by_cost(
+                &scores,
+                parent,
+                self.plan.config.prune.pruning_ratio * number as f64 / of as f64,
+            )?
         };
         let share = if by_heads { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))

@@ -45,7 +45,11 @@ impl Pipeline {
     /// [`RunData::split`](crate::data::RunData::split) return.
     pub fn with(config: OptimizeConfig, given: Given) -> Result<Self> {
         config.check()?;
-        let parts = GivenParts { model: given.model.is_some(), data: given.data.is_some(), strategy: given.strategy.is_some() };
+        let parts = GivenParts {
+            model: given.model.is_some(),
+            data: given.data.is_some(),
+            strategy: given.strategy.is_some(),
+        };
         config.check_sources(parts.model, parts.data)?;
         let device = config.run.device.parse()?;
         let strategy = match given.strategy {
@@ -157,11 +161,15 @@ impl Pipeline {
         let dir = RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref())?;
         self.keep_companions(&dir);
         let state = State::new(baseline);
-        let mut run = Run { pipeline: self, journal: Journal { dir, observer, state, best: None }, start: None };
+        let mut run =
+            Run { pipeline: self, journal: Journal { dir, observer, state, best: None }, start: None };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
-            Err(error) if !matches!(error, Error::Interrupted | Error::Caller(_)) && !run.journal.dir.has_checkpoint() => {
+            Err(error)
+                if !matches!(error, Error::Interrupted | Error::Caller(_))
+                    && !run.journal.dir.has_checkpoint() =>
+            {
                 // The first error is the one that matters, even if its traces cannot be removed.
                 let _ = run.journal.dir.discard();
                 Err(error)
@@ -187,7 +195,8 @@ impl Pipeline {
     }
 
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
-        let scores = self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
+        let scores =
+            self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
         scores.check(self.learner.model.units())?;
         Ok(scores)
     }
@@ -197,15 +206,17 @@ impl Pipeline {
         grow::gains(&self.plan.score_context(&self.learner.model, &self.data, cycle))
     }
 
-    /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to judge by: on those set
-    /// aside for scoring, and on some of those to learn from where that makes more of them, up to `sequences`.
+    /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to
+    /// judge by: on those set aside for scoring, and on some of those to learn from where that makes more of
+    /// them, up to `sequences`.
     pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
         let Self { learner: Learner { model, .. }, data, plan: Plan { config, .. }, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
         if !config.refit.refit || model.units() == parent.units() || range.len() < 2 {
             return Ok(None);
         }
-        let mut batches = refit::batches(calibration, &range.clone().collect::<Vec<_>>(), config.learn.batch_size);
+        let mut batches =
+            refit::batches(calibration, &range.clone().collect::<Vec<_>>(), config.learn.batch_size);
         if let Some((more, range)) = data.train.sample(sequences.saturating_sub(range.len())) {
             batches.extend(refit::batches(more, &range.collect::<Vec<_>>(), config.learn.batch_size));
         }

@@ -19,7 +19,8 @@ pub struct ScoreContext<'a> {
     pub samples: usize,
     /// For random scores; differs from cycle to cycle.
     pub seed: u64,
-    /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores are the same.
+    /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores
+    /// are the same.
     pub gradient_checkpointing: bool,
     /// The processes that share the sequences.
     pub reduce: &'a dyn Reduce,
@@ -29,11 +30,20 @@ impl<'a> ScoreContext<'a> {
     /// On all of these sequences, four at a time, in this process alone.
     pub fn new(model: &'a Model, data: &'a Dataset, range: &'a Range<usize>) -> Self {
         let (batch_size, samples) = (4, range.len());
-        Self { model, data: Some((data, range)), batch_size, samples, seed: 0, gradient_checkpointing: false, reduce: &Alone }
+        Self {
+            model,
+            data: Some((data, range)),
+            batch_size,
+            samples,
+            seed: 0,
+            gradient_checkpointing: false,
+            reduce: &Alone,
+        }
     }
 
     pub(super) fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
-        let (data, range) = self.data.ok_or_else(|| Error::does_not_fit("this score needs calibration data"))?;
+        let (data, range) =
+            self.data.ok_or_else(|| Error::does_not_fit("this score needs calibration data"))?;
         if self.samples == 0 || self.batch_size == 0 || range.is_empty() {
             return Err(Error::data(
                 "no sequences to score on: samples, batch_size and the calibration data need at least 1 each",

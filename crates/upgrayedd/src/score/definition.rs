@@ -26,7 +26,8 @@ pub struct Score {
     pub name: &'static str,
     /// What the number is, with its source.
     pub summary: &'static str,
-    /// Whether users see the number with the other sign: an entropy is one, though heads with little of it are kept.
+    /// Whether users see the number with the other sign: an entropy is one, though heads with little of it
+    /// are kept.
     pub shown_negated: bool,
     pub(super) needs: Needs,
     pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<Scores>,
@@ -61,8 +62,10 @@ impl Score {
 /// a score is not finite, [`crate::Error::Interrupted`] if the work is stopped, and what `context.reduce`
 /// returns.
 pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<Scores>> {
-    let needs: Vec<Needs> = scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
-    let statistics = if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
+    let needs: Vec<Needs> =
+        scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
+    let statistics =
+        if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
     let compute = |score: &&Score| {
         let scores = (score.compute)(context, &statistics)?;
         scores.check(context.model.units())?;

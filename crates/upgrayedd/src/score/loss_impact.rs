@@ -52,7 +52,9 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     }
     sum_counts(context.reduce, [&mut targets])?;
     if targets == 0 {
-        return Err(Error::data("the calibration data has nothing to predict: the impact on the loss is undefined"));
+        return Err(Error::data(
+            "the calibration data has nothing to predict: the impact on the loss is undefined",
+        ));
     }
     for layer in 0..model.spec().num_layers() {
         let impacts = scores.at_mut(LayerSite::heads(layer));
@@ -65,7 +67,8 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
 /// Gates of all layers that shut the head at this position.
 fn without(model: &Model, layer: usize, position: usize) -> BTreeMap<LayerSite, Tensor> {
     let open = |(layer, n): (usize, usize)| (LayerSite::heads(layer), Tensor::full(&[n], 1.0));
-    let mut gates: BTreeMap<LayerSite, Tensor> = model.units().counts().into_iter().enumerate().map(open).collect();
+    let mut gates: BTreeMap<LayerSite, Tensor> =
+        model.units().counts().into_iter().enumerate().map(open).collect();
     if let Some(gates) = gates.get_mut(&LayerSite::heads(layer)) {
         gates.data_mut()[position] = 0.0;
     }

@@ -20,11 +20,13 @@ pub(super) static SCORE: Score = Score {
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let model = context.model;
-    let layers = (0..model.spec().num_layers()).map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
+    let layers = (0..model.spec().num_layers())
+        .map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
     Ok(Scores::of_heads(layers))
 }
 
-/// The matrices of a layer whose rows or columns are those of heads and key/value heads, with the site and the width of a unit.
+/// The matrices of a layer whose rows or columns are those of heads and key/value heads, with the site and
+/// the width of a unit.
 fn matrices(model: &Model, layer: usize) -> impl Iterator<Item = (ParamId, Site, usize)> + '_ {
     model.params().ids().filter_map(move |id| {
         let weight = model.weight(id);
@@ -58,11 +60,17 @@ fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
 /// The sums of squares of a matrix's units, each so many rows or columns wide.
 fn by_unit(matrix: &Tensor, lanes: Lanes, width: usize) -> Vec<f64> {
     if lanes == Lanes::Rows {
-        return matrix.data().chunks_exact(width * matrix.cols()).map(|unit| sum_of_squares(unit.iter())).collect();
+        return matrix
+            .data()
+            .chunks_exact(width * matrix.cols())
+            .map(|unit| sum_of_squares(unit.iter()))
+            .collect();
     }
     let mut sums = vec![0.0; matrix.cols() / width];
     for row in matrix.data().chunks_exact(matrix.cols().max(1)) {
-        sums.iter_mut().zip(row.chunks_exact(width)).for_each(|(sum, unit)| *sum += sum_of_squares(unit.iter()));
+        sums.iter_mut()
+            .zip(row.chunks_exact(width))
+            .for_each(|(sum, unit)| *sum += sum_of_squares(unit.iter()));
     }
     sums
 }

@@ -1,4 +1,5 @@
-//! Importance scores: a number per head. One file a score. Scores read models and data and import nothing of runs.
+//! Importance scores: a number per head. One file a score. Scores read models and data and import nothing of
+//! runs.
 
 mod context;
 mod definition;

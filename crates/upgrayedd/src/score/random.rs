@@ -8,8 +8,13 @@ use super::statistics::{Needs, Statistics};
 use crate::units::Scores;
 use crate::{Result, rng};
 
-pub(super) static SCORE: Score =
-    Score { name: "random", summary: "uniform in [0, 1): a baseline", shown_negated: false, needs: Needs::Nothing, compute };
+pub(super) static SCORE: Score = Score {
+    name: "random",
+    summary: "uniform in [0, 1): a baseline",
+    shown_negated: false,
+    needs: Needs::Nothing,
+    compute,
+};
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let mut random = rng::stream(context.seed, "random score");

@@ -3,7 +3,9 @@
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{self, Needs};
-use super::{entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda};
+use super::{
+    entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda,
+};
 use crate::units::Scores;
 use crate::{Error, Result};
 
@@ -27,7 +29,9 @@ pub const ALL: [&Score; 11] = [
 /// # Errors
 /// Returns [`Error::UnknownName`] if there is no such score.
 pub fn named(name: &str) -> Result<&'static Score> {
-    ALL.into_iter().find(|s| s.name == name).ok_or_else(|| Error::unknown_name("score", name, &ALL.map(|s| s.name)))
+    ALL.into_iter()
+        .find(|s| s.name == name)
+        .ok_or_else(|| Error::unknown_name("score", name, &ALL.map(|s| s.name)))
 }
 
 /// Whether a score is defined for this model and data: `task` wants labels.
@@ -43,7 +47,8 @@ pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result
     Ok((scores, statistics.blocks))
 }
 
-/// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they are.
+/// Means over the calibration sequences of the gates' gradients and of their squares, at the gates as they
+/// are.
 pub(crate) fn gate_gradients(context: &ScoreContext<'_>) -> Result<(Scores, Scores)> {
     let statistics = statistics::gather(context, &[Needs::Slopes])?;
     Ok((statistics.signed, statistics.squared))

@@ -1,5 +1,5 @@
-//! How little a head repeats another of its layer. Of a similar pair the weaker goes, never both: once it is gone, the other is
-//! compared with those that are left.
+//! How little a head repeats another of its layer. Of a similar pair the weaker goes, never both: once it is
+//! gone, the other is compared with those that are left.
 
 use super::context::ScoreContext;
 use super::definition::Score;
@@ -16,11 +16,13 @@ pub(super) static SCORE: Score = Score {
 };
 
 fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
-    let layers = statistics.cosines.iter().zip(&statistics.powers).map(|(cosines, powers)| in_order(cosines, powers));
+    let layers =
+        statistics.cosines.iter().zip(&statistics.powers).map(|(cosines, powers)| in_order(cosines, powers));
     Ok(Scores::of_heads(layers))
 }
 
-/// Takes the weaker of the most similar pair out until one head is left; a head's score is how similar its pair was then.
+/// Takes the weaker of the most similar pair out until one head is left; a head's score is how similar its
+/// pair was then.
 fn in_order(cosines: &[f64], powers: &[f64]) -> Vec<f64> {
     let heads = powers.len();
     let mut left: Vec<usize> = (0..heads).collect();
@@ -28,9 +30,9 @@ fn in_order(cosines: &[f64], powers: &[f64]) -> Vec<f64> {
     let mut scores = vec![2.0; heads];
     while left.len() > 1 {
         let pairs = left.iter().enumerate().flat_map(|(i, &a)| left[i + 1..].iter().map(move |&b| (a, b)));
-        let Some((a, b)) =
-            pairs.max_by(|&(a, b), &(c, d)| cosines[a * heads + b].total_cmp(&cosines[c * heads + d]).then((c, d).cmp(&(a, b))))
-        else {
+        let Some((a, b)) = pairs.max_by(|&(a, b), &(c, d)| {
+            cosines[a * heads + b].total_cmp(&cosines[c * heads + d]).then((c, d).cmp(&(a, b)))
+        }) else {
             break;
         };
         let weaker = if powers[b] < powers[a] { b } else { a };

@@ -1,7 +1,8 @@
-//! One pass over the calibration data for every score that wants data: gate gradients, attention entropy, and what the heads write.
+//! One pass over the calibration data for every score that wants data: gate gradients, attention entropy, and
+//! what the heads write.
 //!
-//! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head. Weights are frozen;
-//! a few numbers per head are all that is kept.
+//! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head.
+//! Weights are frozen; a few numbers per head are all that is kept.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +25,8 @@ use crate::{Error, Result, rng};
 pub(super) enum Needs {
     /// Weights only, no pass.
     Nothing,
-    /// Gradients of the gates: the pass goes backward too. For plain encoders, along random directions of the hidden states.
+    /// Gradients of the gates: the pass goes backward too. For plain encoders, along random directions of the
+    /// hidden states.
     Gates,
     /// Gradients of the gates in the loss itself, for plain encoders too.
     Slopes,
@@ -43,7 +45,8 @@ pub(super) enum Needs {
 /// Sums over the calibration sequences. What was not wanted is empty.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Statistics {
-    /// Mean of G over the sequences, each weighted by its targets; G is the gradient of a sequence's mean loss.
+    /// Mean of G over the sequences, each weighted by its targets; G is the gradient of a sequence's mean
+    /// loss.
     pub(super) signed: Scores,
     /// Mean of |G|.
     pub(super) absolute: Scores,
@@ -55,11 +58,13 @@ pub(super) struct Statistics {
     pub(super) entropy: Scores,
     /// Per layer and feature of the output projection's input: root of its mean square.
     pub(super) norms: Vec<Vec<f64>>,
-    /// Per layer, `H × H`: mean cosine of what two heads add to the residual stream, over up to 64 positions a sequence.
+    /// Per layer, `H × H`: mean cosine of what two heads add to the residual stream, over up to 64 positions
+    /// a sequence.
     pub(super) cosines: Vec<Vec<f64>>,
     /// Per layer and head, with the cosines: mean square of what it adds.
     pub(super) powers: Vec<Vec<f64>>,
-    /// Per layer: Σ x xᵀ of what the output projection reads, Σ g gᵀ of the summed loss's gradient in what it writes.
+    /// Per layer: Σ x xᵀ of what the output projection reads, Σ g gᵀ of the summed loss's gradient in what it
+    /// writes.
     pub(super) curvature: Vec<(Tensor, Tensor)>,
     /// Positions that are not padding.
     pub(super) positions: u64,
@@ -81,7 +86,8 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         entropy: per_head(),
         ..Statistics::default()
     };
-    let mut outputs = Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
+    let mut outputs =
+        Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
     let mut gradients: Vec<Tensor> = Vec::new();
     let backward = wants(Needs::Gates) || wants(Needs::Slopes) || wants(Needs::Curvature);
     let mut grads = Gradients::for_params(model.params());
@@ -95,13 +101,17 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         outputs.start(&batch);
         let mut probes = Vec::new();
         let mut look = |layer: usize, context: &Tensor| outputs.add(layer, context);
-        let mut hooks =
-            Hooks { entropy: wants(Needs::Entropy).then_some(&mut probes), context: Some(&mut look), ..Hooks::default() };
+        let mut hooks = Hooks {
+            entropy: wants(Needs::Entropy).then_some(&mut probes),
+            context: Some(&mut look),
+            ..Hooks::default()
+        };
         if backward {
             let tape = Tape::recording(model.device(), model.params(), &mut grads);
             let mut tape = tape.with_segments(context.gradient_checkpointing);
             let gates = (0..heads.len()).map(LayerSite::heads);
-            let gates: BTreeMap<_, _> = gates.map(|place| (place, tape.leaf(gates_of(&model, place, batch.batch)))).collect();
+            let gates: BTreeMap<_, _> =
+                gates.map(|place| (place, tape.leaf(gates_of(&model, place, batch.batch)))).collect();
             let shape = [batch.batch * batch.len, model.spec().hidden_size];
             let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
             // Nothing is added, but its gradient is that of what the projection writes.
@@ -129,13 +139,20 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         }
         queries += probes.first().map_or(0, |p| p.queries);
         for (layer, probe) in probes.iter().enumerate() {
-            sums.entropy.at_mut(LayerSite::heads(layer)).iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
+            sums.entropy
+                .at_mut(LayerSite::heads(layer))
+                .iter_mut()
+                .zip(&probe.sums)
+                .for_each(|(sum, value)| *sum += value);
         }
     }
     let reduce = context.reduce;
     sum_counts(reduce, [&mut targets, &mut queries, &mut outputs.positions, &mut outputs.comparisons])?;
     sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
-    gradients.iter_mut().chain(outputs.grams.iter_mut().flatten()).try_for_each(|sum| reduce.sum_tensor(sum))?;
+    gradients
+        .iter_mut()
+        .chain(outputs.grams.iter_mut().flatten())
+        .try_for_each(|sum| reduce.sum_tensor(sum))?;
     if backward && targets == 0 {
         return Err(Error::data("the calibration data has nothing to predict: gate gradients are undefined"));
     }
@@ -246,7 +263,8 @@ impl<'m> Outputs<'m> {
         let counts = |row: &usize| batch.mask.as_ref().is_none_or(|m| m[*row] != 0);
         self.rows = (0..batch.batch * batch.len).filter(counts).collect();
         let sequences = self.rows.chunk_by(|a, b| a / batch.len == b / batch.len);
-        self.compared = sequences.flat_map(|rows| rows.iter().step_by(rows.len().div_ceil(COMPARED))).copied().collect();
+        self.compared =
+            sequences.flat_map(|rows| rows.iter().step_by(rows.len().div_ceil(COMPARED))).copied().collect();
         self.positions += self.rows.len() as u64;
         self.comparisons += self.compared.len() as u64;
     }
@@ -273,12 +291,14 @@ impl<'m> Outputs<'m> {
         if let Some(cosines) = &mut self.cosines {
             let weight = &self.model.writer_weight(layer, Writer::Attention).to_host();
             let all: Vec<usize> = (0..weight.rows()).collect();
-            let weights: Vec<Tensor> = (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
+            let weights: Vec<Tensor> =
+                (0..weight.cols() / d).map(|h| block(weight, &all, h * d..(h + 1) * d)).collect();
             for rows in self.compared.chunks(ROWS) {
                 let output = |(h, weight): (usize, &Tensor)| {
                     multiply(self.model.device(), &block(context, rows, h * d..(h + 1) * d), weight)
                 };
-                let outputs: Vec<Tensor> = weights.iter().enumerate().map(output).collect::<upgrayedd_nn::Result<_>>()?;
+                let outputs: Vec<Tensor> =
+                    weights.iter().enumerate().map(output).collect::<upgrayedd_nn::Result<_>>()?;
                 add_cosines(&outputs, &mut cosines[layer], &mut self.powers[layer]);
             }
         }

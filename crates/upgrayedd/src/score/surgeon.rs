@@ -1,10 +1,12 @@
-//! What the loss rises by when a head goes and the rest is refitted: optimal brain surgeon (Hassibi & Stork 1993) on the output
-//! projection, with Kronecker factors for the curvature (Martens & Grosse 2015; for pruning: van der Ouderaa et al. 2024).
+//! What the loss rises by when a head goes and the rest is refitted: optimal brain surgeon (Hassibi & Stork
+//! 1993) on the output projection, with Kronecker factors for the curvature (Martens & Grosse 2015; for
+//! pruning: van der Ouderaa et al. 2024).
 //!
-//! With G = Σ x xᵀ over positions (x: what the projection W reads) and B = Σ g gᵀ (g: the loss's gradient in what it writes), a
-//! change of W costs ½ tr(B ΔW G ΔWᵀ) / N² nats per position. Removing head h and changing the others' weights in the best way
-//! costs ½ tr(Pₕₕ Kₕₕ⁻¹) / N² with K = G⁻¹ and P = Wᵀ B W. Heads leave one after the other, the cheapest first, each seeing what
-//! the ones before have changed: of two heads that can stand in for each other one is cheap, and then the other is not.
+//! With G = Σ x xᵀ over positions (x: what the projection W reads) and B = Σ g gᵀ (g: the loss's gradient in
+//! what it writes), a change of W costs ½ tr(B ΔW G ΔWᵀ) / N² nats per position. Removing head h and changing
+//! the others' weights in the best way costs ½ tr(Pₕₕ Kₕₕ⁻¹) / N² with K = G⁻¹ and P = Wᵀ B W. Heads leave
+//! one after the other, the cheapest first, each seeing what the ones before have changed: of two heads that
+//! can stand in for each other one is cheap, and then the other is not.
 
 use nalgebra::{Cholesky, DMatrix, Dyn};
 use rayon::prelude::*;
@@ -51,7 +53,9 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
     for (layer, scores) in scores.into_iter().enumerate() {
         let scores = scores.ok_or_else(|| {
             let name = model.layer_name(layer);
-            Error::NotFinite(format!("{name}: what its output projection reads on the calibration data has no finite covariance"))
+            Error::NotFinite(format!(
+                "{name}: what its output projection reads on the calibration data has no finite covariance"
+            ))
         })?;
         layers.push(scores.into_iter().map(|s| s * scale).collect());
     }
@@ -62,7 +66,8 @@ fn square(t: &Tensor) -> DMatrix<f64> {
     DMatrix::from_fn(t.rows(), t.cols(), |r, c| f64::from(t.data()[r * t.cols() + c]))
 }
 
-/// tr(Pₕₕ Kₕₕ⁻¹) of each head when it leaves, never less than that of a head before it. `None` if G has no inverse.
+/// tr(Pₕₕ Kₕₕ⁻¹) of each head when it leaves, never less than that of a head before it. `None` if G has no
+/// inverse.
 fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
     let (mut gram, mut p) = (square(gram), square(p));
     let heads = gram.nrows() / d;
@@ -91,7 +96,8 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
         let (cost, at, factor) = best?;
         highest = highest.max(cost);
         scores[left.remove(at)] = highest;
-        // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:, P' = P − Pₕᵀ Z − Zᵀ (Pₕ − Pₕₕ Z).
+        // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:, P' = P − Pₕᵀ Z − Zᵀ (Pₕ − Pₕₕ
+        // Z).
         let own = p.view((at * d, at * d), (d, d)).into_owned();
         let k_columns = k.columns(at * d, d).remove_rows(at * d, d);
         let p_columns = p.columns(at * d, d).remove_rows(at * d, d);
@@ -105,7 +111,8 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
     Some(scores)
 }
 
-/// G⁻¹ by Gauss–Jordan, `d` rows at a time, so that nearly all of the work is matrix products. `None` unless G is positive definite.
+/// G⁻¹ by Gauss–Jordan, `d` rows at a time, so that nearly all of the work is matrix products. `None` unless
+/// G is positive definite.
 fn inverse(mut g: DMatrix<f64>, d: usize) -> Option<DMatrix<f64>> {
     for at in (0..g.nrows()).step_by(d) {
         let pivot = g.view((at, at), (d, d)).into_owned().cholesky()?.inverse();
@@ -137,14 +144,16 @@ mod tests {
         Tensor::from_vec(&[m.nrows(), m.ncols()], rows.map(|i| m[i] as f32).collect())
     }
 
-    /// The same by brute force: the weighted squared error that the best refit of the remaining inputs leaves.
+    /// The same by brute force: the weighted squared error that the best refit of the remaining inputs
+    /// leaves.
     fn by_regression(x: &DMatrix<f64>, w: &DMatrix<f64>, b: &DMatrix<f64>, d: usize, gone: &[usize]) -> f64 {
         let n = x.ncols();
         let columns: Vec<usize> = (0..n).filter(|i| !gone.contains(&(i / d))).collect();
         let mut gram = x.transpose() * x;
         let ridge = RIDGE * gram.diagonal().mean();
         (0..n).for_each(|i| gram[(i, i)] += ridge);
-        let (inner, cross) = (gram.select_columns(&columns).select_rows(&columns), gram.select_rows(&columns));
+        let (inner, cross) =
+            (gram.select_columns(&columns).select_rows(&columns), gram.select_rows(&columns));
         let mut map = DMatrix::zeros(w.nrows(), n);
         if !columns.is_empty() {
             let solved = inner.cholesky().expect("positive").solve(&(cross * w.transpose())).transpose();
@@ -161,13 +170,19 @@ mod tests {
         let w = random(3, 5, d * heads);
         let b = random(4, 20, 5);
         let b = b.transpose() * b;
-        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&(w.transpose() * &b * &w)), d).expect("finite");
+        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&(w.transpose() * &b * &w)), d)
+            .expect("finite");
         let mut order: Vec<usize> = (0..heads).collect();
         order.sort_by(|&a, &c| scores[a].total_cmp(&scores[c]));
         // The first to leave is the cheapest of all, and its score is what refitting without it costs.
         let alone: Vec<f64> = (0..heads).map(|h| by_regression(&x, &w, &b, d, &[h])).collect();
         assert!(alone.iter().all(|&cost| alone[order[0]] <= cost * 1.001));
-        assert!((scores[order[0]] / alone[order[0]] - 1.0).abs() < 1e-3, "{} {}", scores[order[0]], alone[order[0]]);
+        assert!(
+            (scores[order[0]] / alone[order[0]] - 1.0).abs() < 1e-3,
+            "{} {}",
+            scores[order[0]],
+            alone[order[0]]
+        );
         // The second's score comes on top.
         let two = by_regression(&x, &w, &b, d, &order[..2]);
         assert!(((scores[order[0]] + scores[order[1]]) / two - 1.0).abs() < 1e-3, "{two}");
@@ -187,8 +202,13 @@ mod tests {
         let d = 2;
         let one = random(5, 40, d);
         let other = random(6, 40, d);
-        let x = DMatrix::from_fn(40, 3 * d, |r, c| if c < 2 * d { one[(r, c % d)] } else { other[(r, c - 2 * d)] });
-        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&DMatrix::identity(6, 6)), d).expect("finite");
+        let x = DMatrix::from_fn(
+            40,
+            3 * d,
+            |r, c| if c < 2 * d { one[(r, c % d)] } else { other[(r, c - 2 * d)] },
+        );
+        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&DMatrix::identity(6, 6)), d)
+            .expect("finite");
         let mut sorted = scores.clone();
         sorted.sort_by(f64::total_cmp);
         assert!(sorted[0] < 0.02 * sorted[1] && scores[2] > sorted[0], "{scores:?}");

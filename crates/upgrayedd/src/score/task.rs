@@ -38,6 +38,7 @@ pub(super) fn has_task(context: &ScoreContext<'_>) -> Result<bool> {
     let batch = data.batch(&range.clone().take(context.samples).collect::<Vec<_>>(), Pass::Fixed);
     let real = |i: usize| batch.mask.as_ref().is_none_or(|m| m[i] != 0);
     // The last position of a sequence predicts nothing in any case.
-    let asks = |(i, &target): (usize, &i64)| target == IGNORE && (i + 1) % batch.len != 0 && real(i) && real(i + 1);
+    let asks =
+        |(i, &target): (usize, &i64)| target == IGNORE && (i + 1) % batch.len != 0 && real(i) && real(i + 1);
     Ok(batch.targets.iter().enumerate().any(asks))
 }

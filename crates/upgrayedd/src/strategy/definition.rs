@@ -117,7 +117,8 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
         .map_err(|e| Error::malformed(format!("options of strategy {strategy:?}: {}", e.message())))
 }
 
-/// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where heads are missing.
+/// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where
+/// heads are missing.
 pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
     let size = budget::unit_size(view.model.units(), view.units);
     let mut room = view.restorable.to_vec();
@@ -172,10 +173,18 @@ impl<T> Default for Cache<T> {
 }
 
 impl<T: Clone> Cache<T> {
-    pub(super) fn get_or(&mut self, enabled: bool, context: &ScoreContext<'_>, compute: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn get_or(
+        &mut self,
+        enabled: bool,
+        context: &ScoreContext<'_>,
+        compute: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         // Gates of a plain encoder are scored along random directions, which differ from cycle to cycle.
         let seed = (context.model.spec().objective == Objective::Encoder).then_some(context.seed);
-        let data = context.data.map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples)).unwrap_or_default();
+        let data = context
+            .data
+            .map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples))
+            .unwrap_or_default();
         let state = context.model.state_id();
         match &self.entry {
             Some((cached, from, found)) if enabled && *cached == state && *from == data => Ok(found.clone()),

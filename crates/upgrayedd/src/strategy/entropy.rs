@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread,
+    within_budget,
 };
 use crate::score::{self, ScoreContext};
 use crate::units::{Scores, Selection};
 use crate::{Error, Result};
 
-pub(super) static INFO: StrategyInfo =
-    StrategyInfo { name: "entropy", summary: "prunes the highest attention entropy, grows in the layers with the lowest", build };
+pub(super) static INFO: StrategyInfo = StrategyInfo {
+    name: "entropy",
+    summary: "prunes the highest attention entropy, grows in the layers with the lowest",
+    build,
+};
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,7 +55,8 @@ impl Strategy for Entropy {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { samples: self.options.attention_samples, ..*context };
-        self.cache.get_or(self.options.use_cached_entropy, &context, || score::named("entropy")?.compute(&context))
+        self.cache
+            .get_or(self.options.use_cached_entropy, &context, || score::named("entropy")?.compute(&context))
     }
 
     fn shown(&self, importances: &Scores) -> Scores {

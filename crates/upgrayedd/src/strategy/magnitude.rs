@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_mean, parse_options, spread,
+    within_budget,
 };
 use crate::score::weights_per_head;
 use crate::score::{self, ScoreContext};
@@ -45,16 +46,30 @@ fn build(options: Options) -> Result<Box<dyn Strategy>> {
 }
 
 impl Magnitude {
-    /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if every head of one is dead.
+    /// Adds the dead heads, even beyond the budget, as far as `min_heads` allows. In whole groups only if
+    /// every head of one is dead.
     fn add_dead(&self, view: &PruneView<'_>, chosen: &mut Selection) {
-        for (layer, (heads, norms)) in view.model.units().layers().iter().zip(view.importances.heads()).enumerate() {
-            let dead_below = self.options.weight_threshold * (weights_per_head(view.model, layer) as f64).sqrt();
-            let is_dead = |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
-            let mut dead: Vec<(f64, usize)> =
-                heads.active().iter().zip(norms).filter(|(h, _)| is_dead(**h)).map(|(h, n)| (*n, *h)).collect();
+        for (layer, (heads, norms)) in
+            view.model.units().layers().iter().zip(view.importances.heads()).enumerate()
+        {
+            let dead_below =
+                self.options.weight_threshold * (weights_per_head(view.model, layer) as f64).sqrt();
+            let is_dead =
+                |head: usize| heads.active().binary_search(&head).is_ok_and(|p| norms[p] < dead_below);
+            let mut dead: Vec<(f64, usize)> = heads
+                .active()
+                .iter()
+                .zip(norms)
+                .filter(|(h, _)| is_dead(**h))
+                .map(|(h, n)| (*n, *h))
+                .collect();
             if view.budget.units == Site::KvGroup {
                 let group_dead = |h: usize| {
-                    heads.active().iter().filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h)).all(|o| is_dead(*o))
+                    heads
+                        .active()
+                        .iter()
+                        .filter(|o| heads.kv_group_of(**o) == heads.kv_group_of(h))
+                        .all(|o| is_dead(*o))
                 };
                 dead.retain(|(_, h)| group_dead(*h));
                 dead.sort_by_key(|(_, h)| heads.kv_group_of(*h));
@@ -64,8 +79,9 @@ impl Magnitude {
             let entry = chosen.entry(LayerSite::heads(layer)).or_default();
             let fresh: Vec<usize> = dead.into_iter().map(|(_, h)| h).filter(|h| !entry.contains(h)).collect();
             // A group may have lost heads before: it goes with those that it has.
-            let together =
-                |a: &usize, b: &usize| view.budget.units == Site::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b);
+            let together = |a: &usize, b: &usize| {
+                view.budget.units == Site::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b)
+            };
             for unit in fresh.chunk_by(together) {
                 if heads.active().len() - entry.len() >= view.budget.min_heads + unit.len() {
                     entry.extend(unit);
@@ -84,7 +100,9 @@ impl Strategy for Magnitude {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { data: None, ..*context };
-        self.cache.get_or(self.options.use_cached_magnitudes, &context, || score::named("magnitude")?.compute(&context))
+        self.cache.get_or(self.options.use_cached_magnitudes, &context, || {
+            score::named("magnitude")?.compute(&context)
+        })
     }
 
     fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
@@ -111,7 +129,8 @@ mod tests {
         spec.layers.iter_mut().for_each(|layer| layer.num_kv_heads = 4);
         let mut model = Model::initialised(model.family(), spec, model.config.clone(), 0).expect("a model");
         // Four groups of two heads; one of them has lost a head.
-        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![2])]), 1, None).expect("it is there");
+        surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![2])]), 1, None)
+            .expect("it is there");
         let norms = Scores::zeros(model.units(), Site::Head);
         let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
         let view = PruneView { model: &model, importances: &norms, budget };
@@ -122,7 +141,8 @@ mod tests {
         for (place, gone) in &chosen {
             let layer = &model.units().layers()[place.layer];
             for head in gone {
-                let group = layer.active().iter().filter(|h| layer.kv_group_of(**h) == layer.kv_group_of(*head));
+                let group =
+                    layer.active().iter().filter(|h| layer.kv_group_of(**h) == layer.kv_group_of(*head));
                 assert!(group.clone().all(|h| gone.contains(h)), "{gone:?} cuts the group of {head} in two");
             }
         }

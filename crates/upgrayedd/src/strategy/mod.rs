@@ -1,4 +1,5 @@
-//! Strategies: which heads go, and in which layers heads come back. One file a strategy; a registry that CLI and Python list.
+//! Strategies: which heads go, and in which layers heads come back. One file a strategy; a registry that CLI
+//! and Python list.
 
 mod definition;
 mod entropy;
@@ -7,5 +8,7 @@ mod random;
 mod registry;
 mod scored;
 
-pub use definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, spread, within_budget};
+pub use definition::{
+    GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, spread, within_budget,
+};
 pub use registry::{ALL, get_strategy};

@@ -42,7 +42,8 @@ impl Strategy for Random {
         // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
         let mut random = rng::stream(view.seed, "random growth");
         let size = unit_size(view.model.units(), view.units);
-        let mut missing: Vec<usize> = view.restorable.iter().enumerate().flat_map(|(l, n)| vec![l; n / size]).collect();
+        let mut missing: Vec<usize> =
+            view.restorable.iter().enumerate().flat_map(|(l, n)| vec![l; n / size]).collect();
         let mut counts = BTreeMap::new();
         for _ in 0..(view.count / size).min(missing.len()) {
             let layer = missing.swap_remove(random.random_range(0..missing.len()));

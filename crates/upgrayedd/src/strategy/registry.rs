@@ -26,7 +26,9 @@ pub const ALL: [&StrategyInfo; 12] = [
 /// Returns [`Error::UnknownName`] if there is no such strategy, [`Error::Malformed`] for a parameter that it
 /// does not have or whose value has a wrong type, and [`Error::OutOfRange`] for a value that has no meaning.
 pub fn get_strategy(name: &str, options: Options) -> Result<Box<dyn Strategy>> {
-    let info =
-        ALL.into_iter().find(|s| s.name == name).ok_or_else(|| Error::unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
+    let info = ALL
+        .into_iter()
+        .find(|s| s.name == name)
+        .ok_or_else(|| Error::unknown_name("strategy", name, &ALL.map(|s| s.name)))?;
     (info.build)(options)
 }

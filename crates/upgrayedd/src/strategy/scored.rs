@@ -1,12 +1,14 @@
-//! Strategies that follow one score: the heads with the lowest go, and the archived heads return whose gates the loss wants open
-//! (where that was not measured: in the layers whose remaining heads have the highest mean).
+//! Strategies that follow one score: the heads with the lowest go, and the archived heads return whose gates
+//! the loss wants open (where that was not measured: in the layers whose remaining heads have the highest
+//! mean).
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use super::definition::{
-    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, parse_options, spread, within_budget,
+    Cache, GrowView, Options, PruneView, Strategy, StrategyInfo, by_gain, by_mean, parse_options, spread,
+    within_budget,
 };
 use crate::budget::Scope;
 use crate::score::{self, Score, ScoreContext, fisher_blocks};
@@ -130,8 +132,9 @@ impl Strategy for Scored {
     }
 }
 
-/// Swaps heads of one layer in and out of the selection as long as that lowers Σᵢⱼ Fᵢⱼ over the selected: heads whose gradients
-/// agree cost more together than each alone (the mask rearrangement of Kwon et al. 2022).
+/// Swaps heads of one layer in and out of the selection as long as that lowers Σᵢⱼ Fᵢⱼ over the selected:
+/// heads whose gradients agree cost more together than each alone (the mask rearrangement of Kwon et al.
+/// 2022).
 fn swap_within(chosen: &mut Vec<usize>, active: &[usize], block: &[f64]) {
     let n = active.len();
     let mut gone: Vec<bool> = active.iter().map(|h| chosen.contains(h)).collect();

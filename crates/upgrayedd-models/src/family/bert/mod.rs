@@ -1,4 +1,5 @@
-//! BERT: bidirectional, LayerNorm after each half-block, padding masks; masked-LM, classifier or plain encoder (Devlin et al. 2019).
+//! BERT: bidirectional, LayerNorm after each half-block, padding masks; masked-LM, classifier or plain
+//! encoder (Devlin et al. 2019).
 
 use crate::Result;
 use crate::family::config::Config;
@@ -22,7 +23,10 @@ pub(crate) static FAMILY: Family = Family {
     modeling: include_str!("modeling.py"),
     base_prefix: "bert.",
     marker: "encoder.layer.0.attention.self.query.weight",
-    task_markers: &[("cls.predictions.transform.dense.weight", Task::MaskedLm), ("classifier.weight", Task::Classifier)],
+    task_markers: &[
+        ("cls.predictions.transform.dense.weight", Task::MaskedLm),
+        ("classifier.weight", Task::Classifier),
+    ],
     config_aliases: &[],
     keys: KEYS,
     output_head: Some("cls.predictions.decoder.weight"),
@@ -124,7 +128,8 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
         }
         Objective::MaskedLm => {
             table.add_optional(Part::Pooler, "bert.pooler.dense");
-            // The head for next-sentence prediction of a BertForPreTraining comes along; nothing is learned with it.
+            // The head for next-sentence prediction of a BertForPreTraining comes along; nothing is learned
+            // with it.
             table.add_optional(Part::NextSentence, "cls.seq_relationship");
             table.add(Part::HeadTransform, "cls.predictions.transform.dense");
             table.add(Part::HeadNorm, "cls.predictions.transform.LayerNorm");

@@ -1,4 +1,5 @@
-//! GPT-2: learned positions, LayerNorm before each half-block, transposed and fused projections (Radford et al. 2019).
+//! GPT-2: learned positions, LayerNorm before each half-block, transposed and fused projections (Radford et
+//! al. 2019).
 
 use crate::Result;
 use crate::family::config::Config;

@@ -93,7 +93,10 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
 
 fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
-    table.add(Part::Tokens, "model.embed_tokens").add(Part::FinalNorm, "model.norm").add(Part::Head, "lm_head");
+    table
+        .add(Part::Tokens, "model.embed_tokens")
+        .add(Part::FinalNorm, "model.norm")
+        .add(Part::Head, "lm_head");
     for layer in 0..spec.num_layers() {
         let mut add = |part, module: &str| {
             table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));

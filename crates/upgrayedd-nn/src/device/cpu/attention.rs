@@ -65,10 +65,26 @@ fn columns(view: View<'_>, s: &AttentionShape) -> Vec<f32> {
 }
 
 /// `scale ·` rows of a block times the visible of these columns, rows `keys.len()` apart.
-fn times_columns(rows: View<'_>, columns: &[f32], s: &AttentionShape, block: &Block, scale: f32, out: &mut [f32]) {
+fn times_columns(
+    rows: View<'_>,
+    columns: &[f32],
+    s: &AttentionShape,
+    block: &Block,
+    scale: f32,
+    out: &mut [f32],
+) {
     let (m, n) = (block.queries.len(), block.keys.len());
     let columns = View::rows(&columns[block.keys.start..], s.keys);
-    matmul((m, n, s.head_dim), scale, rows_from(rows, block.queries.start), columns, false, out, n, Threads::One);
+    matmul(
+        (m, n, s.head_dim),
+        scale,
+        rows_from(rows, block.queries.start),
+        columns,
+        false,
+        out,
+        n,
+        Threads::One,
+    );
 }
 
 /// A row's visible part, relative to the block's first key.
@@ -103,7 +119,8 @@ struct Softmax {
     entropy: f32,
 }
 
-/// Softmax of one row in place, up to the factor that the result needs: few values are left to multiply after the product with V.
+/// Softmax of one row in place, up to the factor that the result needs: few values are left to multiply after
+/// the product with V.
 #[inline(always)]
 fn softmax_row(row: &mut [f32], seen: usize, entropy: bool) -> Softmax {
     if seen == 0 {
@@ -111,7 +128,8 @@ fn softmax_row(row: &mut [f32], seen: usize, entropy: bool) -> Softmax {
         return Softmax { log_sum_exp: f32::NEG_INFINITY, ..Softmax::default() };
     }
     let max = math::max(row);
-    let (sum, weighted) = if entropy { math::exponentials::<true>(row, max) } else { math::exponentials::<false>(row, max) };
+    let (sum, weighted) =
+        if entropy { math::exponentials::<true>(row, max) } else { math::exponentials::<false>(row, max) };
     let (factor, log_sum) = (1.0 / sum, sum.ln());
     let entropy = if seen > 1 { (log_sum - weighted * factor) / (seen as f32).ln() } else { 0.0 };
     Softmax { log_sum_exp: max + log_sum, factor, entropy }
@@ -125,20 +143,22 @@ fn interleave(head_major: &[f32], batch: usize, heads: usize, rows: usize, d: us
         return;
     }
     debug_assert_eq!(head_major.len(), batch * heads * rows * d);
-    out.tensor.data_mut()[..batch * rows * width].par_chunks_mut(width * 16).enumerate().for_each(|(task, out)| {
-        for (i, row) in out.chunks_exact_mut(width).enumerate() {
-            let (b, t) = ((task * 16 + i) / rows, (task * 16 + i) % rows);
-            for (h, out) in row.chunks_exact_mut(d).enumerate() {
-                let at = ((b * heads + h) * rows + t) * d;
-                let values = &head_major[at..at + d];
-                if accumulate {
-                    super::linear::add_into(out, values);
-                } else {
-                    out.copy_from_slice(values);
+    out.tensor.data_mut()[..batch * rows * width].par_chunks_mut(width * 16).enumerate().for_each(
+        |(task, out)| {
+            for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                let (b, t) = ((task * 16 + i) / rows, (task * 16 + i) % rows);
+                for (h, out) in row.chunks_exact_mut(d).enumerate() {
+                    let at = ((b * heads + h) * rows + t) * d;
+                    let values = &head_major[at..at + d];
+                    if accumulate {
+                        super::linear::add_into(out, values);
+                    } else {
+                        out.copy_from_slice(values);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 pub(super) fn forward(
@@ -176,7 +196,13 @@ pub(super) fn forward(
     AttentionOutput { out, lse, entropy: probe }
 }
 
-fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context: &mut [f32], lse: &mut [f32]) -> (f64, u64) {
+fn forward_head(
+    head: &HeadView<'_>,
+    s: &AttentionShape,
+    entropy: bool,
+    context: &mut [f32],
+    lse: &mut [f32],
+) -> (f64, u64) {
     let d = s.head_dim;
     let (mut entropy_sum, mut counted) = (0.0, 0);
     let keys = columns(head.k, s);
@@ -185,7 +211,8 @@ fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context:
         let mut scores = pool::take(block.queries.len() * n);
         times_columns(head.q, &keys, s, &block, s.scale, &mut scores);
         let mut factors = [0.0f32; BLOCK];
-        for ((query, row), factor) in block.queries.clone().zip(scores.chunks_exact_mut(n)).zip(&mut factors) {
+        for ((query, row), factor) in block.queries.clone().zip(scores.chunks_exact_mut(n)).zip(&mut factors)
+        {
             let visible = visible_in(s, &block, query);
             row[..visible.start].fill(0.0);
             row[visible.end..].fill(0.0);
@@ -207,7 +234,16 @@ fn forward_head(head: &HeadView<'_>, s: &AttentionShape, entropy: bool, context:
         }
         let v = rows_from(head.v, block.keys.start);
         let out = &mut context[block.queries.start * d..block.queries.end * d];
-        matmul((block.queries.len(), d, n), head.gate, View::rows(&scores, n), v, false, out, d, Threads::One);
+        matmul(
+            (block.queries.len(), d, n),
+            head.gate,
+            View::rows(&scores, n),
+            v,
+            false,
+            out,
+            d,
+            Threads::One,
+        );
         simd(
             #[inline(always)]
             || {
@@ -234,20 +270,24 @@ pub(super) struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// A task is one key/value head of one sequence with all query heads that read it, so that no two tasks add to the same place.
+    /// A task is one key/value head of one sequence with all query heads that read it, so that no two tasks
+    /// add to the same place.
     pub(super) fn run(&self, grads: AttentionGrads<'_>) {
         let s = self.shape;
         let (heads, d) = (s.heads(), s.head_dim);
         let mut dq = pool::take(s.batch * heads * s.queries * d);
         let mut dk = pool::take(s.batch * s.kv_heads * s.keys * d);
         let mut dv = pool::take(s.batch * s.kv_heads * s.keys * d);
-        let readers: Vec<Vec<usize>> = (0..s.kv_heads).map(|g| (0..heads).filter(|&h| s.kv_of[h] == g).collect()).collect();
-        let mut dq_of: Vec<Option<&mut [f32]>> = dq.chunks_exact_mut((s.queries * d).max(1)).map(Some).collect();
+        let readers: Vec<Vec<usize>> =
+            (0..s.kv_heads).map(|g| (0..heads).filter(|&h| s.kv_of[h] == g).collect()).collect();
+        let mut dq_of: Vec<Option<&mut [f32]>> =
+            dq.chunks_exact_mut((s.queries * d).max(1)).map(Some).collect();
         let mut tasks = Vec::with_capacity(s.batch * s.kv_heads);
         let kv = dk.chunks_exact_mut((s.keys * d).max(1)).zip(dv.chunks_exact_mut((s.keys * d).max(1)));
         for (index, (dk, dv)) in kv.enumerate() {
             let (b, g) = (index / s.kv_heads, index % s.kv_heads);
-            let dq: Vec<_> = readers[g].iter().filter_map(|&h| Some((h, dq_of[b * heads + h].take()?))).collect();
+            let dq: Vec<_> =
+                readers[g].iter().filter_map(|&h| Some((h, dq_of[b * heads + h].take()?))).collect();
             tasks.push((b, dq, dk, dv));
         }
         let gate_parts: Vec<Vec<(usize, usize, f64)>> = tasks
@@ -258,7 +298,10 @@ impl Backward<'_> {
                 let Some(&(first, _)) = dq.first() else { return Vec::new() };
                 let shared = head_view(self.q, self.k, self.v, self.gates, s, b, first);
                 let (keys, values) = (columns(shared.k, s), columns(shared.v, s));
-                let grads = dq.into_iter().map(|(h, dq)| (b, h, self.head(b, h, (&keys, &values), dq, dk, dv))).collect();
+                let grads = dq
+                    .into_iter()
+                    .map(|(h, dq)| (b, h, self.head(b, h, (&keys, &values), dq, dk, dv)))
+                    .collect();
                 [keys, values].into_iter().for_each(pool::give_back);
                 grads
             })
@@ -283,7 +326,15 @@ impl Backward<'_> {
     }
 
     /// Adds one query head's part; returns ∂L/∂gate = Σ over queries and keys of P · dP (before the gate).
-    fn head(&self, b: usize, h: usize, (keys, values): (&[f32], &[f32]), dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) -> f64 {
+    fn head(
+        &self,
+        b: usize,
+        h: usize,
+        (keys, values): (&[f32], &[f32]),
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) -> f64 {
         let s = self.shape;
         let (heads, d) = (s.heads(), s.head_dim);
         let head = head_view(self.q, self.k, self.v, self.gates, s, b, h);
@@ -296,7 +347,9 @@ impl Backward<'_> {
             times_columns(head.q, keys, s, &block, s.scale, &mut p);
             times_columns(dout, values, s, &block, 1.0, &mut dp);
             let dout = rows_from(dout, block.queries.start);
-            for ((query, p), dp) in block.queries.clone().zip(p.chunks_exact_mut(n)).zip(dp.chunks_exact_mut(n)) {
+            for ((query, p), dp) in
+                block.queries.clone().zip(p.chunks_exact_mut(n)).zip(dp.chunks_exact_mut(n))
+            {
                 let visible = visible_in(s, &block, query);
                 let first_key = block.keys.start + visible.start;
                 for row in [&mut *p, &mut *dp] {
@@ -311,7 +364,16 @@ impl Backward<'_> {
             }
             let seen = block.keys.start * d..block.keys.end * d;
             let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));
-            matmul((n, d, m), head.gate, View::rows(&p, n).t(), dout, true, &mut dv[seen.clone()], d, Threads::One);
+            matmul(
+                (n, d, m),
+                head.gate,
+                View::rows(&p, n).t(),
+                dout,
+                true,
+                &mut dv[seen.clone()],
+                d,
+                Threads::One,
+            );
             matmul((n, d, m), 1.0, View::rows(&dp, n).t(), q, true, &mut dk[seen], d, Threads::One);
             let dq = &mut dq[block.queries.start * d..block.queries.end * d];
             matmul((m, d, n), 1.0, View::rows(&dp, n), k, false, dq, d, Threads::One);
@@ -324,7 +386,14 @@ impl Backward<'_> {
 
 /// Turns scores into probabilities and `dp` into score gradients, in place; returns Σ P · dP.
 #[inline(always)]
-fn row_grad(p: &mut [f32], dp: &mut [f32], lse: f32, first_key: usize, head: &HeadView<'_>, scale: f32) -> f32 {
+fn row_grad(
+    p: &mut [f32],
+    dp: &mut [f32],
+    lse: f32,
+    first_key: usize,
+    head: &HeadView<'_>,
+    scale: f32,
+) -> f32 {
     let seen = apply_mask(p, first_key, head.mask);
     if seen == 0 {
         p.fill(0.0);

@@ -92,7 +92,8 @@ pub(super) fn grad_weight(dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
     matmul((o, i, n), 1.0, lhs, rhs, dw.accumulate, dw.tensor.data_mut(), i, Threads::All);
 }
 
-/// Rows of the lower half some at a time, each as far as its block on the diagonal goes; the upper half is their mirror image.
+/// Rows of the lower half some at a time, each as far as its block on the diagonal goes; the upper half is
+/// their mirror image.
 pub(super) fn gram(x: &Tensor) -> Tensor {
     const STEP: usize = 128;
     let (n, i) = (x.rows(), x.cols());

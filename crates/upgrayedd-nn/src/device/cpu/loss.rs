@@ -17,7 +17,8 @@ fn exponentiate(row: &mut [f32]) -> (f32, f32) {
     (max, math::sum(row))
 }
 
-/// Entries of the vocabulary whose logits exist at once: however many rows there are, so that the bits do not depend on them.
+/// Entries of the vocabulary whose logits exist at once: however many rows there are, so that the bits do not
+/// depend on them.
 const VOCAB_BLOCK: usize = 2048;
 
 /// What is known of a row after some blocks.
@@ -36,23 +37,31 @@ pub(super) fn negative_log_likelihood(x: &Tensor, w: &Tensor, bias: Option<&Tens
     for first in (0..vocab).step_by(VOCAB_BLOCK) {
         let last = (first + VOCAB_BLOCK).min(vocab);
         let logits = &mut logits[..rows * (last - first)];
-        linear::forward_into(x, w.elements().slice(first * width..last * width), bias.map(|b| &b.data()[first..last]), logits);
-        logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each(|((row, running), &target)| {
-            if target == IGNORE {
-                return;
-            }
-            if let Some(logit) = usize::try_from(target).ok().and_then(|t| row.get(t.checked_sub(first)?)) {
-                running.at_target = *logit;
-            }
-            let (max, sum) = simd(
-                #[inline(always)]
-                || exponentiate(row),
-            );
-            let larger = running.max.max(max);
-            let grown = |sum: f64, max: f32| sum * f64::from(max - larger).exp();
-            running.sum = grown(running.sum, running.max) + grown(f64::from(sum), max);
-            running.max = larger;
-        });
+        linear::forward_into(
+            x,
+            w.elements().slice(first * width..last * width),
+            bias.map(|b| &b.data()[first..last]),
+            logits,
+        );
+        logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each(
+            |((row, running), &target)| {
+                if target == IGNORE {
+                    return;
+                }
+                if let Some(logit) = usize::try_from(target).ok().and_then(|t| row.get(t.checked_sub(first)?))
+                {
+                    running.at_target = *logit;
+                }
+                let (max, sum) = simd(
+                    #[inline(always)]
+                    || exponentiate(row),
+                );
+                let larger = running.max.max(max);
+                let grown = |sum: f64, max: f32| sum * f64::from(max - larger).exp();
+                running.sum = grown(running.sum, running.max) + grown(f64::from(sum), max);
+                running.max = larger;
+            },
+        );
     }
     pool::give_back(logits);
     let counted = running.iter().zip(targets).filter(|(_, t)| **t != IGNORE);
@@ -89,7 +98,13 @@ pub(super) fn cross_entropy(logits: &mut Tensor, targets: &[i64], weight: f32, w
     losses.iter().sum()
 }
 
-pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> f64 {
+pub(super) fn kl_divergence(
+    student: &mut Tensor,
+    teacher: &Tensor,
+    temperature: f32,
+    weight: f32,
+    with_grad: bool,
+) -> f64 {
     let cols = student.cols();
     let losses: Vec<f64> = student
         .data_mut()
@@ -109,9 +124,13 @@ pub(super) fn kl_divergence(student: &mut Tensor, teacher: &Tensor, temperature:
                     let p_scores = p.clone();
                     let (p_max, p_sum) = exponentiate(&mut p);
                     let (q_max, q_sum) = exponentiate(s);
-                    let shift = f64::from(q_max) + f64::from(q_sum).ln() - f64::from(p_max) - f64::from(p_sum).ln();
-                    let cross: f64 =
-                        p.iter().zip(p_scores.iter().zip(&q_scores)).map(|(&p, (&a, &b))| f64::from(p) * f64::from(a - b)).sum();
+                    let shift =
+                        f64::from(q_max) + f64::from(q_sum).ln() - f64::from(p_max) - f64::from(p_sum).ln();
+                    let cross: f64 = p
+                        .iter()
+                        .zip(p_scores.iter().zip(&q_scores))
+                        .map(|(&p, (&a, &b))| f64::from(p) * f64::from(a - b))
+                        .sum();
                     if with_grad {
                         let (a, b) = (weight * temperature / q_sum, weight * temperature / p_sum);
                         s.iter_mut().zip(&p).for_each(|(s, &p)| *s = *s * a - p * b);

@@ -1,4 +1,5 @@
-//! Vectorised building blocks: plain loops that the compiler turns into SIMD, compiled for each instruction set.
+//! Vectorised building blocks: plain loops that the compiler turns into SIMD, compiled for each instruction
+//! set.
 
 pub(super) use crate::simd::simd;
 
@@ -25,8 +26,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let p = r.mul_add(p, 1.666_666_6e-1);
     let p = r.mul_add(p, 0.5);
     let p = (r * r).mul_add(p, r) + 1.0;
-    // 2ⁿ in two factors: 2⁻¹²⁷ and 2¹²⁸ have no single normal exponent. Shifting leaves nothing of ROUND but the integer beside it; a
-    // cast would be done number by number.
+    // 2ⁿ in two factors: 2⁻¹²⁷ and 2¹²⁸ have no single normal exponent. Shifting leaves nothing of ROUND but
+    // the integer beside it; a cast would be done number by number.
     let half = (n * 0.5 + ROUND) - ROUND;
     let two_to = |k: f32| f32::from_bits((k + 127.0 + ROUND).to_bits() << 23);
     let scaled = p * two_to(half) * two_to(n - half);
@@ -75,7 +76,8 @@ pub(super) fn max(x: &[f32]) -> f32 {
     fold(x, f32::NEG_INFINITY, |a, v| if v > a { v } else { a }, f32::max)
 }
 
-/// Replaces every x by e to the power of x − max. Returns their sum, and Σ (x − max) eˣ⁻ᵐᵃˣ if it is asked for.
+/// Replaces every x by e to the power of x − max. Returns their sum, and Σ (x − max) eˣ⁻ᵐᵃˣ if it is asked
+/// for.
 #[inline(always)]
 pub(super) fn exponentials<const WEIGHTED: bool>(x: &mut [f32], max: f32) -> (f32, f32) {
     let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -143,7 +145,14 @@ fn reduce(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
 mod tests {
     use super::*;
 
-    fn check(name: &str, f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64, range: f32, relative: f64, absolute: f64) {
+    fn check(
+        name: &str,
+        f: impl Fn(f32) -> f32,
+        exact: impl Fn(f64) -> f64,
+        range: f32,
+        relative: f64,
+        absolute: f64,
+    ) {
         for i in -20_000..=20_000 {
             let x = i as f32 / 20_000.0 * range;
             let (got, want) = (
@@ -153,7 +162,10 @@ mod tests {
                 )),
                 exact(f64::from(x)),
             );
-            assert!((got - want).abs() <= relative * want.abs() + absolute, "{name}({x}) = {got}, expected {want}");
+            assert!(
+                (got - want).abs() <= relative * want.abs() + absolute,
+                "{name}({x}) = {got}, expected {want}"
+            );
         }
     }
 

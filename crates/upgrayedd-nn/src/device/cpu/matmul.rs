@@ -1,4 +1,5 @@
-//! Matrix products on the `gemm` crate. Only the partition of the output depends on the threads, so the bits do not.
+//! Matrix products on the `gemm` crate. Only the partition of the output depends on the threads, so the bits
+//! do not.
 
 #![allow(unsafe_code, reason = "gemm takes raw pointers; every view is checked against its slice first")]
 
@@ -73,12 +74,13 @@ pub(super) fn matmul(
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
         return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
-    // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so overlaps neither operand.
+    // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so
+    // overlaps neither operand.
     unsafe { multiply((m, n, k), alpha, lhs, rhs, accumulate, dst, threads) }
 }
 
-/// `dst (m × n) = [dst +] lhs (m × k) · wᵀ` for weights `w (n × k)`, which are widened panel by panel: the bits are those of the same
-/// numbers in `f32`.
+/// `dst (m × n) = [dst +] lhs (m × k) · wᵀ` for weights `w (n × k)`, which are widened panel by panel: the
+/// bits are those of the same numbers in `f32`.
 pub(super) fn matmul_weights(
     (m, n, k): (usize, usize, usize),
     lhs: View<'_>,
@@ -109,9 +111,16 @@ pub(super) fn matmul_weights(
     by_panels((m, n, k), 1.0, lhs, panel, accumulate, Target { first: dst.as_mut_ptr(), stride: n });
 }
 
-/// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm` would keep a packed copy of
-/// all of `lhs`.
-fn by_rows((m, n, k): (usize, usize, usize), alpha: f32, lhs: View<'_>, rhs: View<'_>, accumulate: bool, dst: Target) {
+/// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm`
+/// would keep a packed copy of all of `lhs`.
+fn by_rows(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    lhs: View<'_>,
+    rhs: View<'_>,
+    accumulate: bool,
+    dst: Target,
+) {
     const STEP: usize = 128;
     (0..m.div_ceil(STEP)).into_par_iter().for_each(|panel| {
         let start = panel * STEP;
@@ -132,12 +141,14 @@ struct Target {
 // SAFETY: tasks write to rows or columns of their own.
 unsafe impl Sync for Target {}
 
-/// `gemm` cuts long sums in another way where neither side of the output is longer. How many columns there are must not matter to one of
-/// them (a dormant head changes no bit), so panels of so few rows are all as narrow.
+/// `gemm` cuts long sums in another way where neither side of the output is longer. How many columns there
+/// are must not matter to one of them (a dormant head changes no bit), so panels of so few rows are all as
+/// narrow.
 const SMALL: usize = 64;
 
-/// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element, over and over; panels of it
-/// that are transposed first take a quarter of the time. The partition depends on the shape alone, so the bits do not depend on the threads.
+/// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element,
+/// over and over; panels of it that are transposed first take a quarter of the time. The partition depends on
+/// the shape alone, so the bits do not depend on the threads.
 ///
 /// `fill` makes the panel of some columns: where the first is, and how many.
 fn by_panels(
@@ -148,7 +159,8 @@ fn by_panels(
     accumulate: bool,
     dst: Target,
 ) {
-    // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small beside the product.
+    // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small
+    // beside the product.
     let (width, height) = (if n < 768 || m <= SMALL { 64 } else { 128 }, m.div_ceil(m.div_ceil(512)));
     let panels = n.div_ceil(width);
     (0..panels * m.div_ceil(height)).into_par_iter().for_each(|task| {
@@ -159,7 +171,15 @@ fn by_panels(
         let lhs = View { data: &lhs.data[row * lhs.rs..], ..lhs };
         // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
         unsafe {
-            multiply((height, width, k), alpha, lhs, View::rows(&panel, width), accumulate, dst.part(row, column), Threads::One)
+            multiply(
+                (height, width, k),
+                alpha,
+                lhs,
+                View::rows(&panel, width),
+                accumulate,
+                dst.part(row, column),
+                Threads::One,
+            )
         }
         pool::give_back(panel);
     });
@@ -210,7 +230,8 @@ fn transpose_tile(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: u
 
 /// # Safety
 ///
-/// Every element that the shapes and strides reach lies in its slice, `dst` can be written and overlaps neither operand.
+/// Every element that the shapes and strides reach lies in its slice, `dst` can be written and overlaps
+/// neither operand.
 unsafe fn multiply(
     (m, n, k): (usize, usize, usize),
     alpha: f32,

@@ -1,4 +1,5 @@
-//! The CPU: `f32` kernels on `gemm`, `rayon` and loops the compiler vectorises. Work is cut by shape, never by thread count.
+//! The CPU: `f32` kernels on `gemm`, `rayon` and loops the compiler vectorises. Work is cut by shape, never
+//! by thread count.
 
 mod attention;
 mod linear;
@@ -13,7 +14,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Tensor;
-use crate::kernels::{Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value};
+use crate::kernels::{
+    Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value,
+};
 
 /// The host's processor.
 pub(crate) struct Cpu;
@@ -77,13 +80,27 @@ impl Kernels for Cpu {
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor) {
         norm::layer_norm(x, weight, bias, eps)
     }
-    fn layer_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]) {
+    fn layer_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 3],
+    ) {
         norm::layer_norm_grad(dy, x, weight, stats, grads);
     }
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
         norm::rms_norm(x, weight, eps)
     }
-    fn rms_norm_grad(&self, dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]) {
+    fn rms_norm_grad(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        stats: &Tensor,
+        grads: [Option<Sink<'_>>; 2],
+    ) {
         norm::rms_norm_grad(dy, x, weight, stats, grads);
     }
     fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
@@ -116,7 +133,14 @@ impl Kernels for Cpu {
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
         pointwise::activation(kind, x, up)
     }
-    fn activation_grad(&self, kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]) {
+    fn activation_grad(
+        &self,
+        kind: Activation,
+        dy: &Tensor,
+        x: &Tensor,
+        up: Option<&Tensor>,
+        grads: [Option<Sink<'_>>; 2],
+    ) {
         pointwise::activation_grad(kind, dy, x, up, grads);
     }
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor {
@@ -144,13 +168,26 @@ impl Kernels for Cpu {
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         LOGITS / vocabulary
     }
-    fn negative_log_likelihood(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, targets: &[i64]) -> Number {
+    fn negative_log_likelihood(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &[i64],
+    ) -> Number {
         number(loss::negative_log_likelihood(x, w, bias, targets))
     }
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number {
         number(loss::cross_entropy(logits, targets, weight, with_grad))
     }
-    fn kl_divergence(&self, student: &mut Tensor, teacher: &Tensor, temperature: f32, weight: f32, with_grad: bool) -> Number {
+    fn kl_divergence(
+        &self,
+        student: &mut Tensor,
+        teacher: &Tensor,
+        temperature: f32,
+        weight: f32,
+        with_grad: bool,
+    ) -> Number {
         number(loss::kl_divergence(student, teacher, temperature, weight, with_grad))
     }
     fn relative_distance(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {

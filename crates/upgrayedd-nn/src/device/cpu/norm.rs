@@ -25,7 +25,8 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
             simd(
                 #[inline(always)]
                 || {
-                    let rows = out.chunks_exact_mut(cols).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(cols));
+                    let rows =
+                        out.chunks_exact_mut(cols).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(cols));
                     for ((out, stats), x) in rows {
                         let mean = sum(x) / cols as f32;
                         for (o, &v) in out.iter_mut().zip(x) {
@@ -69,7 +70,8 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor
     (out, stats)
 }
 
-/// Both backward passes: with x̂ the normalised row and g = dy · w, dx = rstd · (g − x̂ mean(g x̂) − mean(g)), the last for layer norm only.
+/// Both backward passes: with x̂ the normalised row and g = dy · w, dx = rstd · (g − x̂ mean(g x̂) −
+/// mean(g)), the last for layer norm only.
 struct Backward<'a> {
     x: &'a Tensor,
     dy: &'a Tensor,
@@ -95,7 +97,13 @@ impl Backward<'_> {
                     for (i, dx) in dx.chunks_exact_mut(cols).enumerate() {
                         let row = task * rows + i;
                         let range = row * cols..(row + 1) * cols;
-                        self.input_row(row, &self.x.data()[range.clone()], &self.dy.data()[range], accumulate, dx);
+                        self.input_row(
+                            row,
+                            &self.x.data()[range.clone()],
+                            &self.dy.data()[range],
+                            accumulate,
+                            dx,
+                        );
                     }
                 },
             );
@@ -150,7 +158,13 @@ impl Backward<'_> {
     }
 }
 
-pub(super) fn layer_norm_grad(dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 3]) {
+pub(super) fn layer_norm_grad(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    stats: &Tensor,
+    grads: [Option<Sink<'_>>; 3],
+) {
     let backward = Backward { x, dy, weight, stats, centred: true };
     let [dx, dw, db] = grads;
     dx.into_iter().for_each(|dx| backward.input(dx));
@@ -158,7 +172,13 @@ pub(super) fn layer_norm_grad(dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &
     db.into_iter().for_each(|db| super::linear::sum_rows(dy, db));
 }
 
-pub(super) fn rms_norm_grad(dy: &Tensor, x: &Tensor, weight: &Tensor, stats: &Tensor, grads: [Option<Sink<'_>>; 2]) {
+pub(super) fn rms_norm_grad(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    stats: &Tensor,
+    grads: [Option<Sink<'_>>; 2],
+) {
     let backward = Backward { x, dy, weight, stats, centred: false };
     let [dx, dw] = grads;
     dx.into_iter().for_each(|dx| backward.input(dx));

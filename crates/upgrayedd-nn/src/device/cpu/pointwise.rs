@@ -117,7 +117,13 @@ pub(super) fn activation(kind: Activation, x: &Tensor, up: Option<&Tensor>) -> T
     }
 }
 
-pub(super) fn activation_grad(kind: Activation, dy: &Tensor, x: &Tensor, up: Option<&Tensor>, grads: [Option<Sink<'_>>; 2]) {
+pub(super) fn activation_grad(
+    kind: Activation,
+    dy: &Tensor,
+    x: &Tensor,
+    up: Option<&Tensor>,
+    grads: [Option<Sink<'_>>; 2],
+) {
     match kind {
         Activation::Gelu => backward::<Gelu>(dy, x, up, grads),
         Activation::GeluTanh => backward::<GeluTanh>(dy, x, up, grads),
@@ -284,13 +290,19 @@ pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, 
             || match step.lanes {
                 Lanes::Whole => update(w, g, m, v, &rates, |_| 0),
                 Lanes::Rows => {
-                    let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                    let rows = w
+                        .chunks_mut(cols)
+                        .zip(g.chunks(cols))
+                        .zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
                     for (r, ((w, g), (m, v))) in rows.enumerate() {
                         update(w, g, m, v, &rates, |_| i * lanes_per_chunk + r);
                     }
                 }
                 Lanes::Cols => {
-                    let rows = w.chunks_mut(cols).zip(g.chunks(cols)).zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
+                    let rows = w
+                        .chunks_mut(cols)
+                        .zip(g.chunks(cols))
+                        .zip(m.chunks_mut(cols).zip(v.chunks_mut(cols)));
                     for ((w, g), (m, v)) in rows {
                         update(w, g, m, v, &rates, |c| c);
                     }
@@ -312,7 +324,14 @@ struct Rates<'a> {
 }
 
 #[inline(always)]
-fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: &Rates<'_>, lane: impl Fn(usize) -> usize) {
+fn update(
+    w: &mut [f32],
+    g: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    s: &Rates<'_>,
+    lane: impl Fn(usize) -> usize,
+) {
     let n = w.len();
     let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
     for i in 0..n {
