@@ -358,30 +358,30 @@ impl BatchSource for LoaderBatches {
         let reader = Reader { family: self.family, spec: &self.spec, labelled: true };
         let mut batches = Epoch::start(&self.loader)?;
         let (mut index, mut seen) = (0, 0);
-        let mut left: Vec<Row> = Vec::new();
+        let mut rest: Vec<Row> = Vec::new();
         while let Some(rows) = batches.next(&reader, seen)? {
             seen += rows.len();
             let in_place = self.keys.get(index) == Some(&batch_key(&rows, self.spec.objective));
             let trains = self.train.contains(&index);
             index += 1;
-            if in_place && trains && left.is_empty() {
+            if in_place && trains && rest.is_empty() {
                 if take(Batch::from_rows(&rows, 0))?.is_break() {
                     return Ok(());
                 }
                 continue;
             }
-            left.extend(rows.into_iter().filter(|row| {
+            rest.extend(rows.into_iter().filter(|row| {
                 if in_place { trains } else { !self.set_aside.contains(&row_key(row, self.spec.objective)) }
             }));
-            while left.len() >= self.rows_per_batch {
-                let rows: Vec<Row> = left.drain(..self.rows_per_batch).collect();
+            while rest.len() >= self.rows_per_batch {
+                let rows: Vec<Row> = rest.drain(..self.rows_per_batch).collect();
                 if take(Batch::from_rows(&rows, 0))?.is_break() {
                     return Ok(());
                 }
             }
         }
-        if !left.is_empty() {
-            let _ = take(Batch::from_rows(&left, 0))?;
+        if !rest.is_empty() {
+            let _ = take(Batch::from_rows(&rest, 0))?;
         }
         Ok(())
     }

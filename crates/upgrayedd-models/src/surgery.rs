@@ -238,10 +238,10 @@ pub fn restore(
 ) -> Result<()> {
     for (&LayerSite { layer, .. }, heads) in selection {
         if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
-            let there: Vec<usize> =
+            let archived: Vec<usize> =
                 model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
             return Err(Error::does_not_fit(format!(
-                "head {head} of layer {layer} is not in the archive, which has {there:?} of that layer"
+                "head {head} of layer {layer} is not in the archive, which has {archived:?} of that layer"
             )));
         }
     }

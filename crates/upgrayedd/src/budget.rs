@@ -176,10 +176,10 @@ pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
         .map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget))
         .collect();
     let mut chosen = Selection::new();
-    let mut left = budget.heads;
-    let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, left: &mut usize| {
+    let mut remaining = budget.heads;
+    let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, remaining: &mut usize| {
         let heads = queues[layer].take(unit);
-        *left -= heads.len();
+        *remaining -= heads.len();
         let count = heads.len();
         chosen.entry(LayerSite::heads(layer)).or_default().extend(heads);
         count
@@ -187,7 +187,7 @@ pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
     if budget.scope == Scope::Layer {
         for layer in 0..queues.len() {
             while let Some((unit, _)) = queues[layer].candidate(queues[layer].share) {
-                let count = pick(&mut queues, layer, unit, &mut left);
+                let count = pick(&mut queues, layer, unit, &mut remaining);
                 queues[layer].share -= count;
             }
         }
@@ -197,12 +197,12 @@ pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
     loop {
         let next = (0..queues.len())
             .filter_map(|l| {
-                let (unit, score) = queues[l].candidate(left)?;
+                let (unit, score) = queues[l].candidate(remaining)?;
                 Some((if budget.scope == Scope::Layer { given[l] } else { 0 }, score, l, unit))
             })
             .min_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
         let Some((_, _, layer, unit)) = next else { break };
-        pick(&mut queues, layer, unit, &mut left);
+        pick(&mut queues, layer, unit, &mut remaining);
         given[layer] += 1;
     }
     chosen.values_mut().for_each(|heads| heads.sort_unstable());

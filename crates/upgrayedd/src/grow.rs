@@ -102,10 +102,10 @@ pub fn choose(
                 heads.layers().len()
             )));
         }
-        let there = gains.keys().filter(|id| id.layer == layer).count();
-        if count > there {
+        let archived = gains.keys().filter(|id| id.layer == layer).count();
+        if count > archived {
             return Err(Error::does_not_fit(format!(
-                "{count} heads are to grow in layer {layer}, which has {there} to restore"
+                "{count} heads are to grow in layer {layer}, which has {archived} to restore"
             )));
         }
         let mut picked: Vec<usize> = Vec::new();

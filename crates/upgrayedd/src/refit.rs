@@ -131,9 +131,9 @@ fn solve(
     let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
         let mut missing = added(parent, layer, &pair.parent, teacher)?.to_host();
-        let there = added(model, layer, &pair.student, student)?.to_host();
+        let student_output = added(model, layer, &pair.student, student)?.to_host();
         let student = &student.to_host();
-        missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
+        missing.data_mut().iter_mut().zip(student_output.data()).for_each(|(m, t)| *m -= t);
         let mut x = if bias.is_some() { with_ones(student) } else { student.clone() };
         if let Some(mask) = &pair.batch.mask {
             // Padding never counts.

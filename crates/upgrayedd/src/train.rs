@@ -200,8 +200,8 @@ pub(crate) fn set_fading(
     let fade = fading_steps(options, total);
     let gate = if fade == 0 { 1.0 } else { (step as f32 / fade as f32).min(1.0) };
     for (&place, units) in growing {
-        let there = model.units().layers()[place.layer].units(place.site);
-        let gates = there.iter().map(|unit| if units.contains(unit) { gate } else { 1.0 }).collect();
+        let present = model.units().layers()[place.layer].units(place.site);
+        let gates = present.iter().map(|unit| if units.contains(unit) { gate } else { 1.0 }).collect();
         model.set_gates(place, gates)?;
     }
     Ok(())

@@ -79,17 +79,17 @@ impl Model {
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Result<Var> {
-        let apart = tape.has_segments().then(|| Arc::new(batch.clone()));
+        let recomputed = tape.has_segments().then(|| Arc::new(batch.clone()));
         for layer in layers {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
             let (gates, offset) = (hooks.gates_at(layer).cloned(), hooks.offsets.map(|o| o[layer].clone()));
-            x = match apart.clone() {
+            x = match recomputed.clone() {
                 None => {
                     self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)?
                 }
-                Some(again) => {
+                Some(kept_batch) => {
                     let (gated, positions_again) = (gates.is_some(), positions.clone());
                     let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
                     // In the order of `inputs`.
@@ -106,7 +106,15 @@ impl Model {
                     tape.segment(&inputs, first, move |tape, inputs| {
                         let (x, gates, offset) = parts(inputs);
                         let extra = (gates.as_ref(), offset.as_ref());
-                        self.layer(tape, layer, x, extra, &again, &positions_again, &mut Hooks::default())
+                        self.layer(
+                            tape,
+                            layer,
+                            x,
+                            extra,
+                            &kept_batch,
+                            &positions_again,
+                            &mut Hooks::default(),
+                        )
                     })?
                 }
             };

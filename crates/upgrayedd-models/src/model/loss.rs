@@ -149,7 +149,7 @@ impl Model {
         let x = teacher.predicted_rows(&mut theirs, x, batch, true)?.0;
         let (x, ids) = teacher.before_logits(&mut theirs, x)?;
         let bias = ids.bias.map(|b| teacher.params.get(b));
-        let knows =
+        let teacher_head =
             Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
 
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
@@ -157,7 +157,7 @@ impl Model {
         let (rows, weights) = self.before_logits(tape, rows)?;
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
         let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
-        ops::distillation(tape, &rows, head, &targets, &knows, weight)
+        ops::distillation(tape, &rows, head, &targets, &teacher_head, weight)
     }
 
     /// The squared error mixed with the squared distance from the teacher's numbers.

@@ -499,15 +499,15 @@ impl Model {
         if place.site != Site::Head {
             return Err(Error::unsupported(format!("{} have no gates: expected heads", place.site.name())));
         }
-        let there = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
-        if gates.len() != there {
+        let units = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
+        if gates.len() != units {
             return Err(Error::does_not_fit(format!(
-                "layer {} has {there} heads, not {} to be gated",
+                "layer {} has {units} heads, not {} to be gated",
                 place.layer,
                 gates.len()
             )));
         }
-        self.gates.insert(place, Tensor::from_vec(&[there], gates));
+        self.gates.insert(place, Tensor::from_vec(&[units], gates));
         self.touch();
         Ok(())
     }

@@ -77,14 +77,14 @@ impl Special {
         special.name(&keys, defaults)?;
         let in_json =
             sources.json["added_tokens"].as_array().filter(|_| sources.as_it_is).into_iter().flatten();
-        let mut there: HashSet<String> = in_json.filter_map(content).collect();
-        there.extend(special.all.iter().map(|t| t.content.clone()));
+        let mut known: HashSet<String> = in_json.filter_map(content).collect();
+        known.extend(special.all.iter().map(|t| t.content.clone()));
         // Named tokens that are not there, then those without a meaning; the last word on a token's flags
         // counts.
         let mut more: Vec<AddedToken> = Vec::new();
         let named = special.named.iter().map(|(_, token)| token.clone());
         for token in named.chain(keys.extra()?) {
-            if !there.contains(&token.content) && !more.iter().any(|other| same(other, &token)) {
+            if !known.contains(&token.content) && !more.iter().any(|other| same(other, &token)) {
                 more.push(token);
             }
         }
@@ -136,12 +136,12 @@ impl Keys {
     fn of(config: &Map<String, Value>) -> Self {
         let mut values = config.clone();
         // As Python sees it: what is empty is not there.
-        let there = |v: &Value| match v {
+        let has_tokens = |v: &Value| match v {
             Value::Array(list) => !list.is_empty(),
             Value::Object(fields) => !fields.is_empty(),
             other => !other.is_null(),
         };
-        if !values.get(EXTRA).is_some_and(there)
+        if !values.get(EXTRA).is_some_and(has_tokens)
             && let Some(old) = values.shift_remove(ADDITIONAL)
         {
             values.insert(EXTRA.to_owned(), old);

@@ -210,10 +210,10 @@ impl UnitMap {
     pub fn remove(&mut self, selection: &Selection, min_heads: usize) -> Result<()> {
         self.check(selection, true)?;
         for (&LayerSite { layer, .. }, heads) in selection {
-            let left = self.layers[layer].active.len() - heads.len();
-            if left < min_heads.max(1) && !heads.is_empty() {
+            let remaining = self.layers[layer].active.len() - heads.len();
+            if remaining < min_heads.max(1) && !heads.is_empty() {
                 return Err(Error::malformed(format!(
-                    "pruning heads {heads:?} would leave layer {layer} with {left} of its {} heads: at least {} must stay",
+                    "pruning heads {heads:?} would leave layer {layer} with {remaining} of its {} heads: at least {} must stay",
                     self.layers[layer].active.len(),
                     min_heads.max(1)
                 )));

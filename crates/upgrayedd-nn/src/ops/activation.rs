@@ -28,7 +28,7 @@ fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Resu
     let out = tape.kernels().activation(kind, x.tensor(), up.map(Var::tensor));
     let (dx, dup) = (x.source(), up.and_then(Var::source));
     let (x_saved, up_saved) = (x.tensor().clone(), up.map(|u| u.tensor().clone()));
-    let again = (x_saved.clone(), up_saved.clone());
+    let operands = (x_saved.clone(), up_saved.clone());
     let mut inputs = vec![x];
     inputs.extend(up);
     let out = tape.record(out, &inputs, move |dy, grads| {
@@ -38,5 +38,5 @@ fn run(tape: &mut Tape<'_>, kind: Activation, x: &Var, up: Option<&Var>) -> Resu
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;
-    Ok(out.made_by(move |kernels| kernels.activation(kind, &again.0, again.1.as_ref())))
+    Ok(out.made_by(move |kernels| kernels.activation(kind, &operands.0, operands.1.as_ref())))
 }

@@ -121,12 +121,14 @@ pub fn distillation(
     assert!(targets.iter().all(|t| (0..vocab).contains(t)), "distillation: a target is not below {vocab}");
     let recording = tape.is_recording();
     let Teacher { temperature, share, .. } = *teacher;
-    let knows = teacher.weight.widened();
+    let teacher_weight = teacher.weight.widened();
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
-        let theirs = kernels.linear(&kernels.rows(teacher.x, rows.clone()), &knows, teacher.bias);
+        let teacher_logits =
+            kernels.linear(&kernels.rows(teacher.x, rows.clone()), &teacher_weight, teacher.bias);
         let mut ours = logits.clone();
-        let divergence = kernels.kl_divergence(&mut ours, &theirs, temperature, weight * share, recording);
+        let divergence =
+            kernels.kl_divergence(&mut ours, &teacher_logits, temperature, weight * share, recording);
         let entropy = kernels.cross_entropy(logits, &targets[rows], weight * (1.0 - share), recording);
         if recording {
             kernels.add_assign(logits, &ours);

@@ -12,7 +12,7 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
     let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.tensor(), eps);
     let (dx, dw, db) = (x.source(), weight.source(), bias.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
-    let again = (x.tensor().clone(), weight.tensor().clone(), bias.tensor().clone());
+    let inputs = (x.tensor().clone(), weight.tensor().clone(), bias.tensor().clone());
     let out = tape.record(out, &[x, weight, bias], move |dy, grads| {
         let mut taken = [
             grads.take(dx, saved_x.shape()),
@@ -24,7 +24,7 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;
-    Ok(out.made_by(move |kernels| kernels.layer_norm(&again.0, &again.1, &again.2, eps).0))
+    Ok(out.made_by(move |kernels| kernels.layer_norm(&inputs.0, &inputs.1, &inputs.2, eps).0))
 }
 
 /// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, D)`, `weight (D)`.
@@ -35,7 +35,7 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Result<
     let (out, stats) = tape.kernels().rms_norm(x.tensor(), weight.tensor(), eps);
     let (dx, dw) = (x.source(), weight.source());
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
-    let again = (x.tensor().clone(), weight.tensor().clone());
+    let inputs = (x.tensor().clone(), weight.tensor().clone());
     let out = tape.record(out, &[x, weight], move |dy, grads| {
         let mut taken = [grads.take(dx, saved_x.shape()), grads.take(dw, saved_w.shape())];
         let sinks = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
@@ -43,5 +43,5 @@ pub fn rms_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, eps: f32) -> Result<
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;
-    Ok(out.made_by(move |kernels| kernels.rms_norm(&again.0, &again.1, eps).0))
+    Ok(out.made_by(move |kernels| kernels.rms_norm(&inputs.0, &inputs.1, eps).0))
 }

@@ -33,7 +33,7 @@ impl Run<'_> {
         let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
         let lost =
             model.units().num_pruned() - model.archive().restorable(model.units()).iter().sum::<usize>();
-        let (wanted, there) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
+        let (wanted, calibration) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.journal.state.baseline.clone();
         self.journal.emit(Event::RunStarted {
             version: env!("CARGO_PKG_VERSION"),
@@ -41,7 +41,7 @@ impl Run<'_> {
             family: model.family().model_type,
             parameters: model.num_parameters(),
             heads: model.units().num_active(),
-            sequences: [split.train.len(), there, split.held_out.len()],
+            sequences: [split.train.len(), calibration, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
         })?;
         self.journal.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
@@ -54,15 +54,15 @@ impl Run<'_> {
             );
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
-        if self.pipeline.plan.config.refit.refit && there < 2 {
+        if self.pipeline.plan.config.refit.refit && calibration < 2 {
             let message =
                 "no refit: it needs at least 2 calibration sequences, one to fit on and one to judge by"
                     .to_owned();
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
-        if let Some(wanted) = wanted.filter(|w| *w > there) {
+        if let Some(wanted) = wanted.filter(|w| *w > calibration) {
             let message = format!(
-                "scoring uses {there} sequences, a tenth of the data, not the {wanted} that were asked for"
+                "scoring uses {calibration} sequences, a tenth of the data, not the {wanted} that were asked for"
             );
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
@@ -168,10 +168,10 @@ impl Run<'_> {
             );
             self.journal.emit(Event::Notice { cycle, message })?;
         }
-        let (pruned, left) = self.prune(cycle, counts.prune, &parent)?;
+        let (pruned, kept) = self.prune(cycle, counts.prune, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.journal.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &left, counts.goal, &after_pruning, &parent)?;
+        let (grown, growing) = self.grow(cycle, &kept, counts.goal, &after_pruning, &parent)?;
         let count = |heads: &Selection| heads.values().map(Vec::len).sum();
         self.journal.state.learning = Some(Learning {
             growing: named_units(&self.pipeline.learner.model, &growing),
@@ -201,7 +201,7 @@ impl Run<'_> {
         let task = self.task(cycle, "score");
         let all = self.pipeline.plan.config.refit.refit_samples;
         let (mut pruned, mut count) = (Selection::new(), 0);
-        let mut left = Scores::default();
+        let mut kept = Scores::default();
         let (by_heads, ratio) = (
             self.pipeline.plan.config.prune.budget == Currency::Heads,
             self.pipeline.plan.config.prune.pruning_ratio,
@@ -218,7 +218,7 @@ impl Run<'_> {
             let learner = &mut self.pipeline.learner;
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;
-            left = remaining(&learner.model, &scores, &selection);
+            kept = remaining(&learner.model, &scores, &selection);
             let active = learner.model.units().num_active();
             self.journal.emit(Event::Pruned { cycle, budget: share, units, active })?;
             for (place, units) in selection {
@@ -233,7 +233,7 @@ impl Run<'_> {
         if let Some(message) = unmet {
             self.journal.emit(Event::Notice { cycle, message })?;
         }
-        Ok((pruned, left))
+        Ok((pruned, kept))
     }
 
     /// Why pruning took another number of heads than the budget asked for.
@@ -312,7 +312,7 @@ impl Run<'_> {
     fn grow(
         &mut self,
         cycle: usize,
-        left: &Scores,
+        importances: &Scores,
         goal: Option<usize>,
         evaluation: &Evaluation,
         parent: &Model,
@@ -335,7 +335,7 @@ impl Run<'_> {
             model: &learner.model,
             gains: &gains,
             restorable: &restorable,
-            importances: left,
+            importances,
             count,
             units,
             seed,
@@ -458,15 +458,15 @@ fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Se
 
 /// The scores of the units that pruning has left.
 fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
-    let mut left = scores.clone();
+    let mut kept = scores.clone();
     for (&place, gone) in pruned {
-        let there = model.units().layers()[place.layer].units(place.site);
-        let mut before: Vec<usize> = there.iter().chain(gone).copied().collect();
+        let units = model.units().layers()[place.layer].units(place.site);
+        let mut before: Vec<usize> = units.iter().chain(gone).copied().collect();
         before.sort_unstable();
         let stays = before.iter().zip(scores.at(place)).filter(|(unit, _)| !gone.contains(unit));
-        *left.at_mut(place) = stays.map(|(_, score)| *score).collect();
+        *kept.at_mut(place) = stays.map(|(_, score)| *score).collect();
     }
-    left
+    kept
 }
 
 /// Gives every weight numbers that its type in files has.

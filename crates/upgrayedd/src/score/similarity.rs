@@ -25,11 +25,12 @@ fn compute(_: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
 /// pair was then.
 fn in_order(cosines: &[f64], powers: &[f64]) -> Vec<f64> {
     let heads = powers.len();
-    let mut left: Vec<usize> = (0..heads).collect();
+    let mut remaining: Vec<usize> = (0..heads).collect();
     // The last one repeats nothing: no cosine is lower than −1.
     let mut scores = vec![2.0; heads];
-    while left.len() > 1 {
-        let pairs = left.iter().enumerate().flat_map(|(i, &a)| left[i + 1..].iter().map(move |&b| (a, b)));
+    while remaining.len() > 1 {
+        let pairs =
+            remaining.iter().enumerate().flat_map(|(i, &a)| remaining[i + 1..].iter().map(move |&b| (a, b)));
         let Some((a, b)) = pairs.max_by(|&(a, b), &(c, d)| {
             cosines[a * heads + b].total_cmp(&cosines[c * heads + d]).then((c, d).cmp(&(a, b)))
         }) else {
@@ -37,7 +38,7 @@ fn in_order(cosines: &[f64], powers: &[f64]) -> Vec<f64> {
         };
         let weaker = if powers[b] < powers[a] { b } else { a };
         scores[weaker] = 1.0 - cosines[a * heads + b];
-        left.retain(|&h| h != weaker);
+        remaining.retain(|&h| h != weaker);
     }
     scores
 }

@@ -79,11 +79,11 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
     (0..gram.nrows()).for_each(|i| gram[(i, i)] += RIDGE * mean);
     let mut k = inverse(gram, d)?;
     // K and P have the rows and columns of the heads that are left, in this order.
-    let mut left: Vec<usize> = (0..heads).collect();
+    let mut remaining: Vec<usize> = (0..heads).collect();
     let (mut scores, mut highest) = (vec![0.0; heads], 0.0f64);
-    while !left.is_empty() {
+    while !remaining.is_empty() {
         let mut best: Option<(f64, usize, Cholesky<f64, Dyn>)> = None;
-        for at in 0..left.len() {
+        for at in 0..remaining.len() {
             let factor = k.view((at * d, at * d), (d, d)).into_owned().cholesky()?;
             let cost = factor.solve(&p.view((at * d, at * d), (d, d))).trace();
             if !cost.is_finite() {
@@ -95,7 +95,7 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
         }
         let (cost, at, factor) = best?;
         highest = highest.max(cost);
-        scores[left.remove(at)] = highest;
+        scores[remaining.remove(at)] = highest;
         // The others take over what they can: W' = W − Wₕ Z with Z = Kₕₕ⁻¹ Kₕ:, P' = P − Pₕᵀ Z − Zᵀ (Pₕ − Pₕₕ
         // Z).
         let own = p.view((at * d, at * d), (d, d)).into_owned();

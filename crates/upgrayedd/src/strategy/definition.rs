@@ -123,17 +123,17 @@ pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
     let size = budget::unit_size(view.model.units(), view.units);
     let mut room = view.restorable.to_vec();
     let mut counts = BTreeMap::new();
-    let mut left = view.count;
+    let mut remaining = view.count;
     loop {
-        let before = left;
+        let before = remaining;
         for &layer in order {
-            if size <= left && size <= room[layer] {
+            if size <= remaining && size <= room[layer] {
                 room[layer] -= size;
-                left -= size;
+                remaining -= size;
                 *counts.entry(layer).or_insert(0) += size;
             }
         }
-        if left == before {
+        if remaining == before {
             return counts;
         }
     }
@@ -142,10 +142,10 @@ pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
 /// Counts that bring back the archived heads with the highest gains, wherever they are.
 pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
-    let mut left = view.count;
+    let mut remaining = view.count;
     for (_, layer, unit) in grow::candidates(view.model.units(), view.gains, view.units) {
-        if unit.len() <= left {
-            left -= unit.len();
+        if unit.len() <= remaining {
+            remaining -= unit.len();
             *counts.entry(layer).or_insert(0) += unit.len();
         }
     }
