@@ -8,6 +8,7 @@ mod forward;
 mod generate;
 mod loss;
 mod state;
+mod text;
 
 pub use batch::{Batch, Distill, Hooks, KvCache, Look};
 pub use cost::Cost;
