@@ -27,19 +27,19 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {"refit": False}) for name in ("similarity", "taylor", "gradient")},
     "fisher": ("fisher", {"refit": False}),
     "loss_impact": ("loss_impact", {"refit": False}),
-    "fisher, 3 steps": ("fisher", {"refit": False, "steps_per_cycle": 3}),
+    "fisher, 3 steps": ("fisher", {"refit": False, "pruning_steps": 3}),
     "fisher, refit": ("fisher", {}),
-    "fisher, 3 steps, refit": ("fisher", {"steps_per_cycle": 3}),
+    "fisher, 3 steps, refit": ("fisher", {"pruning_steps": 3}),
     "magnitude, refit": ("magnitude", {}),
     "entropy, refit": ("entropy", {}),
     "surgeon": ("surgeon", {"refit": False}),
     "auto": ("auto", {}),
-    "auto, 3 steps": ("auto", {"steps_per_cycle": 3}),
+    "auto, 3 steps": ("auto", {"pruning_steps": 3}),
     # Prune a third more than asked for and grow a quarter of all pruned heads back.
     "auto, regrown": ("auto", {"schedule": "target", "growth_ratio": 0.25}),
     # The last refit reads all there is to learn from.
     "auto, regrown, refit on all": ("auto", {"schedule": "target", "growth_ratio": 0.25, "refit_samples": 1 << 20}),
-    "auto, 3 steps, regrown": ("auto", {"steps_per_cycle": 3, "schedule": "target", "growth_ratio": 0.25}),
+    "auto, 3 steps, regrown": ("auto", {"pruning_steps": 3, "schedule": "target", "growth_ratio": 0.25}),
 }
 
 

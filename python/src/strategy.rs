@@ -216,7 +216,7 @@ impl PyStrategy {
         let (scope, steps) = match built_in {
             Some(name) => {
                 let strategy = params.strategy(&name).map_err(to_py)?;
-                (strategy.scope(), strategy.steps_per_cycle())
+                (strategy.scope(), strategy.pruning_steps())
             }
             None => (Scope::Layer, 1),
         };
@@ -248,7 +248,7 @@ impl Strategy for PyStrategy {
         self.scope
     }
 
-    fn steps_per_cycle(&self) -> usize {
+    fn pruning_steps(&self) -> usize {
         self.steps
     }
 

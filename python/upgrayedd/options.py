@@ -36,7 +36,7 @@ class RunOptions(TypedDict, total=False):
     schedule: Literal["per-cycle", "target"]
     scope: Literal["layer", "global"] | None
     sequence_length: int | None
-    steps_per_cycle: int | None
+    pruning_steps: int | None
     teacher: str | os.PathLike[str] | None
     text_field: str | None
     text_pair_field: str | None

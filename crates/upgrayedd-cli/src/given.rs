@@ -45,7 +45,10 @@ impl<T> FromArgMatches for Given<T> {
 impl<T: Args + Default + Serialize> Args for Given<T> {
     fn augment_args(command: Command) -> Command {
         let defaults = toml::Table::try_from(T::default()).unwrap_or_default();
-        T::augment_args_for_update(command).mut_args(|arg| explained(arg, &defaults))
+        let own = T::augment_args_for_update(Command::new("own"));
+        let is_own = |arg: &Arg| own.get_arguments().any(|other| other.get_id() == arg.get_id());
+        let explain = |arg: Arg| if is_own(&arg) { explained(arg, &defaults) } else { arg };
+        T::augment_args_for_update(command).mut_args(explain)
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -24,7 +24,7 @@ use upgrayedd::nn::interrupt::watch;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerUnits, Scores};
-use upgrayedd::{Error, Model, OptimizeConfig};
+use upgrayedd::{Error, Model};
 
 use args::{
     Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs,
@@ -38,7 +38,8 @@ static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 /// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed,
 /// 2 wrong usage, 128 and the signal's number interrupted.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             match error.kind() {
@@ -58,7 +59,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
-            progress::say(&format!("error: {}", with_flags(&format!("{error:#}"))));
+            progress::say(&format!("error: {}", with_flags(&format!("{error:#}"), &flags(&arguments))));
             match error.downcast_ref::<Error>() {
                 Some(Error::Interrupted) => u8::try_from(128 + SIGNAL.load(Ordering::SeqCst)).unwrap_or(130),
                 Some(error) if error.is_usage() => 2,
@@ -68,10 +69,18 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// A message of the library with its options as they are on the command line: `pruning_ratio` is
-/// `--pruning-ratio`. Names that are words as well stay as they are.
-fn with_flags(message: &str) -> String {
-    let names = OptimizeConfig::names();
+/// The flags among the arguments, by the names of their options.
+fn flags(arguments: &[OsString]) -> Vec<String> {
+    let name = |argument: &OsString| {
+        let flag = argument.to_str()?.strip_prefix("--")?;
+        Some(flag.split('=').next()?.replace('-', "_"))
+    };
+    arguments.iter().filter_map(name).collect()
+}
+
+/// A message of the library with the options that were given as flags: `pruning_ratio` is `--pruning-ratio`. Names
+/// that are words as well stay as they are.
+fn with_flags(message: &str, flags: &[String]) -> String {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut text = String::with_capacity(message.len());
     let mut rest = message;
@@ -79,7 +88,10 @@ fn with_flags(message: &str) -> String {
         let end = rest[start..].find(|c| !is_name(c)).map_or(rest.len(), |length| start + length);
         let (before, word) = (&rest[..start], &rest[start..end]);
         text.push_str(before);
-        if word.contains('_') && names.contains(&word) && !before.ends_with(['"', '/', '.', '-']) {
+        if word.contains('_')
+            && flags.iter().any(|flag| flag == word)
+            && !before.ends_with(['"', '/', '.', '-'])
+        {
             text.push_str("--");
             text.push_str(&word.replace('_', "-"));
         } else {
@@ -374,13 +386,14 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn options_are_said_as_flags() {
-        let said = super::with_flags(
-            "pruning_ratio is 2: expected \"seed\" or data/min_heads, with min_heads and attention_samples",
-        );
+    fn options_that_were_flags_are_said_as_flags() {
+        let typed = ["upgrayedd", "--pruning-ratio=2", "--min-heads", "1", "--seed"].map(Into::into);
+        let message =
+            "pruning_ratio is 2: expected \"seed\" or data/min_heads, with min_heads and batch_size";
+        let said = super::with_flags(message, &super::flags(&typed));
         assert_eq!(
             said,
-            "--pruning-ratio is 2: expected \"seed\" or data/min_heads, with --min-heads and attention_samples"
+            "--pruning-ratio is 2: expected \"seed\" or data/min_heads, with --min-heads and batch_size"
         );
     }
 }

@@ -82,7 +82,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     }
     let mut text = format!(
         "Everything is in order; no run was started.\n\
-         Sequences: {} to learn from, {} to score on, {} to measure on; {} steps per cycle.\nThe first cycle would prune:\n",
+         Sequences: {} to learn from, {} to score on, {} to measure on; {} optimiser steps per cycle.\nThe first cycle would prune:\n",
         split.train.len(),
         split.calibration.len(),
         split.held_out.len(),

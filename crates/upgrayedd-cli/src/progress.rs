@@ -122,7 +122,7 @@ fn describe(event: &Event) -> Option<String> {
         } => {
             format!(
                 "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
-             {held_out} to measure on; {steps_per_cycle} steps per cycle"
+             {held_out} to measure on; {steps_per_cycle} optimiser steps per cycle"
             )
         }
         Event::Evaluated { cycle, phase, evaluation } => {

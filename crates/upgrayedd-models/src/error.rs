@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// There is nothing of this name.
-    #[error("unknown {kind} {given:?}: expected one of {}{}", known.join(", "), nearest(given, known))]
+    #[error("unknown {kind} {given:?}{}", alternatives(given, known))]
     UnknownName {
         /// What it should be the name of: "strategy", "score".
         kind: String,
@@ -158,11 +158,16 @@ impl Error {
     }
 }
 
-/// A suggestion, if a name is near enough to be meant.
-fn nearest(given: &str, known: &[String]) -> String {
+/// What there is instead: the names with the nearest of them, or that one alone where there are too many to read.
+fn alternatives(given: &str, known: &[String]) -> String {
+    const READABLE: usize = 20;
     let distances = known.iter().map(|name| (strsim::damerau_levenshtein(given, name), name));
     let near = distances.min().filter(|(distance, _)| *distance <= 3);
-    near.map(|(_, name)| format!(" (did you mean {name:?}?)")).unwrap_or_default()
+    let near = near.map(|(_, name)| format!(" (did you mean {name:?}?)"));
+    match near {
+        Some(near) if known.len() > READABLE => near,
+        near => format!(": expected one of {}{}", known.join(", "), near.unwrap_or_default()),
+    }
 }
 
 /// An enum of names that a user may write: variants, their names, `ALL`, `name()`, and parsing that says what

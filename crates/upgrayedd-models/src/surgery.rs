@@ -153,7 +153,7 @@ fn insert(
 
 /// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
 ///
-/// `scores` (higher = keep) are remembered with the heads.
+/// The archive remembers `cycle` (0 outside of a run) and `scores` (higher = keep) with the heads.
 ///
 /// # Errors
 /// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns where each layer has to keep a

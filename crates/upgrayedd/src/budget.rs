@@ -73,8 +73,7 @@ pub struct CycleCounts {
     pub prune: usize,
     /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
     pub goal: Option<usize>,
-    /// Whether as many heads can go as the growth ratio then brings down to the goal; if not, none beyond the
-    /// goal go.
+    /// Whether enough heads can be pruned that regrowth ends at the goal; if not, pruning stops at the goal.
     pub growth_fits: bool,
 }
 

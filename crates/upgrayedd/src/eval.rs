@@ -64,6 +64,12 @@ pub fn evaluate(
             "this is a plain encoder, with no objective of its own: name a reference, the model whose hidden states it is to agree with",
         ));
     }
+    if range.end > data.len() {
+        return Err(Error::does_not_fit(format!(
+            "sequences {range:?} are to be measured: there are {}",
+            data.len()
+        )));
+    }
     let count = range.len().min(options.max_windows.unwrap_or(usize::MAX));
     let indices: Vec<usize> = range.clone().take(count).collect();
     let mut sums = Sums::default();

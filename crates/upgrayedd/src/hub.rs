@@ -55,9 +55,10 @@ pub(crate) fn fetch_model(name: &str) -> Result<Fetched> {
     let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
     let parts: Vec<&str> = id.split('/').collect();
     if parts.len() > 2 || !parts.iter().all(|p| plain(p)) {
-        return Err(Error::malformed(format!(
-            "{name}: no such folder, and not a Hub id either (expected a folder, OWNER/NAME or OWNER/NAME@REVISION)"
-        )));
+        return Err(Error::bad_file(
+            name,
+            "no such folder, and not a Hub id either (expected a folder, OWNER/NAME or OWNER/NAME@REVISION)",
+        ));
     }
     if let Some(revision) = revision.filter(|r| !r.split('/').all(plain)) {
         return Err(Error::malformed(format!(

@@ -4,8 +4,7 @@
 //!
 //! # A whole run
 //!
-//! [`OptimizeConfig`] says what is wanted, [`Pipeline`] does it, and [`Summary`] says what came of it.
-//! Without a model, a small one that is built in is optimised on built-in text:
+//! [`OptimizeConfig`] says what is wanted, [`Pipeline`] does it, and [`Summary`] says what came of it:
 //!
 //! ```no_run
 //! use upgrayedd::event::Silent;
@@ -21,6 +20,8 @@
 //! let model = upgrayedd::open("runs/first", &Default::default())?;
 //! # Ok::<(), upgrayedd::Error>(())
 //! ```
+//!
+//! `Pipeline::new(OptimizeConfig::default())` optimises a small model that is built in, on built-in text.
 //!
 //! # By hand
 //!
@@ -47,9 +48,9 @@
 //! surgery::remove(&mut model, None, &heads, 1, Some(&scores))?;
 //! refit::refit(&mut model, &parent, refit::batches(&data, &[0, 1, 2, 3, 4, 5, 6, 7], 4), &Alone)?;
 //! assert_eq!((parent.units().num_active(), model.units().num_active()), (32, 24));
-//! # let dir = tempfile::tempdir().expect("a folder");
-//! # let out = dir.path().join("smaller");
+//! let out = std::env::temp_dir().join(format!("smaller-{}", std::process::id()));
 //! export::export(&model, &export::HF, None, &out)?;
+//! # std::fs::remove_dir_all(&out).expect("it is there");
 //! # Ok::<(), upgrayedd::Error>(())
 //! ```
 //!
@@ -63,7 +64,7 @@
 //! | score heads, choose and remove them | [`score`], [`strategy`], [`budget`], [`price`], [`units`], [`surgery`], [`archive`] |
 //! | repair, regrow and teach | [`refit`], [`grow`], [`learner`], [`train`], [`eval`] |
 //! | share a step among processes | [`reduce`] |
-//! | add a family, a format, a strategy | [`family::register`], [`export::register`], [`strategy::Strategy`]; `examples/` has one of each |
+//! | add a family, a format, a strategy | [`family::register`] (`crates/upgrayedd-models/examples/own_family`), [`export::register`], [`strategy::Strategy`] (`examples/own_strategy.rs`) |
 //! | compute | [`nn`], the engine |
 
 pub mod budget;

@@ -9,7 +9,7 @@ use crate::hub::{self, Fetched};
 use crate::load::{LoadOptions, is_model_folder, refuse_adapter};
 use crate::model::{Companions, Model};
 use crate::run_dir::{GivenParts, read_run};
-use crate::{Error, Result, builtin, checkpoint, export, surgery};
+use crate::{Error, Result, builtin, checkpoint, export, family, surgery};
 
 /// Loads what `name` says: a model folder, a run folder (its result), a checkpoint of a run, a Hub id, or
 /// `builtin`.
@@ -20,6 +20,9 @@ use crate::{Error, Result, builtin, checkpoint, export, surgery};
 /// provide the model, [`Error::UnknownName`] if there is no family `options.family`, and
 /// [`Error::Interrupted`] if the work is stopped.
 pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
+    if let Some(family) = &options.family {
+        family::named(family)?;
+    }
     if name == "builtin" && !Path::new(name).exists() {
         return builtin::model();
     }

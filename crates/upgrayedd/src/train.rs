@@ -22,7 +22,7 @@ named_enum! {
         Linear = "linear",
         /// Down to zero as half a cosine.
         Cosine = "cosine",
-        /// Not at all.
+        /// Stays at its peak.
         Constant = "constant",
     }
 }

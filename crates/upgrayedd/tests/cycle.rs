@@ -215,7 +215,7 @@ fn a_state_with_heads_that_are_not_there_yet_is_not_kept() {
 fn a_dry_run_names_the_heads_that_the_run_prunes() {
     let config = with(config(), |c| {
         c.prune.strategy = "fisher".into();
-        c.prune.steps_per_cycle = Some(4);
+        c.prune.pruning_steps = Some(4);
         c.prune.pruning_ratio = 0.5;
         c.grow.growth_ratio = 0.0;
         c.refit.refit = true;
@@ -229,7 +229,7 @@ fn a_dry_run_names_the_heads_that_the_run_prunes() {
     let named: BTreeSet<_> = pairs(&named_units(pipeline.model(), &heads)).into_iter().collect();
     assert_eq!(named, run(config.clone()).pruned);
     let at_once = Pipeline::new(with(config, |c| {
-        c.prune.steps_per_cycle = Some(1);
+        c.prune.pruning_steps = Some(1);
     }))
     .unwrap()
     .preview()

@@ -36,10 +36,11 @@ fn options_are_refused_by_name_and_value() {
     assert!(matches!(refused("pruning_ratio = \"much\""), Error::Malformed(_)));
     assert!(matches!(refused("min_heads = 9"), Error::DoesNotFit(_)));
     assert!(matches!(refused("device = \"cuda\""), Error::Device(DeviceError::Unavailable(_))));
-    assert!(matches!(
-        refused("model = \"/nowhere\"\ndata = [\"x.txt\"]"),
-        Error::Malformed(_) | Error::Hub(_)
-    ));
+    let missing = refused(
+        "model = \"/nowhere\"
+data = [\"x.txt\"]",
+    );
+    assert!(matches!(missing, Error::File { path, .. } if path == Path::new("/nowhere")));
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn every_strategy_scope_unit_and_schedule_runs() {
         vec!["--strategy", "random", "--scope", "global"],
         vec!["--strategy", "random", "--units", "kv-groups"],
         vec!["--strategy", "auto"],
-        vec!["--strategy", "fisher", "--steps-per-cycle", "3", "--refit", "false"],
+        vec!["--strategy", "fisher", "--pruning-steps", "3", "--refit", "false"],
         vec!["--strategy", "similarity"],
         vec!["--strategy", "wanda", "--distill", "0.5"],
         vec!["--strategy", "loss_impact", "--strategy-option", "calibration_samples=2"],

@@ -24,8 +24,7 @@ options! {
         text_pair_field("NAME"): Option<String> = None;
         /// Field or column with the label, or the number for regression
         label_field("NAME"): String = "label".to_owned();
-        /// What stands between the cells of a .tsv or .csv file, or `tab`; tabs, or what a .csv file begins
-        /// with, if absent
+        /// What separates cells: one character, or tab. If absent, tabs for .tsv, and for .csv what its first line has
         #[serde(deserialize_with = "read_delimiter")]
         #[cfg_attr(feature = "cli", arg(value_parser = delimiter))]
         delimiter("CHAR"): Option<char> = None;

@@ -13,7 +13,7 @@ use crate::strategy::{Strategy, get_strategy};
 use crate::units::Site;
 use crate::{Error, Result};
 
-/// Cycles at most; of a run that ends when its caller says so.
+/// `num_cycles` of a run that its caller ends, and the most that can be asked for.
 pub const OPEN_ENDED: usize = 1 << 20;
 
 /// Everything a user can ask of a run. In files all options stand side by side.
@@ -94,7 +94,7 @@ impl OptimizeConfig {
         Self::try_from(table)
     }
 
-    /// Checks all values, before anything is read.
+    /// Checks all values but the strategy and its parameters ([`Self::build_strategy`]), before anything is read.
     ///
     /// # Errors
     /// Returns [`Error::OutOfRange`] for a number that has no meaning, [`Error::UnknownName`] for `units`
@@ -127,7 +127,7 @@ impl OptimizeConfig {
         }
         if !model && (data || self.data.eval_data.is_some()) {
             return Err(Error::does_not_fit(
-                "data without a model: name the model too, or leave both out for the built-in example",
+                "data without a model: name the model too (\"builtin\" for the built-in one), or leave both out",
             ));
         }
         Ok(())
@@ -150,8 +150,13 @@ impl TryFrom<toml::Table> for OptimizeConfig {
 
     fn try_from(mut table: toml::Table) -> Result<Self> {
         let names = Self::names();
-        if let Some(name) = table.keys().find(|name| !names.contains(&name.as_str())) {
-            return Err(Error::unknown_name("option", name, &names));
+        if let Some((name, value)) = table.iter().find(|(name, _)| !names.contains(&name.as_str())) {
+            return Err(match value {
+                toml::Value::Table(_) => Error::malformed(format!(
+                    "[{name}] is no option: options stand at the top level, not in tables"
+                )),
+                _ => Error::unknown_name("option", name, &names),
+            });
         }
         Ok(Self {
             run: take(&mut table, RunOptions::NAMES)?,
@@ -170,7 +175,19 @@ impl TryFrom<toml::Table> for OptimizeConfig {
 fn take<T: DeserializeOwned>(table: &mut toml::Table, names: &[&str]) -> Result<T> {
     let own: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
     serde_path_to_error::deserialize(toml::Value::Table(own)).map_err(|error| {
-        Error::malformed(format!("{}: {}", error.path(), error.inner().message().trim_end()))
+        let mut message = error.inner().message().trim_end().to_owned();
+        // serde speaks of Rust's types.
+        for (rust, plain) in [
+            ("expected usize", "expected a whole number, 0 or more"),
+            ("expected u64", "expected a whole number, 0 or more"),
+            ("expected f64", "expected a number"),
+            ("expected a sequence", "expected a list"),
+            ("expected path string", "expected a path"),
+            ("expected a boolean", "expected true or false"),
+        ] {
+            message = message.replace(rust, plain);
+        }
+        Error::malformed(format!("{}: {message}", error.path()))
     })
 }
 
@@ -200,8 +217,8 @@ impl PruneOptions {
                 self.budget.name()
             )));
         }
-        more_than_zero(&[("steps_per_cycle", self.steps_per_cycle.map_or(1.0, |n| n as f64))])?;
-        at_most(&[("steps_per_cycle", self.steps_per_cycle.unwrap_or(1), MANY)])
+        more_than_zero(&[("pruning_steps", self.pruning_steps.map_or(1.0, |n| n as f64))])?;
+        at_most(&[("pruning_steps", self.pruning_steps.unwrap_or(1), MANY)])
     }
 }
 

@@ -14,8 +14,8 @@ use super::strategy_option::{StrategyOption, from_table, to_table};
 options! {
     /// The run as a whole.
     RunOptions {
-        /// Model folder, run folder, checkpoint of a run or Hub id, of which ID@REVISION names a version; a
-        /// small built-in model if absent.
+        /// Model folder, run folder, checkpoint of a run, Hub id (ID@REVISION for a version of it) or builtin; if absent,
+        /// the built-in model on built-in text.
         model("DIR|ID"): Option<String> = None;
         /// Family, for a config.json that does not tell.
         family("NAME"): Option<String> = None;
@@ -23,7 +23,7 @@ options! {
         num_cycles("N"): usize = 3;
         /// Save the run every N steps of learning too, not only after each cycle and when interrupted.
         checkpoint_every("N"): Option<u64> = None;
-        /// Of every random choice.
+        /// Seed of every random choice.
         seed("N"): u64 = 42;
         /// Where to compute: auto, cpu, cuda, cuda:N.
         device("DEVICE"): String = "auto".to_owned();
@@ -51,7 +51,8 @@ options! {
     PruneOptions {
         /// Which heads go.
         strategy("NAME"): String = "auto".to_owned();
-        /// A parameter of the strategy, such as attention_samples=64 or weight_threshold=0.02 (repeatable).
+        /// A parameter of the strategy, such as attention_samples=64 (repeatable; in a file a table). docs/strategies.md
+        /// says which strategy has which.
         #[serde(serialize_with = "to_table", deserialize_with = "from_table")]
         strategy_option("NAME=VALUE"): Vec<StrategyOption> = Vec::new();
         /// Of the strategy's random choices; the run's seed if absent.
@@ -74,7 +75,7 @@ options! {
         schedule("SCHEDULE"): Schedule = Schedule::PerCycle;
         /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent, mostly
         /// 1.
-        steps_per_cycle("N"): Option<usize> = None;
+        pruning_steps("N"): Option<usize> = None;
     }
 }
 
@@ -133,7 +134,7 @@ options! {
         /// The model to learn from: a folder, a run folder or a Hub id with the same tokens; the model as
         /// given if absent. For plain encoders the one whose hidden states are to be kept.
         teacher("DIR|ID"): Option<String> = None;
-        /// Divides both sides' logits in distillation; regression has no such thing.
+        /// Divides both sides' logits in distillation; not used for regression.
         distill_temperature("T"): f64 = 1.0;
     }
 }
@@ -146,9 +147,9 @@ options! {
         /// Measure before learning and every N steps of it, and keep a cycle's best state; only at its end if
         /// absent.
         eval_every("N"): Option<u64> = None;
-        /// With eval-every: measurements in a row without a new best after which a cycle ends early.
+        /// With eval_every: measurements in a row without a new best after which a cycle ends early.
         patience("N"): usize = 3;
-        /// Roll a cycle back that raises the held-out loss by more nats than this.
+        /// Roll back a cycle that raises the held-out loss by more nats than this.
         max_loss_increase("X"): Option<f64> = None;
     }
 }

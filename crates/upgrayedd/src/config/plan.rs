@@ -25,7 +25,7 @@ pub struct Plan {
     /// Where heads compete.
     pub scope: Scope,
     /// Parts in which a cycle prunes.
-    pub steps_per_cycle: usize,
+    pub pruning_steps: usize,
     /// Tokens per sequence.
     pub sequence_length: usize,
     /// How a cycle learns.
@@ -64,7 +64,7 @@ impl Plan {
         });
         let mut plan = Self {
             scope: config.prune.scope.unwrap_or_else(|| strategy.scope()),
-            steps_per_cycle: config.prune.steps_per_cycle.unwrap_or_else(|| strategy.steps_per_cycle()),
+            pruning_steps: config.prune.pruning_steps.unwrap_or_else(|| strategy.pruning_steps()),
             sequence_length,
             train: train_options(&config, learning_rate),
             distill,
@@ -85,7 +85,7 @@ impl Plan {
     pub fn config(&self) -> OptimizeConfig {
         let mut config = self.config.clone();
         config.prune.scope = Some(self.scope);
-        config.prune.steps_per_cycle = Some(self.steps_per_cycle);
+        config.prune.pruning_steps = Some(self.pruning_steps);
         config.data.sequence_length = Some(self.sequence_length);
         config.learn.learning_rate = Some(self.train.learning_rate);
         if config.learn.distill.is_some() || self.distill > 0.0 {
@@ -95,9 +95,9 @@ impl Plan {
     }
 
     fn check_own_strategy(&self) -> Result<()> {
-        if self.steps_per_cycle != 1 {
+        if self.pruning_steps != 1 {
             return Err(Error::does_not_fit(
-                "steps_per_cycle needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
+                "pruning_steps needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
             ));
         }
         let budget = self.config.prune.budget;

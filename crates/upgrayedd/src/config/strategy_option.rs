@@ -42,6 +42,8 @@ pub(super) fn to_table<S: Serializer>(
 pub(super) fn from_table<'de, D: Deserializer<'de>>(
     from: D,
 ) -> std::result::Result<Vec<StrategyOption>, D::Error> {
-    let table = toml::Table::deserialize(from)?;
+    let toml::Value::Table(table) = toml::Value::deserialize(from)? else {
+        return Err(serde::de::Error::custom("expected a table such as { attention_samples = 64 }"));
+    };
     Ok(table.into_iter().map(|(name, value)| StrategyOption { name, value }).collect())
 }

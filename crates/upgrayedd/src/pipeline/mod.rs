@@ -1,7 +1,10 @@
-//! The whole job. `state.rs` has what a run consists of, `start.rs` reads and checks it with the help of
-//! `parts.rs`, `run.rs` is the cycle itself, `learn.rs` its learning and saving, `resume.rs` how a run goes
-//! on, `card.rs` the result's model card, `select.rs` which heads go, `forecast.rs` a look ahead.
+//! The whole job: [`Pipeline::new`] reads and checks everything, [`Pipeline::run`] does it in a new run folder, and
+//! [`Pipeline::resume`] goes on with one that was interrupted. [`Pipeline::with`] takes a model, data or a strategy
+//! that the caller has made itself.
 
+// state.rs has what a run consists of, start.rs reads and checks it with the help of parts.rs, run.rs is the cycle
+// itself, learn.rs its learning and saving, resume.rs how a run goes on, card.rs the result's model card, select.rs
+// which heads go, forecast.rs a look ahead.
 mod card;
 mod forecast;
 mod learn;

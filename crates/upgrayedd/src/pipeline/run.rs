@@ -197,7 +197,7 @@ impl Run<'_> {
     /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are
     /// left.
     fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
-        let of = self.pipeline.plan.steps_per_cycle;
+        let of = self.pipeline.plan.pruning_steps;
         let task = self.task(cycle, "score");
         let all = self.pipeline.plan.config.refit.refit_samples;
         let (mut pruned, mut count) = (Selection::new(), 0);

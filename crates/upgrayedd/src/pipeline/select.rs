@@ -48,7 +48,7 @@ impl Pipeline {
     }
 
     fn preview_from(&mut self, parent: &Model) -> Result<Selection> {
-        let (budget, of) = (self.plan.cycle_counts(&self.learner.model, 1).prune, self.plan.steps_per_cycle);
+        let (budget, of) = (self.plan.cycle_counts(&self.learner.model, 1).prune, self.plan.pruning_steps);
         let mut gone = Selection::new();
         for number in 1..=of {
             let before = gone.values().map(Vec::len).sum();

@@ -50,12 +50,12 @@ impl Pipeline {
             data: given.data.is_some(),
             strategy: given.strategy.is_some(),
         };
-        config.check_sources(parts.model, parts.data)?;
         let device = config.run.device.parse()?;
         let strategy = match given.strategy {
             Some(strategy) => strategy,
             None => config.build_strategy()?,
         };
+        config.check_sources(parts.model, parts.data)?;
         let mut model = match given.model {
             // What is in memory need not be what the Hub has.
             Some(mut model) => {

@@ -36,10 +36,10 @@ pub struct Given {
 /// let config = OptimizeConfig::from_toml("num_cycles = 1\nmax_steps_per_cycle = 2\nmax_eval_windows = 4")?;
 /// let pipeline = Pipeline::new(config)?;
 /// assert_eq!(pipeline.model().units().num_active(), 32);
-/// # let dir = tempfile::tempdir().expect("a folder");
-/// # let out = dir.path().join("run");
+/// let out = std::env::temp_dir().join(format!("first-{}", std::process::id()));
 /// let summary = pipeline.run(&out, &mut Silent)?;
 /// assert_eq!(summary.cycles[0].active, 23);
+/// # std::fs::remove_dir_all(&out).expect("it is there");
 /// # Ok::<(), upgrayedd::Error>(())
 /// ```
 pub struct Pipeline {

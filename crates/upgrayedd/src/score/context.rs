@@ -44,6 +44,12 @@ impl<'a> ScoreContext<'a> {
     pub(super) fn calibration(&self) -> Result<(&'a Dataset, &'a Range<usize>)> {
         let (data, range) =
             self.data.ok_or_else(|| Error::does_not_fit("this score needs calibration data"))?;
+        if range.end > data.len() {
+            let have = data.len();
+            return Err(Error::does_not_fit(format!(
+                "sequences {range:?} are to be scored on: there are {have}"
+            )));
+        }
         if self.samples == 0 || self.batch_size == 0 || range.is_empty() {
             return Err(Error::data(
                 "no sequences to score on: samples, batch_size and the calibration data need at least 1 each",

@@ -61,18 +61,18 @@ pub struct GrowView<'a> {
 ///
 /// What is decided here is checked afterwards. Decisions are pure: the pipeline carries them out.
 pub trait Strategy: Send {
-    /// The registered name.
+    /// What runs and messages call it; `prune.strategy` of the configuration is not read where a strategy is given.
     fn name(&self) -> &str;
-    /// Sequences that the strategy wants to score on; `None` if it reads weights only.
+    /// Sequences to set aside for scoring; by default `None`, which leaves it to the run.
     fn calibration_samples(&self) -> Option<usize> {
         None
     }
-    /// Where heads compete unless the user says otherwise.
+    /// Where heads compete unless the user says otherwise; by default within their layer.
     fn scope(&self) -> Scope {
         Scope::Layer
     }
-    /// Parts in which a cycle prunes unless the user says otherwise.
-    fn steps_per_cycle(&self) -> usize {
+    /// Parts in which a cycle prunes unless the user says otherwise; by default one.
+    fn pruning_steps(&self) -> usize {
         1
     }
     /// The importance of every active head: the higher, the rather it is kept. The archive remembers it.

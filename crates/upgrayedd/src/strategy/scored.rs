@@ -87,7 +87,7 @@ impl Strategy for Scored {
         self.settings.scope
     }
 
-    fn steps_per_cycle(&self) -> usize {
+    fn pruning_steps(&self) -> usize {
         self.settings.steps
     }
 
