@@ -26,7 +26,7 @@ fn data_that_cannot_be_used() {
     b.refused(2, &["less than one window", "--sequence-length"], &optimize("model", "short.txt", &[]));
     b.refused(1, &["latin.txt", "byte 4", "UTF-8"], &optimize("model", "latin.txt", &[]));
     b.refused(1, &["bad.jsonl", "line 2", "JSON"], &optimize("model", "bad.jsonl", &[]));
-    b.refused(1, &["other.jsonl", "body", "--text-field"], &optimize("model", "other.jsonl", &[]));
+    b.refused(1, &["other.jsonl", "body", "text_field"], &optimize("model", "other.jsonl", &[]));
     b.refused(1, &["fake.parquet", "Parquet"], &optimize("model", "fake.parquet", &[]));
     b.refused(
         2,
@@ -173,7 +173,7 @@ fn models_that_cannot_be_used() {
     });
     b.refused(1, &["text.txt", "model folder"], &optimize("text.txt", "text.txt", &[]));
     b.refused(1, &["nobody/nothing", "HF_HUB_OFFLINE"], &optimize("nobody/nothing", "text.txt", &[]));
-    b.refused(2, &["no such folder"], &optimize("./no/such/folder", "text.txt", &[]));
+    b.refused(1, &["no such folder"], &optimize("./no/such/folder", "text.txt", &[]));
 }
 
 #[test]
