@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use clap::builder::Resettable;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
 use upgrayedd::units::Site;
@@ -72,7 +73,10 @@ fn explained(arg: Arg, defaults: &toml::Table) -> Arg {
         Some(value) => format!(" [default: {value}]"),
     };
     let takes_value = arg.get_action().takes_values();
-    arg.help(format!("{help}{choices}{default}")).allow_negative_numbers(takes_value)
+    // The long help has the default in Rust.
+    arg.help(format!("{help}{choices}{default}"))
+        .long_help(Resettable::Reset)
+        .allow_negative_numbers(takes_value)
 }
 
 /// `a, b or c`.

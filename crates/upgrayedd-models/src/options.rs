@@ -14,7 +14,12 @@ macro_rules! options {
         #[serde(default, deny_unknown_fields)]
         #[cfg_attr(feature = "cli", derive(clap::Args))]
         pub struct $name {
-            $($(#[$meta])* #[cfg_attr(feature = "cli", arg(long, value_name = $value))] pub $field: $type,)+
+            $(
+                $(#[$meta])*
+                #[doc = concat!("\n\nDefault: `", stringify!($default), "`.")]
+                #[cfg_attr(feature = "cli", arg(long, value_name = $value))]
+                pub $field: $type,
+            )+
         }
 
         impl Default for $name {
