@@ -3,10 +3,13 @@
 
 mod data;
 mod errors;
+mod loader;
 mod model;
 mod observer;
 mod pipeline;
+mod rows;
 mod strategy;
+mod tokenizer;
 
 use pyo3::prelude::*;
 
@@ -14,9 +17,12 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::model::{Model, Tokenizer};
+    use super::model::Model;
     #[pymodule_export]
     use super::pipeline::{check_config, optimize, recorded, resume};
+    #[pymodule_export]
+    use super::tokenizer::Tokenizer;
+
     #[pymodule_export]
     use super::strategy::{check_strategy, select_to_grow, select_to_prune};
     #[pymodule_export]

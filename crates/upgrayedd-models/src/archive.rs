@@ -124,19 +124,13 @@ impl Archive {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();
         if metadata.contains_key("departures") {
-            return Err(Error::bad_file(
-                path,
-                format!("is an archive of format 1: this program reads {FORMAT}"),
-            ));
+            return Err(other_format(path, 1));
         }
         let record = metadata.get(RECORD).and_then(|record| serde_json::from_str(record).ok());
         let Record { format_version, departures } =
             record.ok_or_else(|| Error::bad_file(path, "is not an archive of what was pruned"))?;
         if format_version != FORMAT {
-            return Err(Error::bad_file(
-                path,
-                format!("is an archive of format {format_version}: this program reads {FORMAT}"),
-            ));
+            return Err(other_format(path, format_version));
         }
         let mut archive = Self::default();
         for Recorded { layer, site, index, departure } in departures {
@@ -186,4 +180,8 @@ fn parse_name(name: &str, layers: &[String]) -> Option<(Unit, Role)> {
     let (index, role) = rest.split_once('.')?;
     let site = [Site::Head, Site::KvGroup].into_iter().find(|known| known.name() == site)?;
     Some((Unit { layer, site, index: index.parse().ok()? }, role.parse().ok()?))
+}
+
+fn other_format(path: &Path, format: u32) -> Error {
+    Error::unsupported(format!("is an archive of format {format}: this program reads {FORMAT}")).of_file(path)
 }

@@ -204,10 +204,8 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
     let file: StateFile<S> = serde_json::from_slice(&bytes)
         .map_err(|e| Error::bad_file(&state_path, format!("is damaged: {e}")))?;
     if file.format_version != FORMAT {
-        return Err(Error::bad_file(
-            &state_path,
-            format!("has format {}: this program reads {FORMAT}", file.format_version),
-        ));
+        let found = format!("has format {}: this program reads {FORMAT}", file.format_version);
+        return Err(Error::unsupported(found).of_file(&state_path));
     }
     let heads = base.spec().full_units().with_record(&file.units, &base.layer_names());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;

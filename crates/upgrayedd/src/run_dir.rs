@@ -338,7 +338,8 @@ pub fn parse_run(path: &Path, text: &str) -> Result<RunRecord> {
     let table: toml::Table = toml::from_str(text).map_err(not_ours)?;
     match table.get("format_version").and_then(toml::Value::as_integer) {
         Some(version) if version != i64::from(RUN_FORMAT) => {
-            Err(Error::bad_file(path, format!("has format {version}: this program reads {RUN_FORMAT}")))
+            Err(Error::unsupported(format!("has format {version}: this program reads {RUN_FORMAT}"))
+                .of_file(path))
         }
         _ => toml::from_str(text).map_err(not_ours),
     }

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use upgrayedd::OptimizeConfig;
 use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_units};
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::price::{AttentionTimes, Currency, Timings};
 use upgrayedd::train::LrSchedule;
 use upgrayedd::units::{LayerSite, Selection};
-use upgrayedd::{builtin, surgery};
+use upgrayedd::{Error, OptimizeConfig, builtin, surgery};
 
 /// Remembers losses and notices.
 #[derive(Default)]
@@ -257,11 +256,8 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         let config = with(latency.clone(), |c| {
             c.data.sequence_length = Some(sequence_length);
         });
-        let error = Pipeline::new(config).err().unwrap().to_string();
-        assert!(
-            error.contains(&format!("sequence length is {sequence_length}: the model takes 2 to")),
-            "{error}"
-        );
+        let error = Pipeline::new(config).err().unwrap();
+        assert!(matches!(error, Error::DoesNotFit(_)), "{error:?}");
     }
     for timings in [
         (f64::NAN, vec![0.0; 9]),
@@ -272,8 +268,8 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
         let timings = Some(Timings { rest: timings.0, attention });
         let given = Given { timings, ..Given::default() };
-        let error = Pipeline::with(latency.clone(), given).err().unwrap().to_string();
-        assert!(error.starts_with("timings: "), "{error}");
+        let error = Pipeline::with(latency.clone(), given).err().unwrap();
+        assert!(matches!(error, Error::DoesNotFit(_)), "{error:?}");
     }
 }
 

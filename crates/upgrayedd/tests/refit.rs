@@ -10,7 +10,7 @@ use upgrayedd::model::{Hooks, Model};
 use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::units::{LayerSite, Selection};
-use upgrayedd::{builtin, surgery};
+use upgrayedd::{Error, builtin, surgery};
 
 fn golden(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -192,8 +192,8 @@ fn impossible_repairs_are_refused() {
     let parent = golden("llama_gqa");
     let data = data(&parent, 4);
     let refuse = |parent: &Model, indices: &[usize]| {
-        refit(&mut golden("llama_gqa"), parent, batches(&data, indices, 4), &Alone).unwrap_err().to_string()
+        refit(&mut golden("llama_gqa"), parent, batches(&data, indices, 4), &Alone).unwrap_err()
     };
-    assert!(refuse(&parent, &[0]).contains("at least 2"));
-    assert!(refuse(&golden("gpt2"), &[0, 1, 2, 3]).contains("parent"));
+    assert!(matches!(refuse(&parent, &[0]), Error::DoesNotFit(_)));
+    assert!(matches!(refuse(&golden("gpt2"), &[0, 1, 2, 3]), Error::DoesNotFit(_)));
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use upgrayedd::Error;
 use upgrayedd::data::{Dataset, Pass, Row, Targets};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::{Hooks, Model};
@@ -289,8 +290,8 @@ fn the_task_score_wants_a_task() {
         seed: 7,
         ..ScoreContext::new(&model, data, &range)
     };
-    let refused = score::named("task").unwrap().compute(&context(&text)).unwrap_err().to_string();
-    assert!(refused.contains("labels") && refused.contains("fisher"), "{refused}");
+    let refused = score::named("task").unwrap().compute(&context(&text));
+    assert!(matches!(refused, Err(Error::DoesNotFit(_))));
     let prompt = |i: i64| Row::causal(vec![1, 2, 3, 4, 5], None, Some(&[IGNORE, IGNORE, IGNORE, 4, i]));
     let answers = Dataset::from_rows((1..6).map(prompt).collect(), Objective::CausalLm, 0);
     let found = score::named("task").unwrap().compute(&context(&answers)).unwrap();

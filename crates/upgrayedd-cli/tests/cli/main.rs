@@ -9,3 +9,4 @@ mod jobs;
 mod reading;
 mod refusals;
 mod stops;
+mod tasks;

@@ -204,7 +204,7 @@ fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Resul
     };
     let version = &ours["format_version"];
     if version.as_u64() != Some(FORMAT) {
-        return Err(Error::malformed(format!(
+        return Err(Error::unsupported(format!(
             "config.json: {CONFIG_KEY}.format_version is {version}: this program reads version {FORMAT}"
         )));
     }

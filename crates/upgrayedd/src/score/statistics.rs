@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use upgrayedd_nn::ops::EntropyProbe;
 use upgrayedd_nn::{Device, Gradients, Tape, Tensor, ops};
 
 use super::context::ScoreContext;
@@ -72,105 +73,163 @@ pub(super) struct Statistics {
 
 /// Runs the pass over `context.data`.
 pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Statistics> {
-    let wants = |need| needs.contains(&need);
     let (data, range) = context.calibration()?;
     let mut model = context.model.clone();
     model.params_mut().set_trainable(false);
-    let heads = model.units().counts();
-    let per_head = || Scores::zeros(model.units(), Site::Head);
-    let mut sums = Statistics {
-        signed: per_head(),
-        absolute: per_head(),
-        squared: per_head(),
-        blocks: heads.iter().map(|&n| vec![0.0; n * n]).collect(),
-        entropy: per_head(),
-        ..Statistics::default()
-    };
-    let mut outputs =
-        Outputs::new(&model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature));
-    let mut gradients: Vec<Tensor> = Vec::new();
-    let backward = wants(Needs::Gates) || wants(Needs::Slopes) || wants(Needs::Curvature);
-    let mut grads = Gradients::for_params(model.params());
-    // A plain encoder's loss is flat where scores are taken.
-    let flat = model.spec().objective == Objective::Encoder && !wants(Needs::Slopes);
-    let mut signs = flat.then(|| rng::stream(context.seed, "signs"));
-    let (mut targets, mut queries) = (0u64, 0u64);
+    let mut gathering = Gathering::new(context, &model, needs);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {
-        let batch = data.batch(indices, Pass::Fixed);
-        outputs.start(&batch);
+        gathering.add(&data.batch(indices, Pass::Fixed))?;
+    }
+    gathering.sum()?;
+    gathering.finish()
+}
+
+/// The pass at work: sums so far.
+struct Gathering<'m> {
+    context: &'m ScoreContext<'m>,
+    model: &'m Model,
+    needs: &'m [Needs],
+    sums: Statistics,
+    outputs: Outputs<'m>,
+    /// Per layer Σ g gᵀ, where the curvature is wanted.
+    gradients: Vec<Tensor>,
+    /// The weights', which are frozen: stay empty.
+    frozen: Gradients,
+    /// Directions of the hidden states, where a plain encoder's loss is flat.
+    signs: Option<rng::Stream>,
+    targets: u64,
+    queries: u64,
+}
+
+impl<'m> Gathering<'m> {
+    fn new(context: &'m ScoreContext<'m>, model: &'m Model, needs: &'m [Needs]) -> Self {
+        let wants = |need| needs.contains(&need);
+        let heads = model.units().counts();
+        let per_head = || Scores::zeros(model.units(), Site::Head);
+        let sums = Statistics {
+            signed: per_head(),
+            absolute: per_head(),
+            squared: per_head(),
+            blocks: heads.iter().map(|&n| vec![0.0; n * n]).collect(),
+            entropy: per_head(),
+            ..Statistics::default()
+        };
+        // A plain encoder's loss is flat where scores are taken.
+        let flat = model.spec().objective == Objective::Encoder && !wants(Needs::Slopes);
+        Self {
+            context,
+            model,
+            needs,
+            sums,
+            outputs: Outputs::new(model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature)),
+            gradients: Vec::new(),
+            frozen: Gradients::for_params(model.params()),
+            signs: flat.then(|| rng::stream(context.seed, "signs")),
+            targets: 0,
+            queries: 0,
+        }
+    }
+
+    fn wants(&self, need: Needs) -> bool {
+        self.needs.contains(&need)
+    }
+
+    fn goes_backward(&self) -> bool {
+        [Needs::Gates, Needs::Slopes, Needs::Curvature].into_iter().any(|need| self.wants(need))
+    }
+
+    fn add(&mut self, batch: &Batch) -> Result<()> {
+        self.outputs.start(batch);
         let mut probes = Vec::new();
+        let entropy = self.wants(Needs::Entropy).then_some(&mut probes);
+        if self.goes_backward() {
+            self.backward(batch, entropy)?;
+        } else {
+            let mut look = |layer: usize, context: &Tensor| self.outputs.add(layer, context);
+            self.model.attend(batch, &mut Hooks { entropy, context: Some(&mut look), ..Hooks::default() })?;
+        }
+        self.queries += probes.first().map_or(0, |p| p.queries);
+        for (layer, probe) in probes.iter().enumerate() {
+            let sums = self.sums.entropy.at_mut(LayerSite::heads(layer));
+            sums.iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, batch: &Batch, entropy: Option<&mut Vec<EntropyProbe>>) -> Result<()> {
+        let (model, layers) = (self.model, self.model.spec().num_layers());
+        let curved = if self.wants(Needs::Curvature) { layers } else { 0 };
+        let tape = Tape::recording(model.device(), model.params(), &mut self.frozen);
+        let mut tape = tape.with_segments(self.context.gradient_checkpointing);
+        let gates = (0..layers).map(LayerSite::heads);
+        let gates: BTreeMap<_, _> =
+            gates.map(|place| (place, tape.leaf(gates_of(model, place, batch.batch)))).collect();
+        // Nothing is added, but its gradient is that of what the projection writes.
+        let nothing = Tensor::zeros(&[batch.batch * batch.len, model.spec().hidden_size]);
+        let offsets: Vec<_> = (0..curved).map(|_| tape.leaf(nothing.clone())).collect();
+        let outputs = &mut self.outputs;
         let mut look = |layer: usize, context: &Tensor| outputs.add(layer, context);
-        let mut hooks = Hooks {
-            entropy: wants(Needs::Entropy).then_some(&mut probes),
+        let hooks = &mut Hooks {
+            entropy,
             context: Some(&mut look),
+            gates: Some(&gates),
+            offsets: if curved > 0 { Some(&offsets[..]) } else { None },
             ..Hooks::default()
         };
-        if backward {
-            let tape = Tape::recording(model.device(), model.params(), &mut grads);
-            let mut tape = tape.with_segments(context.gradient_checkpointing);
-            let gates = (0..heads.len()).map(LayerSite::heads);
-            let gates: BTreeMap<_, _> =
-                gates.map(|place| (place, tape.leaf(gates_of(&model, place, batch.batch)))).collect();
-            let shape = [batch.batch * batch.len, model.spec().hidden_size];
-            let layers = if wants(Needs::Curvature) { heads.len() } else { 0 };
-            // Nothing is added, but its gradient is that of what the projection writes.
-            let nothing = Tensor::zeros(&shape);
-            let offsets: Vec<_> = (0..layers).map(|_| tape.leaf(nothing.clone())).collect();
-            let offered = if layers > 0 { Some(&offsets[..]) } else { None };
-            let hooks = &mut Hooks { gates: Some(&gates), offsets: offered, ..hooks };
-            let seeds = match &mut signs {
-                Some(stream) => model.random_signs(&mut tape, &batch, stream, hooks)?,
-                None => model.loss(&mut tape, &batch, 1.0, hooks)?.seeds,
-            };
-            let leaves = tape.backward(seeds)?;
-            for (layer, offset) in offsets.iter().enumerate() {
-                let Some(gradient) = leaves.get(offset) else { continue };
-                add_products(model.device(), &mut gradients, layer, gradient);
-            }
-            targets += batch.counted();
-            for (place, gate) in &gates {
-                // A head that no target sees has no gradient.
-                let Some(gradient) = leaves.get(gate) else { continue };
-                sums.add_gradients(*place, gradient, &batch);
-            }
-        } else {
-            model.attend(&batch, &mut hooks)?;
+        let seeds = match &mut self.signs {
+            Some(stream) => model.random_signs(&mut tape, batch, stream, hooks)?,
+            None => model.loss(&mut tape, batch, 1.0, hooks)?.seeds,
+        };
+        let leaves = tape.backward(seeds)?;
+        for (layer, offset) in offsets.iter().enumerate() {
+            let Some(gradient) = leaves.get(offset) else { continue };
+            add_products(model.device(), &mut self.gradients, layer, gradient);
         }
-        queries += probes.first().map_or(0, |p| p.queries);
-        for (layer, probe) in probes.iter().enumerate() {
-            sums.entropy
-                .at_mut(LayerSite::heads(layer))
-                .iter_mut()
-                .zip(&probe.sums)
-                .for_each(|(sum, value)| *sum += value);
+        self.targets += batch.counted();
+        for (place, gate) in &gates {
+            // A head that no target sees has no gradient.
+            let Some(gradient) = leaves.get(gate) else { continue };
+            self.sums.add_gradients(*place, gradient, batch);
         }
+        Ok(())
     }
-    let reduce = context.reduce;
-    sum_counts(reduce, [&mut targets, &mut queries, &mut outputs.positions, &mut outputs.comparisons])?;
-    sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
-    gradients
-        .iter_mut()
-        .chain(outputs.grams.iter_mut().flatten())
-        .try_for_each(|sum| reduce.sum_tensor(sum))?;
-    if backward && targets == 0 {
-        return Err(Error::data("the calibration data has nothing to predict: gate gradients are undefined"));
+
+    /// Over all processes.
+    fn sum(&mut self) -> Result<()> {
+        let reduce = self.context.reduce;
+        let Self { targets, queries, outputs, sums, gradients, .. } = self;
+        sum_counts(reduce, [targets, queries, &mut outputs.positions, &mut outputs.comparisons])?;
+        sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
+        gradients
+            .iter_mut()
+            .chain(outputs.grams.iter_mut().flatten())
+            .try_for_each(|sum| reduce.sum_tensor(sum))
     }
-    if wants(Needs::Entropy) && queries == 0 {
-        return Err(Error::data(
-            "the calibration data has no position that sees more than one token: attention entropy is undefined",
-        ));
+
+    fn finish(self) -> Result<Statistics> {
+        if self.goes_backward() && self.targets == 0 {
+            return Err(Error::data(
+                "the calibration data has nothing to predict: gate gradients are undefined",
+            ));
+        }
+        if self.wants(Needs::Entropy) && self.queries == 0 {
+            return Err(Error::data(
+                "the calibration data has no position that sees more than one token: attention entropy is undefined",
+            ));
+        }
+        let mut sums = self.sums;
+        let per_target = 1.0 / self.targets.max(1) as f64;
+        for sums in [&mut sums.signed, &mut sums.absolute, &mut sums.squared] {
+            *sums = sums.map(|sum| sum * per_target);
+        }
+        sums.blocks.iter_mut().flatten().for_each(|b| *b /= self.targets.max(1) as f64);
+        let per_query = 1.0 / self.queries.max(1) as f64;
+        sums.entropy = sums.entropy.map(|sum| sum * per_query);
+        let inputs = self.outputs.finish(&mut sums);
+        sums.curvature = inputs.into_iter().zip(self.gradients).collect();
+        Ok(sums)
     }
-    let per_target = 1.0 / targets.max(1) as f64;
-    for sums in [&mut sums.signed, &mut sums.absolute, &mut sums.squared] {
-        *sums = sums.map(|sum| sum * per_target);
-    }
-    sums.blocks.iter_mut().flatten().for_each(|b| *b /= targets.max(1) as f64);
-    let per_query = 1.0 / queries.max(1) as f64;
-    sums.entropy = sums.entropy.map(|sum| sum * per_query);
-    let inputs = outputs.finish(&mut sums);
-    sums.curvature = inputs.into_iter().zip(gradients).collect();
-    Ok(sums)
 }
 
 /// A place's own gates (1 where it has none), a row a sequence.
