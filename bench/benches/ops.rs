@@ -100,7 +100,7 @@ fn attention(c: &mut Criterion) {
 fn small(c: &mut Criterion) {
     let (x, wide) = ([TOKENS, WIDTH], [TOKENS, 4 * WIDTH]);
     both(c, "layer norm", x[0] * x[1], &[&x, &[WIDTH], &[WIDTH]], |tape, v| {
-        ops::layer_norm(tape, &v[0], &v[1], &v[2], 1e-5)
+        ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)
     });
     both(c, "RMS norm", x[0] * x[1], &[&x, &[WIDTH]], |tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5));
     both(c, "GELU", wide[0] * wide[1], &[&wide], |tape, v| {

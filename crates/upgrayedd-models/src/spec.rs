@@ -23,6 +23,25 @@ pub enum Norm {
     Rms,
 }
 
+/// Where a token's row in the table of learned positions lies, counted from the first that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// As far from the start as the token.
+    FromStart,
+    /// As far as there are other tokens than this one before it; this one itself has the row before the first
+    /// (RoBERTa's padding).
+    WithoutToken(u32),
+}
+
+/// What of a sequence a classifier looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Its first token.
+    First,
+    /// The mean over all that is not padding.
+    Mean,
+}
+
 /// What may differ between layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerSpec {
@@ -32,7 +51,7 @@ pub struct LayerSpec {
     pub num_kv_heads: usize,
     /// Width inside the MLP.
     pub intermediate_size: usize,
-    /// How many keys a query sees, itself included; all if absent.
+    /// Keys less than this far from a query are seen; all if absent.
     pub window: Option<usize>,
     /// Which of the model's rotations turns queries and keys; none if positions enter otherwise.
     pub rope: Option<usize>,
@@ -89,12 +108,20 @@ pub struct ModelSpec {
     pub head_dim: usize,
     /// Longest sequence.
     pub max_positions: usize,
+    /// Where tokens stand in the table of learned positions, if there is one.
+    pub positions: Positions,
+    /// The row of that table that the first token has.
+    pub first_position: usize,
     /// Rows of the token-type table; 0 without one.
     pub type_vocab_size: usize,
     /// Kind of norm.
     pub norm: Norm,
+    /// Whether a LayerNorm has a bias.
+    pub norm_bias: bool,
     /// Added to the variance.
     pub norm_eps: f32,
+    /// Whether each head's queries and keys have an RMSNorm, with weights that all heads share.
+    pub qk_norm: bool,
     /// The MLP's non-linearity.
     pub activation: Activation,
     /// Whether the MLP is gated (SwiGLU).
@@ -109,8 +136,52 @@ pub struct ModelSpec {
     pub causal: bool,
     /// Whether the output projection is the embedding.
     pub tied_head: bool,
+    /// Whether the layer before the output projection has a bias.
+    pub transform_bias: bool,
+    /// Whether the output projection has a bias, where the objective has one.
+    pub head_bias: bool,
+    /// The non-linearity of the layer before the output projection.
+    pub head_activation: Activation,
+    /// What a classifier looks at.
+    pub pooling: Pooling,
+    /// The non-linearity of a classifier's layer over that.
+    pub pooler_activation: Activation,
     /// What the model learns.
     pub objective: Objective,
+}
+
+impl Default for ModelSpec {
+    /// A causal model without layers, and without what only some families have.
+    fn default() -> Self {
+        Self {
+            vocab_size: 0,
+            hidden_size: 0,
+            layers: Vec::new(),
+            ropes: Vec::new(),
+            head_dim: 0,
+            max_positions: 0,
+            positions: Positions::FromStart,
+            first_position: 0,
+            type_vocab_size: 0,
+            norm: Norm::Rms,
+            norm_bias: true,
+            norm_eps: 1e-6,
+            qk_norm: false,
+            activation: Activation::Silu,
+            gated_mlp: false,
+            qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
+            causal: true,
+            tied_head: false,
+            transform_bias: true,
+            head_bias: true,
+            head_activation: Activation::Gelu,
+            pooling: Pooling::First,
+            pooler_activation: Activation::Tanh,
+            objective: Objective::CausalLm,
+        }
+    }
 }
 
 impl ModelSpec {

@@ -24,6 +24,10 @@ pub enum Part {
     EmbedNorm,
     /// The norm of a layer's attention.
     Norm1,
+    /// The norm of each head's queries.
+    QNorm,
+    /// The norm of each head's keys.
+    KNorm,
     /// Queries.
     Q,
     /// Keys.
@@ -55,12 +59,14 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [(Self, &'static str); 19] = [
+    const ALL: [(Self, &'static str); 21] = [
         (Self::Tokens, "embed.tokens"),
         (Self::Positions, "embed.positions"),
         (Self::Types, "embed.types"),
         (Self::EmbedNorm, "embed.norm"),
         (Self::Norm1, "norm1"),
+        (Self::QNorm, "attn.q_norm"),
+        (Self::KNorm, "attn.k_norm"),
         (Self::Q, "attn.q"),
         (Self::K, "attn.k"),
         (Self::V, "attn.v"),
@@ -88,7 +94,8 @@ impl Part {
 
     /// Whether it scales what a norm makes.
     pub fn is_norm(self) -> bool {
-        matches!(self, Self::EmbedNorm | Self::Norm1 | Self::Norm2 | Self::FinalNorm | Self::HeadNorm)
+        use Part::{EmbedNorm, FinalNorm, HeadNorm, KNorm, Norm1, Norm2, QNorm};
+        matches!(self, EmbedNorm | Norm1 | Norm2 | QNorm | KNorm | FinalNorm | HeadNorm)
     }
 
     /// Whether it multiplies a vector by a matrix.
@@ -176,9 +183,25 @@ pub enum Layout {
     Plain,
     /// Transposed: GPT-2's `Conv1D` stores `(in, out)`.
     Transposed,
-    /// The `part`-th of three equal column blocks of a transposed tensor (or of a bias): GPT-2's fused Q, K,
-    /// V.
-    FusedThird(usize),
+    /// One of several that follow each other in a tensor, by their outputs: the how manieth.
+    Stacked(usize),
+    /// The same in a transposed tensor: GPT-2's fused Q, K, V.
+    StackedTransposed(usize),
+}
+
+impl Layout {
+    /// Whether the tensor lies transposed.
+    pub fn is_transposed(self) -> bool {
+        matches!(self, Self::Transposed | Self::StackedTransposed(_))
+    }
+
+    /// Which of several in a tensor it is.
+    pub fn order(self) -> usize {
+        match self {
+            Self::Stacked(order) | Self::StackedTransposed(order) => order,
+            Self::Plain | Self::Transposed => 0,
+        }
+    }
 }
 
 /// A row of the table.
@@ -244,25 +267,27 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
     let heads = Axis::PerUnit(Site::Head, spec.head_dim);
     let groups = Axis::PerUnit(Site::KvGroup, spec.head_dim);
     let tokens = Axis::Fixed(spec.vocab_size);
-    let layer_norm = spec.norm == Norm::Layer;
+    let norm_bias = spec.norm == Norm::Layer && spec.norm_bias;
     let (has_weight, out, input, has_bias) = match part {
         Part::Tokens => (true, tokens, Some(d), false),
-        Part::Positions => (true, Axis::Fixed(spec.max_positions), Some(d), false),
+        Part::Positions => (true, Axis::Fixed(spec.first_position + spec.max_positions), Some(d), false),
         Part::Types => (true, Axis::Fixed(spec.type_vocab_size), Some(d), false),
         Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => {
-            (true, d, None, layer_norm)
+            (true, d, None, norm_bias)
         }
+        Part::QNorm | Part::KNorm => (spec.qk_norm, Axis::Fixed(spec.head_dim), None, false),
         Part::Q => (true, heads, Some(d), spec.qkv_bias),
         Part::K | Part::V => (true, groups, Some(d), spec.qkv_bias),
         Part::O => (true, d, Some(heads), spec.out_bias),
         Part::Gate => (spec.gated_mlp, inner, Some(d), spec.mlp_bias),
         Part::Up => (true, inner, Some(d), spec.mlp_bias),
         Part::Down => (true, d, Some(inner), spec.mlp_bias),
-        Part::Pooler | Part::HeadTransform => (true, d, Some(d), true),
+        Part::Pooler => (true, d, Some(d), true),
+        Part::HeadTransform => (true, d, Some(d), spec.transform_bias),
         Part::NextSentence => (true, Axis::Fixed(2), Some(d), true),
         Part::Head => match spec.objective {
             Objective::Classifier { labels } => (true, Axis::Fixed(labels), Some(d), true),
-            Objective::MaskedLm => (!spec.tied_head, tokens, Some(d), true),
+            Objective::MaskedLm => (!spec.tied_head, tokens, Some(d), spec.head_bias),
             Objective::CausalLm => (!spec.tied_head, tokens, Some(d), false),
             Objective::Encoder => (false, tokens, Some(d), false),
         },
@@ -272,6 +297,14 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Kind::Bias if has_bias => Some(vec![out]),
         _ => None,
     }
+}
+
+/// Where a weight's outputs begin in its tensor, and how many outputs all that share the tensor have.
+pub(crate) fn place_in_tensor(table: &[Weight], weight: &Weight, units: &UnitMap) -> (usize, usize) {
+    let outputs = |weight: &Weight| weight.shape(units).first().copied().unwrap_or(0);
+    let sharing = || table.iter().filter(|other| other.hf_name == weight.hf_name);
+    let before = sharing().filter(|other| other.layout.order() < weight.layout.order());
+    (before.map(outputs).sum(), sharing().map(outputs).sum())
 }
 
 /// A table in the making. Parameters that a model of this shape does not have are left out.

@@ -80,7 +80,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// A query sees only its own and earlier positions.
     pub causal: bool,
-    /// A query sees only this many latest positions, its own included.
+    /// A query sees only positions less than this far away: as many latest ones, its own included, where it
+    /// looks back only.
     pub window: Option<usize>,
     /// `batch × keys`: 0 marks padding, which is never seen.
     pub key_mask: Option<Vec<u8>>,
@@ -95,7 +96,8 @@ impl AttentionShape {
     /// The keys that `query` may see, before the padding mask.
     pub(crate) fn visible(&self, query: usize) -> std::ops::Range<usize> {
         let position = query + self.keys - self.queries;
-        let end = if self.causal { position + 1 } else { self.keys };
+        let ahead = if self.causal { 1 } else { self.window.unwrap_or(self.keys) };
+        let end = (position + ahead).min(self.keys);
         let start = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
         start..end
     }
@@ -196,7 +198,7 @@ pub(crate) trait Kernels: Send + Sync {
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>);
 
     /// Layer norm over columns; returns the result and `(N, 2)` of mean and 1/σ.
-    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor);
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> (Tensor, Tensor);
     /// Gradients of [`Kernels::layer_norm`]: `[dx, dweight, dbias]`.
     fn layer_norm_grad(
         &self,
@@ -206,7 +208,8 @@ pub(crate) trait Kernels: Send + Sync {
         stats: &Tensor,
         grads: [Option<Sink<'_>>; 3],
     );
-    /// Root-mean-square norm over columns; returns the result and `(N, 1)` of 1/rms.
+    /// Root-mean-square norm over every as many columns as there are weights, k times in a row; returns the
+    /// result and `(N · k, 1)` of 1/rms.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor);
     /// Gradients of [`Kernels::rms_norm`]: `[dx, dweight]`.
     fn rms_norm_grad(
@@ -263,6 +266,10 @@ pub(crate) trait Kernels: Send + Sync {
     /// Adds each row of `dy` to row `ids[i]` of the sink (which is zeroed first unless it accumulates).
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>);
 
+    /// Means of `count` consecutive rows each, of those that `mask` (0 or 1 per row) counts: `(N / count, D)`.
+    fn mean_rows(&self, x: &Tensor, count: usize, mask: Option<&[u8]>) -> Tensor;
+    /// Gradient of [`Kernels::mean_rows`].
+    fn mean_rows_grad(&self, dy: &Tensor, count: usize, mask: Option<&[u8]>, dx: Sink<'_>);
     /// Some consecutive rows.
     fn rows(&self, x: &Tensor, rows: Range<usize>) -> Tensor;
     /// Some ranges of columns, side by side.

@@ -23,7 +23,7 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
     let [x, wq, wk, wv, head] = ids.map(|id| tape.param(id));
     let [gamma, beta, bias] = vectors.map(|id| tape.param(id));
-    let h = ops::layer_norm(&mut tape, &x, &gamma, &beta, 1e-5).unwrap();
+    let h = ops::layer_norm(&mut tape, &x, &gamma, Some(&beta), 1e-5).unwrap();
     let [q, k, v] = [&wq, &wk, &wv].map(|w| ops::linear(&mut tape, &h, w, Some(&bias)).unwrap());
     let shape = AttentionShape {
         batch: 2,

@@ -72,7 +72,11 @@ fn residual_sum_also_of_a_value_with_itself() {
 
 #[test]
 fn norms() {
-    check("layer norm", &[&[4, 40], &[40], &[40]], |t, x| ops::layer_norm(t, &x[0], &x[1], &x[2], 1e-5));
+    check("layer norm", &[&[4, 40], &[40], &[40]], |t, x| {
+        ops::layer_norm(t, &x[0], &x[1], Some(&x[2]), 1e-5)
+    });
+    check("without bias", &[&[4, 40], &[40]], |t, x| ops::layer_norm(t, &x[0], &x[1], None, 1e-5));
+    check("a norm for each head", &[&[4, 24], &[8]], |t, x| ops::rms_norm(t, &x[0], &x[1], 1e-5));
     check("rms norm", &[&[4, 40], &[40]], |t, x| ops::rms_norm(t, &x[0], &x[1], 1e-5));
 }
 
@@ -98,6 +102,8 @@ fn rope_and_embedding() {
     check("rope", &[&[4, 8]], |t, x| ops::rope(t, &x[0], &table, &positions));
     let ids = Arc::new(vec![2, 0, 2, 1]);
     check("embedding", &[&[4, 6]], |t, x| ops::embedding(t, &x[0], &ids));
+    check("mean", &[&[6, 5]], |t, x| ops::mean_rows(t, &x[0], 3, None));
+    check("mean of some", &[&[6, 5]], |t, x| ops::mean_rows(t, &x[0], 3, Some(&[1, 0, 1, 0, 0, 1])));
 }
 
 fn shape(causal: bool) -> AttentionShape {
@@ -132,6 +138,7 @@ fn attention_in_all_its_forms() {
     check_attention("causal", shape(true));
     check_attention("bidirectional", shape(false));
     check_attention("windowed", AttentionShape { window: Some(2), ..shape(true) });
+    check_attention("windowed both ways", AttentionShape { window: Some(2), ..shape(false) });
     check_attention(
         "padded",
         AttentionShape { key_mask: Some(vec![1, 1, 1, 0, 0, 1, 1, 1, 1, 1]), ..shape(false) },

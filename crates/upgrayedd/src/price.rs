@@ -204,7 +204,7 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
 /// Seconds of a layer's attention with 0, 1, 2 … of its query heads.
 fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>> {
     let active = spread_over_groups(&model.units().layers()[layer]);
-    let positions = model.positions_for(batch.batch, batch.len, 0);
+    let positions = model.positions_for(batch, 0);
     let x = Tensor::full(&[batch.batch * batch.len, model.spec().hidden_size], 0.1);
     let mut seconds = vec![0.0];
     for count in 1..=active.len() {

@@ -95,7 +95,7 @@ pub(crate) fn undo(model: &mut Model, parent: &Model) {
 
 impl Pair {
     fn start(model: &Model, parent: &Model, batch: Batch) -> Result<Self> {
-        let positions = model.positions_for(batch.batch, batch.len, 0);
+        let positions = model.positions_for(&batch, 0);
         let embed = |model: &Model| {
             let mut tape = Tape::inference(model.device(), model.params());
             Ok::<_, Error>(model.embed(&mut tape, &batch, &positions)?.tensor().clone())

@@ -69,6 +69,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         causal: true,
         tied_head: config.flag("tie_word_embeddings", true)?,
         objective: config.objective(task)?,
+        ..ModelSpec::default()
     })
 }
 

@@ -182,16 +182,15 @@ pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
 /// The tensor of a file whose parts these are: several where one holds queries, keys and values.
 fn assemble(mut parts: Vec<(Layout, Tensor, DType)>) -> Tensor {
     if let [(layout, tensor, _)] = &parts[..] {
-        return if *layout == Layout::Transposed { tensor.to_host().transposed() } else { tensor.clone() };
+        return if layout.is_transposed() { tensor.to_host().transposed() } else { tensor.clone() };
     }
-    parts.sort_by_key(|(layout, ..)| match layout {
-        Layout::FusedThird(part) => *part,
-        _ => 0,
-    });
+    parts.sort_by_key(|(layout, ..)| layout.order());
+    let transposed = parts[0].0.is_transposed();
     let data: Vec<f32> = parts.iter().flat_map(|(_, t, _)| t.to_host().data().to_vec()).collect();
     let rows: usize = parts.iter().map(|(_, t, _)| t.shape()[0]).sum();
     match parts[0].1.shape() {
-        [_, input] => Tensor::from_vec(&[rows, *input], data).transposed(),
+        [_, input] if transposed => Tensor::from_vec(&[rows, *input], data).transposed(),
+        [_, input] => Tensor::from_vec(&[rows, *input], data),
         _ => Tensor::from_vec(&[rows], data),
     }
 }

@@ -14,7 +14,7 @@ use crate::files::DType;
 use crate::model::{Companions, Model};
 use crate::spec::{ModelSpec, Objective};
 use crate::units::{CONFIG_KEY, FORMAT, UnitMap, heads_by_layer};
-use crate::weights::{Layout, Part, Weight};
+use crate::weights::{Layout, Part, Weight, place_in_tensor};
 use crate::{Error, Result};
 
 /// What the user may say about a model that its files do not.
@@ -68,7 +68,8 @@ impl Model {
         }
         let (mut params, mut dtypes) = (ParamSet::default(), BTreeMap::new());
         let mut read: BTreeSet<String> = head.compared.into_iter().collect();
-        for weight in (family.weights)(&spec) {
+        let table = (family.weights)(&spec);
+        for weight in &table {
             interrupt::check()?;
             let instead = head.embedding.as_deref().filter(|_| weight.role.part == Part::Tokens);
             let found = match instead {
@@ -77,7 +78,7 @@ impl Model {
             };
             match found {
                 Some(name) => {
-                    let tensor = read_canonical(weights, name, &weight, &heads)?;
+                    let tensor = read_canonical(weights, name, &table, weight, &heads)?;
                     dtypes.insert(weight.name(), weights.dtype(name)?);
                     read.insert(name.to_owned());
                     params.add(weight.name(), tensor);
@@ -227,9 +228,20 @@ fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
 }
 
 /// Reads one weight in canonical layout, after its stored shape has been checked.
-fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &UnitMap) -> Result<Tensor> {
+fn read_canonical(
+    weights: &dyn Weights,
+    name: &str,
+    table: &[Weight],
+    weight: &Weight,
+    heads: &UnitMap,
+) -> Result<Tensor> {
     let want = weight.shape(heads);
-    let stored = stored_shape(&weight.layout, &want);
+    let (first, outputs) = place_in_tensor(table, weight, heads);
+    let stored = match want[..] {
+        [_, input] if weight.layout.is_transposed() => vec![input, outputs],
+        [_, input] => vec![outputs, input],
+        _ => vec![outputs],
+    };
     let found = weights.shape(name)?;
     if found != stored {
         return Err(Error::malformed(format!(
@@ -242,24 +254,12 @@ fn read_canonical(weights: &dyn Weights, name: &str, weight: &Weight, heads: &Un
         return Ok(stored);
     }
     let read = weights.read(name)?;
-    Ok(match weight.layout {
-        Layout::Plain => read,
-        Layout::Transposed => read.transposed(),
-        Layout::FusedThird(part) => {
-            let width = read.cols() / 3;
-            let columns: Vec<usize> = (part * width..(part + 1) * width).collect();
-            let third = read.take_cols(&columns);
-            if want.len() == 1 { third.reshaped(&want) } else { third.transposed() }
-        }
+    let own: Vec<usize> = (first..first + want[0]).collect();
+    Ok(match (want.len(), weight.layout.is_transposed()) {
+        _ if outputs == want[0] && !weight.layout.is_transposed() => read,
+        (1, _) => read.take_cols(&own).reshaped(&want),
+        (_, true) if outputs == want[0] => read.transposed(),
+        (_, true) => read.take_cols(&own).transposed(),
+        (_, false) => read.take_rows(&own),
     })
-}
-
-/// The shape in the file of a weight whose canonical shape is `want`.
-fn stored_shape(layout: &Layout, want: &[usize]) -> Vec<usize> {
-    match (layout, want) {
-        (Layout::Transposed, [out, input]) => vec![*input, *out],
-        (Layout::FusedThird(_), [out, input]) => vec![*input, 3 * out],
-        (Layout::FusedThird(_), [out]) => vec![3 * out],
-        _ => want.to_vec(),
-    }
 }

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use upgrayedd_nn::ops::{self, Activation, AttentionShape};
+use upgrayedd_nn::ops::{self, AttentionShape};
 use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
-use crate::spec::{Block, Norm, Objective};
+use crate::spec::{Block, Norm, Objective, Pooling};
 use crate::units::LayerSite;
 use crate::weights::{Kind, Part, Writer};
 
@@ -21,10 +21,16 @@ impl Model {
 
     fn norm(&self, tape: &mut Tape<'_>, x: &Var, ids: LinearIds) -> Result<Var> {
         let weight = tape.param(ids.weight);
-        match (self.spec.norm, ids.bias.map(|b| tape.param(b))) {
-            (Norm::Layer, Some(bias)) => ops::layer_norm(tape, x, &weight, &bias, self.spec.norm_eps),
-            _ => ops::rms_norm(tape, x, &weight, self.spec.norm_eps),
+        let (bias, eps) = (ids.bias.map(|b| tape.param(b)), self.spec.norm_eps);
+        match self.spec.norm {
+            Norm::Layer => ops::layer_norm(tape, x, &weight, bias.as_ref(), eps),
+            Norm::Rms => ops::rms_norm(tape, x, &weight, eps),
         }
+    }
+
+    /// `x` under a norm, if there is one.
+    fn normed(&self, tape: &mut Tape<'_>, x: Var, norm: Option<LinearIds>) -> Result<Var> {
+        norm.map_or(Ok(x.clone()), |ids| self.norm(tape, &x, ids))
     }
 
     fn outside(&self, part: Part) -> Option<LinearIds> {
@@ -42,7 +48,7 @@ impl Model {
     /// another length; if `hooks.cache` has no room for it.
     pub fn hidden<'p>(&'p self, tape: &mut Tape<'p>, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Var> {
         let past = hooks.cache.as_ref().map_or(0, |c| c.len);
-        let positions = self.positions_for(batch.batch, batch.len, past);
+        let positions = self.positions_for(batch, past);
         let x = self.embed(tape, batch, &positions)?;
         let x = self.run_layers(tape, 0..self.layers.len(), x, batch, &positions, hooks)?;
         if let Some(cache) = &mut hooks.cache {
@@ -61,7 +67,7 @@ impl Model {
     /// another length.
     pub fn attend(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<()> {
         let mut tape = Tape::inference(self.device, &self.params);
-        let positions = self.positions_for(batch.batch, batch.len, 0);
+        let positions = self.positions_for(batch, 0);
         let x = self.embed(&mut tape, batch, &positions)?;
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
         let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks)?;
@@ -123,10 +129,7 @@ impl Model {
     }
 
     pub(super) fn final_norm(&self, tape: &mut Tape<'_>, x: Var) -> Result<Var> {
-        match self.outside(Part::FinalNorm) {
-            Some(ids) => self.norm(tape, &x, ids),
-            None => Ok(x),
-        }
+        self.normed(tape, x, self.outside(Part::FinalNorm))
     }
 
     /// The residual stream before the first layer, `(batch · len, d)`.
@@ -153,10 +156,7 @@ impl Model {
             });
         }
         let Some(sum) = sum else { unreachable!("every family has token embeddings") };
-        match self.outside(Part::EmbedNorm) {
-            Some(ids) => self.norm(tape, &sum, ids),
-            None => Ok(sum),
-        }
+        self.normed(tape, sum, self.outside(Part::EmbedNorm))
     }
 
     /// One layer, with gates that overrule its own and what is added to attention's output.
@@ -204,12 +204,13 @@ impl Model {
     ) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
-            Block::PreNorm => self.norm(tape, x, ids.norm1)?,
+            Block::PreNorm => self.normed(tape, x.clone(), ids.norm1)?,
             Block::PostNorm => x.clone(),
         };
         let [mut q, mut k, mut v] =
             [self.linear(tape, &x, ids.q)?, self.linear(tape, &x, ids.k)?, self.linear(tape, &x, ids.v)?];
         drop(x);
+        (q, k) = (self.normed(tape, q, ids.q_norm)?, self.normed(tape, k, ids.k_norm)?);
         if let Some(table) = self.spec.layers[index].rope.map(|rope| &self.ropes[rope]) {
             q = ops::rope(tape, &q, table, positions)?;
             k = ops::rope(tape, &k, table, positions)?;
@@ -298,7 +299,7 @@ impl Model {
         drop(written);
         match (self.spec.layers[index].block, writer) {
             (Block::PreNorm, _) => Ok(x),
-            (Block::PostNorm, Writer::Attention) => self.norm(tape, &x, ids.norm1),
+            (Block::PostNorm, Writer::Attention) => self.normed(tape, x, ids.norm1),
             (Block::PostNorm, Writer::Mlp) => self.norm(tape, &x, ids.norm2),
         }
     }
@@ -339,14 +340,12 @@ impl Model {
     pub(super) fn before_logits(&self, tape: &mut Tape<'_>, mut x: Var) -> Result<(Var, LinearIds)> {
         if let Some(ids) = self.outside(Part::HeadTransform) {
             x = self.linear(tape, &x, ids)?;
-            x = ops::activation(tape, self.spec.activation, &x)?;
+            x = ops::activation(tape, self.spec.head_activation, &x)?;
         }
-        if let Some(ids) = self.outside(Part::HeadNorm) {
-            x = self.norm(tape, &x, ids)?;
-        }
+        x = self.normed(tape, x, self.outside(Part::HeadNorm))?;
         if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.outside(Part::Pooler)) {
             x = self.linear(tape, &x, ids)?;
-            x = ops::activation(tape, Activation::Tanh, &x)?;
+            x = ops::activation(tape, self.spec.pooler_activation, &x)?;
         }
         let tied =
             [Part::Head, Part::Tokens].into_iter().find_map(|part| self.find(None, part, Kind::Weight));
@@ -366,10 +365,20 @@ impl Model {
         let mut tape = Tape::inference(self.device, &self.params);
         let mut hidden = self.hidden(&mut tape, batch, hooks)?;
         if let Objective::Classifier { .. } = self.spec.objective {
-            let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
-            hidden = ops::select_rows(&mut tape, &hidden, &first)?;
+            hidden = self.pool(&mut tape, &hidden, batch)?;
         }
         self.predict(&mut tape, hidden)
+    }
+
+    /// What a classifier looks at of each sequence, `(batch, d)`.
+    pub(super) fn pool(&self, tape: &mut Tape<'_>, hidden: &Var, batch: &Batch) -> Result<Var> {
+        match self.spec.pooling {
+            Pooling::Mean => ops::mean_rows(tape, hidden, batch.len, batch.mask.as_deref()),
+            Pooling::First => {
+                let first = Arc::new((0..batch.batch as u32).map(|b| b * batch.len as u32).collect());
+                ops::select_rows(tape, hidden, &first)
+            }
+        }
     }
 
     /// Logits of the batch's last position only, `(batch, V)`.

@@ -50,7 +50,7 @@ impl Model {
         let hidden = match start {
             None => self.hidden(tape, batch, hooks)?,
             Some((layer, x)) => {
-                let positions = self.positions_for(batch.batch, batch.len, 0);
+                let positions = self.positions_for(batch, 0);
                 let x = self.run_layers(tape, layer..self.layers.len(), x, batch, &positions, hooks)?;
                 self.final_norm(tape, x)?
             }
@@ -202,21 +202,18 @@ impl Model {
         batch: &Batch,
         exact: bool,
     ) -> Result<(Var, Vec<i64>)> {
-        let per_sequence = matches!(self.spec.objective, Objective::Classifier { .. });
-        let step = if per_sequence { batch.len as u32 } else { 1 };
+        let hidden = match self.spec.objective {
+            Objective::Classifier { .. } => self.pool(tape, &hidden, batch)?,
+            _ => hidden,
+        };
         let counted: Vec<u32> =
             (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
         // Dropping the last position of each causal sequence alone is not worth a copy.
         if !exact && counted.len() * 16 > batch.targets.len() * 15 {
-            if !per_sequence {
-                return Ok((hidden, batch.targets.clone()));
-            }
-            let first = Arc::new((0..batch.batch as u32).map(|b| b * step).collect());
-            return Ok((ops::select_rows(tape, &hidden, &first)?, batch.targets.clone()));
+            return Ok((hidden, batch.targets.clone()));
         }
         let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
-        let rows = Arc::new(counted.iter().map(|i| i * step).collect());
-        Ok((ops::select_rows(tape, &hidden, &rows)?, targets))
+        Ok((ops::select_rows(tape, &hidden, &Arc::new(counted))?, targets))
     }
 }
 

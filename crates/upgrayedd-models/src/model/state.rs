@@ -12,10 +12,12 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::DType;
-use crate::spec::{ModelSpec, Objective};
+use crate::spec::{ModelSpec, Objective, Positions};
 use crate::units::{LayerSite, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
+
+use super::batch::Batch;
 
 /// An affine map's parameters.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +29,10 @@ pub(super) struct LinearIds {
 /// The parameters of one layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LayerIds {
-    pub(super) norm1: LinearIds,
+    /// None where attention reads the stream as it is.
+    pub(super) norm1: Option<LinearIds>,
+    pub(super) q_norm: Option<LinearIds>,
+    pub(super) k_norm: Option<LinearIds>,
     pub(super) q: LinearIds,
     pub(super) k: LinearIds,
     pub(super) v: LinearIds,
@@ -108,15 +113,19 @@ fn layer_ids(
     ids: &BTreeMap<(Option<usize>, Role), ParamId>,
     layer: usize,
 ) -> Result<LayerIds> {
-    let must = |part: Part| {
+    let maybe = |part: Part| {
         let id = |kind| ids.get(&(Some(layer), Role { part, kind })).copied();
-        let weight = id(Kind::Weight).ok_or_else(|| {
+        Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
+    };
+    let must = |part: Part| {
+        maybe(part).ok_or_else(|| {
             Error::does_not_fit(format!("a {} model's layer {layer} has no {part:?}", family.model_type))
-        })?;
-        Ok::<_, Error>(LinearIds { weight, bias: id(Kind::Bias) })
+        })
     };
     Ok(LayerIds {
-        norm1: must(Part::Norm1)?,
+        norm1: maybe(Part::Norm1),
+        q_norm: maybe(Part::QNorm),
+        k_norm: maybe(Part::KNorm),
         q: must(Part::Q)?,
         k: must(Part::K)?,
         v: must(Part::V)?,
@@ -417,8 +426,20 @@ impl Model {
         self.params.move_to(device);
     }
 
-    /// Positions of `queries` tokens from `first` on, sequence by sequence.
-    pub fn positions_for(&self, batch: usize, queries: usize, first: usize) -> Arc<Vec<u32>> {
-        Arc::new((0..batch).flat_map(|_| first..first + queries).map(|p| p as u32).collect())
+    /// The position of each token of a batch that continues `past` others: its place in the sequence, or its
+    /// row in the table of learned positions.
+    pub fn positions_for(&self, batch: &Batch, past: usize) -> Arc<Vec<u32>> {
+        let first = (self.spec.first_position + past) as u32;
+        let Positions::WithoutToken(padding) = self.spec.positions else {
+            return Arc::new((0..batch.batch).flat_map(|_| (first..).take(batch.len)).collect());
+        };
+        let rows = batch.tokens.chunks(batch.len.max(1)).flat_map(|sequence| {
+            let mut next = first;
+            sequence.iter().map(move |token| {
+                next += u32::from(*token != padding);
+                if *token == padding { first - 1 } else { next - 1 }
+            })
+        });
+        Arc::new(rows.collect())
     }
 }

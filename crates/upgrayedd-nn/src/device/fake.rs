@@ -195,8 +195,8 @@ impl Kernels for Fake {
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>) {
         through(db, |db| Cpu.sum_rows(&inside(dy), db));
     }
-    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor) {
-        let (out, stats) = Cpu.layer_norm(&inside(x), &inside(weight), &inside(bias), eps);
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> (Tensor, Tensor) {
+        let (out, stats) = Cpu.layer_norm(&inside(x), &inside(weight), maybe(bias).as_ref(), eps);
         (on_device(out), on_device(stats))
     }
     fn layer_norm_grad(
@@ -292,6 +292,12 @@ impl Kernels for Fake {
     }
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>) {
         through(table, |table| Cpu.scatter_add(&inside(dy), list(ids), table));
+    }
+    fn mean_rows(&self, x: &Tensor, count: usize, mask: Option<&[u8]>) -> Tensor {
+        on_device(Cpu.mean_rows(&inside(x), count, mask.map(list)))
+    }
+    fn mean_rows_grad(&self, dy: &Tensor, count: usize, mask: Option<&[u8]>, dx: Sink<'_>) {
+        through(dx, |dx| Cpu.mean_rows_grad(&inside(dy), count, mask.map(list), dx));
     }
     fn rows(&self, x: &Tensor, rows: Range<usize>) -> Tensor {
         on_device(Cpu.rows(&inside(x), rows))

@@ -13,7 +13,7 @@ pub use crate::kernels::{Activation, AttentionShape, EntropyProbe, IGNORE, Numbe
 pub use activation::{activation, gated_activation};
 pub use add::add;
 pub use attention::{attention, attention_with_entropy};
-pub use embedding::{embedding, select_rows, write_rows};
+pub use embedding::{embedding, mean_rows, select_rows, write_rows};
 pub use linear::{gram, linear, linear_over};
 pub use loss::{Head, Loss, Teacher, combine, cross_entropy, distillation, relative_distance, squared_error};
 pub use norm::{layer_norm, rms_norm};

@@ -4,16 +4,17 @@ use crate::tape::Taken;
 use crate::{Result, Tape, Var};
 
 /// Layer norm (Ba et al. 2016): `(x − mean) / √(var + eps) · weight + bias`; `x (N, D)`, `weight (D)`, `bias
-/// (D)`.
+/// (D)`, which may be absent.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
-pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f32) -> Result<Var> {
-    let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.tensor(), eps);
-    let (dx, dw, db) = (x.source(), weight.source(), bias.source());
+pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: Option<&Var>, eps: f32) -> Result<Var> {
+    let (out, stats) = tape.kernels().layer_norm(x.tensor(), weight.tensor(), bias.map(Var::tensor), eps);
+    let (dx, dw, db) = (x.source(), weight.source(), bias.and_then(Var::source));
     let (saved_x, saved_w) = (x.tensor().clone(), weight.tensor().clone());
-    let inputs = (x.tensor().clone(), weight.tensor().clone(), bias.tensor().clone());
-    let out = tape.record(out, &[x, weight, bias], move |dy, grads| {
+    let inputs = (x.tensor().clone(), weight.tensor().clone(), bias.map(|b| b.tensor().clone()));
+    let read: Vec<&Var> = [x, weight].into_iter().chain(bias).collect();
+    let out = tape.record(out, &read, move |dy, grads| {
         let mut taken = [
             grads.take(dx, saved_x.shape()),
             grads.take(dw, saved_w.shape()),
@@ -24,10 +25,11 @@ pub fn layer_norm(tape: &mut Tape<'_>, x: &Var, weight: &Var, bias: &Var, eps: f
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;
-    Ok(out.made_by(move |kernels| kernels.layer_norm(&inputs.0, &inputs.1, &inputs.2, eps).0))
+    Ok(out.made_by(move |kernels| kernels.layer_norm(&inputs.0, &inputs.1, inputs.2.as_ref(), eps).0))
 }
 
-/// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, D)`, `weight (D)`.
+/// RMS norm (Zhang & Sennrich 2019): `x / √(mean(x²) + eps) · weight`; `x (N, k · D)`, `weight (D)`: every D
+/// columns, a head's say, are normalised by themselves.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.

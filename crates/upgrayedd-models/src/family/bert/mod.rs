@@ -86,7 +86,6 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("vocab_size", 30_522)?,
         hidden_size,
         layers: vec![layer; config.layers("num_hidden_layers", 12)?],
-        ropes: Vec::new(),
         head_dim: config.share_of(hidden_size, num_heads)?,
         max_positions: config.size("max_position_embeddings", 512)?,
         type_vocab_size: config.size("type_vocab_size", 2)?,
@@ -99,7 +98,9 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         mlp_bias: true,
         causal: false,
         tied_head: config.flag("tie_word_embeddings", true)?,
+        head_activation: config.activation("hidden_act", "gelu")?,
         objective: config.objective(task)?,
+        ..ModelSpec::default()
     })
 }
 

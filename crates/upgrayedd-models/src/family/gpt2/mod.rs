@@ -101,6 +101,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         causal: true,
         tied_head: config.flag("tie_word_embeddings", true)?,
         objective: config.objective(task)?,
+        ..ModelSpec::default()
     })
 }
 
@@ -113,7 +114,7 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
         let of = |module: &str| format!("transformer.h.{layer}.{module}");
         table.add_to(layer, Part::Norm1, &of("ln_1"));
         for (third, part) in [Part::Q, Part::K, Part::V].into_iter().enumerate() {
-            table.add_laid(layer, part, &of("attn.c_attn"), |_| Layout::FusedThird(third));
+            table.add_laid(layer, part, &of("attn.c_attn"), |_| Layout::StackedTransposed(third));
         }
         table.add_laid(layer, Part::O, &of("attn.c_proj"), transposed);
         table.add_to(layer, Part::Norm2, &of("ln_2"));

@@ -88,6 +88,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         causal: true,
         tied_head: config.flag("tie_word_embeddings", false)?,
         objective: config.objective(task)?,
+        ..ModelSpec::default()
     })
 }
 

@@ -77,7 +77,7 @@ impl Kernels for Cpu {
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>) {
         linear::sum_rows(dy, db);
     }
-    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor) {
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> (Tensor, Tensor) {
         norm::layer_norm(x, weight, bias, eps)
     }
     fn layer_norm_grad(
@@ -148,6 +148,12 @@ impl Kernels for Cpu {
     }
     fn scatter_add(&self, dy: &Tensor, ids: &[u32], table: Sink<'_>) {
         pointwise::scatter_add(dy, ids, table);
+    }
+    fn mean_rows(&self, x: &Tensor, count: usize, mask: Option<&[u8]>) -> Tensor {
+        pointwise::mean_rows(x, count, mask)
+    }
+    fn mean_rows_grad(&self, dy: &Tensor, count: usize, mask: Option<&[u8]>, dx: Sink<'_>) {
+        pointwise::mean_rows_grad(dy, count, mask, dx);
     }
     fn rows(&self, x: &Tensor, rows: Range<usize>) -> Tensor {
         pointwise::rows(x, rows)

@@ -12,11 +12,11 @@ fn rows_per_task(cols: usize) -> usize {
     (CHUNK / cols.max(1)).max(1)
 }
 
-pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> (Tensor, Tensor) {
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> (Tensor, Tensor) {
     let cols = x.cols();
     let rows = rows_per_task(cols);
     let (mut out, mut stats) = (Tensor::scratch(x.shape()), Tensor::scratch(&[x.rows(), 2]));
-    let (w, b) = (weight.data(), bias.data());
+    let (w, b) = (weight.data(), bias.map(Tensor::data));
     out.data_mut()
         .par_chunks_mut(rows * cols)
         .zip(stats.data_mut().par_chunks_mut(rows * 2))
@@ -33,8 +33,13 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
                             *o = v - mean;
                         }
                         let rstd = 1.0 / (dot(out, out) / cols as f32 + eps).sqrt();
-                        for ((o, &w), &b) in out.iter_mut().zip(w).zip(b) {
-                            *o = (*o * rstd).mul_add(w, b);
+                        match b {
+                            Some(b) => {
+                                for ((o, &w), &b) in out.iter_mut().zip(w).zip(b) {
+                                    *o = (*o * rstd).mul_add(w, b);
+                                }
+                            }
+                            None => out.iter_mut().zip(w).for_each(|(o, &w)| *o = *o * rstd * w),
                         }
                         stats.copy_from_slice(&[mean, rstd]);
                     }
@@ -45,9 +50,9 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
 }
 
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
-    let cols = x.cols();
+    let cols = weight.len();
     let rows = rows_per_task(cols);
-    let (mut out, mut stats) = (Tensor::scratch(x.shape()), Tensor::scratch(&[x.rows(), 1]));
+    let (mut out, mut stats) = (Tensor::scratch(x.shape()), Tensor::scratch(&[x.len() / cols.max(1), 1]));
     let w = weight.data();
     out.data_mut()
         .par_chunks_mut(rows * cols)
@@ -81,13 +86,17 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
+    fn rows(&self) -> usize {
+        self.x.len() / self.weight.len().max(1)
+    }
+
     fn row_stats(&self, row: usize) -> (f32, f32) {
         let stats = self.stats.data();
         if self.centred { (stats[row * 2], stats[row * 2 + 1]) } else { (0.0, stats[row]) }
     }
 
     fn input(&self, dx: Sink<'_>) {
-        let cols = self.x.cols();
+        let cols = self.weight.len();
         let rows = rows_per_task(cols);
         let accumulate = dx.accumulate;
         dx.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, dx)| {
@@ -130,16 +139,16 @@ impl Backward<'_> {
     }
 
     fn weight(&self, dw: Sink<'_>) {
-        let cols = self.x.cols();
+        let cols = self.weight.len();
         let rows = rows_per_task(cols);
-        let partial: Vec<Vec<f32>> = (0..self.x.rows().div_ceil(rows))
+        let partial: Vec<Vec<f32>> = (0..self.rows().div_ceil(rows))
             .into_par_iter()
             .map(|task| {
                 let mut sum = vec![0.0; cols];
                 simd(
                     #[inline(always)]
                     || {
-                        for row in task * rows..((task + 1) * rows).min(self.x.rows()) {
+                        for row in task * rows..((task + 1) * rows).min(self.rows()) {
                             let (mean, rstd) = self.row_stats(row);
                             let range = row * cols..(row + 1) * cols;
                             let (x, dy) = (&self.x.data()[range.clone()], &self.dy.data()[range]);

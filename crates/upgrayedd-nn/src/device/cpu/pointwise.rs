@@ -252,6 +252,38 @@ pub(super) fn columns(x: &Tensor, columns: &[Range<usize>]) -> Tensor {
     out
 }
 
+/// What each of `count` consecutive rows counts for in their mean.
+fn shares(mask: Option<&[u8]>, first: usize, count: usize) -> impl Iterator<Item = f32> {
+    let counts = move |i: usize| mask.is_none_or(|mask| mask[first + i] != 0);
+    let share = 1.0 / (0..count).filter(|i| counts(*i)).count().max(1) as f32;
+    (0..count).map(move |i| if counts(i) { share } else { 0.0 })
+}
+
+pub(super) fn mean_rows(x: &Tensor, count: usize, mask: Option<&[u8]>) -> Tensor {
+    let cols = x.cols();
+    let mut out = Tensor::zeros(&[x.rows() / count.max(1), cols]);
+    let groups = x.data().chunks_exact((count * cols).max(1));
+    for ((group, out), x) in out.data_mut().chunks_exact_mut(cols.max(1)).enumerate().zip(groups) {
+        for (share, row) in shares(mask, group * count, count).zip(x.chunks_exact(cols)) {
+            out.iter_mut().zip(row).for_each(|(o, v)| *o = share.mul_add(*v, *o));
+        }
+    }
+    out
+}
+
+pub(super) fn mean_rows_grad(dy: &Tensor, count: usize, mask: Option<&[u8]>, dx: Sink<'_>) {
+    let cols = dy.cols();
+    let accumulate = dx.accumulate;
+    let groups = dx.tensor.data_mut().chunks_exact_mut((count * cols).max(1));
+    for ((group, dy), dx) in dy.data().chunks_exact(cols.max(1)).enumerate().zip(groups) {
+        for (share, row) in shares(mask, group * count, count).zip(dx.chunks_exact_mut(cols)) {
+            for (dx, dy) in row.iter_mut().zip(dy) {
+                *dx = if accumulate { share.mul_add(*dy, *dx) } else { share * dy };
+            }
+        }
+    }
+}
+
 pub(super) fn gather(table: &Tensor, ids: &[u32]) -> Tensor {
     let cols = table.cols();
     let mut out = Tensor::scratch(&[ids.len(), cols]);
