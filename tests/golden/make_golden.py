@@ -12,27 +12,38 @@ import pathlib
 import sys
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 HERE = pathlib.Path(__file__).parent
 VOCAB, LAYERS, HIDDEN = 40, 2, 24
 
 
-def llama(**kwargs):
+def decoder(stock, **kwargs):
     config = dict(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=36, num_hidden_layers=LAYERS, max_position_embeddings=32
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=36,
+        num_hidden_layers=LAYERS,
+        max_position_embeddings=32,
+        pad_token_id=None,
     )
-    return LlamaForCausalLM(LlamaConfig(**(config | kwargs)))
+    made = getattr(transformers, stock + "Config")(**(config | kwargs))
+    return getattr(transformers, stock + "ForCausalLM")(made)
+
+
+def llama(**kwargs):
+    return decoder("Llama", **kwargs)
 
 
 def gpt2(**kwargs):
@@ -42,7 +53,7 @@ def gpt2(**kwargs):
     return GPT2LMHeadModel(GPT2Config(**(config | kwargs)))
 
 
-def bert(kind, **kwargs):
+def encoder(kind, **kwargs):
     config = dict(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
@@ -53,10 +64,21 @@ def bert(kind, **kwargs):
         hidden_dropout_prob=0,
         attention_probs_dropout_prob=0,
     )
-    return kind(BertConfig(**(config | kwargs)))
+    return kind(kind.config_class(**(config | kwargs)))
+
+
+def bert(kind, **kwargs):
+    return encoder(kind, **kwargs)
+
+
+def roberta(kind, **kwargs):
+    """Two rows of the table are those of padding and of what is before it."""
+    return encoder(kind, max_position_embeddings=34, type_vocab_size=1, **kwargs)
 
 
 GQA = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=True, mlp_bias=True)
+HEADS = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4)
+QWEN3 = dict(attention_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1, **HEADS)
 LLAMA3 = dict(
     rope_type="llama3",
     rope_theta=10000.0,
@@ -78,6 +100,20 @@ CASES = {
     "bert_classifier_pruned": (lambda: bert(BertForSequenceClassification, num_labels=3), {0: [0, 3]}),
     "bert_regression": (lambda: bert(BertForSequenceClassification, num_labels=1), {1: [2]}),
     "bert_encoder": (lambda: bert(BertModel), {}),
+    "qwen3": (lambda: decoder("Qwen3", **QWEN3), {}),
+    "qwen3_pruned": (lambda: decoder("Qwen3", **QWEN3), {0: [1, 4, 5], 1: [0, 1, 2]}),
+    "qwen2_pruned": (lambda: decoder("Qwen2", num_attention_heads=6, num_key_value_heads=3), {0: [0, 1, 2], 1: [5]}),
+    "mistral_pruned": (lambda: decoder("Mistral", sliding_window=3, **HEADS), {0: [0, 1, 2], 1: [4]}),
+    "smollm3_pruned": (lambda: decoder("SmolLM3", no_rope_layers=[1, 0], **HEADS), {0: [0], 1: [3, 4, 5]}),
+    "roberta_mlm": (lambda: roberta(RobertaForMaskedLM), {}),
+    "roberta_mlm_pruned": (lambda: roberta(RobertaForMaskedLM), {0: [1], 1: [0, 1, 2]}),
+    "roberta_classifier_pruned": (lambda: roberta(RobertaForSequenceClassification, num_labels=3), {0: [0, 3]}),
+    "roberta_encoder": (lambda: roberta(RobertaModel), {}),
+    "xlm_roberta_regression_pruned": (
+        lambda: roberta(transformers.XLMRobertaForSequenceClassification, num_labels=1),
+        {1: [2]},
+    ),
+    "camembert_mlm_pruned": (lambda: roberta(transformers.CamembertForMaskedLM), {0: [2, 3]}),
 }
 
 
@@ -98,8 +134,9 @@ def mask_heads(model, pruned):
         elif hasattr(model, "model"):
             projection = model.model.layers[layer].self_attn.o_proj
         else:
-            projection = model.bert.encoder.layer[layer].attention.output.dense
-        width = 6 if not hasattr(model.config, "head_dim") or model.config.head_dim is None else model.config.head_dim
+            projection = model.base_model.encoder.layer[layer].attention.output.dense
+        config = model.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         size = projection.weight.shape[0] if hasattr(model, "transformer") else projection.weight.shape[1]
         gate = torch.ones(size)
         for head in heads:
@@ -110,16 +147,17 @@ def mask_heads(model, pruned):
 def inputs(name, model, generator):
     ids = torch.randint(5, VOCAB, (3, 9), generator=generator)
     mask = torch.ones_like(ids)
-    if name.startswith("bert"):
+    is_encoder = "bert" in name
+    if is_encoder:
         mask[1, 6:] = 0
         mask[2, 4:] = 0
-        ids = ids * mask
+        ids = torch.where(mask == 1, ids, model.config.pad_token_id)
     if "classifier" in name:
         return ids, mask, torch.tensor([2, 0, 1])
     if "regression" in name:
         return ids, mask, torch.tensor([0.5, -1.25, 3.0])
     labels = ids.clone()
-    if name.startswith("bert"):
+    if is_encoder:
         chosen = torch.rand(ids.shape, generator=generator) < 0.4
         labels = torch.where(chosen & (mask == 1), ids, -100)
     return ids, mask, labels
@@ -145,7 +183,7 @@ def make(name, build, pruned):
     mask_heads(model, pruned)
     ids, mask, labels = inputs(name, model, generator)
     golden = {"input_ids": ids.float(), "attention_mask": mask.float()}
-    if name == "bert_encoder":
+    if name.endswith("encoder"):
         golden["logits"] = model(input_ids=ids, attention_mask=mask).last_hidden_state.detach()
     else:
         pair = {}

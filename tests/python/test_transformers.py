@@ -11,17 +11,17 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 LOADERS = {
-    "llama": AutoModelForCausalLM,
-    "gpt2": AutoModelForCausalLM,
-    "bert_mlm": AutoModelForMaskedLM,
-    "bert_classifier": AutoModelForSequenceClassification,
-    "bert_regression": AutoModelForSequenceClassification,
-    "bert_encoder": AutoModel,
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "Model": AutoModel,
 }
 
 
 def loader(name):
-    return next(auto for prefix, auto in LOADERS.items() if name.startswith(prefix))
+    (architecture,) = json.loads((GOLDEN / name / "config.json").read_text())["architectures"]
+    return next(auto for end, auto in LOADERS.items() if architecture.endswith(end))
 
 
 def load(folder, auto=AutoModelForCausalLM):
@@ -58,7 +58,7 @@ def test_pruned_exports_load_in_stock_transformers(name, program, tmp_path):
     if pruned:
         dense = load(GOLDEN / name, loader(name))
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in dense.parameters())
-        labels = golden["labels"] if name == "bert_regression" else golden["labels"].long()
+        labels = golden["labels"] if "regression" in name else golden["labels"].long()
         # It learns, and what it saves loads again.
         model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

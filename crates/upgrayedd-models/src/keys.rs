@@ -100,6 +100,14 @@ pub const COMMON: Keys = &[
     ("prefix", Idle("for pipelines of other programs")),
 ];
 
+/// Keys of rotary positions, in families that have none.
+pub const NO_ROPE: Keys = &[
+    ("rope_scaling", Idle("this family has no rotary positions")),
+    ("rope_parameters", Idle("this family has no rotary positions")),
+    ("rope_theta", Idle("this family has no rotary positions")),
+    ("partial_rotary_factor", Idle("this family has no rotary positions")),
+];
+
 /// Generation settings that older versions kept in config.json; transformers 5 takes none of them from there.
 pub const GENERATION_IN_CONFIG: &[&str] = &[
     "max_length",

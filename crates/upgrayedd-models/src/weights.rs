@@ -320,6 +320,11 @@ impl<'s> Table<'s> {
         Self { spec, weights: Vec::new() }
     }
 
+    /// The shape of the model.
+    pub fn spec(&self) -> &'s ModelSpec {
+        self.spec
+    }
+
     /// A part outside the layers: its weight and its bias under `module`.
     pub fn add(&mut self, part: Part, module: &str) -> &mut Self {
         self.part(None, part, module, |_| Layout::Plain)

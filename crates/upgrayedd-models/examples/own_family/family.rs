@@ -3,26 +3,26 @@
 
 use upgrayedd_models::Result;
 use upgrayedd_models::family::Fate::Used;
-use upgrayedd_models::family::{Architecture, Config, Family, Task};
+use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Task};
 use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
 pub static FAMILY: Family = Family {
     model_type: "toy",
     architectures: &[Architecture::causal_lm("ToyForCausalLM")],
-    modeling: "# transformers has no toys\n",
+    modeling: Modeling::own("# transformers has no toys\n"),
     base_prefix: "toy.",
     marker: "blocks.0.query.weight",
     task_markers: &[],
     config_aliases: &[("hidden_size", "width")],
-    keys: &[
+    keys: &[&[
         ("tokens", Used),
         ("width", Used),
         ("hidden_size", Used),
         ("depth", Used),
         ("heads", Used),
         ("tie_word_embeddings", Used),
-    ],
+    ]],
     output_head: Some("predict.weight"),
     other_names: &[],
     tokenizer: None,

@@ -46,7 +46,7 @@ fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::malformed(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
     if pruned {
-        write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.as_bytes())?;
+        write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.text().as_bytes())?;
     }
     let mut tensors = tensors(model, dense);
     tensors.iter_mut().for_each(|(_, _, own)| *own = dtype.unwrap_or(*own));

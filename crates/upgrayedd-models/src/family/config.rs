@@ -161,6 +161,44 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A whole number that may be 0; `default` stands in for a missing key.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
+    pub fn count(&self, key: &str, default: usize) -> Result<usize> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) if value.as_u64() == Some(0) => Ok(0),
+            Some(value) => Self::to_size(key, value),
+        }
+    }
+
+    /// The type of each layer, if `layer_types` says so.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for what is no list of names. That it is as long as there are layers,
+    /// [`Self::layers`] has seen to.
+    pub fn layer_types(&self) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.get("layer_types").filter(|v| !v.is_null()) else { return Ok(None) };
+        let names = value.as_array().and_then(|types| types.iter().map(Value::as_str).collect());
+        names.map(Some).ok_or_else(|| Self::wrong("layer_types", value, "a list of names"))
+    }
+
+    /// A list of marks, 0 or 1, one a layer; `None` if the key is missing or `null`.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else.
+    pub fn marks(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(value) = self.get(key).filter(|v| !v.is_null()) else { return Ok(None) };
+        let mark = |mark: &Value| match mark {
+            Value::Bool(mark) => Some(*mark),
+            mark => mark.as_u64().filter(|mark| *mark <= 1).map(|mark| mark == 1),
+        };
+        let marks = value.as_array().and_then(|marks| marks.iter().map(mark).collect::<Option<Vec<_>>>());
+        let expected = format!("a list of {layers} marks, 0 or 1");
+        marks.filter(|m| m.len() >= layers).map(Some).ok_or_else(|| Self::wrong(key, value, &expected))
+    }
+
     /// Columns per head, where all heads together are as wide as the model.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! A family as data, with the table of its weights.
 
 use super::config::Config;
+use super::modeling::Modeling;
 use super::task::Task;
 use crate::Result;
 use crate::keys::Keys;
@@ -14,8 +15,8 @@ pub struct Family {
     /// Classes of transformers' that can be read; the first of a task is the one that is written.
     pub architectures: &'static [Architecture],
     /// The modeling file that a pruned model of the family brings along: a class for each of `architectures`,
-    /// and `UpgrayeddModel` for the base model.
-    pub modeling: &'static str,
+    /// and `UpgrayeddModel` without any head.
+    pub modeling: Modeling,
     /// Prefix of the base model's tensors.
     pub base_prefix: &'static str,
     /// A base tensor (without prefix) that tells the family.
@@ -25,7 +26,7 @@ pub struct Family {
     /// Other names of configuration keys: `(other, own)`.
     pub config_aliases: &'static [(&'static str, &'static str)],
     /// What becomes of the keys of its configuration, beside those that all families have.
-    pub keys: Keys,
+    pub keys: &'static [Keys],
     /// The output projection that may be the embedding.
     pub output_head: Option<&'static str>,
     /// Other names of tensors, which go first where both are there: `(own, other)`.

@@ -9,9 +9,9 @@ pub fn keys_document() -> String {
     let mut text = "# What becomes of each key\n\nMade by `cargo run -p upgrayedd --example config_keys` from the tables that the program \
                     reads by; a test compares them with\nthe keys that transformers knows. A key that is in no table is named in a note.\n"
         .to_owned();
-    let mut section = |title: &str, keys: Keys| {
+    let mut section = |title: &str, keys: &[Keys]| {
         text.push_str(&format!("\n## {title}\n\n| key | what becomes of it |\n|---|---|\n"));
-        for (key, fate) in keys {
+        for (key, fate) in keys.iter().copied().flatten() {
             let fate = match fate {
                 Used => "read".to_owned(),
                 Idle(why) => format!("no effect: {why}"),
@@ -24,9 +24,9 @@ pub fn keys_document() -> String {
     for family in all() {
         section(&format!("config.json of a {} model", family.model_type), family.keys);
     }
-    section("config.json of any model", COMMON);
-    section("generation_config.json", GENERATION);
-    section("tokenizer_config.json and special_tokens_map.json", TOKENIZER);
+    section("config.json of any model", &[COMMON]);
+    section("generation_config.json", &[GENERATION]);
+    section("tokenizer_config.json and special_tokens_map.json", &[TOKENIZER]);
     let settings = GENERATION_IN_CONFIG.join("`, `");
     text.push_str(&format!(
         "\nSettings for generation in config.json have no effect, as in transformers 5: `{settings}`.\n"

@@ -5,17 +5,26 @@
 
 mod bert;
 mod config;
+mod decoder;
 mod definition;
 mod document;
+mod encoder;
 mod gpt2;
 mod llama;
+mod mistral;
+mod modeling;
+mod qwen2;
+mod qwen3;
 mod registry;
+mod roberta;
 mod rope;
+mod smollm3;
 mod task;
 
 pub use config::Config;
 pub use definition::{Architecture, Family};
 pub use document::keys_document;
+pub use modeling::Modeling;
 pub use registry::{all, named, names, recognise, register};
 pub use task::Task;
 

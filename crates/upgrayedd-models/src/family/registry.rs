@@ -5,13 +5,24 @@ use serde_json::Value;
 use super::config::Config;
 use super::definition::Family;
 use super::task::Task;
-use super::{bert, gpt2, llama};
+use super::{bert, gpt2, llama, mistral, qwen2, qwen3, roberta, smollm3};
 use crate::keys;
 use crate::registry::{Named, Registry};
 use crate::spec::ModelSpec;
 use crate::{Error, Result};
 
-static FAMILIES: Registry<Family> = Registry::new(&[&llama::FAMILY, &gpt2::FAMILY, &bert::FAMILY]);
+static FAMILIES: Registry<Family> = Registry::new(&[
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &smollm3::FAMILY,
+    &gpt2::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
+    &roberta::XLM_ROBERTA,
+    &roberta::CAMEMBERT,
+]);
 
 impl Named for Family {
     const KIND: &'static str = "model family";
@@ -66,7 +77,7 @@ pub fn recognise(
         return Err(Error::malformed("config.json: expected an object of keys and values"));
     }
     let family = family_of(config, tensor_names, wanted)?;
-    let tables = [family.keys, keys::COMMON];
+    let tables: Vec<keys::Keys> = family.keys.iter().copied().chain([keys::COMMON]).collect();
     let notes = keys::check("config.json", config, &tables, |key| keys::GENERATION_IN_CONFIG.contains(&key))?;
     let task = task_of(family, config, tensor_names, wanted)?;
     let spec = (family.parse)(&Config::new(config, family.config_aliases), task)?;
@@ -95,6 +106,30 @@ fn has(tensor_names: &[String], name: &str) -> bool {
         .any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
 }
 
+/// The family whose weights these are. Several may have the same names: the prefix of the base model goes
+/// first.
+fn by_tensors(tensor_names: &[String]) -> Result<Option<&'static Family>> {
+    let all = all();
+    let with = |prefixed: bool| -> Vec<&'static Family> {
+        let marker = |f: &Family| {
+            if prefixed { format!("{}{}", f.base_prefix, f.marker) } else { f.marker.to_owned() }
+        };
+        all.iter().copied().filter(|f| has(tensor_names, &marker(f))).collect()
+    };
+    let found = Some(with(true)).filter(|found| !found.is_empty()).unwrap_or_else(|| with(false));
+    match found[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        _ => {
+            let names: Vec<&str> = found.iter().map(|family| family.model_type).collect();
+            Err(Error::malformed(format!(
+                "config.json has neither model_type nor architectures, and the tensor names are those of several families: say which as family ({})",
+                names.join(", ")
+            )))
+        }
+    }
+}
+
 fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
     let supported = names().join(", ");
     let said = match config.get("model_type") {
@@ -119,7 +154,10 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
     let architecture = architecture(config)?;
     let by_architecture =
         all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
-    let told = by_architecture.or_else(|| all().into_iter().find(|f| has(tensor_names, f.marker)));
+    let told = match by_architecture {
+        None if wanted.is_none() => by_tensors(tensor_names)?,
+        told => told,
+    };
     match (wanted, told) {
         (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::does_not_fit(format!(
             "the architecture or the tensors are those of a {} model, so family {wanted} cannot be right",

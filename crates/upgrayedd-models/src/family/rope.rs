@@ -13,7 +13,12 @@ pub(super) const KINDS: [&str; 3] = ["default", "linear", "llama3"];
 /// As in transformers 5: `rope_scaling` goes before `rope_parameters`, a value inside goes before the one on
 /// the top level, and `original_max_position_embeddings` is the other way round. What a kind needs and the
 /// file does not say is refused.
-pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<Vec<f32>> {
+pub(super) fn inv_freq(
+    config: &Config<'_>,
+    head_dim: usize,
+    max_positions: usize,
+    default_theta: f64,
+) -> Result<Vec<f32>> {
     let parameters = match config.object("rope_scaling")? {
         Some(old) => Some(old),
         None => config.object("rope_parameters")?,
@@ -29,7 +34,7 @@ pub(super) fn inv_freq(config: &Config<'_>, head_dim: usize, max_positions: usiz
     check_whole_heads([config, &inner])?;
     let theta = match inner.get("rope_theta") {
         Some(_) => inner.number("rope_theta", None)?,
-        None => config.number("rope_theta", Some(10_000.0))?,
+        None => config.number("rope_theta", Some(default_theta))?,
     };
     let kind = match (inner.get("rope_type"), inner.get("type")) {
         (None, None) => "default",

@@ -59,7 +59,7 @@ fn a_family_and_a_format_are_a_file_and_a_line() {
     assert_eq!(logits(&again).data(), pruned.data());
     assert_eq!(
         fs::read_to_string(dir.path().join("hf/modeling_upgrayedd.py")).unwrap(),
-        family::FAMILY.modeling
+        family::FAMILY.modeling.text()
     );
 
     export::export(&model, export::named("shapes").unwrap(), Some(DType::F32), &dir.path().join("shapes"))

@@ -4,11 +4,12 @@
 use crate::Result;
 use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family};
+use crate::family::modeling::Modeling;
 use crate::family::task::Task;
 use crate::keys::{
     ELSEWHERE,
     Fate::{Idle, Only, Used},
-    Keys, SPEED, TRAINING,
+    Keys, NO_ROPE, SPEED, TRAINING,
 };
 use crate::spec::{Block, LayerSpec, ModelSpec, Norm};
 use crate::weights::{Kind, Layout, Part, Table, Weight};
@@ -16,7 +17,7 @@ use crate::weights::{Kind, Layout, Part, Table, Weight};
 pub(crate) static FAMILY: Family = Family {
     model_type: "gpt2",
     architectures: &[Architecture::causal_lm("GPT2LMHeadModel")],
-    modeling: include_str!("modeling.py"),
+    modeling: Modeling::own(include_str!("modeling.py")),
     base_prefix: "transformer.",
     marker: "h.0.attn.c_attn.weight",
     task_markers: &[],
@@ -26,7 +27,7 @@ pub(crate) static FAMILY: Family = Family {
         ("num_attention_heads", "n_head"),
         ("max_position_embeddings", "n_positions"),
     ],
-    keys: KEYS,
+    keys: &[KEYS, NO_ROPE],
     output_head: Some("lm_head.weight"),
     other_names: &[],
     tokenizer: Some("GPT2Tokenizer"),
@@ -66,10 +67,6 @@ const KEYS: Keys = &[
     ("summary_activation", Idle(ELSEWHERE)),
     ("summary_proj_to_labels", Idle(ELSEWHERE)),
     ("summary_first_dropout", Idle(ELSEWHERE)),
-    ("rope_scaling", Idle("this family has no rotary positions")),
-    ("rope_parameters", Idle("this family has no rotary positions")),
-    ("rope_theta", Idle("this family has no rotary positions")),
-    ("partial_rotary_factor", Idle("this family has no rotary positions")),
 ];
 
 fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {

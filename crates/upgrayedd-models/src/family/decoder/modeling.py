@@ -1,4 +1,4 @@
-"""Loads a Llama whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a STOCK whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, by their original
 indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
@@ -6,7 +6,7 @@ indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
 """
 
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
+from transformers.models.MODULE.modeling_MODULE import STOCKForCausalLM, STOCKModel
 
 
 class SharedHeads(nn.Linear):
@@ -33,23 +33,24 @@ def shrink(model, config):
         readers = [groups.index(head // group_size) for head in heads]
         per_group = len(heads) // len(groups)
         even = readers == [group for group in range(len(groups)) for _ in range(per_group)]
-        hidden, bias, dim = config.hidden_size, config.attention_bias, attention.head_dim
-        attention.q_proj = nn.Linear(hidden, len(heads) * dim, bias=bias)
-        attention.o_proj = nn.Linear(len(heads) * dim, hidden, bias=bias)
+        hidden, dim = config.hidden_size, attention.head_dim
+        attention.q_proj = nn.Linear(hidden, len(heads) * dim, bias=attention.q_proj.bias is not None)
+        attention.o_proj = nn.Linear(len(heads) * dim, hidden, bias=attention.o_proj.bias is not None)
         for name in ("k_proj", "v_proj"):
+            bias = getattr(attention, name).bias is not None
             projection = (nn.Linear if even else SharedHeads)(hidden, len(groups) * dim, bias=bias)
             projection.readers, projection.head_dim = readers, dim
             setattr(attention, name, projection)
         attention.num_key_value_groups = per_group if even else 1
 
 
-class UpgrayeddModel(LlamaModel):
+class UpgrayeddModel(STOCKModel):
     def __init__(self, config):
         super().__init__(config)
         shrink(self, config)
 
 
-class UpgrayeddForCausalLM(LlamaForCausalLM):
+class UpgrayeddForCausalLM(STOCKForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         shrink(self.model, config)

@@ -1,18 +1,18 @@
-"""Loads a BERT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a STOCK whose layers have lost attention heads: stock transformers, with smaller projections per layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"bert.encoder.layer.0.attention.self": [0, 2]}`. Use it through
+indices, as in `{"PREFIX.encoder.layer.0.attention.self": [0, 2]}`. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from torch import nn
-from transformers.models.bert.modeling_bert import BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers.models.MODULE.modeling_MODULE import STOCKForMaskedLM, STOCKForSequenceClassification, STOCKModel
 
 
 def shrink(model, config):
     """Gives every attention the projections of the heads it still has."""
     for index, layer in enumerate(model.encoder.layer):
-        heads = config.upgrayedd["units"]["heads"][f"bert.encoder.layer.{index}.attention.self"]
+        heads = config.upgrayedd["units"]["heads"][f"PREFIX.encoder.layer.{index}.attention.self"]
         attention = layer.attention.self
         width = len(heads) * attention.attention_head_size
         attention.num_attention_heads = len(heads)
@@ -22,19 +22,19 @@ def shrink(model, config):
         layer.attention.output.dense = nn.Linear(width, config.hidden_size)
 
 
-class UpgrayeddModel(BertModel):
+class UpgrayeddModel(STOCKModel):
     def __init__(self, config, add_pooling_layer=True):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         shrink(self, config)
 
 
-class UpgrayeddForMaskedLM(BertForMaskedLM):
+class UpgrayeddForMaskedLM(STOCKForMaskedLM):
     def __init__(self, config):
         super().__init__(config)
-        shrink(self.bert, config)
+        shrink(self.base_model, config)
 
 
-class UpgrayeddForSequenceClassification(BertForSequenceClassification):
+class UpgrayeddForSequenceClassification(STOCKForSequenceClassification):
     def __init__(self, config):
         super().__init__(config)
-        shrink(self.bert, config)
+        shrink(self.base_model, config)
