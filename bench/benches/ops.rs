@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use upgrayedd::nn::ops::{self, Activation, AttentionShape, Head, RopeTable};
+use upgrayedd::nn::ops::{self, Activation, AttentionInputs, AttentionShape, Head, RopeTable};
 use upgrayedd::nn::optim::{AdamW, AdamWConfig, Lanes};
 use upgrayedd::nn::{Device, Gradients, ParamSet, Result, Tape, Tensor, Var};
 
@@ -87,12 +87,14 @@ fn attention(c: &mut Criterion) {
             causal: true,
             window: None,
             key_mask: None,
+            bias_columns: Vec::new(),
         });
         let (queries, keys) = ([batch * length, heads * 64], [batch * length, kv_heads * 64]);
         let name = format!("attention {batch} x {length}, {heads} heads on {kv_heads}");
         let macs = batch * length * length * heads * 64;
         both(c, &name, macs, &[&queries, &keys, &keys, &[heads]], |tape, v| {
-            ops::attention(tape, &v[0], &v[1], &v[2], Some(&v[3]), &shape)
+            let inputs = AttentionInputs { q: &v[0], k: &v[1], v: &v[2], gates: Some(&v[3]), bias: None };
+            ops::attention(tape, inputs, &shape)
         });
     }
 }

@@ -71,6 +71,35 @@ def bert(kind, **kwargs):
     return encoder(kind, **kwargs)
 
 
+def mpnet(kind, **kwargs):
+    return encoder(kind, max_position_embeddings=34, **kwargs)
+
+
+def distilbert(kind, **kwargs):
+    config = dict(vocab_size=VOCAB, dim=HIDDEN, n_layers=LAYERS, n_heads=4, hidden_dim=36, max_position_embeddings=32)
+    config |= dict(dropout=0, attention_dropout=0, seq_classif_dropout=0)
+    return kind(kind.config_class(**(config | kwargs)))
+
+
+def modernbert(kind, **kwargs):
+    """Windows of two tokens to either side, in the second layer."""
+    config = dict(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=36,
+        max_position_embeddings=32,
+        local_attention=4,
+        pad_token_id=0,
+        cls_token_id=1,
+        bos_token_id=1,
+        sep_token_id=2,
+        eos_token_id=2,
+    )
+    return kind(kind.config_class(**(config | kwargs)))
+
+
 def roberta(kind, **kwargs):
     """Two rows of the table are those of padding and of what is before it."""
     return encoder(kind, max_position_embeddings=34, type_vocab_size=1, **kwargs)
@@ -113,6 +142,26 @@ CASES = {
         lambda: roberta(transformers.XLMRobertaForSequenceClassification, num_labels=1),
         {1: [2]},
     ),
+    "distilbert_mlm_pruned": (lambda: distilbert(transformers.DistilBertForMaskedLM), {0: [1], 1: [0, 1, 2]}),
+    "distilbert_classifier": (lambda: distilbert(transformers.DistilBertForSequenceClassification, num_labels=3), {1: [3]}),
+    "modernbert_mlm": (lambda: modernbert(transformers.ModernBertForMaskedLM), {}),
+    "modernbert_mlm_pruned": (lambda: modernbert(transformers.ModernBertForMaskedLM), {0: [1], 1: [0, 1, 2]}),
+    "modernbert_classifier_pruned": (
+        lambda: modernbert(
+            transformers.ModernBertForSequenceClassification,
+            num_labels=3,
+            classifier_pooling="mean",
+            attention_bias=True,
+            mlp_bias=True,
+            norm_bias=True,
+            classifier_bias=True,
+        ),
+        {0: [0, 3]},
+    ),
+    "modernbert_encoder": (lambda: modernbert(transformers.ModernBertModel), {}),
+    "mpnet_mlm_pruned": (lambda: mpnet(transformers.MPNetForMaskedLM), {0: [1], 1: [0, 2]}),
+    "mpnet_classifier": (lambda: mpnet(transformers.MPNetForSequenceClassification, num_labels=3), {}),
+    "mpnet_encoder": (lambda: mpnet(transformers.MPNetModel), {1: [0]}),
     "camembert_mlm_pruned": (lambda: roberta(transformers.CamembertForMaskedLM), {0: [2, 3]}),
 }
 
@@ -129,7 +178,14 @@ def randomise(model, generator):
 def mask_heads(model, pruned):
     """Zeroes the pruned heads' part of each output projection's input."""
     for layer, heads in pruned.items():
-        if hasattr(model, "transformer"):
+        kind = model.config.model_type
+        if kind == "distilbert":
+            projection = model.base_model.transformer.layer[layer].attention.out_lin
+        elif kind == "mpnet":
+            projection = model.base_model.encoder.layer[layer].attention.attn.o
+        elif kind == "modernbert":
+            projection = model.base_model.layers[layer].attn.Wo
+        elif hasattr(model, "transformer"):
             projection = model.transformer.h[layer].attn.c_proj
         elif hasattr(model, "model"):
             projection = model.model.layers[layer].self_attn.o_proj
@@ -147,7 +203,7 @@ def mask_heads(model, pruned):
 def inputs(name, model, generator):
     ids = torch.randint(5, VOCAB, (3, 9), generator=generator)
     mask = torch.ones_like(ids)
-    is_encoder = "bert" in name
+    is_encoder = "bert" in name or "mpnet" in name
     if is_encoder:
         mask[1, 6:] = 0
         mask[2, 4:] = 0

@@ -58,10 +58,14 @@ def test_pruned_exports_load_in_stock_transformers(name, program, tmp_path):
     if pruned:
         dense = load(GOLDEN / name, loader(name))
         assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in dense.parameters())
-        labels = golden["labels"] if "regression" in name else golden["labels"].long()
         # It learns, and what it saves loads again.
-        model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        model.train()
+        if "labels" in golden:
+            labels = golden["labels"] if "regression" in name else golden["labels"].long()
+            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        else:
+            model(input_ids=ids, attention_mask=mask).last_hidden_state.square().sum().backward()
+        assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad and "pooler" not in n)
         model.eval().save_pretrained(tmp_path / "again")
         padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask, **types), golden["logits"], mask)
 

@@ -112,6 +112,8 @@ pub struct ModelSpec {
     pub positions: Positions,
     /// The row of that table that the first token has.
     pub first_position: usize,
+    /// Whether something is added to attention scores by distance, from a table that all layers share.
+    pub score_bias: bool,
     /// Rows of the token-type table; 0 without one.
     pub type_vocab_size: usize,
     /// Kind of norm.
@@ -162,6 +164,7 @@ impl Default for ModelSpec {
             max_positions: 0,
             positions: Positions::FromStart,
             first_position: 0,
+            score_bias: false,
             type_vocab_size: 0,
             norm: Norm::Rms,
             norm_bias: true,
@@ -233,5 +236,43 @@ impl ModelSpec {
         UnitMap::new(
             self.layers.iter().map(|layer| (layer.num_heads, layer.num_kv_heads, layer.intermediate_size)),
         )
+    }
+}
+
+/// Rows of the table of what is added to attention scores by distance.
+pub(crate) const DISTANCE_BUCKETS: usize = 32;
+
+/// The row for a distance from query to key: half of the rows for either direction, in each one for every
+/// distance below 8 and then two for every doubling, the last for all from 91 on (Raffel et al. 2020).
+pub(crate) fn distance_bucket(distance: i64) -> u32 {
+    const DIRECTION: u32 = DISTANCE_BUCKETS as u32 / 2;
+    const EXACT: u64 = DIRECTION as u64 / 2;
+    let far = distance.unsigned_abs();
+    let bucket = match far.checked_pow(2) {
+        _ if far < EXACT => far as u32,
+        // Half a doubling of the distance is one of its square.
+        Some(square) => (EXACT as u32 + (square / EXACT.pow(2)).ilog2()).min(DIRECTION - 1),
+        None => DIRECTION - 1,
+    };
+    bucket + if distance > 0 { DIRECTION } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::distance_bucket;
+
+    #[test]
+    fn distances_change_their_bucket_where_they_do_in_transformers() {
+        // Of transformers 5.23, MPNetEncoder.relative_position_bucket.
+        let first = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
+        for distance in 0..300i64 {
+            let bucket = first.iter().filter(|first| **first <= distance).count() as u32 - 1;
+            assert_eq!(distance_bucket(-distance), bucket, "{distance} back");
+            assert_eq!(
+                distance_bucket(distance),
+                bucket + if distance > 0 { 16 } else { 0 },
+                "{distance} ahead"
+            );
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use upgrayedd_nn::optim::Lanes;
 
-use crate::spec::{ModelSpec, Norm, Objective};
+use crate::spec::{DISTANCE_BUCKETS, ModelSpec, Norm, Objective};
 use crate::units::{Site, UnitMap};
 use crate::{Error, Result};
 
@@ -20,6 +20,8 @@ pub enum Part {
     Positions,
     /// Token types (segments).
     Types,
+    /// What is added to attention scores, by bucket of the distance and by head; one for all layers.
+    ScoreBias,
     /// The norm after the embeddings.
     EmbedNorm,
     /// The norm of a layer's attention.
@@ -59,10 +61,11 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [(Self, &'static str); 21] = [
+    const ALL: [(Self, &'static str); 22] = [
         (Self::Tokens, "embed.tokens"),
         (Self::Positions, "embed.positions"),
         (Self::Types, "embed.types"),
+        (Self::ScoreBias, "score_bias"),
         (Self::EmbedNorm, "embed.norm"),
         (Self::Norm1, "norm1"),
         (Self::QNorm, "attn.q_norm"),
@@ -89,7 +92,7 @@ impl Part {
 
     /// Whether it is looked up by row.
     pub fn is_embedding(self) -> bool {
-        matches!(self, Self::Tokens | Self::Positions | Self::Types)
+        matches!(self, Self::Tokens | Self::Positions | Self::Types | Self::ScoreBias)
     }
 
     /// Whether it scales what a norm makes.
@@ -272,6 +275,10 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Part::Tokens => (true, tokens, Some(d), false),
         Part::Positions => (true, Axis::Fixed(spec.first_position + spec.max_positions), Some(d), false),
         Part::Types => (true, Axis::Fixed(spec.type_vocab_size), Some(d), false),
+        Part::ScoreBias => {
+            let heads = spec.layers.first().map_or(0, |layer| layer.num_heads);
+            (spec.score_bias, Axis::Fixed(DISTANCE_BUCKETS), Some(Axis::Fixed(heads)), false)
+        }
         Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => {
             (true, d, None, norm_bias)
         }

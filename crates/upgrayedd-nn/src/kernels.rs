@@ -85,12 +85,19 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// `batch × keys`: 0 marks padding, which is never seen.
     pub key_mask: Option<Vec<u8>>,
+    /// For each query head its column of what is added to scores by distance; empty where nothing is.
+    pub bias_columns: Vec<usize>,
 }
 
 impl AttentionShape {
     /// Number of query heads.
     pub fn heads(&self) -> usize {
         self.kv_of.len()
+    }
+
+    /// The row of what is added by distance that belongs to a query and the first key.
+    pub(crate) fn first_distance(&self, query: usize) -> usize {
+        self.queries - 1 - query
     }
 
     /// The keys that `query` may see, before the padding mask.
@@ -112,6 +119,19 @@ pub struct EntropyProbe {
     pub queries: u64,
 }
 
+/// What attention reads.
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionInputs<'a> {
+    pub(crate) q: &'a Tensor,
+    pub(crate) k: &'a Tensor,
+    pub(crate) v: &'a Tensor,
+    /// `batch × heads`, or `heads`.
+    pub(crate) gates: Option<&'a Tensor>,
+    /// `(queries + keys − 1) × columns`: added to scores by the distance from query to key, from that of the
+    /// last query and the first key on.
+    pub(crate) bias: Option<&'a Tensor>,
+}
+
 /// What an attention forward pass leaves behind.
 pub(crate) struct AttentionOutput {
     pub(crate) out: Tensor,
@@ -127,6 +147,8 @@ pub(crate) struct AttentionGrads<'a> {
     pub(crate) v: Option<Sink<'a>>,
     /// `batch × heads`, or `heads` summed over the batch.
     pub(crate) gates: Option<Sink<'a>>,
+    /// As the bias.
+    pub(crate) bias: Option<Sink<'a>>,
 }
 
 /// One AdamW update (Loshchilov & Hutter 2019). Lanes are rows or columns of the parameter with a history of
@@ -228,22 +250,15 @@ pub(crate) trait Kernels: Send + Sync {
     /// Scaled dot-product attention with a gate per head.
     fn attention(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         shape: &AttentionShape,
         entropy: bool,
     ) -> AttentionOutput;
-    /// Gradients of [`Kernels::attention`].
-    #[expect(clippy::too_many_arguments, reason = "the saved tensors of one op")]
+    /// Gradients of [`Kernels::attention`], from those of its result and `lse`, which it left behind.
     fn attention_grad(
         &self,
         dout: &Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         lse: &Tensor,
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,

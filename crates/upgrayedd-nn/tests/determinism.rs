@@ -36,8 +36,10 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
         causal: true,
         window: None,
         key_mask: None,
+        bias_columns: Vec::new(),
     };
-    let a = ops::attention(&mut tape, &q, &k, &v, None, &Arc::new(shape)).unwrap();
+    let inputs = ops::AttentionInputs { q: &q, k: &k, v: &v, gates: None, bias: None };
+    let a = ops::attention(&mut tape, inputs, &Arc::new(shape)).unwrap();
     let y = ops::add(&mut tape, &x, &a).unwrap();
     let y = ops::rms_norm(&mut tape, &y, &gamma, 1e-5).unwrap();
     let targets: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (3 * width as i64)).collect();

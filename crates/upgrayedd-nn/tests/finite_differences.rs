@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use upgrayedd_nn::ops::{self, Activation, AttentionShape, Head};
+use upgrayedd_nn::ops::{self, Activation, AttentionInputs, AttentionShape, Head};
 use upgrayedd_nn::{Device, Gradients, ParamId, ParamSet, Result, Tape, Tensor, Var};
 
 const STEP: f32 = 1e-2;
@@ -118,7 +118,12 @@ fn shape(causal: bool) -> AttentionShape {
         causal,
         window: None,
         key_mask: None,
+        bias_columns: Vec::new(),
     }
+}
+
+fn inputs(x: &[Var]) -> AttentionInputs<'_> {
+    AttentionInputs { q: &x[0], k: &x[1], v: &x[2], gates: x.get(3), bias: None }
 }
 
 fn check_attention(name: &str, shape: AttentionShape) {
@@ -126,10 +131,15 @@ fn check_attention(name: &str, shape: AttentionShape) {
     let (q, kv) =
         ([shape.batch * shape.queries, heads], [shape.batch * shape.keys, shape.kv_heads * shape.head_dim]);
     let (gates, shape) = ([shape.batch, shape.heads()], Arc::new(shape));
-    check(name, &[&q, &kv, &kv], |t, x| ops::attention(t, &x[0], &x[1], &x[2], None, &shape));
-    check(name, &[&q, &kv, &kv, &gates], |t, x| ops::attention(t, &x[0], &x[1], &x[2], Some(&x[3]), &shape));
-    check(name, &[&q, &kv, &kv, &gates[1..]], |t, x| {
-        ops::attention(t, &x[0], &x[1], &x[2], Some(&x[3]), &shape)
+
+    check(name, &[&q, &kv, &kv], |t, x| ops::attention(t, inputs(x), &shape));
+    check(name, &[&q, &kv, &kv, &gates], |t, x| ops::attention(t, inputs(x), &shape));
+    check(name, &[&q, &kv, &kv, &gates[1..]], |t, x| ops::attention(t, inputs(x), &shape));
+    // Columns that nobody reads, and out of order.
+    let distances = [shape.queries + shape.keys - 1, 5];
+    let shape = Arc::new(AttentionShape { bias_columns: vec![4, 0, 3], ..(*shape).clone() });
+    check(name, &[&q, &kv, &kv, &gates, &distances], |t, x| {
+        ops::attention(t, AttentionInputs { bias: Some(&x[4]), ..inputs(&x[..4]) }, &shape)
     });
 }
 
@@ -159,8 +169,12 @@ fn attention_longer_than_a_block_of_queries() {
     let params = ParamSet::default();
     let mut tape = Tape::inference(Device::cpu(), &params);
     let [qv, kv, vv] = [&q, &k, &v].map(|t| tape.constant(t.clone()));
-    let (out, probe) =
-        ops::attention_with_entropy(&mut tape, &qv, &kv, &vv, None, &Arc::new(shape.clone())).unwrap();
+    let (out, probe) = ops::attention_with_entropy(
+        &mut tape,
+        AttentionInputs { q: &qv, k: &kv, v: &vv, gates: None, bias: None },
+        &Arc::new(shape.clone()),
+    )
+    .unwrap();
     let mut entropy = [0.0f64; 3];
     for (h, &g) in shape.kv_of.iter().enumerate() {
         for i in 0..150usize {

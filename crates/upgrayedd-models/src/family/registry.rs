@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::Config;
 use super::definition::Family;
 use super::task::Task;
-use super::{bert, gpt2, llama, mistral, qwen2, qwen3, roberta, smollm3};
+use super::{bert, distilbert, gpt2, llama, mistral, modernbert, mpnet, qwen2, qwen3, roberta, smollm3};
 use crate::keys;
 use crate::registry::{Named, Registry};
 use crate::spec::ModelSpec;
@@ -22,6 +22,9 @@ static FAMILIES: Registry<Family> = Registry::new(&[
     &roberta::FAMILY,
     &roberta::XLM_ROBERTA,
     &roberta::CAMEMBERT,
+    &distilbert::FAMILY,
+    &mpnet::FAMILY,
+    &modernbert::FAMILY,
 ]);
 
 impl Named for Family {

@@ -23,6 +23,18 @@ pub(super) fn inv_freq(
         Some(old) => Some(old),
         None => config.object("rope_parameters")?,
     };
+    let theta = config.number("rope_theta", Some(default_theta))?;
+    inv_freq_of(config, parameters, head_dim, max_positions, theta)
+}
+
+/// The same of one set of parameters, if there is one; `theta` is the base that it need not have.
+pub(super) fn inv_freq_of(
+    config: &Config<'_>,
+    parameters: Option<&Value>,
+    head_dim: usize,
+    max_positions: usize,
+    theta: f64,
+) -> Result<Vec<f32>> {
     let inner = Config::new(parameters.unwrap_or(&Value::Null), &[]);
     if let Some((key, _)) =
         parameters.and_then(Value::as_object).and_then(|p| p.iter().find(|(_, v)| v.is_object()))
@@ -34,7 +46,7 @@ pub(super) fn inv_freq(
     check_whole_heads([config, &inner])?;
     let theta = match inner.get("rope_theta") {
         Some(_) => inner.number("rope_theta", None)?,
-        None => config.number("rope_theta", Some(default_theta))?,
+        None => theta,
     };
     let kind = match (inner.get("rope_type"), inner.get("type")) {
         (None, None) => "default",

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use upgrayedd_nn::ops::{self, AttentionShape};
-use upgrayedd_nn::{Result, Tape, Tensor, Var};
+use upgrayedd_nn::ops::{self, AttentionInputs, AttentionShape};
+use upgrayedd_nn::{Result, Tape, Tensor};
 
 use super::batch::{Batch, Hooks};
 use super::state::Model;
@@ -32,22 +32,21 @@ impl Model {
     pub(super) fn attention_map(
         &self,
         tape: &mut Tape<'_>,
-        q: &Var,
-        k: &Var,
+        inputs: AttentionInputs<'_>,
         shape: &Arc<AttentionShape>,
     ) -> Result<Tensor> {
         let (heads, width, keys, kv_heads) = (shape.heads(), shape.head_dim, shape.keys, shape.kv_heads);
         let mut map = Tensor::zeros(&[shape.batch, heads, shape.queries, keys]);
         for first in (0..keys).step_by(width) {
             let named = width.min(keys - first);
-            let mut values = Tensor::zeros(k.tensor().shape());
+            let mut values = Tensor::zeros(inputs.k.tensor().shape());
             for values in values.data_mut().chunks_mut(keys * kv_heads * width).take(shape.batch) {
                 for (i, row) in values.chunks_mut(kv_heads * width).skip(first).take(named).enumerate() {
                     row.chunks_mut(width).for_each(|head| head[i] = 1.0);
                 }
             }
             let values = tape.constant(values);
-            let out = ops::attention(tape, q, k, &values, None, shape)?;
+            let out = ops::attention(tape, AttentionInputs { v: &values, gates: None, ..inputs }, shape)?;
             let out = out.tensor().to_host();
             let rows = out.data().chunks_exact(heads * width).enumerate();
             for (row, probabilities) in rows {

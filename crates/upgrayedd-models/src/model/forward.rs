@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use upgrayedd_nn::ops::{self, AttentionShape};
+use upgrayedd_nn::ops::{self, AttentionInputs, AttentionShape};
 use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
-use crate::spec::{Block, Norm, Objective, Pooling};
+use crate::spec::{Block, Norm, Objective, Pooling, distance_bucket};
 use crate::units::LayerSite;
 use crate::weights::{Kind, Part, Writer};
 
@@ -232,24 +232,38 @@ impl Model {
             causal: self.spec.causal,
             window: self.spec.layers[index].window,
             key_mask: batch.mask.clone(),
+            bias_columns: heads.active().to_vec(),
         });
-        if let Some(maps) = hooks.maps.as_deref_mut() {
-            maps.push(self.attention_map(tape, &q, &k, &shape)?);
-        }
+        let bias = self.score_bias(tape, &shape)?;
         let own = self.gates(LayerSite::heads(index)).map(|g| tape.constant(g.clone()));
         let gates = gates.or(own.as_ref());
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, gates, bias: bias.as_ref() };
+        if let Some(maps) = hooks.maps.as_deref_mut() {
+            maps.push(self.attention_map(tape, inputs, &shape)?);
+        }
         let context = match &mut hooks.entropy {
             Some(probes) => {
-                let (context, probe) = ops::attention_with_entropy(tape, &q, &k, &v, gates, &shape)?;
+                let (context, probe) = ops::attention_with_entropy(tape, inputs, &shape)?;
                 probes.push(probe);
                 context
             }
-            None => ops::attention(tape, &q, &k, &v, gates, &shape)?,
+            None => ops::attention(tape, inputs, &shape)?,
         };
         if let Some(look) = &mut hooks.context {
             look(index, context.tensor())?;
         }
         Ok(context)
+    }
+
+    /// What is added to attention scores by distance, if there is such a table.
+    fn score_bias(&self, tape: &mut Tape<'_>, shape: &AttentionShape) -> Result<Option<Var>> {
+        let Some(id) = self.find(None, Part::ScoreBias, Kind::Weight) else { return Ok(None) };
+        let table = tape.param(id);
+        let buckets = (0..shape.queries + shape.keys - 1).map(|row| {
+            let distance = row as i64 + 1 - shape.keys as i64;
+            distance_bucket(distance)
+        });
+        Ok(Some(ops::embedding(tape, &table, &Arc::new(buckets.collect()))?))
     }
 
     /// What a writer makes of its inputs `(batch · len, in)`, to be joined with the residual stream.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use super::cpu::Cpu;
 use crate::Tensor;
 use crate::kernels::{
-    Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value,
+    Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
+    Sink, Value,
 };
 use crate::tensor::DeviceMemory;
 
@@ -98,6 +99,13 @@ fn inside(tensor: &Tensor) -> Tensor {
     let elements =
         memory.as_any().downcast_ref::<Elements>().unwrap_or_else(|| unreachable!("another device's memory"));
     elements.0.clone().reshaped(tensor.shape())
+}
+
+/// Lets a kernel read what attention reads.
+fn attend<T>(inputs: &AttentionInputs<'_>, f: impl FnOnce(&AttentionInputs<'_>) -> T) -> T {
+    let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(inside);
+    let (gates, bias) = (maybe(inputs.gates), maybe(inputs.bias));
+    f(&AttentionInputs { q: &q, k: &k, v: &v, gates: gates.as_ref(), bias: bias.as_ref() })
 }
 
 fn maybe(tensor: Option<&Tensor>) -> Option<Tensor> {
@@ -232,44 +240,28 @@ impl Kernels for Fake {
     }
     fn attention(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         shape: &AttentionShape,
         entropy: bool,
     ) -> AttentionOutput {
         if let Some(mask) = &shape.key_mask {
             list(mask);
         }
-        let done = Cpu.attention(&inside(q), &inside(k), &inside(v), maybe(gates).as_ref(), shape, entropy);
+        let done = attend(inputs, |inputs| Cpu.attention(inputs, shape, entropy));
         AttentionOutput { out: on_device(done.out), lse: on_device(done.lse), entropy: done.entropy }
     }
     fn attention_grad(
         &self,
         dout: &Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         lse: &Tensor,
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,
     ) {
-        let AttentionGrads { q: dq, k: dk, v: dv, gates: dg } = grads;
-        through_all([dq, dk, dv, dg], |[dq, dk, dv, dg]| {
-            let grads = AttentionGrads { q: dq, k: dk, v: dv, gates: dg };
-            let gates = maybe(gates);
-            Cpu.attention_grad(
-                &inside(dout),
-                &inside(q),
-                &inside(k),
-                &inside(v),
-                gates.as_ref(),
-                &inside(lse),
-                shape,
-                grads,
-            );
+        let AttentionGrads { q, k, v, gates, bias } = grads;
+        through_all([q, k, v, gates, bias], |[q, k, v, gates, bias]| {
+            let grads = AttentionGrads { q, k, v, gates, bias };
+            attend(inputs, |inputs| Cpu.attention_grad(&inside(dout), inputs, &inside(lse), shape, grads));
         });
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {

@@ -1,16 +1,31 @@
 //! Scaled dot-product attention with grouped queries, masks and a gate per head (Vaswani et al. 2017; Michel
-//! et al. 2019 for gates).
+//! et al. 2019 for gates; Raffel et al. 2020 for what is added by distance).
 
 use std::sync::Arc;
 
-use crate::kernels::{AttentionGrads, AttentionShape, EntropyProbe};
+use crate::kernels::{self, AttentionGrads, AttentionShape, EntropyProbe};
 use crate::tape::Taken;
-use crate::{Result, Tape, Var};
+use crate::{Result, Tape, Tensor, Var};
 
-/// `gate_h · softmax(scale · q_h kᵀ) v` for every head.
+/// What attention reads: `q (B·Tq, H·d)`, `k` and `v (B·Tk, G·d)`.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionInputs<'a> {
+    /// Queries.
+    pub q: &'a Var,
+    /// Keys.
+    pub k: &'a Var,
+    /// Values.
+    pub v: &'a Var,
+    /// `(H)` or `(B, H)`, the latter for gradients per sequence.
+    pub gates: Option<&'a Var>,
+    /// `(Tq + Tk − 1, columns)`: added to scores by the distance from query to key, from that of the last query
+    /// and the first key on; [`AttentionShape::bias_columns`] says whose column is whose.
+    pub bias: Option<&'a Var>,
+}
+
+/// `gate_h · softmax(scale · q_h kᵀ + bias_h) v` for every head.
 ///
-/// `q (B·Tq, H·d)`, `k` and `v (B·Tk, G·d)`; `gates` is `(H)` or `(B, H)`, the latter for gradients per
-/// sequence. Scores of all heads never exist at once, and none are kept for the backward pass.
+/// Scores of all heads never exist at once, and none are kept for the backward pass.
 ///
 /// # Errors
 /// Returns [`crate::Error::Interrupted`] if the work is stopped.
@@ -19,13 +34,10 @@ use crate::{Result, Tape, Var};
 /// If the tensors or the mask do not have these shapes, or there are more queries than keys.
 pub fn attention(
     tape: &mut Tape<'_>,
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    gates: Option<&Var>,
+    inputs: AttentionInputs<'_>,
     shape: &Arc<AttentionShape>,
 ) -> Result<Var> {
-    Ok(run(tape, q, k, v, gates, shape, false)?.0)
+    Ok(run(tape, inputs, shape, false)?.0)
 }
 
 /// [`attention`] that also measures the normalised entropy of each head's attention.
@@ -37,61 +49,66 @@ pub fn attention(
 /// As [`attention`].
 pub fn attention_with_entropy(
     tape: &mut Tape<'_>,
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    gates: Option<&Var>,
+    inputs: AttentionInputs<'_>,
     shape: &Arc<AttentionShape>,
 ) -> Result<(Var, EntropyProbe)> {
-    let (out, entropy) = run(tape, q, k, v, gates, shape, true)?;
+    let (out, entropy) = run(tape, inputs, shape, true)?;
     Ok((out, entropy.unwrap_or_default()))
+}
+
+/// The tensors that the backward pass reads once more.
+struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Option<Tensor>,
+    bias: Option<Tensor>,
+}
+
+impl Saved {
+    fn inputs(&self) -> kernels::AttentionInputs<'_> {
+        let Self { q, k, v, gates, bias } = self;
+        kernels::AttentionInputs { q, k, v, gates: gates.as_ref(), bias: bias.as_ref() }
+    }
 }
 
 fn run(
     tape: &mut Tape<'_>,
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    gates: Option<&Var>,
+    inputs: AttentionInputs<'_>,
     shape: &Arc<AttentionShape>,
     entropy: bool,
 ) -> Result<(Var, Option<EntropyProbe>)> {
-    check(q, k, v, gates, shape);
-    let result =
-        tape.kernels().attention(q.tensor(), k.tensor(), v.tensor(), gates.map(Var::tensor), shape, entropy);
-    let (dq, dk, dv, dg) = (q.source(), k.source(), v.source(), gates.and_then(Var::source));
-    let (q_saved, k_saved, v_saved) = (q.tensor().clone(), k.tensor().clone(), v.tensor().clone());
-    let gates_saved = gates.map(|g| g.tensor().clone());
+    check(inputs, shape);
+    let AttentionInputs { q, k, v, gates, bias } = inputs;
+    let tensor = |var: &Var| var.tensor().clone();
+    let saved =
+        Saved { q: tensor(q), k: tensor(k), v: tensor(v), gates: gates.map(tensor), bias: bias.map(tensor) };
+    let result = tape.kernels().attention(&saved.inputs(), shape, entropy);
+    let sources =
+        [q.source(), k.source(), v.source(), gates.and_then(Var::source), bias.and_then(Var::source)];
     let (shape, lse) = (Arc::clone(shape), result.lse);
-    let mut inputs = vec![q, k, v];
-    inputs.extend(gates);
+    let inputs: Vec<&Var> = [q, k, v].into_iter().chain(gates).chain(bias).collect();
     let out = tape.record(result.out, &inputs, move |dout, grads| {
-        let gate_shape = gates_saved.as_ref().map(|g| g.shape().to_vec()).unwrap_or_default();
+        let of = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.shape().to_vec()).unwrap_or_default();
+        let [dq, dk, dv, dg, db] = sources;
         let mut taken = [
-            grads.take(dq, q_saved.shape()),
-            grads.take(dk, k_saved.shape()),
-            grads.take(dv, v_saved.shape()),
-            grads.take(dg, &gate_shape),
+            grads.take(dq, saved.q.shape()),
+            grads.take(dk, saved.k.shape()),
+            grads.take(dv, saved.v.shape()),
+            grads.take(dg, &of(&saved.gates)),
+            grads.take(db, &of(&saved.bias)),
         ];
-        let [q, k, v, gates] = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
-        let sinks = AttentionGrads { q, k, v, gates };
-        grads.kernels.attention_grad(
-            dout,
-            &q_saved,
-            &k_saved,
-            &v_saved,
-            gates_saved.as_ref(),
-            &lse,
-            &shape,
-            sinks,
-        );
+        let [q, k, v, gates, bias] = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
+        let sinks = AttentionGrads { q, k, v, gates, bias };
+        grads.kernels.attention_grad(dout, &saved.inputs(), &lse, &shape, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;
     Ok((out, result.entropy))
 }
 
-fn check(q: &Var, k: &Var, v: &Var, gates: Option<&Var>, shape: &AttentionShape) {
+fn check(inputs: AttentionInputs<'_>, shape: &AttentionShape) {
+    let AttentionInputs { q, k, v, gates, bias } = inputs;
     let AttentionShape { batch, queries, keys, head_dim, kv_heads, .. } = *shape;
     let heads = shape.heads();
     assert!(queries <= keys && head_dim > 0, "attention: {queries} queries against {keys} keys");
@@ -109,6 +126,12 @@ fn check(q: &Var, k: &Var, v: &Var, gates: Option<&Var>, shape: &AttentionShape)
     assert_eq!(k.tensor().shape(), v.tensor().shape(), "attention: keys and values");
     if let Some(gates) = gates {
         assert!(gates.tensor().len() == heads || gates.tensor().len() == batch * heads, "attention: gates");
+    }
+    if let Some(bias) = bias {
+        let (distances, columns) = (bias.tensor().rows(), bias.tensor().cols());
+        assert_eq!(distances, queries + keys - 1, "attention: distances");
+        assert_eq!(shape.bias_columns.len(), heads, "attention: columns of the bias");
+        assert!(shape.bias_columns.iter().all(|&c| c < columns), "attention: no such column of the bias");
     }
     if let Some(mask) = &shape.key_mask {
         assert_eq!(mask.len(), batch * keys, "attention: key mask");

@@ -12,7 +12,7 @@ mod rope;
 pub use crate::kernels::{Activation, AttentionShape, EntropyProbe, IGNORE, Number};
 pub use activation::{activation, gated_activation};
 pub use add::add;
-pub use attention::{attention, attention_with_entropy};
+pub use attention::{AttentionInputs, attention, attention_with_entropy};
 pub use embedding::{embedding, mean_rows, select_rows, write_rows};
 pub use linear::{gram, linear, linear_over};
 pub use loss::{Head, Loss, Teacher, combine, cross_entropy, distillation, relative_distance, squared_error};

@@ -61,10 +61,7 @@ const fn family(
         modeling,
         base_prefix: "roberta.",
         marker: encoder::MARKER,
-        task_markers: &[
-            ("lm_head.dense.weight", Task::MaskedLm),
-            ("classifier.out_proj.weight", Task::Classifier),
-        ],
+        task_markers: TASK_MARKERS,
         config_aliases: &[],
         keys: &[KEYS, encoder::KEYS, NO_ROPE],
         output_head: Some("lm_head.decoder.weight"),
@@ -78,12 +75,20 @@ const fn family(
     }
 }
 
+pub(super) const TASK_MARKERS: &[(&str, Task)] =
+    &[("lm_head.dense.weight", Task::MaskedLm), ("classifier.out_proj.weight", Task::Classifier)];
+
 /// What becomes of the keys that are the family's own.
 const KEYS: Keys = &[("pad_token_id", Used)];
 
 fn parse(config: &Config<'_>, task: Task, vocab_size: usize) -> Result<ModelSpec> {
     let spec = encoder::spec(config, task, vocab_size)?;
-    let (rows, padding) = (spec.max_positions, config.count("pad_token_id", 1)?);
+    positions_after(config.count("pad_token_id", 1)?, spec)
+}
+
+/// Positions that are counted without the token for padding, and begin after its row in the table.
+pub(super) fn positions_after(padding: usize, spec: ModelSpec) -> Result<ModelSpec> {
+    let rows = spec.max_positions;
     let max_positions = rows.checked_sub(padding + 1).filter(|n| *n > 0).ok_or_else(|| {
         Error::malformed(format!(
             "config.json: max_position_embeddings is {rows}, and positions begin after that of padding, {padding}: there are none"
@@ -97,10 +102,9 @@ fn parse(config: &Config<'_>, task: Task, vocab_size: usize) -> Result<ModelSpec
     })
 }
 
-fn weights(spec: &ModelSpec) -> Vec<Weight> {
-    let mut table = Table::new(spec);
-    encoder::add_base(&mut table, "roberta");
-    match spec.objective {
+/// The head of a masked language model or of a classifier.
+pub(super) fn add_head(table: &mut Table<'_>) {
+    match table.spec().objective {
         Objective::Classifier { .. } => {
             table.add(Part::Pooler, "classifier.dense").add(Part::Head, "classifier.out_proj");
         }
@@ -110,9 +114,16 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
             table.add_one(Part::Head, Kind::Bias, "lm_head.bias");
             table.add_one(Part::Head, Kind::Weight, "lm_head.decoder.weight");
         }
-        _ => {
-            table.add_optional(Part::Pooler, "roberta.pooler.dense");
-        }
+        _ => {}
+    }
+}
+
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    encoder::add_base(&mut table, "roberta");
+    add_head(&mut table);
+    if spec.objective == Objective::Encoder {
+        table.add_optional(Part::Pooler, "roberta.pooler.dense");
     }
     table.finish()
 }

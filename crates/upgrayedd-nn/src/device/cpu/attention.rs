@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::math::{self, simd};
 use super::matmul::{Threads, View, matmul, transpose};
-use crate::kernels::{AttentionGrads, AttentionOutput, AttentionShape, EntropyProbe, Sink};
+use crate::kernels::{AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, EntropyProbe, Sink};
 use crate::{Tensor, pool};
 
 /// Queries per block: scores of a block stay in the second-level cache.
@@ -17,17 +17,12 @@ struct HeadView<'a> {
     v: View<'a>,
     gate: f32,
     mask: Option<&'a [u8]>,
+    /// What is added by distance.
+    bias: Option<Vec<f32>>,
 }
 
-fn head_view<'a>(
-    q: &'a Tensor,
-    k: &'a Tensor,
-    v: &'a Tensor,
-    gates: Option<&Tensor>,
-    s: &'a AttentionShape,
-    b: usize,
-    h: usize,
-) -> HeadView<'a> {
+fn head_view<'a>(inputs: &AttentionInputs<'a>, s: &'a AttentionShape, b: usize, h: usize) -> HeadView<'a> {
+    let AttentionInputs { q, k, v, gates, bias } = *inputs;
     let (d, g, heads) = (s.head_dim, s.kv_of[h], s.heads());
     let kv_at = b * s.keys * s.kv_heads * d + g * d;
     let gate = gates.map_or(1.0, |gates| gates.data()[if gates.len() == heads { h } else { b * heads + h }]);
@@ -37,6 +32,19 @@ fn head_view<'a>(
         v: View::rows(&v.data()[kv_at..], s.kv_heads * d),
         gate,
         mask: s.key_mask.as_deref().map(|m| &m[b * s.keys..(b + 1) * s.keys]),
+        bias: bias
+            .map(|bias| bias.data().iter().skip(s.bias_columns[h]).step_by(bias.cols()).copied().collect()),
+    }
+}
+
+impl HeadView<'_> {
+    /// Adds what a query's scores from `first_key` on get by distance.
+    #[inline(always)]
+    fn add_bias(&self, row: &mut [f32], s: &AttentionShape, query: usize, first_key: usize) {
+        if let Some(bias) = &self.bias {
+            let bias = &bias[s.first_distance(query) + first_key..];
+            row.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+        }
     }
 }
 
@@ -161,14 +169,7 @@ fn interleave(head_major: &[f32], batch: usize, heads: usize, rows: usize, d: us
     );
 }
 
-pub(super) fn forward(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    gates: Option<&Tensor>,
-    s: &AttentionShape,
-    entropy: bool,
-) -> AttentionOutput {
+pub(super) fn forward(inputs: &AttentionInputs<'_>, s: &AttentionShape, entropy: bool) -> AttentionOutput {
     let (heads, d, rows) = (s.heads(), s.head_dim, s.queries);
     let mut context = pool::take(s.batch * heads * rows * d);
     let mut lse = Tensor::scratch(&[s.batch, heads, rows]);
@@ -177,7 +178,7 @@ pub(super) fn forward(
         .zip(lse.data_mut().par_chunks_mut(rows))
         .enumerate()
         .map(|(task, (context, lse))| {
-            let head = head_view(q, k, v, gates, s, task / heads, task % heads);
+            let head = head_view(inputs, s, task / heads, task % heads);
             forward_head(&head, s, entropy, context, lse)
         })
         .collect();
@@ -221,6 +222,7 @@ fn forward_head(
             let (softmax, seen) = simd(
                 #[inline(always)]
                 || {
+                    head.add_bias(row, s, query, first_key);
                     let seen = apply_mask(row, first_key, head.mask);
                     (softmax_row(row, seen, entropy), seen)
                 },
@@ -261,10 +263,7 @@ fn forward_head(
 /// What the backward pass reads.
 pub(super) struct Backward<'a> {
     pub(super) dout: &'a Tensor,
-    pub(super) q: &'a Tensor,
-    pub(super) k: &'a Tensor,
-    pub(super) v: &'a Tensor,
-    pub(super) gates: Option<&'a Tensor>,
+    pub(super) inputs: &'a AttentionInputs<'a>,
     pub(super) lse: &'a Tensor,
     pub(super) shape: &'a AttentionShape,
 }
@@ -290,18 +289,16 @@ impl Backward<'_> {
                 readers[g].iter().filter_map(|&h| Some((h, dq_of[b * heads + h].take()?))).collect();
             tasks.push((b, dq, dk, dv));
         }
-        let gate_parts: Vec<Vec<(usize, usize, f64)>> = tasks
+        let parts: Vec<Vec<HeadGrads>> = tasks
             .into_par_iter()
             .map(|(b, dq, dk, dv)| {
                 dk.fill(0.0);
                 dv.fill(0.0);
                 let Some(&(first, _)) = dq.first() else { return Vec::new() };
-                let shared = head_view(self.q, self.k, self.v, self.gates, s, b, first);
+                let shared = head_view(self.inputs, s, b, first);
                 let (keys, values) = (columns(shared.k, s), columns(shared.v, s));
-                let grads = dq
-                    .into_iter()
-                    .map(|(h, dq)| (b, h, self.head(b, h, (&keys, &values), dq, dk, dv)))
-                    .collect();
+                let grads =
+                    dq.into_iter().map(|(h, dq)| self.head(b, h, (&keys, &values), dq, dk, dv)).collect();
                 [keys, values].into_iter().for_each(pool::give_back);
                 grads
             })
@@ -318,14 +315,22 @@ impl Backward<'_> {
         if let Some(sink) = grads.gates {
             let mut total = vec![0.0; sink.tensor.len()];
             let shared = total.len() == heads;
-            for (b, h, value) in gate_parts.into_iter().flatten() {
-                total[if shared { h } else { b * heads + h }] += value as f32;
+            for part in parts.iter().flatten() {
+                total[if shared { part.head } else { part.sequence * heads + part.head }] += part.gate as f32;
+            }
+            super::linear::write(sink, &total);
+        }
+        if let Some(sink) = grads.bias {
+            let (mut total, columns) = (vec![0.0; sink.tensor.len()], sink.tensor.cols());
+            for part in parts.iter().flatten() {
+                let column = total.iter_mut().skip(s.bias_columns[part.head]).step_by(columns);
+                column.zip(&part.bias).for_each(|(total, part)| *total += part / s.scale);
             }
             super::linear::write(sink, &total);
         }
     }
 
-    /// Adds one query head's part; returns ∂L/∂gate = Σ over queries and keys of P · dP (before the gate).
+    /// Adds one query head's part.
     fn head(
         &self,
         b: usize,
@@ -334,13 +339,14 @@ impl Backward<'_> {
         dq: &mut [f32],
         dk: &mut [f32],
         dv: &mut [f32],
-    ) -> f64 {
+    ) -> HeadGrads {
         let s = self.shape;
         let (heads, d) = (s.heads(), s.head_dim);
-        let head = head_view(self.q, self.k, self.v, self.gates, s, b, h);
+        let head = head_view(self.inputs, s, b, h);
         let dout = View::rows(&self.dout.data()[b * s.queries * heads * d + h * d..], heads * d);
         let lse = &self.lse.data()[(b * heads + h) * s.queries..(b * heads + h + 1) * s.queries];
         let mut gate_grad = 0.0;
+        let mut bias = vec![0.0; head.bias.as_ref().map_or(0, Vec::len)];
         for block in blocks(s) {
             let (m, n) = (block.queries.len(), block.keys.len());
             let (mut p, mut dp) = (pool::take(m * n), pool::take(m * n));
@@ -359,8 +365,14 @@ impl Backward<'_> {
                 let (p, dp) = (&mut p[visible.clone()], &mut dp[visible]);
                 gate_grad += f64::from(simd(
                     #[inline(always)]
-                    || row_grad(p, dp, lse[query], first_key, &head, s.scale),
+                    || {
+                        head.add_bias(p, s, query, first_key);
+                        row_grad(p, dp, lse[query], first_key, &head, s.scale)
+                    },
                 ));
+                if !bias.is_empty() {
+                    super::linear::add_into(&mut bias[s.first_distance(query) + first_key..][..dp.len()], dp);
+                }
             }
             let seen = block.keys.start * d..block.keys.end * d;
             let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));
@@ -380,8 +392,18 @@ impl Backward<'_> {
             pool::give_back(p);
             pool::give_back(dp);
         }
-        gate_grad
+        HeadGrads { sequence: b, head: h, gate: gate_grad, bias }
     }
+}
+
+/// What one query head of one sequence says of what heads share.
+struct HeadGrads {
+    sequence: usize,
+    head: usize,
+    /// ∂L/∂gate = Σ over queries and keys of P · dP (before the gate).
+    gate: f64,
+    /// By distance, times the scale; empty where nothing is added.
+    bias: Vec<f32>,
 }
 
 /// Turns scores into probabilities and `dp` into score gradients, in place; returns Σ P · dP.

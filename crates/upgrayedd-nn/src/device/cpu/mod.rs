@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 use crate::Tensor;
 use crate::kernels::{
-    Activation, AdamWStep, AttentionGrads, AttentionOutput, AttentionShape, Kernels, Number, Sink, Value,
+    Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
+    Sink, Value,
 };
 
 /// The host's processor.
@@ -108,27 +109,21 @@ impl Kernels for Cpu {
     }
     fn attention(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         shape: &AttentionShape,
         entropy: bool,
     ) -> AttentionOutput {
-        attention::forward(q, k, v, gates, shape, entropy)
+        attention::forward(inputs, shape, entropy)
     }
     fn attention_grad(
         &self,
         dout: &Tensor,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        gates: Option<&Tensor>,
+        inputs: &AttentionInputs<'_>,
         lse: &Tensor,
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,
     ) {
-        attention::Backward { dout, q, k, v, gates, lse, shape }.run(grads);
+        attention::Backward { dout, inputs, lse, shape }.run(grads);
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
         pointwise::activation(kind, x, up)
