@@ -343,6 +343,20 @@ def metaspace():
     return tokenizer
 
 
+def unigram():
+    pieces = ["▁", "▁a", "▁the", "▁ball", "▁girl", "all", "▁b", "▁she", "▁was", "▁there", "ere", "e", "a", "1", "É", "<mask>"]
+    letters = sorted(set("bcdfghijklmnopqrstuvwxyz.!:'HELOSWGr2"))
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [(p, 0.0) for p in special] + [(p, -2.0 - 0.1 * i) for i, p in enumerate(pieces + letters)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens([*special, "<mask>"])
+    pair = "<s> $A </s> </s> $B </s>"
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", pair, [("<s>", 0), ("</s>", 2)])
+    return tokenizer
+
+
 def letters():
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: i + 3 for i, c in enumerate("ACDEFGHIKLMNPQRSTVWY")}}
     tokenizer = Tokenizer(models.BPE(vocab, [], unk_token=None))
@@ -531,13 +545,51 @@ TOKENIZERS = [
     ("a frame around unknown text", "letters", "llama", False, FAST, {}),
     ("an object that does not say what it is", "bytes", "llama", False, FAST | dict(bos_token={"content": "<E1>"}), {}),
     ("one in a list", "bytes", "llama", False, FAST | dict(extra_special_tokens=[{"content": "<E1>"}]), {}),
+    ("RoBERTa's class by family", "bytes", "roberta", False, None, {}),
+    ("RoBERTa with a space", "bytes", "roberta", False, dict(tokenizer_class="RobertaTokenizer", add_prefix_space=True), {}),
+    ("RoBERTa's vocab.json", "bytes", "roberta", True, dict(tokenizer_class="RobertaTokenizerFast"), {}),
+    ("RoBERTa with bos and eos", "bytes", "roberta", True, dict(add_bos_token=True, add_eos_token=True), {}),
+    (
+        "RoBERTa in another frame",
+        "bytes",
+        "roberta",
+        False,
+        dict(cls_token="girl", sep_token="ball", mask_token=typed(" had")),
+        {},
+    ),
+    ("DistilBERT's class", "pieces", "distilbert", False, dict(tokenizer_class="DistilBertTokenizer"), {}),
+    ("DistilBERT by family", "pieces", "distilbert", False, None, {}),
+    (
+        "DistilBERT's vocab.txt",
+        "pieces",
+        "distilbert",
+        True,
+        dict(tokenizer_class="DistilBertTokenizer", do_lower_case=False),
+        {},
+    ),
+    ("MPNet by family", "pieces", "mpnet", False, None, {}),
+    ("MPNet's vocab.txt", "pieces", "mpnet", True, dict(tokenizer_class="MPNetTokenizer", do_lower_case=False), {}),
+    ("MPNet's mask", "pieces", "mpnet", False, dict(mask_token="[MASK]", cls_token="[CLS]", sep_token="[SEP]"), {}),
+    ("XLM-R by family", "likeliest", "xlm-roberta", False, None, {}),
+    ("XLM-R without a space", "likeliest", "xlm-roberta", False, dict(add_prefix_space=False, mask_token="<mask>"), {}),
+    ("XLM-R as it is", "likeliest", "xlm-roberta", False, FAST, {}),
+    ("CamemBERT by family", "likeliest", "camembert", False, None, {}),
+    ("CamemBERT's own", "likeliest", "camembert", False, dict(unk_token="<pad>", additional_special_tokens=["ball"]), {}),
+    ("Qwen2 by family", "bytes", "qwen2", False, None, {}),
+    ("Qwen2 under another name", "bytes", "qwen2", False, FAST | dict(add_prefix_space=True), {}),
+    ("Qwen2's vocab.json", "bytes", "qwen3", True, dict(tokenizer_class="Qwen2Tokenizer", eos_token="</s>"), {}),
+    ("Qwen3 as it is", "bytes", "qwen3", False, FAST, {}),
+    ("ModernBERT under another name", "bytes", "modernbert", False, GPT2 | dict(add_prefix_space=True), {}),
+    ("Mistral under Llama's name", "spaces", "mistral", False, LLAMA, {}),
     ("two words before a text", "pieces", "bert", False, BERT | dict(cls_token="the start"), {}),
 ]
 
 
 def make_tokenizers():
-    made = [byte_level, word_piece, metaspace, letters, padded, patterns]
-    bases = dict(zip(["bytes", "pieces", "spaces", "letters", "padded", "patterns"], [make() for make in made], strict=True))
+    made = [byte_level, word_piece, metaspace, unigram, letters, padded, patterns]
+    bases = dict(
+        zip(["bytes", "pieces", "spaces", "likeliest", "letters", "padded", "patterns"], [make() for make in made], strict=True)
+    )
     files = {name: json.loads(tokenizer.to_str()) for name, tokenizer in bases.items()}
     cases = []
     for name, base, model_type, apart, config, more in TOKENIZERS:

@@ -15,7 +15,17 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TOKENIZERS = (transformers.LlamaTokenizer, transformers.GPT2Tokenizer, transformers.BertTokenizer)
+TOKENIZERS = (
+    transformers.BertTokenizer,
+    transformers.CamembertTokenizer,
+    transformers.DistilBertTokenizer,
+    transformers.GPT2Tokenizer,
+    transformers.LlamaTokenizer,
+    transformers.MPNetTokenizer,
+    transformers.Qwen2Tokenizer,
+    transformers.RobertaTokenizer,
+    transformers.XLMRobertaTokenizer,
+)
 ATTENTION = {"sliding_window", "attention_chunk_size", "layer_types"}
 """What masks of other families read: no layer of these has a window."""
 INSIDE = {

@@ -249,6 +249,7 @@ pub const TOKENIZER: Keys = &[
     ("strip_accents", Used),
     ("tokenize_chinese_chars", Used),
     ("legacy", Used),
+    ("trim_offsets", Idle("places in the text are not asked for")),
     ("split_special_tokens", Used),
     ("model_input_names", Used),
     ("truncation_side", Used),

@@ -3,7 +3,7 @@
 
 use upgrayedd_models::Result;
 use upgrayedd_models::family::Fate::Used;
-use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Task};
+use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Task, TokenizerClass};
 use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
@@ -25,7 +25,7 @@ pub static FAMILY: Family = Family {
     ]],
     output_head: Some("predict.weight"),
     other_names: &[],
-    tokenizer: None,
+    tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: &[],
     parse,

@@ -31,8 +31,8 @@ pub struct Family {
     pub output_head: Option<&'static str>,
     /// Other names of tensors, which go first where both are there: `(own, other)`.
     pub other_names: &'static [(&'static str, &'static str)],
-    /// transformers' tokenizer class for the family, where that is one with steps of its own.
-    pub tokenizer: Option<&'static str>,
+    /// The tokenizer class that transformers takes for the family.
+    pub tokenizer: TokenizerClass,
     /// Whether transformers adds token types to the tokens through the token embedding.
     pub types_are_tokens: bool,
     /// How names of tensors end that are computed anew and not read.
@@ -43,6 +43,17 @@ pub struct Family {
     pub weights: fn(&ModelSpec) -> Vec<Weight>,
     /// The module path of a layer's attention, the layer's name in files and in Python.
     pub module: fn(usize) -> String,
+}
+
+/// Which tokenizer class transformers takes for a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenizerClass {
+    /// The one that the files name; tokenizer.json as it is if they name none.
+    Named,
+    /// The one that the files name; this one if they name none.
+    Usually(&'static str),
+    /// This one, whatever the files name.
+    Always(&'static str),
 }
 
 /// A class of transformers'.

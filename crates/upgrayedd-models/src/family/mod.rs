@@ -25,7 +25,7 @@ mod smollm3;
 mod task;
 
 pub use config::Config;
-pub use definition::{Architecture, Family};
+pub use definition::{Architecture, Family, TokenizerClass};
 pub use document::keys_document;
 pub use modeling::Modeling;
 pub use registry::{all, named, names, recognise, register};

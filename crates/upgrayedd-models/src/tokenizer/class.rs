@@ -1,9 +1,8 @@
 //! The tokenizer classes of transformers 5 that build a tokenizer of their own instead of taking
 //! tokenizer.json as it is.
 
-use serde_json::{Map, Value, json};
-
-use crate::{Error, Result, family};
+use crate::family::{self, TokenizerClass};
+use crate::{Error, Result};
 
 /// Which class reads the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,15 +11,96 @@ pub(super) enum Class {
     Backend,
     /// `BertTokenizer`: WordPiece, as the options in tokenizer_config.json say.
     Bert,
+    /// `DistilBertTokenizer`: the same without token types.
+    DistilBert,
+    /// `MPNetTokenizer`: the same in RoBERTa's frame.
+    MpNet,
     /// `GPT2Tokenizer`: BPE on bytes.
     Gpt2,
+    /// `RobertaTokenizer`: the same in a frame.
+    Roberta,
+    /// `Qwen2Tokenizer`: BPE on bytes, after other words.
+    Qwen2,
     /// `LlamaTokenizer`: BPE on text in which `▁` stands for a space.
     Llama,
+    /// `XLMRobertaTokenizer`: the likeliest pieces of text in which `▁` stands for a space.
+    XlmRoberta,
+    /// `CamembertTokenizer`: the same.
+    Camembert,
 }
+
+/// What stands around a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// What tokenizer.json has, or the options ask for.
+    Stored,
+    /// `[CLS] A [SEP]`, `[CLS] A [SEP] B [SEP]`; the second text has types of its own.
+    Bert,
+    /// `<s> A </s>`, `<s> A </s> </s> B </s>`, by `cls_token` and `sep_token`.
+    Roberta,
+    /// The same by `bos_token` and `eos_token`.
+    Sentences,
+}
+
+/// What is fixed about a class.
+pub(super) struct Traits {
+    /// transformers' name.
+    pub(super) name: &'static str,
+    /// The kind of vocabulary that it is built on; `None` takes any.
+    pub(super) kind: Option<&'static str>,
+    /// The files that it is read from where there is no tokenizer.json; none for those that are read from
+    /// nothing else.
+    pub(super) files: &'static [&'static str],
+    /// Special tokens that it has without being told.
+    pub(super) tokens: &'static [(&'static str, &'static str)],
+    /// Special tokens without a meaning that it has without being told.
+    pub(super) extra: &'static [&'static str],
+    /// Whether the mask takes the space before it along.
+    pub(super) mask_takes_space: bool,
+    /// What it puts around a text.
+    pub(super) frame: Frame,
+}
+
+const PLAIN: Traits = Traits {
+    name: "TokenizersBackend",
+    kind: None,
+    files: &[],
+    tokens: &[],
+    extra: &[],
+    mask_takes_space: false,
+    frame: Frame::Stored,
+};
+const BERT_TOKENS: &[(&str, &str)] = &[
+    ("unk_token", "[UNK]"),
+    ("sep_token", "[SEP]"),
+    ("pad_token", "[PAD]"),
+    ("cls_token", "[CLS]"),
+    ("mask_token", "[MASK]"),
+];
+const ROBERTA_TOKENS: &[(&str, &str)] = &[
+    ("bos_token", "<s>"),
+    ("eos_token", "</s>"),
+    ("unk_token", "<unk>"),
+    ("sep_token", "</s>"),
+    ("pad_token", "<pad>"),
+    ("cls_token", "<s>"),
+    ("mask_token", "<mask>"),
+];
+const MPNET_TOKENS: &[(&str, &str)] = &[
+    ("bos_token", "<s>"),
+    ("eos_token", "</s>"),
+    ("unk_token", "[UNK]"),
+    ("sep_token", "</s>"),
+    ("pad_token", "<pad>"),
+    ("cls_token", "<s>"),
+    ("mask_token", "<mask>"),
+];
+const END: &str = "<|endoftext|>";
+const BYTES: &[&str] = &["vocab.json", "merges.txt"];
 
 /// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending
 /// `Fast`; a test compares them with transformers.
-const UNKNOWN_HERE: [&str; 100] = [
+const UNKNOWN_HERE: [&str; 94] = [
     "AlbertTokenizer",
     "BartTokenizer",
     "BarthezTokenizer",
@@ -37,7 +117,6 @@ const UNKNOWN_HERE: [&str; 100] = [
     "ByT5Tokenizer",
     "CLIPTokenizer",
     "CTRLTokenizer",
-    "CamembertTokenizer",
     "CanineTokenizer",
     "CharacterTokenizer",
     "ClvpTokenizer",
@@ -53,7 +132,6 @@ const UNKNOWN_HERE: [&str; 100] = [
     "DebertaTokenizer",
     "DebertaV2Tokenizer",
     "DiaTokenizer",
-    "DistilBertTokenizer",
     "EsmTokenizer",
     "EsmcTokenizer",
     "FNetTokenizer",
@@ -77,7 +155,6 @@ const UNKNOWN_HERE: [&str; 100] = [
     "MBart50Tokenizer",
     "MBartTokenizer",
     "MLukeTokenizer",
-    "MPNetTokenizer",
     "MarianTokenizer",
     "MarkupLMTokenizer",
     "MecabTokenizer",
@@ -93,14 +170,12 @@ const UNKNOWN_HERE: [&str; 100] = [
     "PhobertTokenizer",
     "Pop2PianoTokenizer",
     "ProphetNetTokenizer",
-    "Qwen2Tokenizer",
     "Qwen3_5Tokenizer",
     "RagTokenizer",
     "ReformerTokenizer",
     "RemBertTokenizer",
     "RoCBertTokenizer",
     "RoFormerTokenizer",
-    "RobertaTokenizer",
     "SeamlessM4TTokenizer",
     "Siglip2Tokenizer",
     "SiglipTokenizer",
@@ -118,53 +193,123 @@ const UNKNOWN_HERE: [&str; 100] = [
     "WhisperTokenizer",
     "WordpieceTokenizer",
     "XGLMTokenizer",
-    "XLMRobertaTokenizer",
     "XLMTokenizer",
     "XLNetTokenizer",
 ];
 
 impl Class {
-    /// The class that `AutoTokenizer` would take: the one that is `named`, else that of the model's family.
+    /// The class that `AutoTokenizer` would take: the one that is `named`, or that of the model's family.
     pub(super) fn choose(named: Option<&str>, model_type: Option<&str>, byte_level: bool) -> Result<Self> {
-        let of_family =
-            || family::all().into_iter().find(|family| Some(family.model_type) == model_type)?.tokenizer;
-        let Some(named) = named.or_else(of_family) else { return Ok(Self::Backend) };
-        match named.strip_suffix("Fast").unwrap_or(named) {
+        let family = family::all().into_iter().find(|family| Some(family.model_type) == model_type);
+        let class = match family.map(|family| family.tokenizer) {
+            Some(TokenizerClass::Always(class)) => Some(class),
+            Some(TokenizerClass::Usually(class)) => named.or(Some(class)),
+            Some(TokenizerClass::Named) | None => named,
+        };
+        let Some(class) = class else { return Ok(Self::Backend) };
+        match class.strip_suffix("Fast").unwrap_or(class) {
             "BertTokenizer"
             | "ElectraTokenizer"
             | "LayoutLMTokenizer"
             | "LxmertTokenizer"
             | "MobileBertTokenizer"
             | "SqueezeBertTokenizer" => Ok(Self::Bert),
+            "DistilBertTokenizer" => Ok(Self::DistilBert),
+            "MPNetTokenizer" => Ok(Self::MpNet),
             "GPT2Tokenizer" => Ok(Self::Gpt2),
+            "RobertaTokenizer" => Ok(Self::Roberta),
+            "Qwen2Tokenizer" => Ok(Self::Qwen2),
+            "XLMRobertaTokenizer" => Ok(Self::XlmRoberta),
+            "CamembertTokenizer" => Ok(Self::Camembert),
             // Llama 3 and its like name this class, which would not be able to read their bytes.
             "LlamaTokenizer" if byte_level => Ok(Self::Backend),
             "LlamaTokenizer" => Ok(Self::Llama),
             other if UNKNOWN_HERE.contains(&other) => Err(Error::malformed(format!(
-                "tokenizer_class {named} (of tokenizer_config.json or config.json) builds a tokenizer of its own in transformers, which this program does \
-                 not: expected BertTokenizer, GPT2Tokenizer, LlamaTokenizer, or PreTrainedTokenizerFast, which takes tokenizer.json as it is"
+                "tokenizer_class {class} (of tokenizer_config.json or config.json) builds a tokenizer of its own in transformers, which this program does \
+                 not: expected one of {}, or PreTrainedTokenizerFast, which takes tokenizer.json as it is",
+                Self::BUILT.map(|class| class.traits().name).join(", ")
             ))),
             _ => Ok(Self::Backend),
         }
     }
 
-    /// transformers' name.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Backend => "TokenizersBackend",
-            Self::Bert => "BertTokenizer",
-            Self::Gpt2 => "GPT2Tokenizer",
-            Self::Llama => "LlamaTokenizer",
-        }
-    }
+    /// Those that build their own.
+    const BUILT: [Self; 9] = [
+        Self::Bert,
+        Self::DistilBert,
+        Self::MpNet,
+        Self::Gpt2,
+        Self::Roberta,
+        Self::Qwen2,
+        Self::Llama,
+        Self::XlmRoberta,
+        Self::Camembert,
+    ];
 
-    /// The files that it is read from where there is no tokenizer.json; none for those that are read from
-    /// nothing else.
-    pub(super) fn vocabulary_files(self) -> &'static [&'static str] {
+    pub(super) fn traits(self) -> Traits {
+        let (pieces, bpe, unigram) = (Some("WordPiece"), Some("BPE"), Some("Unigram"));
+        let words = &["vocab.txt"];
         match self {
-            Self::Bert => &["vocab.txt"],
-            Self::Gpt2 => &["vocab.json", "merges.txt"],
-            Self::Backend | Self::Llama => &[],
+            Self::Backend => PLAIN,
+            Self::Bert => Traits {
+                name: "BertTokenizer",
+                kind: pieces,
+                files: words,
+                tokens: BERT_TOKENS,
+                frame: Frame::Bert,
+                ..PLAIN
+            },
+            Self::DistilBert => Traits { name: "DistilBertTokenizer", ..Self::Bert.traits() },
+            Self::MpNet => Traits {
+                name: "MPNetTokenizer",
+                kind: pieces,
+                files: words,
+                tokens: MPNET_TOKENS,
+                mask_takes_space: true,
+                frame: Frame::Roberta,
+                ..PLAIN
+            },
+            Self::Gpt2 => Traits {
+                name: "GPT2Tokenizer",
+                kind: bpe,
+                files: BYTES,
+                tokens: &[("bos_token", END), ("eos_token", END), ("unk_token", END)],
+                ..PLAIN
+            },
+            Self::Roberta => Traits {
+                name: "RobertaTokenizer",
+                kind: bpe,
+                files: BYTES,
+                tokens: ROBERTA_TOKENS,
+                frame: Frame::Roberta,
+                ..PLAIN
+            },
+            Self::Qwen2 => Traits {
+                name: "Qwen2Tokenizer",
+                kind: bpe,
+                files: BYTES,
+                tokens: &[("eos_token", END), ("unk_token", END), ("pad_token", END)],
+                ..PLAIN
+            },
+            Self::Llama => Traits {
+                name: "LlamaTokenizer",
+                kind: bpe,
+                tokens: &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+                ..PLAIN
+            },
+            Self::XlmRoberta => Traits {
+                name: "XLMRobertaTokenizer",
+                kind: unigram,
+                tokens: ROBERTA_TOKENS,
+                frame: Frame::Sentences,
+                ..PLAIN
+            },
+            Self::Camembert => Traits {
+                name: "CamembertTokenizer",
+                extra: &["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"],
+                mask_takes_space: true,
+                ..Self::XlmRoberta.traits()
+            },
         }
     }
 
@@ -172,132 +317,4 @@ impl Class {
     pub(super) fn gives_types(self) -> bool {
         self == Self::Bert
     }
-
-    /// The kind of vocabulary that it is built on; `None` takes any.
-    pub(super) fn model_kind(self) -> Option<&'static str> {
-        match self {
-            Self::Backend => None,
-            Self::Bert => Some("WordPiece"),
-            Self::Gpt2 | Self::Llama => Some("BPE"),
-        }
-    }
-
-    /// Special tokens that it has without being told.
-    pub(super) fn default_tokens(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Self::Backend => &[],
-            Self::Bert => &[
-                ("unk_token", "[UNK]"),
-                ("sep_token", "[SEP]"),
-                ("pad_token", "[PAD]"),
-                ("cls_token", "[CLS]"),
-                ("mask_token", "[MASK]"),
-            ],
-            Self::Gpt2 => &[
-                ("bos_token", "<|endoftext|>"),
-                ("eos_token", "<|endoftext|>"),
-                ("unk_token", "<|endoftext|>"),
-            ],
-            Self::Llama => &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
-        }
-    }
-
-    /// The parts of a tokenizer.json that it builds on a vocabulary, as `options` (tokenizer_config.json)
-    /// say.
-    pub(super) fn parts(
-        self,
-        model: &Value,
-        options: &Map<String, Value>,
-        unk_token: Option<&str>,
-    ) -> Result<Map<String, Value>> {
-        let vocab = &model["vocab"];
-        let merges = model.get("merges").cloned().unwrap_or_else(|| json!([]));
-        let parts = match self {
-            Self::Backend => json!({}),
-            Self::Bert => json!({
-                "normalizer": {
-                    "type": "BertNormalizer",
-                    "clean_text": true,
-                    "handle_chinese_chars": flag(options, "tokenize_chinese_chars", true)?,
-                    "strip_accents": optional_flag(options, "strip_accents")?,
-                    "lowercase": flag(options, "do_lower_case", true)?,
-                },
-                "pre_tokenizer": { "type": "BertPreTokenizer" },
-                "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
-                "model": {
-                    "type": "WordPiece",
-                    // What Python makes of no token at all.
-                    "unk_token": unk_token.unwrap_or("None"),
-                    "continuing_subword_prefix": "##",
-                    "max_input_chars_per_word": 100,
-                    "vocab": vocab,
-                },
-            }),
-            Self::Gpt2 => {
-                let space = flag(options, "add_prefix_space", false)?;
-                json!({
-                    "normalizer": null,
-                    "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": true },
-                    "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-                    "model": bpe(vocab, &merges, false),
-                })
-            }
-            Self::Llama => {
-                let space = optional_flag(options, "add_prefix_space")?.unwrap_or(true);
-                let scheme = match (space, flag(options, "legacy", false)?) {
-                    (false, _) => "never",
-                    (true, false) => "first",
-                    (true, true) => "always",
-                };
-                let mut decoders = vec![
-                    json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
-                    json!({ "type": "ByteFallback" }),
-                    json!({ "type": "Fuse" }),
-                ];
-                if space {
-                    decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
-                }
-                json!({
-                    "normalizer": null,
-                    "pre_tokenizer": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false },
-                    "decoder": { "type": "Sequence", "decoders": decoders },
-                    "model": bpe(vocab, &merges, true),
-                })
-            }
-        };
-        match parts {
-            Value::Object(parts) => Ok(parts),
-            _ => Ok(Map::new()),
-        }
-    }
-}
-
-fn bpe(vocab: &Value, merges: &Value, text: bool) -> Value {
-    json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": null,
-        "continuing_subword_prefix": if text { Value::Null } else { json!("") },
-        "end_of_word_suffix": if text { Value::Null } else { json!("") },
-        "fuse_unk": text,
-        "byte_fallback": text,
-        "ignore_merges": false,
-        "vocab": vocab,
-        "merges": merges,
-    })
-}
-
-fn optional_flag(options: &Map<String, Value>, key: &str) -> Result<Option<bool>> {
-    match options.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(value)) => Ok(Some(*value)),
-        Some(value) => {
-            Err(Error::out_of_range(format!("tokenizer_config.json: {key}"), value, "true or false"))
-        }
-    }
-}
-
-/// An option that is true or false; `default` stands in for a missing one.
-pub(super) fn flag(options: &Map<String, Value>, key: &str, default: bool) -> Result<bool> {
-    Ok(optional_flag(options, key)?.unwrap_or(default))
 }

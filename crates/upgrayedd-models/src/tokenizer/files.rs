@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer};
 
-use super::class::{Class, flag};
+use super::class::{Class, Frame};
 use super::limits::check_growth;
+use super::parts::{flag, parts};
 use super::special::{Sources, Special};
 use crate::files::{read_json, read_optional_json, read_text};
 use crate::foreign::foreign;
@@ -70,28 +71,26 @@ fn vocabulary(dir: &Path, named: Option<&str>, model_config: &Value) -> Result<V
     let has = |name: &&str| dir.join(name).is_file();
     let class = Class::choose(named, model_config["model_type"].as_str(), false)
         .map_err(|e| Error::bad_file(dir, e.to_string()))?;
-    let readable =
-        [Class::Gpt2, Class::Bert].into_iter().find(|class| class.vocabulary_files().iter().all(has));
+    let readable = [Class::Gpt2, Class::Bert].into_iter().find(|class| class.traits().files.iter().all(has));
+    let files = class.traits().files;
     let class = match (class, readable) {
         // Nothing says which class it is but the files.
         (Class::Backend, Some(readable)) => readable,
-        (class, _) if !class.vocabulary_files().is_empty() && class.vocabulary_files().iter().all(has) => {
-            class
-        }
+        (class, _) if !files.is_empty() && files.iter().all(has) => class,
         (class, Some(readable)) => {
             return Err(Error::bad_file(
                 dir,
                 format!(
                     "has {} but no tokenizer.json, and a {} reads neither: expected tokenizer_class {} in tokenizer_config.json if that is what it is",
-                    readable.vocabulary_files().join(" and "),
-                    class.name(),
-                    readable.name()
+                    readable.traits().files.join(" and "),
+                    class.traits().name,
+                    readable.traits().name
                 ),
             ));
         }
         (_, None) => return Err(no_tokenizer(dir)),
     };
-    if class == Class::Bert {
+    if class.traits().kind == Some("WordPiece") {
         let lines = read_text(&dir.join("vocab.txt"))?;
         let vocab: Map<String, Value> =
             lines.lines().enumerate().map(|(id, line)| (line.trim_end().to_owned(), json!(id))).collect();
@@ -156,18 +155,18 @@ fn place(
             let byte_level = named_llama && !has_code(config) && json.to_string().contains("\"ByteLevel\"");
             let mut class = Class::choose(named, model_config["model_type"].as_str(), byte_level)?;
             let kind = kind_of(&json["model"]);
-            if class.model_kind().is_some_and(|wanted| wanted != kind) {
+            if class.traits().kind.is_some_and(|wanted| wanted != kind) {
                 if let Some(named) = named {
                     return Err(Error::malformed(format!(
                         "tokenizer_config.json: tokenizer_class {named} takes a {} vocabulary, but tokenizer.json has a {kind}: \
                          expected PreTrainedTokenizerFast, which takes tokenizer.json as it is",
-                        class.model_kind().unwrap_or_default()
+                        class.traits().kind.unwrap_or_default()
                     )));
                 }
                 notices.push(format!(
                     "tokenizer.json has a {kind} vocabulary, which transformers would read as a {}'s unless tokenizer_config.json \
                      says tokenizer_class PreTrainedTokenizerFast: it is taken as it is",
-                    class.name()
+                    class.traits().name
                 ));
                 class = Class::Backend;
             }
@@ -189,8 +188,8 @@ fn place(
                 notices.push(format!(
                     "there is no tokenizer.json, and no tokenizer_class says what {} are, so that transformers reads no tokenizer: they are \
                      read as a {}'s",
-                    class.vocabulary_files().join(" and "),
-                    class.name()
+                    class.traits().files.join(" and "),
+                    class.traits().name
                 ));
             }
             (Value::Null, model, class)
@@ -212,12 +211,13 @@ fn build(
     let mut notices = keys::check("tokenizer_config.json", config, &[keys::TOKENIZER], special_token)?;
     notices.extend(keys::check("special_tokens_map.json", map, &[keys::TOKENIZER], special_token)?);
     let (json, model, class) = place(vocabulary, config, (named, model_config), &mut options, &mut notices)?;
+    let traits = class.traits();
     let sources = Sources { config: &options, map, added, json: &json, as_it_is: class == Class::Backend };
-    let special = Special::gather(&sources, class.default_tokens())?;
+    let special = Special::gather(&sources, &traits)?;
     let mut whole = match (class, &json) {
         (Class::Backend, _) => json.clone(),
         _ => {
-            let mut parts = class.parts(&model, &options, special.named("unk_token"))?;
+            let mut parts = parts(class, &model, &json, &options, special.named("unk_token"))?;
             notices.extend(differences(&parts, &json, class));
             parts.insert("version".to_owned(), json!("1.0"));
             parts.insert("added_tokens".to_owned(), json!([]));
@@ -274,7 +274,7 @@ fn frame(
     let list = |parts: &[&str]| {
         format!("[{}]", parts.iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(","))
     };
-    let processor = if class == Class::Bert {
+    let processor = if class.traits().frame == Frame::Bert {
         let (cls, sep) = (special.named("cls_token"), special.named("sep_token"));
         let (Some(cls), Some(sep)) = (cls, sep) else {
             return Err(Error::malformed(
@@ -289,6 +289,8 @@ fn frame(
         let tokens = vec![(cls, id(cls).unwrap_or(2)), (sep, id(sep).unwrap_or(3))];
         let (first, end, second) = (piece(cls, 0), piece(sep, 0), piece(sep, 1));
         template(list(&[&first, a, &end]), list(&[&first, a, &end, b, &second]), tokens)
+    } else if matches!(class.traits().frame, Frame::Roberta | Frame::Sentences) {
+        sentences(inner, class, options, special)?
     } else if options.contains_key("add_bos_token")
         || options.contains_key("add_eos_token")
         || inner.get_post_processor().is_none()
@@ -312,6 +314,46 @@ fn frame(
         .map_err(|e| Error::malformed(format!("the tokens that frame a text: {e}")))?;
     inner.with_post_processor(Some(processor));
     Ok(())
+}
+
+/// RoBERTa's frame, in which all tokens have one type.
+fn sentences(
+    inner: &HfTokenizer,
+    class: Class,
+    options: &Map<String, Value>,
+    special: &Special,
+) -> Result<Value> {
+    let traits = class.traits();
+    let keys =
+        if traits.frame == Frame::Roberta { ["cls_token", "sep_token"] } else { ["bos_token", "eos_token"] };
+    let token = |key: &str, otherwise: u32| {
+        let named = special.named(key).ok_or_else(|| {
+            Error::malformed(format!(
+                "tokenizer_config.json: {key} is null: a {} frames texts with it",
+                traits.name
+            ))
+        })?;
+        Ok::<_, Error>((named, inner.token_to_id(named).unwrap_or(otherwise)))
+    };
+    let (first, end) = (token(keys[0], 0)?, token(keys[1], 2)?);
+    if traits.frame == Frame::Roberta {
+        // MPNet's has no such option.
+        let space = class == Class::Roberta && flag(options, "add_prefix_space", false)?;
+        return Ok(json!({
+            "type": "RobertaProcessing", "sep": end, "cls": first, "trim_offsets": true, "add_prefix_space": space,
+        }));
+    }
+    let piece = |(token, _): (&str, u32)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+    let [first_piece, end_piece] = [first, end].map(piece);
+    let ids = [first, end]
+        .map(|(token, id)| (token.to_owned(), json!({ "id": token, "ids": [id], "tokens": [token] })));
+    Ok(json!({
+        "type": "TemplateProcessing",
+        "single": [first_piece, text("A"), end_piece],
+        "pair": [first_piece, text("A"), end_piece, end_piece, text("B"), end_piece],
+        "special_tokens": ids.into_iter().collect::<Map<_, _>>(),
+    }))
 }
 
 /// Whether tokenizer_config.json names code of the folder's own.
@@ -373,7 +415,7 @@ fn differences(parts: &Map<String, Value>, json: &Value, class: Class) -> Option
         format!(
             "tokenizer.json has another {} than a {} makes of tokenizer_config.json, and as in transformers the options count",
             other.join(" and "),
-            class.name()
+            class.traits().name
         )
     })
 }

@@ -5,6 +5,7 @@ mod class;
 mod encode;
 mod files;
 mod limits;
+mod parts;
 mod reach;
 mod special;
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::class::Traits;
 use crate::{Error, Result};
 
 /// The special tokens with a meaning, in the order in which transformers adds them.
@@ -62,8 +63,11 @@ impl Special {
         self.named.iter().map(|(key, token)| (key.clone(), token.content.clone())).collect()
     }
 
-    pub(super) fn gather(sources: &Sources<'_>, defaults: &[(&str, &str)]) -> Result<Self> {
+    pub(super) fn gather(sources: &Sources<'_>, traits: &Traits) -> Result<Self> {
         let mut keys = Keys::of(sources.config);
+        if keys.values.get(EXTRA).is_none_or(Value::is_null) && !traits.extra.is_empty() {
+            keys.values.insert(EXTRA.to_owned(), traits.extra.into());
+        }
         let listed = sources.config.get(DECODER).filter(|v| !v.is_null());
         let by_id = match listed {
             Some(listed) => from_decoder(listed)?,
@@ -74,7 +78,7 @@ impl Special {
             }
         };
         let mut special = Self { all: by_id.into_values().collect(), ..Self::default() };
-        special.name(&keys, defaults)?;
+        special.name(&keys, traits)?;
         let in_json =
             sources.json["added_tokens"].as_array().filter(|_| sources.as_it_is).into_iter().flatten();
         let mut known: HashSet<String> = in_json.filter_map(content).collect();
@@ -96,18 +100,20 @@ impl Special {
     }
 
     /// Finds the tokens with a meaning: seven, and those of the model's own.
-    fn name(&mut self, keys: &Keys, defaults: &[(&str, &str)]) -> Result<()> {
+    fn name(&mut self, keys: &Keys, traits: &Traits) -> Result<()> {
         let listed: HashMap<&str, &AddedToken> = self.all.iter().map(|t| (t.content.as_str(), t)).collect();
         let mut named: Vec<(String, AddedToken)> = Vec::new();
         for key in NAMED {
-            let default = defaults.iter().find(|(name, _)| *name == key).map(|(_, text)| *text);
+            let default = traits.tokens.iter().find(|(name, _)| *name == key).map(|(_, text)| *text);
             let token = match keys.values.get(key) {
                 // The class's own default, unless the file says that there is none.
                 None => default.map(|text| AddedToken::from(text, true)),
                 Some(Value::Null) => None,
                 Some(value) => Some(described(keys.checked(key, value)?, true, key)?),
             };
-            if let Some(token) = token {
+            if let Some(mut token) = token {
+                let is_text = keys.values.get(key).is_none_or(Value::is_string);
+                token.lstrip |= key == "mask_token" && traits.mask_takes_space && is_text;
                 let token = listed.get(token.content.as_str()).map_or(token, |known| (*known).clone());
                 named.push((key.to_owned(), token));
             }

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
 use crate::family::task::Task;
 use crate::keys::{Fate::Idle, Keys, NO_ROPE};
@@ -30,7 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     output_head: Some("cls.predictions.decoder.weight"),
     // One bias under two names; what the decoder itself has is what transformers computes with.
     other_names: &[("cls.predictions.bias", "cls.predictions.decoder.bias")],
-    tokenizer: Some("BertTokenizer"),
+    tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,
     parse,

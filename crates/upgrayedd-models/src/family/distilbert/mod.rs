@@ -5,7 +5,7 @@ use upgrayedd_nn::ops::Activation;
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::task::Task;
 use crate::keys::{
@@ -34,7 +34,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, NO_ROPE],
     output_head: Some("vocab_projector.weight"),
     other_names: &[],
-    tokenizer: Some("BertTokenizer"),
+    tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: &["embeddings.position_ids"],
     parse,

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::task::Task;
 use crate::keys::{
@@ -30,7 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, NO_ROPE],
     output_head: Some("lm_head.weight"),
     other_names: &[],
-    tokenizer: Some("GPT2Tokenizer"),
+    tokenizer: TokenizerClass::Usually("GPT2Tokenizer"),
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
     parse,

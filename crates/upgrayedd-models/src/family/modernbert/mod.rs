@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::rope;
 use crate::family::task::Task;
@@ -31,7 +31,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS],
     output_head: Some("decoder.weight"),
     other_names: &[],
-    tokenizer: None,
+    tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: &["inv_freq"],
     parse,

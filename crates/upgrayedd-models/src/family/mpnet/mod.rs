@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
 use crate::family::modeling::Modeling;
 use crate::family::roberta;
@@ -30,7 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, encoder::KEYS, NO_ROPE],
     output_head: Some("lm_head.decoder.weight"),
     other_names: &[("lm_head.bias", "lm_head.decoder.bias")],
-    tokenizer: Some("MPNetTokenizer"),
+    tokenizer: TokenizerClass::Usually("MPNetTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,
     parse,

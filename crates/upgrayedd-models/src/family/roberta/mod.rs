@@ -3,7 +3,7 @@
 //! 2020, Martin et al. 2020).
 
 use crate::family::config::Config;
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
 use crate::family::modeling::Modeling;
 use crate::family::task::Task;
@@ -66,7 +66,7 @@ const fn family(
         keys: &[KEYS, encoder::KEYS, NO_ROPE],
         output_head: Some("lm_head.decoder.weight"),
         other_names: &[("lm_head.bias", "lm_head.decoder.bias")],
-        tokenizer: Some(tokenizer),
+        tokenizer: TokenizerClass::Usually(tokenizer),
         types_are_tokens: false,
         buffers: encoder::BUFFERS,
         parse,

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
-use crate::family::definition::{Architecture, Family};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Used},
@@ -22,7 +22,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, decoder::WINDOW_KEYS, decoder::KEYS],
     output_head: Some("lm_head.weight"),
     other_names: &[],
-    tokenizer: None,
+    tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
     parse,
