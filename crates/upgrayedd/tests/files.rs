@@ -44,7 +44,7 @@ fn assert_same(a: &Model, b: &Model) {
 
 #[test]
 fn shards_and_missing_prefixes_give_the_same_model() {
-    for name in ["llama_mha", "gpt2", "bert_mlm"] {
+    for name in ["llama_mha", "gpt2", "bert_mlm", "modernbert_mlm", "roberta_mlm", "distilbert_mlm_pruned"] {
         let dir = tempfile::tempdir().unwrap();
         let prefix = load(&golden(name)).family().base_prefix;
         fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
@@ -272,7 +272,7 @@ fn types(path: &Path) -> Vec<(String, DType)> {
 
 #[test]
 fn each_weight_is_written_in_the_type_it_came_in() {
-    for name in ["llama_gqa", "gpt2", "bert_mlm"] {
+    for name in ["llama_gqa", "gpt2", "bert_mlm", "modernbert_mlm"] {
         let dir = tempfile::tempdir().unwrap();
         let at = |part: &str| dir.path().join(part);
         mixed(name, &at("mixed"));

@@ -98,7 +98,15 @@ fn what_was_always_the_same_goes_into_the_bias() {
 
 #[test]
 fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
-    for (name, layer) in [("llama_gqa", 0), ("llama_gqa_pruned", 1), ("gpt2", 0), ("bert_mlm", 1)] {
+    for (name, layer) in [
+        ("llama_gqa", 0),
+        ("llama_gqa_pruned", 1),
+        ("gpt2", 0),
+        ("bert_mlm", 1),
+        ("qwen3", 1),
+        ("modernbert_mlm", 0),
+        ("mpnet_mlm_pruned", 1),
+    ] {
         let parent = golden(name);
         let data = data(&parent, 24);
         let head = parent.units().layers()[layer].active()[0];

@@ -73,7 +73,16 @@ fn score(name: &str, model: &Model, data: &Dataset, batch_size: usize) -> Scores
 #[test]
 fn gate_scores_equal_finite_differences_of_the_loss() {
     const STEP: f32 = 0.02;
-    for name in ["llama_gqa", "llama_gqa_pruned", "gpt2", "bert_mlm", "bert_classifier"] {
+    for name in [
+        "llama_gqa",
+        "llama_gqa_pruned",
+        "gpt2",
+        "bert_mlm",
+        "bert_classifier",
+        "qwen3",
+        "mpnet_mlm_pruned",
+        "modernbert_classifier_pruned",
+    ] {
         let model = load(name);
         let data = data(&model);
         let (gradient, fisher) = (score("gradient", &model, &data, 3), score("fisher", &model, &data, 3));
