@@ -436,7 +436,7 @@ impl Model {
 
 impl Model {
     fn classifies(&self) -> bool {
-        matches!(self.inner.spec().objective, Objective::Classifier { .. })
+        self.inner.spec().objective.outputs().is_some()
     }
 
     fn unlabelled(&self, rows: &Source) -> Result<Batch> {

@@ -21,6 +21,17 @@ enum Labels<'a> {
     Numbers(&'a [f64]),
 }
 
+impl Labels<'_> {
+    /// As numbers, if there are any.
+    fn numbers(&self) -> Option<Vec<f32>> {
+        match self {
+            Self::None => None,
+            Self::Classes(classes) => Some(classes.iter().map(|&v| v as f32).collect()),
+            Self::Numbers(numbers) => Some(numbers.iter().map(|&v| v as f32).collect()),
+        }
+    }
+}
+
 /// How rows are read for a model.
 pub struct Reader<'a> {
     pub family: &'static Family,
@@ -74,6 +85,9 @@ impl Reader<'_> {
     fn with_labels(&self, ids: Vec<u32>, mask: Option<Vec<u8>>, labels: Labels<'_>) -> Refusal<Row> {
         let objective = self.spec.objective;
         let regresses = objective.is_regression();
+        if let (Objective::MultiLabel { .. }, Some(marks)) = (objective, labels.numbers()) {
+            return Ok(Row { targets: Targets::Labels(marks), tokens: ids, mask, types: None });
+        }
         let row = |targets, ids, mask| Row { targets, tokens: ids, mask, types: None };
         if objective == Objective::Encoder {
             // Labels that come along are for something else.
@@ -116,7 +130,7 @@ impl Reader<'_> {
             (Objective::Classifier { .. }, Some(labels)) => {
                 Err(format!("has {} labels: a classifier takes one a sequence", labels.len()))
             }
-            (Objective::Classifier { .. }, None) if !self.labelled => {
+            (Objective::Classifier { .. } | Objective::MultiLabel { .. }, None) if !self.labelled => {
                 Ok(row(Targets::Label(IGNORE), ids, mask))
             }
             (_, None) if !self.labelled => Ok(row(Targets::Tokens(vec![IGNORE; ids.len()]), ids, mask)),
@@ -190,6 +204,10 @@ pub fn row_key(row: &Row, objective: Objective) -> u64 {
         (Targets::Label(label), _) => {
             add(&tokens(&|i| i64::from(row.tokens[i])));
             add(&[*label]);
+        }
+        (Targets::Labels(values), _) => {
+            add(&tokens(&|i| i64::from(row.tokens[i])));
+            add(&values.iter().map(|value| i64::from(value.to_bits())).collect::<Vec<_>>());
         }
         (Targets::Value(value), _) => {
             add(&tokens(&|i| i64::from(row.tokens[i])));

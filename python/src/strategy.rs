@@ -171,6 +171,7 @@ pub fn select_to_grow(
             loss: 0.0,
             perplexity: None,
             accuracy: None,
+            f1: None,
             spearman: None,
             tokens: 0,
             sequences: 0,
@@ -299,9 +300,7 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     let Some((data, range)) = context.data else { return Ok(list) };
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     let objective = context.model.spec().objective;
-    let (causal, classifies) =
-        (objective == Objective::CausalLm, matches!(objective, Objective::Classifier { .. }));
-    let regresses = objective.is_regression();
+    let causal = objective == Objective::CausalLm;
     for chunk in indices.chunks(context.batch_size.max(1)) {
         let batch = data.batch(chunk, Pass::Fixed);
         let (rows, len) = (batch.batch, batch.len);
@@ -324,10 +323,11 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
                 shaped(py, types.iter().map(|&t| i64::from(t)).collect(), rows)?,
             )?;
         }
-        let labels = match classifies {
-            true if regresses => numpy::PyArray1::from_vec(py, batch.values).into_any(),
-            true => shaped_flat(py, labels)?,
-            false => shaped(py, labels, rows)?,
+        let labels = match objective {
+            Objective::MultiLabel { .. } => shaped(py, batch.values, rows)?,
+            Objective::Classifier { labels: 1 } => numpy::PyArray1::from_vec(py, batch.values).into_any(),
+            Objective::Classifier { .. } => shaped_flat(py, labels)?,
+            _ => shaped(py, labels, rows)?,
         };
         dict.set_item("labels", labels)?;
         list.append(dict)?;
@@ -335,10 +335,14 @@ fn batches<'py>(py: Python<'py>, context: &ScoreContext<'_>) -> PyResult<Bound<'
     Ok(list)
 }
 
-fn shaped<'py>(py: Python<'py>, values: Vec<i64>, rows: usize) -> PyResult<Bound<'py, PyAny>> {
+fn shaped<'py, T: numpy::Element>(
+    py: Python<'py>,
+    values: Vec<T>,
+    rows: usize,
+) -> PyResult<Bound<'py, PyAny>> {
     shaped_flat(py, values)?.call_method1("reshape", (rows, -1))
 }
 
-fn shaped_flat<'py>(py: Python<'py>, values: Vec<i64>) -> PyResult<Bound<'py, PyAny>> {
+fn shaped_flat<'py, T: numpy::Element>(py: Python<'py>, values: Vec<T>) -> PyResult<Bound<'py, PyAny>> {
     Ok(numpy::PyArray1::from_vec(py, values).into_any())
 }

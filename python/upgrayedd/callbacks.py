@@ -129,8 +129,10 @@ class MetricsCallback(Callback):
         return None
 
     def on_evaluate(self, control: Control, **event: Any) -> bool | None:
-        """Held-out loss, perplexity, accuracy or spearman by phase."""
-        measured = {name: event[name] for name in ("loss", "perplexity", "accuracy", "spearman") if event.get(name) is not None}
+        """Held-out loss, perplexity, accuracy, f1 or spearman by phase."""
+        measured = {
+            name: event[name] for name in ("loss", "perplexity", "accuracy", "f1", "spearman") if event.get(name) is not None
+        }
         self.write({f"eval/{event['phase']}/{name}": value for name, value in measured.items()}, event["run_step"])
         return None
 

@@ -24,9 +24,11 @@ class Evaluation:
     """A measurement of quality, with what it takes to repeat it.
 
     Attributes:
-        loss: Token-weighted mean negative log-likelihood, in nats; the mean squared error for regression.
+        loss: Token-weighted mean negative log-likelihood, in nats; the mean squared error for regression, the mean binary
+            cross-entropy for several labels.
         perplexity: exp(loss); of masked tokens for a masked language model; None for classifiers.
-        accuracy: Share of right labels; None but for classifiers.
+        accuracy: Share of sequences whose label is right, or all of several; None but for classifiers.
+        f1: F1 over all labels of all sequences (micro); None but for several labels a sequence.
         spearman: Rank correlation of predicted and true numbers; None but for regression.
         tokens: Targets that counted.
         sequences: Sequences measured.
@@ -43,6 +45,7 @@ class Evaluation:
     data_hash: str
     perplexity: float | None = None
     accuracy: float | None = None
+    f1: float | None = None
     spearman: float | None = None
 
 

@@ -50,6 +50,7 @@ class Cycle:
         loss_learned: The same after learning.
         perplexity: exp(loss_learned); None for classifiers and plain encoders.
         accuracy: After learning, for classifiers.
+        f1: After learning, for several labels a sequence.
         spearman: After learning, for regression.
         accepted: Whether the result was kept; False if it was rolled back.
     """
@@ -62,6 +63,7 @@ class Cycle:
     loss_learned: float | None = None
     perplexity: float | None = None
     accuracy: float | None = None
+    f1: float | None = None
     spearman: float | None = None
     accepted: bool | None = None
 
@@ -145,7 +147,7 @@ class History(Sequence[Cycle]):
         elif kind == "evaluated" and event["phase"] == "learned":
             cycle.loss_learned = event["loss"]
             cycle.perplexity, cycle.accuracy = event.get("perplexity"), event.get("accuracy")
-            cycle.spearman = event.get("spearman")
+            cycle.f1, cycle.spearman = event.get("f1"), event.get("spearman")
         elif kind in ("accepted", "rolled_back"):
             cycle.accepted, cycle.active = kind == "accepted", event["active"]
 

@@ -106,6 +106,7 @@ def roberta(kind, **kwargs):
 
 
 GQA = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=True, mlp_bias=True)
+SEVERAL = "multi_label_classification"
 HEADS = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4)
 QWEN3 = dict(attention_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1, **HEADS)
 LLAMA3 = dict(
@@ -128,6 +129,11 @@ CASES = {
     "bert_classifier": (lambda: bert(BertForSequenceClassification, num_labels=3), {}),
     "bert_classifier_pruned": (lambda: bert(BertForSequenceClassification, num_labels=3), {0: [0, 3]}),
     "bert_regression": (lambda: bert(BertForSequenceClassification, num_labels=1), {1: [2]}),
+    "bert_several_labels": (lambda: bert(BertForSequenceClassification, num_labels=3, problem_type=SEVERAL), {}),
+    "roberta_several_labels_pruned": (
+        lambda: roberta(RobertaForSequenceClassification, num_labels=4, problem_type=SEVERAL),
+        {0: [1], 1: [3]},
+    ),
     "bert_encoder": (lambda: bert(BertModel), {}),
     "qwen3": (lambda: decoder("Qwen3", **QWEN3), {}),
     "qwen3_pruned": (lambda: decoder("Qwen3", **QWEN3), {0: [1, 4, 5], 1: [0, 1, 2]}),
@@ -210,6 +216,8 @@ def inputs(name, model, generator):
         ids = torch.where(mask == 1, ids, model.config.pad_token_id)
     if "classifier" in name:
         return ids, mask, torch.tensor([2, 0, 1])
+    if "several_labels" in name:
+        return ids, mask, torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0.25]])[:, : model.config.num_labels]
     if "regression" in name:
         return ids, mask, torch.tensor([0.5, -1.25, 3.0])
     labels = ids.clone()

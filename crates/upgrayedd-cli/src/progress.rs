@@ -129,7 +129,8 @@ fn describe(event: &Event) -> Option<String> {
             let quality = match (evaluation.perplexity, evaluation.accuracy, evaluation.spearman) {
                 (Some(perplexity), ..) => format!("loss {:.4}, perplexity {perplexity:.3}", evaluation.loss),
                 (_, Some(accuracy), _) => {
-                    format!("loss {:.4}, accuracy {:.1} %", evaluation.loss, 100.0 * accuracy)
+                    let f1 = evaluation.f1.map(|f1| format!(", F1 {:.1} %", 100.0 * f1)).unwrap_or_default();
+                    format!("loss {:.4}, accuracy {:.1} %{f1}", evaluation.loss, 100.0 * accuracy)
                 }
                 (.., Some(spearman)) => format!("loss {:.4}, Spearman {spearman:.4}", evaluation.loss),
                 _ => format!("loss {:.4}", evaluation.loss),

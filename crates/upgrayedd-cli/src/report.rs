@@ -68,6 +68,7 @@ pub fn summary(summary: &Summary) -> String {
     number(loss, &|s| Some(s.evaluation.loss), 4);
     number("perplexity", &|s| s.evaluation.perplexity, 3);
     number("accuracy (%)", &|s| s.evaluation.accuracy.map(|a| 100.0 * a), 2);
+    number("F1 (%)", &|s| s.evaluation.f1.map(|f1| 100.0 * f1), 2);
     number("Spearman correlation", &|s| s.evaluation.spearman, 4);
     number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);
     number("parameters", &|s| Some(s.cost.parameters as f64), 0);
@@ -115,6 +116,9 @@ pub fn evaluation(e: &Evaluation) -> String {
     }
     if let Some(accuracy) = e.accuracy {
         let _ = writeln!(out, "accuracy    {:.2} %", 100.0 * accuracy);
+    }
+    if let Some(f1) = e.f1 {
+        let _ = writeln!(out, "F1          {:.2} %", 100.0 * f1);
     }
     if let Some(spearman) = e.spearman {
         let _ = writeln!(out, "Spearman    {spearman:.4}");

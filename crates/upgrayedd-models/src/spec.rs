@@ -71,6 +71,11 @@ pub enum Objective {
         /// Number of classes; 1 is regression, by squared error.
         labels: usize,
     },
+    /// Several labels per sequence, each there or not.
+    MultiLabel {
+        /// Number of labels.
+        labels: usize,
+    },
     /// Nothing by itself: a plain encoder.
     Encoder,
 }
@@ -81,6 +86,14 @@ impl Objective {
         self == Self::Classifier { labels: 1 }
     }
 
+    /// How many outputs a sequence has, where it is sequences that have labels.
+    pub fn outputs(self) -> Option<usize> {
+        match self {
+            Self::Classifier { labels } | Self::MultiLabel { labels } => Some(labels),
+            Self::CausalLm | Self::MaskedLm | Self::Encoder => None,
+        }
+    }
+
     /// The name in JSON output.
     pub fn name(self) -> &'static str {
         match self {
@@ -88,6 +101,7 @@ impl Objective {
             Self::MaskedLm => "masked-lm",
             Self::Classifier { labels: 1 } => "regression",
             Self::Classifier { .. } => "classifier",
+            Self::MultiLabel { .. } => "multi-label",
             Self::Encoder => "encoder",
         }
     }

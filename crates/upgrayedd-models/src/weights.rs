@@ -293,7 +293,9 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Part::HeadTransform => (true, d, Some(d), spec.transform_bias),
         Part::NextSentence => (true, Axis::Fixed(2), Some(d), true),
         Part::Head => match spec.objective {
-            Objective::Classifier { labels } => (true, Axis::Fixed(labels), Some(d), true),
+            Objective::Classifier { labels } | Objective::MultiLabel { labels } => {
+                (true, Axis::Fixed(labels), Some(d), true)
+            }
             Objective::MaskedLm => (!spec.tied_head, tokens, Some(d), spec.head_bias),
             Objective::CausalLm => (!spec.tied_head, tokens, Some(d), false),
             Objective::Encoder => (false, tokens, Some(d), false),

@@ -326,6 +326,10 @@ pub(crate) trait Kernels: Send + Sync {
     /// Turns `x` into `weight · 2 (x − r)` in place and returns Σ of (x − r)².
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
 
+    /// Turns logits `x (N, L)` into `weight · (σ(x) − y) / L` in place and returns Σ of the rows' mean binary
+    /// cross-entropies with the probabilities y.
+    fn binary_cross_entropy(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
+
     /// Updates a parameter and its moments.
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);
 }

@@ -254,4 +254,6 @@ fn losses() {
     let reference = random(&mut rng, &[4, 6]);
     check_loss("relative distance", |t, x, _| ops::relative_distance(t, x, &reference, 1.0));
     check_loss("squared error", |t, x, _| ops::squared_error(t, x, &reference, 1.0));
+    let probabilities = Tensor::from_vec(&[4, 6], (0..24).map(|i| [0.0, 1.0, 0.3][i % 3]).collect());
+    check_loss("binary cross-entropy", |t, x, _| ops::binary_cross_entropy(t, x, &probabilities, 1.0));
 }

@@ -82,12 +82,20 @@ pub fn evaluate(
         done += indices.len();
         observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
     }
-    let Sums { loss, targets, right, predicted, wanted } = &mut sums;
-    let mut shared = [*loss, *targets as f64, *right as f64, count as f64];
+    let Sums { loss, targets, right, found, missed, invented, predicted, wanted } = &mut sums;
+    let mut shared = [
+        *loss,
+        *targets as f64,
+        *right as f64,
+        count as f64,
+        *found as f64,
+        *missed as f64,
+        *invented as f64,
+    ];
     options.reduce.sum(&mut shared)?;
     options.reduce.gather(predicted)?;
     options.reduce.gather(wanted)?;
-    let [loss, targets, right, sequences] = shared;
+    let [loss, targets, right, sequences, found, missed, invented] = shared;
     if targets == 0.0 {
         return Err(Error::data("the data to measure on has nothing to predict"));
     }
@@ -102,7 +110,9 @@ pub fn evaluate(
     Ok(Evaluation {
         loss,
         perplexity: matches!(objective, Objective::CausalLm | Objective::MaskedLm).then(|| loss.exp()),
-        accuracy: (matches!(objective, Objective::Classifier { .. }) && !regresses).then(|| right / targets),
+        accuracy: (objective.outputs().is_some() && !regresses).then(|| right / targets),
+        f1: matches!(objective, Objective::MultiLabel { .. })
+            .then(|| 2.0 * found / (2.0 * found + missed + invented).max(1.0)),
         spearman: if regresses { rank_correlation(predicted, wanted) } else { None },
         tokens: targets as u64,
         sequences: sequences as usize,
@@ -117,7 +127,7 @@ fn protocol(objective: Objective) -> &'static str {
     match objective {
         Objective::MaskedLm => "masked",
         Objective::Classifier { labels: 1 } => "numbers",
-        Objective::Classifier { .. } => "labels",
+        Objective::Classifier { .. } | Objective::MultiLabel { .. } => "labels",
         Objective::Encoder => "hidden states",
         Objective::CausalLm => "chunks",
     }
@@ -128,8 +138,12 @@ fn protocol(objective: Objective) -> &'static str {
 struct Sums {
     loss: f64,
     targets: u64,
-    /// Right labels.
+    /// Sequences whose labels are right.
     right: u64,
+    /// Of several labels: those that were found, those that were not, and those that are not there.
+    found: u64,
+    missed: u64,
+    invented: u64,
     /// Of regression.
     predicted: Vec<f64>,
     wanted: Vec<f64>,
@@ -154,6 +168,13 @@ impl Sums {
                     self.wanted.push(wanted);
                 }
             }
+            Objective::MultiLabel { labels } => {
+                let logits = model.logits(batch, &mut Hooks::default())?;
+                let rows = logits.data().chunks_exact(labels).zip(batch.values.chunks_exact(labels));
+                for ((logits, wanted), _) in rows.zip(&batch.targets).filter(|(_, t)| **t != IGNORE) {
+                    self.add_labels(logits, wanted);
+                }
+            }
             Objective::Classifier { .. } => {
                 let (loss, right) = classify(model, batch)?;
                 self.loss += loss;
@@ -168,6 +189,25 @@ impl Sums {
             }
         }
         Ok(())
+    }
+}
+
+impl Sums {
+    /// One sequence of several labels; those at one half and above are said to be there.
+    fn add_labels(&mut self, logits: &[f32], wanted: &[f32]) {
+        let (mut loss, mut right) = (0.0, true);
+        for (&logit, &wanted) in logits.iter().zip(wanted) {
+            let x = f64::from(logit);
+            loss += x.max(0.0) - x * f64::from(wanted) + (-x.abs()).exp().ln_1p();
+            let (said, there) = (logit >= 0.0, wanted >= 0.5);
+            self.found += u64::from(said && there);
+            self.missed += u64::from(!said && there);
+            self.invented += u64::from(said && !there);
+            right &= said == there;
+        }
+        self.loss += loss / logits.len() as f64;
+        self.right += u64::from(right);
+        self.targets += 1;
     }
 }
 

@@ -19,6 +19,9 @@ pub struct Evaluation {
     /// Share of right labels, for classifiers.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub accuracy: Option<f64>,
+    /// F1 over all labels of all sequences (micro), for several labels a sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
     /// Spearman's rank correlation of predicted and true numbers, for regression; absent where either are all
     /// equal.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -79,7 +79,7 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
 fn batch(model: &Model) -> Batch {
     let tokens: Vec<u32> = (0..2 * 9).map(|i| (i * 7 + 3) % model.spec().vocab_size as u32).collect();
     let mask: Vec<u8> = (0..2 * 9).map(|i| u8::from(i < 15)).collect();
-    let per_sequence = matches!(model.spec().objective, Objective::Classifier { .. });
+    let per_sequence = model.spec().objective.outputs().is_some();
     let targets = match per_sequence {
         true => vec![0, 0],
         false => {

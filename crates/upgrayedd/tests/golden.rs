@@ -33,7 +33,7 @@ fn cases() -> Vec<Case> {
         .filter(|p| p.join("golden.safetensors").is_file())
         .collect();
     dirs.sort();
-    assert!(dirs.len() >= 12, "golden cases are missing");
+    assert!(dirs.len() >= 34, "golden cases are missing");
     dirs.into_iter().map(load).collect()
 }
 
@@ -51,7 +51,7 @@ fn load(dir: PathBuf) -> Case {
     let labels: Vec<i64> =
         golden.read("labels").map(|l| l.data().iter().map(|v| *v as i64).collect()).unwrap_or_default();
     let targets = match model.spec().objective {
-        Objective::Classifier { labels: 1 } => vec![0; batch],
+        Objective::Classifier { labels: 1 } | Objective::MultiLabel { .. } => vec![0; batch],
         Objective::CausalLm => {
             labels.chunks(len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect()
         }

@@ -18,9 +18,10 @@ use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Selection, Site, Unit};
 use upgrayedd::{Error, surgery};
 
-const MODELS: [&str; 17] = [
+const MODELS: [&str; 18] = [
     "bert_classifier",
     "bert_mlm",
+    "bert_several_labels",
     "distilbert_classifier",
     "distilbert_mlm_pruned",
     "gpt2",
@@ -51,11 +52,16 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
         (0..rows * len).map(|i| (i * 7 + i / 5) as u32 % model.spec().vocab_size as u32).collect();
     let targets = match model.spec().objective {
         Objective::Classifier { .. } => (0..rows as i64).map(|i| i % 2).collect(),
+        Objective::MultiLabel { .. } => vec![0; rows],
         _ => (0..rows * len)
             .map(|i| if i % 4 == 3 { IGNORE } else { i64::from(tokens[(i + 1) % tokens.len()]) })
             .collect(),
     };
-    Batch { tokens: Arc::new(tokens), batch: rows, len, targets, ..Batch::default() }
+    let values = match model.spec().objective {
+        Objective::MultiLabel { labels } => (0..rows * labels).map(|i| (i % 2) as f32).collect(),
+        _ => Vec::new(),
+    };
+    Batch { tokens: Arc::new(tokens), batch: rows, len, targets, values, ..Batch::default() }
 }
 
 /// Some heads of each layer, never all, from the bits of `choice`.

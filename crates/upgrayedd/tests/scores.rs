@@ -27,6 +27,10 @@ fn data(model: &Model) -> Dataset {
             Objective::Classifier { labels } => {
                 Row { targets: Targets::Label(i64::from(i) % labels as i64), tokens, mask: None, types: None }
             }
+            Objective::MultiLabel { labels } => {
+                let marks = (0..labels).map(|l| ((l + i as usize) % 2) as f32).collect();
+                Row { targets: Targets::Labels(marks), tokens, mask: None, types: None }
+            }
             Objective::MaskedLm => {
                 let targets = tokens
                     .iter()
@@ -79,6 +83,7 @@ fn gate_scores_equal_finite_differences_of_the_loss() {
         "gpt2",
         "bert_mlm",
         "bert_classifier",
+        "bert_several_labels",
         "qwen3",
         "mpnet_mlm_pruned",
         "modernbert_classifier_pruned",

@@ -50,6 +50,51 @@ fn a_classifier_learns_its_labels() {
 }
 
 #[test]
+fn several_labels_are_learned_from_lists() {
+    let b = bench();
+    let model = with_tokenizer(&b, "bert_several_labels", &["good", "odd", "loud", "the", "film", "was"]);
+    let rows: Vec<String> = (0..160)
+        .map(|i| {
+            // Each word is its label, whatever else there is; 0 to 2 by number or by mark.
+            let there: Vec<usize> = (0..3).filter(|l| (i * 5 % 8) >> l & 1 == 1).collect();
+            let words: Vec<&str> = there.iter().map(|&l| ["good", "odd", "loud"][l]).collect();
+            let labels = match i % 2 {
+                0 => serde_json::json!(there),
+                _ => serde_json::json!((0..3).map(|l| there.contains(&l)).collect::<Vec<_>>()),
+            };
+            serde_json::json!({ "text": format!("the film was {}", words.join(" ")), "label": labels })
+                .to_string()
+        })
+        .collect();
+    fs::write(b.path("train.jsonl"), rows.join("\n")).unwrap();
+    let fixed = [
+        "--sequence-length",
+        "16",
+        "--learning-rate",
+        "3e-3",
+        "--num-cycles",
+        "2",
+        "--epochs-per-cycle",
+        "4",
+    ];
+    let run = ["optimize", "--model", &model, "--data", "train.jsonl", "--out", "run", "--strategy", "auto"];
+    let summary = b.json(&[&run[..], &fixed].concat());
+    let of = |when: &str, what: &str| summary[when]["evaluation"][what].as_f64().unwrap();
+    assert!(of("after", "loss") < of("before", "loss"));
+    assert!(of("after", "accuracy") > 0.9 && of("after", "f1") > 0.95, "{summary}");
+    let learn_more =
+        ["optimize", "--model", "run", "--data", "train.jsonl", "--out", "taught", "--distill", "0.5"];
+    let taught = b.json(&[&learn_more[..], &fixed].concat());
+    assert!(taught["after"]["evaluation"]["f1"].as_f64().unwrap() > 0.9, "{taught}");
+    fs::write(b.path("bad.jsonl"), r#"{"text": "the film", "label": [0, 7]}"#).unwrap();
+    b.refused(
+        1,
+        &["none of the model's classes", "0 to 2"],
+        &["evaluate", "--model", &model, "--data", "bad.jsonl", "--sequence-length", "16"],
+    );
+}
+
+#[test]
 fn a_regression_learns_numbers_from_pairs_of_texts() {
     let b = bench();
     let model = with_tokenizer(&b, "bert_regression", &["good", "bad", "the", "film", "was"]);

@@ -122,8 +122,8 @@ impl Dataset {
             return Err(Error::data("no data files given"));
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
-            if let Objective::Classifier { labels } = model.spec.objective {
-                let read = labelled::read(files, model, tokenizer, options, labels)?;
+            if model.spec.objective.outputs().is_some() {
+                let read = labelled::read(files, model, tokenizer, options)?;
                 return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
             }
             if let Some(field) = &options.read.text_pair_field {
@@ -149,7 +149,7 @@ impl Dataset {
         tokenizer: &Tokenizer,
         options: &DataOptions,
     ) -> Result<Self> {
-        if let Objective::Classifier { .. } = model.spec.objective {
+        if model.spec.objective.outputs().is_some() {
             return Err(Error::data("a classifier learns from labelled examples, not from plain text"));
         }
         Self::build(model, tokenizer, options, |in_stream, room| {
@@ -167,8 +167,10 @@ impl Dataset {
                 .update(bytemuck::cast_slice(row.targets.as_slice()));
             hasher.update(bytemuck::cast_slice(row.types.as_deref().unwrap_or_default()));
             hasher.update(row.mask.as_deref().unwrap_or_default());
-            if let Targets::Value(value) = row.targets {
-                hasher.update(&value.to_le_bytes());
+            match &row.targets {
+                Targets::Value(value) => _ = hasher.update(&value.to_le_bytes()),
+                Targets::Labels(values) => _ = hasher.update(bytemuck::cast_slice(values)),
+                Targets::Tokens(_) | Targets::Label(_) => {}
             }
         }
         let hash = hasher.finalize().to_hex().to_string();

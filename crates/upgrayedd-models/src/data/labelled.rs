@@ -11,6 +11,7 @@ use super::records::{KINDS, for_each_record};
 use super::rows::{Row, Targets};
 use super::text::extension;
 use crate::model::Model;
+use crate::spec::Objective;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -29,11 +30,11 @@ pub(super) fn read(
     model: &Model,
     tokenizer: &Tokenizer,
     options: &DataOptions,
-    labels: usize,
 ) -> Result<Labelled> {
+    let objective = model.spec.objective;
     let mut rows = Vec::new();
     let (mut skipped, mut unlabelled) = (Skipped::default(), 0);
-    let classes = Classes::of(&model.config, labels)?;
+    let classes = Classes::of(&model.config, objective.outputs().unwrap_or(1))?;
     for path in files {
         extension(path, &KINDS)?;
         let before = (rows.len(), unlabelled);
@@ -48,7 +49,11 @@ pub(super) fn read(
                 skipped.without_text += 1;
                 return Ok(());
             };
-            let targets = if labels == 1 { value_of(&label) } else { classes.target(&label) };
+            let targets = match objective {
+                Objective::MultiLabel { .. } => classes.marks(&label),
+                _ if objective.is_regression() => value_of(&label),
+                _ => classes.target(&label),
+            };
             let Some(targets) = targets.map_err(bad)? else {
                 unlabelled += 1;
                 return Ok(());
@@ -90,6 +95,7 @@ fn value_of(label: &Label) -> std::result::Result<Option<Targets>, String> {
     let value = match label {
         Label::Number(value) => *value as f32,
         Label::Text(text) | Label::Cell(text) => text.trim().parse().unwrap_or(f32::NAN),
+        Label::Mark(_) | Label::List(_) => f32::NAN,
     };
     if value.is_finite() {
         return Ok(Some(Targets::Value(value)));
@@ -101,6 +107,8 @@ fn shown(label: &Label) -> String {
     match label {
         Label::Number(value) => value.to_string(),
         Label::Text(text) | Label::Cell(text) => format!("{text:?}"),
+        Label::Mark(mark) => mark.to_string(),
+        Label::List(labels) => format!("[{}]", labels.iter().map(shown).collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -147,7 +155,7 @@ impl Classes {
                 count.max(1) - 1
             ))),
         };
-        if count > 1 {
+        if count > 1 || config["problem_type"] == "multi_label_classification" {
             for (name, class) in config["label2id"].as_object().into_iter().flatten() {
                 add(name, number(class), "label2id")?;
             }
@@ -161,6 +169,65 @@ impl Classes {
         Ok(Self { count, names, numerals })
     }
 
+    /// Which labels there are: a number for each from a list of names or classes, or from a list of marks for all
+    /// classes, true or false, or 1 and 0.
+    fn marks(&self, label: &Label) -> std::result::Result<Option<Targets>, String> {
+        let alone = [label.clone()];
+        let labels = match label {
+            Label::List(labels) => &labels[..],
+            _ => &alone,
+        };
+        if labels.iter().any(|label| matches!(label, Label::Mark(_))) || self.are_marks(label, labels)? {
+            let mark = |label: &Label| match label {
+                Label::Mark(mark) => Some(f32::from(u8::from(*mark))),
+                Label::Number(value) if (0.0..=1.0).contains(value) => Some(*value as f32),
+                _ => None,
+            };
+            let marks: Option<Vec<f32>> = labels.iter().map(mark).collect();
+            let wrong = || {
+                format!(
+                    "label {} is no list of {} marks, true or false, or 0 and 1",
+                    shown(label),
+                    self.count
+                )
+            };
+            let marks = marks.filter(|marks| marks.len() == self.count);
+            return marks.map(|marks| Some(Targets::Labels(marks))).ok_or_else(wrong);
+        }
+        let mut marks = vec![0.0; self.count];
+        for label in labels {
+            match self.target(label)? {
+                Some(Targets::Label(class)) => marks[class as usize] = 1.0,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(Targets::Labels(marks)))
+    }
+
+    /// Whether a list of numbers has one for each class, and not the numbers of classes.
+    fn are_marks(&self, label: &Label, labels: &[Label]) -> std::result::Result<bool, String> {
+        let numbers: Option<Vec<f64>> = labels
+            .iter()
+            .map(|label| match label {
+                Label::Number(value) => Some(*value),
+                _ => None,
+            })
+            .collect();
+        let Some(numbers) = numbers.filter(|numbers| numbers.len() == self.count) else { return Ok(false) };
+        if !matches!(label, Label::List(_)) || numbers.iter().any(|n| !(0.0..=1.0).contains(n)) {
+            return Ok(false);
+        }
+        let repeated = (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at]));
+        let classes = numbers.iter().all(|n| n.fract() == 0.0 && (*n as usize) < self.count);
+        if classes && !repeated {
+            return Err(format!(
+                "label {} may be the numbers of classes, or a mark for each class: write true and false for marks, or names for classes",
+                shown(label)
+            ));
+        }
+        Ok(true)
+    }
+
     /// The class of a label; `None` if it says that there is none. Numbers are classes, text is names, and
     /// what could be both is refused unless both are the same.
     fn target(&self, label: &Label) -> std::result::Result<Option<Targets>, String> {
@@ -169,6 +236,9 @@ impl Classes {
         let (number, exact) = match label {
             Label::Number(value) => (Some(*value), None),
             Label::Text(text) | Label::Cell(text) => (numeral(text), self.names.get_key_value(text.trim())),
+            Label::Mark(_) | Label::List(_) => {
+                return Err(format!("label {} is a list: the model takes one class", shown(label)));
+            }
         };
         // A name of the same value is as good as one that is spelled like it.
         let alike = || self.names.get_key_value(self.numerals.get(&bits(number?))?);
@@ -249,6 +319,35 @@ mod tests {
         ] {
             assert!(class(&config, label.clone()).is_err(), "{label:?}");
         }
+    }
+
+    #[test]
+    fn several_labels_are_names_or_classes_or_marks() {
+        let config = json!({ "id2label": { "0": "joy", "1": "anger", "2": "fear" } });
+        let classes = Classes::of(&config, 3).expect("classes");
+        let number = |n: f64| Label::Number(n);
+        let list = |labels: &[Label]| Label::List(labels.to_vec());
+        let text = |t: &str| Label::Text(t.to_owned());
+        let mark = Label::Mark;
+        let fear_and_joy = Ok(Some(Targets::Labels(vec![1.0, 0.0, 1.0])));
+        for label in [
+            list(&[text("fear"), text("joy")]),
+            list(&[number(2.0), number(0.0)]),
+            list(&[mark(true), mark(false), mark(true)]),
+            list(&[number(1.0), number(0.0), number(1.0)]),
+        ] {
+            assert_eq!(classes.marks(&label), fear_and_joy, "{label:?}");
+        }
+        assert_eq!(classes.marks(&list(&[])), Ok(Some(Targets::Labels(vec![0.0; 3]))));
+        assert_eq!(classes.marks(&text("anger")), Ok(Some(Targets::Labels(vec![0.0, 1.0, 0.0]))));
+        assert_eq!(classes.marks(&number(-1.0)), Ok(None));
+        for label in [list(&[text("rage")]), list(&[mark(true)]), list(&[number(3.0)]), list(&[number(0.5)])]
+        {
+            assert!(classes.marks(&label).is_err(), "{label:?}");
+        }
+        let two = Classes::of(&json!({}), 2).expect("classes");
+        assert!(two.marks(&list(&[number(0.0), number(1.0)])).is_err(), "classes or marks?");
+        assert!(two.marks(&list(&[number(1.0), number(1.0)])).is_ok());
     }
 
     #[test]

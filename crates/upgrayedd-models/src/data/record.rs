@@ -14,6 +14,10 @@ pub(super) enum Label {
     Text(String),
     /// A cell of a table, in which everything is text.
     Cell(String),
+    /// Several of them.
+    List(Vec<Label>),
+    /// True or false, in a list.
+    Mark(bool),
 }
 
 /// What a record holds.

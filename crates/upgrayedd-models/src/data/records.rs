@@ -65,17 +65,38 @@ fn json_lines(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Res
             Value::String(text) => Ok(Some(text.clone())),
             _ => Err(bad(format!("field {:?} is not a string", names[at]))),
         };
-        let label = |at: usize| match value(at) {
-            Value::String(label) => Ok(Some(Label::Text(label.clone()))),
-            Value::Bool(label) => Ok(Some(Label::Number(f64::from(*label)))),
-            Value::Number(label) => Ok(label.as_f64().map(Label::Number)),
-            other => {
-                Err(bad(format!("field {:?} is {other}: expected a label, a number or a name", names[at])))
-            }
+        let label = |at: usize| {
+            let wrong = || {
+                let (field, value) = (names[at], value(at));
+                bad(format!(
+                    "field {field:?} is {value}: expected a label, a number or a name, or a list of them"
+                ))
+            };
+            json_label(value(at)).map(Some).ok_or_else(wrong)
         };
         let (pair, label) = (places.pair.map_or(Ok(None), text)?, places.label.map_or(Ok(None), label)?);
         let read = Record { number, text: text(places.text)?, pair, label, has_more: false };
         f(read)
+    })
+}
+
+/// A label, or a list of them.
+fn json_label(value: &Value) -> Option<Label> {
+    Some(match value {
+        Value::String(label) => Label::Text(label.clone()),
+        Value::Bool(label) => Label::Number(f64::from(*label)),
+        Value::Number(label) => Label::Number(label.as_f64()?),
+        Value::Array(labels) => Label::List(
+            labels
+                .iter()
+                .map(|label| match label {
+                    Value::Array(_) => None,
+                    Value::Bool(mark) => Some(Label::Mark(*mark)),
+                    label => json_label(label),
+                })
+                .collect::<Option<_>>()?,
+        ),
+        Value::Null | Value::Object(_) => return None,
     })
 }
 
@@ -119,6 +140,37 @@ fn string_end(text: &str) -> usize {
     text.len()
 }
 
+/// A label, or a list of them.
+fn parquet_label(field: &Field) -> Option<Label> {
+    Some(match field {
+        Field::Str(label) => Label::Text(label.clone()),
+        Field::Bool(label) => Label::Number(f64::from(*label)),
+        Field::Byte(label) => Label::Number(f64::from(*label)),
+        Field::Short(label) => Label::Number(f64::from(*label)),
+        Field::Int(label) => Label::Number(f64::from(*label)),
+        Field::Long(label) => Label::Number(*label as f64),
+        Field::UByte(label) => Label::Number(f64::from(*label)),
+        Field::UShort(label) => Label::Number(f64::from(*label)),
+        Field::UInt(label) => Label::Number(f64::from(*label)),
+        Field::ULong(label) => Label::Number(*label as f64),
+        Field::Float16(label) => Label::Number(f64::from(*label)),
+        Field::Float(label) => Label::Number(f64::from(*label)),
+        Field::Double(label) => Label::Number(*label),
+        Field::ListInternal(labels) => Label::List(
+            labels
+                .elements()
+                .iter()
+                .map(|label| match label {
+                    Field::ListInternal(_) => None,
+                    Field::Bool(mark) => Some(Label::Mark(*mark)),
+                    label => parquet_label(label),
+                })
+                .collect::<Option<_>>()?,
+        ),
+        _ => return None,
+    })
+}
+
 fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
     let bad = |e: String| Error::bad_file(path, format!("is not a valid Parquet file: {e}"));
     let file = std::fs::File::open(path).map_err(Error::io(path, "read"))?;
@@ -155,22 +207,10 @@ fn parquet_rows(path: &Path, wanted: &Wanted<'_>, f: &mut dyn FnMut(Record) -> R
             _ => Err(wrong(at, "text")),
         };
         let label = |at: usize| {
-            Ok(Some(match field(at) {
-                Field::Str(label) => Label::Text(label.clone()),
-                Field::Bool(label) => Label::Number(f64::from(*label)),
-                Field::Byte(label) => Label::Number(f64::from(*label)),
-                Field::Short(label) => Label::Number(f64::from(*label)),
-                Field::Int(label) => Label::Number(f64::from(*label)),
-                Field::Long(label) => Label::Number(*label as f64),
-                Field::UByte(label) => Label::Number(f64::from(*label)),
-                Field::UShort(label) => Label::Number(f64::from(*label)),
-                Field::UInt(label) => Label::Number(f64::from(*label)),
-                Field::ULong(label) => Label::Number(*label as f64),
-                Field::Float16(label) => Label::Number(f64::from(*label)),
-                Field::Float(label) => Label::Number(f64::from(*label)),
-                Field::Double(label) => Label::Number(*label),
-                _ => return Err(wrong(at, "a label: expected a number or a name")),
-            }))
+            let label = parquet_label(field(at));
+            label
+                .map(Some)
+                .ok_or_else(|| wrong(at, "a label: expected a number or a name, or a list of them"))
         };
         f(Record {
             number,

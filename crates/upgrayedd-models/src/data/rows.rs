@@ -18,15 +18,17 @@ pub enum Targets {
     Label(i64),
     /// One number, for regression.
     Value(f32),
+    /// For several labels: a number each, usually 1 where it is there and 0 where it is not.
+    Labels(Vec<f32>),
 }
 
 impl Targets {
-    /// All of them; 0 stands for a number.
+    /// All of them; 0 stands for numbers.
     pub fn as_slice(&self) -> &[i64] {
         match self {
             Self::Tokens(targets) => targets,
             Self::Label(label) => std::slice::from_ref(label),
-            Self::Value(_) => &[0],
+            Self::Value(_) | Self::Labels(_) => &[0],
         }
     }
 }
@@ -106,7 +108,23 @@ impl Row {
                     refuse(format!("the number to predict is {value}"))
                 };
             }
-            (Objective::Classifier { labels: 1 }, Targets::Label(IGNORE)) => return Ok(()),
+            (Objective::MultiLabel { labels }, Targets::Labels(values)) => {
+                let numbers = values.len() == labels && values.iter().all(|v| (0.0..=1.0).contains(v));
+                return if numbers {
+                    Ok(())
+                } else {
+                    refuse(format!("has the labels {values:?}: expected {labels} numbers from 0 to 1"))
+                };
+            }
+            (Objective::Classifier { labels: 1 } | Objective::MultiLabel { .. }, Targets::Label(IGNORE)) => {
+                return Ok(());
+            }
+            (Objective::MultiLabel { labels }, _) => {
+                return refuse(format!("has another label than {labels} numbers from 0 to 1"));
+            }
+            (_, Targets::Labels(_)) => {
+                return refuse("has several labels: the model takes one".to_owned());
+            }
             (Objective::Classifier { labels }, Targets::Label(_)) if labels > 1 => labels,
             (Objective::Classifier { labels: 1 }, _) => {
                 return refuse("has labels: regression takes one number".to_owned());
@@ -142,7 +160,15 @@ impl Batch {
             (Vec::with_capacity(rows.len() * len), Vec::new(), Vec::new());
         let (mut types, mut values) = (Vec::new(), Vec::new());
         let typed = rows.iter().any(|r| r.types.is_some());
-        let numbers = rows.iter().any(|r| matches!(r.targets, Targets::Value(_)));
+        let numbers = rows
+            .iter()
+            .map(|r| match &r.targets {
+                Targets::Value(_) => 1,
+                Targets::Labels(values) => values.len(),
+                Targets::Tokens(_) | Targets::Label(_) => 0,
+            })
+            .max()
+            .unwrap_or(0);
         let padded =
             rows.iter().any(|r| r.tokens.len() < len || r.mask.as_ref().is_some_and(|m| m.contains(&0)));
         for row in rows {
@@ -160,8 +186,11 @@ impl Batch {
                 types.extend_from_slice(row.types.as_deref().unwrap_or_default());
                 types.resize(end, 0);
             }
-            if numbers {
-                values.push(if let Targets::Value(value) = row.targets { value } else { 0.0 });
+            match &row.targets {
+                Targets::Value(value) => values.push(*value),
+                Targets::Labels(labels) => values.extend_from_slice(labels),
+                // Does not count.
+                Targets::Tokens(_) | Targets::Label(_) => values.resize(values.len() + numbers, 0.0),
             }
             targets.extend_from_slice(row.targets.as_slice());
             if matches!(row.targets, Targets::Tokens(_)) {

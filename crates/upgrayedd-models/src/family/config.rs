@@ -241,12 +241,16 @@ impl<'a> Config<'a> {
                     (named, number) => named.or(number).unwrap_or(2),
                 };
                 let kind = if labels == 1 { "regression" } else { "single_label_classification" };
-                if let Some(other) = self.text("problem_type")?.filter(|k| *k != kind) {
-                    return Err(Error::unsupported(format!(
-                        "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?}"
-                    )));
+                const SEVERAL: &str = "multi_label_classification";
+                match self.text("problem_type")? {
+                    Some(SEVERAL) => Objective::MultiLabel { labels },
+                    Some(other) if other != kind => {
+                        return Err(Error::unsupported(format!(
+                            "config.json: problem_type {other:?} with {labels} labels is not supported: expected {kind:?} or {SEVERAL:?}"
+                        )));
+                    }
+                    _ => Objective::Classifier { labels },
                 }
-                Objective::Classifier { labels }
             }
         })
     }

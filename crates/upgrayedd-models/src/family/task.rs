@@ -21,7 +21,7 @@ impl Task {
         match objective {
             Objective::CausalLm => Self::CausalLm,
             Objective::MaskedLm => Self::MaskedLm,
-            Objective::Classifier { .. } => Self::Classifier,
+            Objective::Classifier { .. } | Objective::MultiLabel { .. } => Self::Classifier,
             Objective::Encoder => Self::Encoder,
         }
     }

@@ -25,7 +25,8 @@ pub struct Batch {
     /// What to predict: per position for language models (already shifted), per sequence for classifiers;
     /// [`IGNORE`] does not count.
     pub targets: Vec<i64>,
-    /// For regression: the number to predict, per sequence.
+    /// For regression and for several labels: what to predict, per sequence as many numbers as the model has
+    /// outputs.
     pub values: Vec<f32>,
 }
 

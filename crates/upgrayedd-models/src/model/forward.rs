@@ -8,7 +8,7 @@ use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
 use super::batch::{Batch, Hooks, KvCache};
 use super::state::{LinearIds, Model};
-use crate::spec::{Block, Norm, Objective, Pooling, distance_bucket};
+use crate::spec::{Block, Norm, Pooling, Positions, distance_bucket};
 use crate::units::LayerSite;
 use crate::weights::{Kind, Part, Writer};
 
@@ -36,6 +36,23 @@ impl Model {
     fn outside(&self, part: Part) -> Option<LinearIds> {
         let id = |kind| self.find(None, part, kind);
         Some(LinearIds { weight: id(Kind::Weight)?, bias: id(Kind::Bias) })
+    }
+
+    /// The position of each token of a batch that continues `past` others: its place in the sequence, or its
+    /// row in the table of learned positions.
+    pub fn positions_for(&self, batch: &Batch, past: usize) -> Arc<Vec<u32>> {
+        let first = (self.spec.first_position + past) as u32;
+        let Positions::WithoutToken(padding) = self.spec.positions else {
+            return Arc::new((0..batch.batch).flat_map(|_| (first..).take(batch.len)).collect());
+        };
+        let rows = batch.tokens.chunks(batch.len.max(1)).flat_map(|sequence| {
+            let mut next = first;
+            sequence.iter().map(move |token| {
+                next += u32::from(*token != padding);
+                if *token == padding { first - 1 } else { next - 1 }
+            })
+        });
+        Arc::new(rows.collect())
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
@@ -357,7 +374,7 @@ impl Model {
             x = ops::activation(tape, self.spec.head_activation, &x)?;
         }
         x = self.normed(tape, x, self.outside(Part::HeadNorm))?;
-        if let (Objective::Classifier { .. }, Some(ids)) = (self.spec.objective, self.outside(Part::Pooler)) {
+        if let (Some(_), Some(ids)) = (self.spec.objective.outputs(), self.outside(Part::Pooler)) {
             x = self.linear(tape, &x, ids)?;
             x = ops::activation(tape, self.spec.pooler_activation, &x)?;
         }
@@ -378,7 +395,7 @@ impl Model {
     pub fn logits(&self, batch: &Batch, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let mut tape = Tape::inference(self.device, &self.params);
         let mut hidden = self.hidden(&mut tape, batch, hooks)?;
-        if let Objective::Classifier { .. } = self.spec.objective {
+        if self.spec.objective.outputs().is_some() {
             hidden = self.pool(&mut tape, &hidden, batch)?;
         }
         self.predict(&mut tape, hidden)

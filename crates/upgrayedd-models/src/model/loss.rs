@@ -11,6 +11,9 @@ use super::state::Model;
 use crate::rng;
 use crate::spec::Objective;
 
+/// A loss by numbers in the place of outputs.
+type ErrorOp = fn(&mut Tape<'_>, &Var, &Tensor, f32) -> Result<Loss>;
+
 impl Model {
     /// The objective's loss over the batch; each counted target's gradient is multiplied by `weight`.
     ///
@@ -63,9 +66,9 @@ impl Model {
             };
             return ops::relative_distance(tape, &rows, &wanted, weight);
         }
-        if self.spec.objective.is_regression() {
-            let numbers = self.numbers(tape, hidden, batch)?;
-            return ops::squared_error(tape, &numbers, &self.device.upload(counted_values(batch)), weight);
+        if let Some(error) = self.error() {
+            let outputs = self.outputs(tape, hidden, batch)?;
+            return error(tape, &outputs, &self.counted_values(batch), weight);
         }
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, false)?;
         let (rows, weights) = self.before_logits(tape, rows)?;
@@ -141,8 +144,8 @@ impl Model {
         distill: &Distill<'_>,
     ) -> Result<Loss> {
         let Distill { teacher, temperature, share } = *distill;
-        if self.spec.objective.is_regression() {
-            return self.mixed_error(tape, batch, weight, (teacher, share));
+        if let Some(error) = self.error() {
+            return self.mixed_error(tape, batch, weight, (teacher, share), error);
         }
         let mut theirs = Tape::inference(teacher.device, &teacher.params);
         let x = teacher.hidden(&mut theirs, batch, &mut Hooks::default())?;
@@ -160,34 +163,44 @@ impl Model {
         ops::distillation(tape, &rows, head, &targets, &teacher_head, weight)
     }
 
-    /// The squared error mixed with the squared distance from the teacher's numbers.
+    /// How far outputs are from the numbers in their place, for objectives whose labels are such.
+    fn error(&self) -> Option<ErrorOp> {
+        match self.spec.objective {
+            Objective::Classifier { labels: 1 } => Some(ops::squared_error),
+            Objective::MultiLabel { .. } => Some(ops::binary_cross_entropy),
+            _ => None,
+        }
+    }
+
+    /// The error against the labels mixed with that against what the teacher says.
     fn mixed_error<'p>(
         &'p self,
         tape: &mut Tape<'p>,
         batch: &Batch,
         weight: f32,
         (teacher, share): (&Model, f32),
+        error: ErrorOp,
     ) -> Result<Loss> {
         let mut theirs = Tape::inference(teacher.device, &teacher.params);
         let hidden = teacher.hidden(&mut theirs, batch, &mut Hooks::default())?;
-        let theirs = teacher.numbers(&mut theirs, hidden, batch)?;
+        let mut theirs = teacher.outputs(&mut theirs, hidden, batch)?.tensor().clone();
+        if let Objective::MultiLabel { .. } = self.spec.objective {
+            let mut probabilities = theirs.to_host();
+            probabilities.data_mut().iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()));
+            theirs = self.device.upload(probabilities);
+        }
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
-        let numbers = self.numbers(tape, hidden, batch)?;
-        let mut loss = ops::squared_error(
-            tape,
-            &numbers,
-            &self.device.upload(counted_values(batch)),
-            weight * (1.0 - share),
-        )?;
-        let distance = ops::squared_error(tape, &numbers, theirs.tensor(), weight * share)?;
+        let outputs = self.outputs(tape, hidden, batch)?;
+        let mut loss = error(tape, &outputs, &self.counted_values(batch), weight * (1.0 - share))?;
+        let distance = error(tape, &outputs, &theirs, weight * share)?;
         let parts = [(f64::from(1.0 - share), &loss.sum), (f64::from(share), &distance.sum)];
         loss.sum = ops::combine(self.device, &parts);
         loss.seeds.extend(distance.seeds);
         Ok(loss)
     }
 
-    /// What a model for regression says of the sequences that count, `(N, 1)`.
-    fn numbers<'p>(&'p self, tape: &mut Tape<'p>, hidden: Var, batch: &Batch) -> Result<Var> {
+    /// What a classifier says of the sequences that count, `(N, outputs)`.
+    fn outputs<'p>(&'p self, tape: &mut Tape<'p>, hidden: Var, batch: &Batch) -> Result<Var> {
         let rows = self.predicted_rows(tape, hidden, batch, true)?.0;
         let (rows, ids) = self.before_logits(tape, rows)?;
         self.linear(tape, &rows, ids)
@@ -202,9 +215,9 @@ impl Model {
         batch: &Batch,
         exact: bool,
     ) -> Result<(Var, Vec<i64>)> {
-        let hidden = match self.spec.objective {
-            Objective::Classifier { .. } => self.pool(tape, &hidden, batch)?,
-            _ => hidden,
+        let hidden = match self.spec.objective.outputs() {
+            Some(_) => self.pool(tape, &hidden, batch)?,
+            None => hidden,
         };
         let counted: Vec<u32> =
             (0u32..).zip(&batch.targets).filter(|(_, t)| **t != IGNORE).map(|(i, _)| i).collect();
@@ -215,11 +228,13 @@ impl Model {
         let targets = counted.iter().map(|&i| batch.targets[i as usize]).collect();
         Ok((ops::select_rows(tape, &hidden, &Arc::new(counted))?, targets))
     }
-}
 
-/// What is to be predicted of the sequences that count, `(N, 1)`.
-fn counted_values(batch: &Batch) -> Tensor {
-    let counted = batch.values.iter().zip(&batch.targets).filter(|(_, target)| **target != IGNORE);
-    let values: Vec<f32> = counted.map(|(value, _)| *value).collect();
-    Tensor::from_vec(&[values.len(), 1], values)
+    /// What is to be predicted of the sequences that count, `(N, outputs)`.
+    fn counted_values(&self, batch: &Batch) -> Tensor {
+        let outputs = self.spec.objective.outputs().unwrap_or(1);
+        let counted =
+            batch.values.chunks_exact(outputs).zip(&batch.targets).filter(|(_, target)| **target != IGNORE);
+        let values: Vec<f32> = counted.flat_map(|(values, _)| values).copied().collect();
+        self.device.upload(Tensor::from_vec(&[values.len() / outputs, outputs], values))
+    }
 }

@@ -12,12 +12,10 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::DType;
-use crate::spec::{ModelSpec, Objective, Positions};
+use crate::spec::ModelSpec;
 use crate::units::{LayerSite, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
-
-use super::batch::Batch;
 
 /// An affine map's parameters.
 #[derive(Debug, Clone, Copy)]
@@ -366,7 +364,7 @@ impl Model {
     /// A parameter that the objective reaches; a pooler without a classifier, say, is not.
     pub fn is_used(&self, weight: &Weight) -> bool {
         let idle = matches!(weight.role.part, Part::Pooler | Part::NextSentence);
-        !idle || matches!(self.spec.objective, Objective::Classifier { .. })
+        !idle || self.spec.objective.outputs().is_some()
     }
 
     /// A writer's weight `(d, in)` and, where there is one, its bias.
@@ -424,22 +422,5 @@ impl Model {
     pub fn move_to(&mut self, device: Device) {
         self.device = device;
         self.params.move_to(device);
-    }
-
-    /// The position of each token of a batch that continues `past` others: its place in the sequence, or its
-    /// row in the table of learned positions.
-    pub fn positions_for(&self, batch: &Batch, past: usize) -> Arc<Vec<u32>> {
-        let first = (self.spec.first_position + past) as u32;
-        let Positions::WithoutToken(padding) = self.spec.positions else {
-            return Arc::new((0..batch.batch).flat_map(|_| (first..).take(batch.len)).collect());
-        };
-        let rows = batch.tokens.chunks(batch.len.max(1)).flat_map(|sequence| {
-            let mut next = first;
-            sequence.iter().map(move |token| {
-                next += u32::from(*token != padding);
-                if *token == padding { first - 1 } else { next - 1 }
-            })
-        });
-        Arc::new(rows.collect())
     }
 }

@@ -341,6 +341,9 @@ impl Kernels for Fake {
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
         number(write(x, |x| Cpu.squared_error(x, &inside(reference), weight)))
     }
+    fn binary_cross_entropy(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
+        number(write(x, |x| Cpu.binary_cross_entropy(x, &inside(reference), weight)))
+    }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         let vectors = inside(step.vectors);
         let step = AdamWStep { vectors: &vectors, ..*step };

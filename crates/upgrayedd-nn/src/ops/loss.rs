@@ -170,6 +170,21 @@ pub fn squared_error(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f
     of_every_row(tape, x, sum, gradient)
 }
 
+/// Mean binary cross-entropy of each row of logits `x (N, L)` with the probabilities `reference (N, L)`; the sum
+/// is in nats.
+///
+/// # Errors
+/// Returns [`crate::Error::Interrupted`] if the work is stopped.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn binary_cross_entropy(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, weight: f32) -> Result<Loss> {
+    assert_eq!(x.tensor().shape(), reference.shape(), "binary cross-entropy: shapes differ");
+    let mut gradient = x.tensor().clone();
+    let sum = tape.kernels().binary_cross_entropy(&mut gradient, reference, weight);
+    of_every_row(tape, x, sum, gradient)
+}
+
 /// A loss that every row of `x` counts in.
 fn of_every_row(tape: &Tape<'_>, x: &Var, sum: Number, gradient: Tensor) -> Result<Loss> {
     interrupt::check()?;

@@ -15,6 +15,9 @@ pub use add::add;
 pub use attention::{AttentionInputs, attention, attention_with_entropy};
 pub use embedding::{embedding, mean_rows, select_rows, write_rows};
 pub use linear::{gram, linear, linear_over};
-pub use loss::{Head, Loss, Teacher, combine, cross_entropy, distillation, relative_distance, squared_error};
+pub use loss::{
+    Head, Loss, Teacher, binary_cross_entropy, combine, cross_entropy, distillation, relative_distance,
+    squared_error,
+};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeTable, rope};

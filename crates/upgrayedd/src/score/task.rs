@@ -30,7 +30,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
 /// Whether the data is a task's: labels, or sequences that say which of their tokens are the answer.
 pub(super) fn has_task(context: &ScoreContext<'_>) -> Result<bool> {
     match context.model.spec().objective {
-        Objective::Classifier { .. } => return Ok(true),
+        Objective::Classifier { .. } | Objective::MultiLabel { .. } => return Ok(true),
         Objective::CausalLm => {}
         _ => return Ok(false),
     }

@@ -57,7 +57,7 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
     encoder::add_base(&mut table, "bert");
     match spec.objective {
-        Objective::Classifier { .. } => {
+        Objective::Classifier { .. } | Objective::MultiLabel { .. } => {
             table.add(Part::Pooler, "bert.pooler.dense").add(Part::Head, "classifier");
         }
         Objective::MaskedLm => {

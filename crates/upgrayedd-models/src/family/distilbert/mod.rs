@@ -116,7 +116,7 @@ fn weights(spec: &ModelSpec) -> Vec<Weight> {
         add(Part::Norm2, "output_layer_norm");
     }
     match spec.objective {
-        Objective::Classifier { .. } => {
+        Objective::Classifier { .. } | Objective::MultiLabel { .. } => {
             table.add(Part::Pooler, "pre_classifier").add(Part::Head, "classifier");
         }
         Objective::MaskedLm => {

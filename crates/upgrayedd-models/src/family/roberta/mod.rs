@@ -105,7 +105,7 @@ pub(super) fn positions_after(padding: usize, spec: ModelSpec) -> Result<ModelSp
 /// The head of a masked language model or of a classifier.
 pub(super) fn add_head(table: &mut Table<'_>) {
     match table.spec().objective {
-        Objective::Classifier { .. } => {
+        Objective::Classifier { .. } | Objective::MultiLabel { .. } => {
             table.add(Part::Pooler, "classifier.dense").add(Part::Head, "classifier.out_proj");
         }
         Objective::MaskedLm => {

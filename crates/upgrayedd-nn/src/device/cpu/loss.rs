@@ -154,6 +154,22 @@ pub(super) fn squared_error(x: &mut Tensor, reference: &Tensor, weight: f32) -> 
         .sum()
 }
 
+pub(super) fn binary_cross_entropy(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
+    let labels = x.cols().max(1) as f32;
+    let pairs = x.data_mut().iter_mut().zip(reference.data());
+    let sum: f64 = pairs
+        .map(|(x, &y)| {
+            let logit = *x;
+            // Of the smaller side, which cannot overflow.
+            let small = (-logit.abs()).exp();
+            let probability = if logit >= 0.0 { 1.0 / (1.0 + small) } else { small / (1.0 + small) };
+            *x = weight * (probability - y) / labels;
+            f64::from(logit.max(0.0) - logit * y) + f64::from(small).ln_1p()
+        })
+        .sum();
+    sum / f64::from(labels)
+}
+
 pub(super) fn relative_distance(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
     let cols = x.cols();
     let distances: Vec<f64> = x

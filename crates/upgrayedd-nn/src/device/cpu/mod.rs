@@ -197,6 +197,9 @@ impl Kernels for Cpu {
     fn squared_error(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
         number(loss::squared_error(x, reference, weight))
     }
+    fn binary_cross_entropy(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
+        number(loss::binary_cross_entropy(x, reference, weight))
+    }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         pointwise::adamw(w, g, m, v, step);
     }
