@@ -112,9 +112,9 @@ fn small(c: &mut Criterion) {
         ops::gated_activation(tape, Activation::Silu, &v[0], &v[1])
     });
     let frequencies: Vec<f32> = (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect();
-    let table = RopeTable::new(256, &frequencies);
+    let table = RopeTable::new(256, &frequencies, 1.0);
     let positions = Arc::new((0..TOKENS as u32).map(|i| i % 256).collect());
-    both(c, "RoPE", x[0] * x[1], &[&x], |tape, v| ops::rope(tape, &v[0], &table, &positions));
+    both(c, "RoPE", x[0] * x[1], &[&x], |tape, v| ops::rope(tape, &v[0], &table, 64, &positions));
 }
 
 fn loss(c: &mut Criterion) {

@@ -46,6 +46,16 @@ def llama(**kwargs):
     return decoder("Llama", **kwargs)
 
 
+def neox(**kwargs):
+    config = dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.67))
+    return decoder("GPTNeoX", num_attention_heads=4, **(config | kwargs))
+
+
+def opt(**kwargs):
+    config = dict(ffn_dim=36, num_attention_heads=4, dropout=0, pad_token_id=1)
+    return decoder("OPT", **(config | kwargs))
+
+
 def gpt2(**kwargs):
     config = dict(
         vocab_size=VOCAB, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
@@ -106,6 +116,16 @@ def roberta(kind, **kwargs):
 
 
 GQA = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4, attention_bias=True, mlp_bias=True)
+LONGROPE = dict(
+    rope_type="longrope", short_factor=[1.0, 1.2], long_factor=[2.0, 5.0], rope_theta=100.0, partial_rotary_factor=0.67
+)
+PHI3 = dict(
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    hidden_size=36,
+    rope_parameters=LONGROPE,
+    original_max_position_embeddings=16,
+)
 SEVERAL = "multi_label_classification"
 HEADS = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4)
 QWEN3 = dict(attention_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1, **HEADS)
@@ -140,6 +160,12 @@ CASES = {
     "qwen2_pruned": (lambda: decoder("Qwen2", num_attention_heads=6, num_key_value_heads=3), {0: [0, 1, 2], 1: [5]}),
     "mistral_pruned": (lambda: decoder("Mistral", sliding_window=3, **HEADS), {0: [0, 1, 2], 1: [4]}),
     "smollm3_pruned": (lambda: decoder("SmolLM3", no_rope_layers=[1, 0], **HEADS), {0: [0], 1: [3, 4, 5]}),
+    "phi3_pruned": (lambda: decoder("Phi3", **PHI3), {0: [1, 4, 5], 1: [0, 1, 2]}),
+    "phi3_long": (lambda: decoder("Phi3", **PHI3 | dict(original_max_position_embeddings=6, sliding_window=5)), {1: [3, 4, 5]}),
+    "gpt_neox": (lambda: neox(), {}),
+    "gpt_neox_pruned": (lambda: neox(use_parallel_residual=False, attention_bias=False), {0: [0, 2], 1: [3]}),
+    "opt_pruned": (lambda: opt(), {0: [1], 1: [0, 1, 2]}),
+    "opt_postnorm": (lambda: opt(do_layer_norm_before=False, tie_word_embeddings=False), {}),
     "roberta_mlm": (lambda: roberta(RobertaForMaskedLM), {}),
     "roberta_mlm_pruned": (lambda: roberta(RobertaForMaskedLM), {0: [1], 1: [0, 1, 2]}),
     "roberta_classifier_pruned": (lambda: roberta(RobertaForSequenceClassification, num_labels=3), {0: [0, 3]}),
@@ -185,7 +211,11 @@ def mask_heads(model, pruned):
     """Zeroes the pruned heads' part of each output projection's input."""
     for layer, heads in pruned.items():
         kind = model.config.model_type
-        if kind == "distilbert":
+        if kind == "gpt_neox":
+            projection = model.gpt_neox.layers[layer].attention.dense
+        elif kind == "opt":
+            projection = model.model.decoder.layers[layer].self_attn.out_proj
+        elif kind == "distilbert":
             projection = model.base_model.transformer.layer[layer].attention.out_lin
         elif kind == "mpnet":
             projection = model.base_model.encoder.layer[layer].attention.attn.o
@@ -220,7 +250,11 @@ def inputs(name, model, generator):
         return ids, mask, torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0.25]])[:, : model.config.num_labels]
     if "regression" in name:
         return ids, mask, torch.tensor([0.5, -1.25, 3.0])
-    labels = ids.clone()
+    if name.startswith("opt"):
+        # Positions follow the mask, wherever padding is.
+        mask[1, :2] = 0
+        mask[2, 7:] = 0
+    labels = torch.where(mask == 1, ids, -100) if name.startswith("opt") else ids.clone()
     if is_encoder:
         chosen = torch.rand(ids.shape, generator=generator) < 0.4
         labels = torch.where(chosen & (mask == 1), ids, -100)

@@ -20,6 +20,7 @@ TOKENIZERS = (
     transformers.CamembertTokenizer,
     transformers.DistilBertTokenizer,
     transformers.GPT2Tokenizer,
+    transformers.GPTNeoXTokenizer,
     transformers.LlamaTokenizer,
     transformers.MPNetTokenizer,
     transformers.Qwen2Tokenizer,

@@ -31,6 +31,8 @@ pub enum Positions {
     /// As far as there are other tokens than this one before it; this one itself has the row before the first
     /// (RoBERTa's padding).
     WithoutToken(u32),
+    /// As far as there is no padding before it, by the mask; padding has the row before the first.
+    Unmasked,
 }
 
 /// What of a sequence a classifier looks at.
@@ -40,6 +42,17 @@ pub enum Pooling {
     First,
     /// The mean over all that is not padding.
     Mean,
+}
+
+/// A rotation by position (Su et al. 2021).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// One for every two of a head's first columns; the others are not rotated.
+    pub inv_freq: Vec<f32>,
+    /// Multiplies what is rotated.
+    pub scale: f32,
+    /// For sequences longer than so many positions: other frequencies.
+    pub long: Option<(usize, Vec<f32>)>,
 }
 
 /// What may differ between layers.
@@ -116,8 +129,8 @@ pub struct ModelSpec {
     pub hidden_size: usize,
     /// Layer by layer.
     pub layers: Vec<LayerSpec>,
-    /// Rotations by position, `head_dim / 2` inverse frequencies each.
-    pub ropes: Vec<Vec<f32>>,
+    /// Rotations by position.
+    pub ropes: Vec<Rope>,
     /// Columns per head.
     pub head_dim: usize,
     /// Longest sequence.
@@ -148,6 +161,8 @@ pub struct ModelSpec {
     pub out_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
+    /// Whether the MLP reads what attention reads, and not what comes of it.
+    pub parallel: bool,
     /// Whether attention looks back only.
     pub causal: bool,
     /// Whether the output projection is the embedding.
@@ -189,6 +204,7 @@ impl Default for ModelSpec {
             qkv_bias: false,
             out_bias: false,
             mlp_bias: false,
+            parallel: false,
             causal: true,
             tied_head: false,
             transform_bias: true,
@@ -224,15 +240,9 @@ impl ModelSpec {
                 ));
             }
             let Some(rope) = rope else { continue };
-            if !self.head_dim.is_multiple_of(2) {
+            if self.ropes.get(rope).is_none_or(|rope| rope.inv_freq.len() * 2 > self.head_dim) {
                 return refuse(format!(
-                    "head_dim is {}: rotary positions need an even number",
-                    self.head_dim
-                ));
-            }
-            if self.ropes.get(rope).is_none_or(|frequencies| frequencies.len() * 2 != self.head_dim) {
-                return refuse(format!(
-                    "rotation {rope} has not one frequency for each pair of {} columns",
+                    "rotation {rope} has more frequencies than pairs of {} columns",
                     self.head_dim
                 ));
             }

@@ -190,6 +190,13 @@ pub enum Layout {
     Stacked(usize),
     /// The same in a transposed tensor: GPT-2's fused Q, K, V.
     StackedTransposed(usize),
+    /// One of several that take turns in a tensor, a head each: GPT-NeoX's fused Q, K, V.
+    Interleaved {
+        /// The how manieth.
+        order: usize,
+        /// Outputs of a turn.
+        width: usize,
+    },
 }
 
 impl Layout {
@@ -201,7 +208,7 @@ impl Layout {
     /// Which of several in a tensor it is.
     pub fn order(self) -> usize {
         match self {
-            Self::Stacked(order) | Self::StackedTransposed(order) => order,
+            Self::Stacked(order) | Self::StackedTransposed(order) | Self::Interleaved { order, .. } => order,
             Self::Plain | Self::Transposed => 0,
         }
     }
@@ -308,12 +315,24 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
     }
 }
 
-/// Where a weight's outputs begin in its tensor, and how many outputs all that share the tensor have.
-pub(crate) fn place_in_tensor(table: &[Weight], weight: &Weight, units: &UnitMap) -> (usize, usize) {
+/// Where a weight's outputs lie in its tensor, one after the other, and how many outputs all that share the
+/// tensor have.
+pub(crate) fn rows_in_tensor(table: &[Weight], weight: &Weight, units: &UnitMap) -> (Vec<usize>, usize) {
     let outputs = |weight: &Weight| weight.shape(units).first().copied().unwrap_or(0);
     let sharing = || table.iter().filter(|other| other.hf_name == weight.hf_name);
-    let before = sharing().filter(|other| other.layout.order() < weight.layout.order());
-    (before.map(outputs).sum(), sharing().map(outputs).sum())
+    let (own, all) = (outputs(weight), sharing().map(outputs).sum());
+    let rows = match weight.layout {
+        Layout::Interleaved { order, width } => {
+            let parts = sharing().count();
+            (0..own).map(|row| (row / width * parts + order) * width + row % width).collect()
+        }
+        layout => {
+            let before = sharing().filter(|other| other.layout.order() < layout.order());
+            let first: usize = before.map(outputs).sum();
+            (first..first + own).collect()
+        }
+    };
+    (rows, all)
 }
 
 /// A table in the making. Parameters that a model of this shape does not have are left out.

@@ -215,9 +215,8 @@ fn tokenizers_make_the_ids_of_transformers() {
 #[test]
 fn the_document_of_keys_is_what_the_tables_say() {
     let written = fs::read_to_string(golden("../../docs/config-keys.md")).unwrap();
-    assert_eq!(
-        written,
-        family::keys_document(),
-        "cargo run -p upgrayedd --example config_keys > docs/config-keys.md"
+    assert!(
+        written == family::keys_document(),
+        "is old: cargo run -p upgrayedd --example config_keys > docs/config-keys.md"
     );
 }

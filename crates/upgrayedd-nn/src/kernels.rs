@@ -243,9 +243,9 @@ pub(crate) trait Kernels: Send + Sync {
         grads: [Option<Sink<'_>>; 2],
     );
 
-    /// Rotates each head's halves by the angles of the rows' positions; `table (P, head_dim)` holds cos then
-    /// sin. `sign` −1 undoes it.
-    fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>);
+    /// Rotates the halves of the first columns of each head of `head_dim` by the angles of the rows' positions;
+    /// `table (P, rotated columns)` holds cos then sin. `sign` −1 is the transposed.
+    fn rope(&self, x: &Tensor, table: &Tensor, head_dim: usize, positions: &[u32], sign: f32, out: Sink<'_>);
 
     /// Scaled dot-product attention with a gate per head.
     fn attention(

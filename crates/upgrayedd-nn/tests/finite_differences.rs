@@ -97,9 +97,11 @@ fn activations() {
 
 #[test]
 fn rope_and_embedding() {
-    let table = ops::RopeTable::new(16, &[1.0, 0.1]);
+    let table = ops::RopeTable::new(16, &[1.0, 0.1], 1.0);
+    let partial = ops::RopeTable::new(16, &[0.7], 1.5);
     let positions = Arc::new(vec![0, 3, 7, 2]);
-    check("rope", &[&[4, 8]], |t, x| ops::rope(t, &x[0], &table, &positions));
+    check("rope", &[&[4, 8]], |t, x| ops::rope(t, &x[0], &table, 4, &positions));
+    check("rope of a part", &[&[4, 8]], |t, x| ops::rope(t, &x[0], &partial, 4, &positions));
     let ids = Arc::new(vec![2, 0, 2, 1]);
     check("embedding", &[&[4, 6]], |t, x| ops::embedding(t, &x[0], &ids));
     check("mean", &[&[6, 5]], |t, x| ops::mean_rows(t, &x[0], 3, None));

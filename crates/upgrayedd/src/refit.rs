@@ -186,9 +186,5 @@ fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Te
 fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    let written = model.project(&mut tape, layer, WRITER, context, None)?;
-    let x = model.join(&mut tape, layer, WRITER, &x, written)?;
-    let hidden = model.mlp_hidden(&mut tape, layer, &x)?;
-    let written = model.project(&mut tape, layer, Writer::Mlp, hidden, None)?;
-    Ok(model.join(&mut tape, layer, Writer::Mlp, &x, written)?.tensor().clone())
+    Ok(model.after_attention(&mut tape, layer, x, context, (None, None))?.tensor().clone())
 }

@@ -4,7 +4,7 @@
 use upgrayedd_models::Result;
 use upgrayedd_models::family::Fate::Used;
 use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Task, TokenizerClass};
-use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm};
+use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm, Rope};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
 pub static FAMILY: Family = Family {
@@ -25,6 +25,7 @@ pub static FAMILY: Family = Family {
     ]],
     output_head: Some("predict.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: &[],
@@ -55,7 +56,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("tokens", 20)?,
         hidden_size,
         layers,
-        ropes: vec![vec![1.0, 0.1]],
+        ropes: vec![Rope { inv_freq: vec![1.0, 0.1], scale: 1.0, long: None }],
         head_dim: hidden_size / num_heads,
         max_positions: 32,
         type_vocab_size: 0,

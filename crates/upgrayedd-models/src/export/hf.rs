@@ -13,7 +13,7 @@ use crate::files::{DType, TensorFile, safetensors_file, write_file};
 use crate::model::Model;
 use crate::spec::Objective;
 use crate::units::{CONFIG_KEY, FORMAT};
-use crate::weights::{Layout, Weight};
+use crate::weights::{Layout, Weight, rows_in_tensor};
 use crate::{Error, Result};
 
 const MODELING_FILE: &str = "modeling_upgrayedd";
@@ -155,17 +155,20 @@ fn stored_name<'a>(model: &Model, hf_name: &'a str) -> &'a str {
 /// puts zeros where heads are missing. Those that nothing has changed may still be as their file has them
 /// ([`Tensor::to_host`]).
 pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
-    let mut parts: BTreeMap<&str, Vec<(Layout, Tensor, DType)>> = BTreeMap::new();
+    let table = (model.family.weights)(&model.spec);
+    let units = if dense { model.spec.full_units() } else { model.units.clone() };
+    let mut parts: BTreeMap<&str, Vec<Piece>> = BTreeMap::new();
     for id in model.params.ids() {
         let weight = model.weight(id);
         let tensor = model.params.get(id);
         let tensor = if dense { expand(model, weight, &tensor.to_host()) } else { tensor.clone() };
-        let name = stored_name(model, &weight.hf_name);
-        parts.entry(name).or_default().push((weight.layout, tensor, model.dtype_of(id)));
+        let (rows, outputs) = rows_in_tensor(&table, weight, &units);
+        let piece = Piece { layout: weight.layout, tensor, rows, outputs, dtype: model.dtype_of(id) };
+        parts.entry(stored_name(model, &weight.hf_name)).or_default().push(piece);
     }
-    let assembled = parts.into_iter().map(|(name, parts)| {
-        let dtype = parts[0].2;
-        (name.to_owned(), assemble(parts), dtype)
+    let assembled = parts.into_iter().map(|(name, pieces)| {
+        let dtype = pieces[0].dtype;
+        (name.to_owned(), assemble(&pieces), dtype)
     });
     let mut all: Vec<(String, Tensor, DType)> = assembled.collect();
     // transformers takes a weight with two names for one only where the output projection is the embedding.
@@ -179,20 +182,37 @@ pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
     all
 }
 
-/// The tensor of a file whose parts these are: several where one holds queries, keys and values.
-fn assemble(mut parts: Vec<(Layout, Tensor, DType)>) -> Tensor {
-    if let [(layout, tensor, _)] = &parts[..] {
-        return if layout.is_transposed() { tensor.to_host().transposed() } else { tensor.clone() };
-    }
-    parts.sort_by_key(|(layout, ..)| layout.order());
-    let transposed = parts[0].0.is_transposed();
-    let data: Vec<f32> = parts.iter().flat_map(|(_, t, _)| t.to_host().data().to_vec()).collect();
-    let rows: usize = parts.iter().map(|(_, t, _)| t.shape()[0]).sum();
-    match parts[0].1.shape() {
-        [_, input] if transposed => Tensor::from_vec(&[rows, *input], data).transposed(),
-        [_, input] => Tensor::from_vec(&[rows, *input], data),
-        _ => Tensor::from_vec(&[rows], data),
-    }
+/// A weight on its way into a tensor of a file.
+struct Piece {
+    layout: Layout,
+    tensor: Tensor,
+    /// Where its outputs go.
+    rows: Vec<usize>,
+    /// How many outputs the tensor has.
+    outputs: usize,
+    dtype: DType,
+}
+
+/// The tensor of a file that these make up.
+fn assemble(pieces: &[Piece]) -> Tensor {
+    let transposed = pieces[0].layout.is_transposed();
+    let tensor = match pieces {
+        [piece] => piece.tensor.clone(),
+        _ => {
+            let mut shape = pieces[0].tensor.shape().to_vec();
+            shape[0] = pieces[0].outputs;
+            let width = shape.get(1).copied().unwrap_or(1);
+            let mut whole = Tensor::zeros(&shape);
+            for piece in pieces {
+                let values = piece.tensor.to_host();
+                for (from, &to) in values.data().chunks_exact(width).zip(&piece.rows) {
+                    whole.data_mut()[to * width..(to + 1) * width].copy_from_slice(from);
+                }
+            }
+            whole
+        }
+    };
+    if transposed && tensor.shape().len() == 2 { tensor.to_host().transposed() } else { tensor }
 }
 
 /// A weight in the unpruned shape, zeros where heads are missing.

@@ -161,6 +161,18 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of positive numbers.
+    ///
+    /// # Errors
+    /// Returns [`Error::OutOfRange`] for anything else, a missing key included.
+    pub fn numbers(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let value = self.get(key).unwrap_or(&Value::Null);
+        let positive = |v: &Value| v.as_f64().filter(|v| v.is_finite() && *v > 0.0);
+        let numbers = value.as_array().and_then(|list| list.iter().map(positive).collect::<Option<Vec<_>>>());
+        let expected = format!("a list of {count} positive numbers");
+        numbers.filter(|n| n.len() == count).ok_or_else(|| Self::wrong(key, value, &expected))
+    }
+
     /// A whole number that may be 0; `default` stands in for a missing key.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct Family {
     pub output_head: Option<&'static str>,
     /// Other names of tensors, which go first where both are there: `(own, other)`.
     pub other_names: &'static [(&'static str, &'static str)],
+    /// What tensors were called in older files: `(own, old)`.
+    pub old_names: &'static [(&'static str, &'static str)],
     /// The tokenizer class that transformers takes for the family.
     pub tokenizer: TokenizerClass,
     /// Whether transformers adds token types to the tokens through the token embedding.

@@ -5,7 +5,10 @@ use serde_json::Value;
 use super::config::Config;
 use super::definition::Family;
 use super::task::Task;
-use super::{bert, distilbert, gpt2, llama, mistral, modernbert, mpnet, qwen2, qwen3, roberta, smollm3};
+use super::{
+    bert, distilbert, gpt_neox, gpt2, llama, mistral, modernbert, mpnet, opt, phi3, qwen2, qwen3, roberta,
+    smollm3,
+};
 use crate::keys;
 use crate::registry::{Named, Registry};
 use crate::spec::ModelSpec;
@@ -17,6 +20,9 @@ static FAMILIES: Registry<Family> = Registry::new(&[
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &smollm3::FAMILY,
+    &phi3::FAMILY,
+    &gpt_neox::FAMILY,
+    &opt::FAMILY,
     &gpt2::FAMILY,
     &bert::FAMILY,
     &roberta::FAMILY,

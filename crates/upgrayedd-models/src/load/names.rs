@@ -105,7 +105,8 @@ impl Names {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         let prefix = family.base_prefix;
         let without = |n: &str| n.strip_prefix(prefix).map_or_else(|| format!("{prefix}{n}"), str::to_owned);
-        let names = [name, &old].into_iter().flat_map(|n| [n.to_owned(), without(n)]);
+        let older = family.old_names.iter().filter(|(own, _)| *own == name).map(|(_, old)| *old);
+        let names = [name, &old].into_iter().chain(older).flat_map(|n| [n.to_owned(), without(n)]);
         let mut found: Vec<&str> = names.filter_map(|n| self.stored.get(&n)).map(String::as_str).collect();
         found.sort_unstable();
         found.dedup();

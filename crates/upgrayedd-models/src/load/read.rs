@@ -14,7 +14,7 @@ use crate::files::DType;
 use crate::model::{Companions, Model};
 use crate::spec::{ModelSpec, Objective};
 use crate::units::{CONFIG_KEY, FORMAT, UnitMap, heads_by_layer};
-use crate::weights::{Layout, Part, Weight, place_in_tensor};
+use crate::weights::{Layout, Part, Weight, rows_in_tensor};
 use crate::{Error, Result};
 
 /// What the user may say about a model that its files do not.
@@ -236,7 +236,7 @@ fn read_canonical(
     heads: &UnitMap,
 ) -> Result<Tensor> {
     let want = weight.shape(heads);
-    let (first, outputs) = place_in_tensor(table, weight, heads);
+    let (own, outputs) = rows_in_tensor(table, weight, heads);
     let stored = match want[..] {
         [_, input] if weight.layout.is_transposed() => vec![input, outputs],
         [_, input] => vec![outputs, input],
@@ -254,7 +254,6 @@ fn read_canonical(
         return Ok(stored);
     }
     let read = weights.read(name)?;
-    let own: Vec<usize> = (first..first + want[0]).collect();
     Ok(match (want.len(), weight.layout.is_transposed()) {
         _ if outputs == want[0] && !weight.layout.is_transposed() => read,
         (1, _) => read.take_cols(&own).reshaped(&want),

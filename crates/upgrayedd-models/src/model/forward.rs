@@ -42,17 +42,20 @@ impl Model {
     /// row in the table of learned positions.
     pub fn positions_for(&self, batch: &Batch, past: usize) -> Arc<Vec<u32>> {
         let first = (self.spec.first_position + past) as u32;
-        let Positions::WithoutToken(padding) = self.spec.positions else {
-            return Arc::new((0..batch.batch).flat_map(|_| (first..).take(batch.len)).collect());
+        let counts = |at: usize| match (self.spec.positions, &batch.mask) {
+            (Positions::WithoutToken(padding), _) => batch.tokens[at] != padding,
+            (Positions::Unmasked, Some(mask)) => mask[at] != 0,
+            _ => true,
         };
-        let rows = batch.tokens.chunks(batch.len.max(1)).flat_map(|sequence| {
+        let mut rows = Vec::with_capacity(batch.batch * batch.len);
+        for sequence in 0..batch.batch {
             let mut next = first;
-            sequence.iter().map(move |token| {
-                next += u32::from(*token != padding);
-                if *token == padding { first - 1 } else { next - 1 }
-            })
-        });
-        Arc::new(rows.collect())
+            for at in sequence * batch.len..(sequence + 1) * batch.len {
+                rows.push(if counts(at) { next } else { first - 1 });
+                next += u32::from(counts(at));
+            }
+        }
+        Arc::new(rows)
     }
 
     /// The last hidden states, `(batch · len, d)`, after the final norm.
@@ -189,13 +192,34 @@ impl Model {
         hooks: &mut Hooks<'_>,
     ) -> Result<Var> {
         let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks)?;
+        self.after_attention(tape, index, x, context, (gates, offset))
+    }
+
+    /// The residual stream after a layer, from what its attention has read and made; gates that overrule the
+    /// layer's own, and what is added to attention's output.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or the shapes are not those of the batch and the model.
+    pub fn after_attention(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: Var,
+        context: Var,
+        (gates, offset): (Option<&Var>, Option<&Var>),
+    ) -> Result<Var> {
+        let read = self.spec.parallel.then(|| x.clone());
         let x = match offset {
             Some(offset) => ops::add(tape, &x, offset)?,
             None => x,
         };
         let written = self.project(tape, index, Writer::Attention, context, gates)?;
         let x = self.join(tape, index, Writer::Attention, &x, written)?;
-        let hidden = self.mlp_hidden(tape, index, &x)?;
+        let hidden = self.mlp_hidden(tape, index, read.as_ref().unwrap_or(&x))?;
+        drop(read);
         let written = self.project(tape, index, Writer::Mlp, hidden, None)?;
         self.join(tape, index, Writer::Mlp, &x, written)
     }
@@ -228,9 +252,11 @@ impl Model {
             [self.linear(tape, &x, ids.q)?, self.linear(tape, &x, ids.k)?, self.linear(tape, &x, ids.v)?];
         drop(x);
         (q, k) = (self.normed(tape, q, ids.q_norm)?, self.normed(tape, k, ids.k_norm)?);
-        if let Some(table) = self.spec.layers[index].rope.map(|rope| &self.ropes[rope]) {
-            q = ops::rope(tape, &q, table, positions)?;
-            k = ops::rope(tape, &k, table, positions)?;
+        if let Some(rope) = self.spec.layers[index].rope {
+            let length = positions.iter().max().map_or(0, |last| *last as usize + 1);
+            let (table, width) = (self.ropes[rope].table(length), self.spec.head_dim);
+            q = ops::rope(tape, &q, table, width, positions)?;
+            k = ops::rope(tape, &k, table, width, positions)?;
         }
         let mut keys = batch.len;
         if let Some(cache) = hooks.cache.as_deref_mut() {
@@ -317,14 +343,7 @@ impl Model {
     ///
     /// # Panics
     /// If there is no such layer, or the two differ in shape.
-    pub fn join(
-        &self,
-        tape: &mut Tape<'_>,
-        index: usize,
-        writer: Writer,
-        x: &Var,
-        written: Var,
-    ) -> Result<Var> {
+    fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = ops::add(tape, x, &written)?;
         drop(written);
@@ -351,7 +370,7 @@ impl Model {
     ///
     /// # Panics
     /// If there is no such layer, or `x` is not as wide as the model.
-    pub fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
+    fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
             Block::PreNorm => self.norm(tape, x, ids.norm2)?,

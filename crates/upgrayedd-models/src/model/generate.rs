@@ -56,6 +56,11 @@ impl Model {
         let mut input = prompt.to_vec();
         while generation.tokens.len() < options.max_new_tokens {
             let start = std::time::Instant::now();
+            if self.turns_otherwise(cache.len(), cache.len() + input.len()) {
+                // Keys that were rotated otherwise are made anew, as in transformers.
+                cache = KvCache::new(self, prompt.len() + options.max_new_tokens);
+                input = [prompt, &generation.tokens].concat();
+            }
             let batch = Batch { len: input.len(), tokens: Arc::new(input), batch: 1, ..Batch::default() };
             let logits =
                 self.last_logits(&batch, &mut Hooks { cache: Some(&mut cache), ..Hooks::default() })?;
@@ -73,6 +78,12 @@ impl Model {
             input = vec![token];
         }
         Ok(generation)
+    }
+
+    /// Whether a sequence that grows from one length to another changes its rotations.
+    fn turns_otherwise(&self, from: usize, to: usize) -> bool {
+        let borders = self.spec.ropes.iter().filter_map(|rope| rope.long.as_ref());
+        from > 0 && borders.into_iter().any(|(beyond, _)| from <= *beyond && to > *beyond)
     }
 
     fn check_generation(&self, prompt: &[u32], options: &GenerateOptions) -> Result<()> {

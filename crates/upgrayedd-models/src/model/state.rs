@@ -12,7 +12,7 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::DType;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Rope};
 use crate::units::{LayerSite, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
@@ -39,6 +39,32 @@ pub(super) struct LayerIds {
     pub(super) gate: Option<LinearIds>,
     pub(super) up: LinearIds,
     pub(super) down: LinearIds,
+}
+
+/// The tables of a rotation.
+#[derive(Debug, Clone)]
+pub(super) struct Rotation {
+    usual: RopeTable,
+    /// For sequences longer than so many positions.
+    long: Option<(usize, RopeTable)>,
+}
+
+impl Rotation {
+    fn new(rope: &Rope, max_positions: usize) -> Self {
+        let table = |inv_freq| RopeTable::new(max_positions, inv_freq, rope.scale);
+        Self {
+            usual: table(&rope.inv_freq),
+            long: rope.long.as_ref().map(|(beyond, inv_freq)| (*beyond, table(inv_freq))),
+        }
+    }
+
+    /// The table for a sequence of so many positions.
+    pub(super) fn table(&self, length: usize) -> &RopeTable {
+        match &self.long {
+            Some((beyond, table)) if length > *beyond => table,
+            _ => &self.usual,
+        }
+    }
 }
 
 /// Where the tokenizer and generation files that belong to a model lie.
@@ -100,7 +126,7 @@ pub struct Model {
     pub(super) reference: Option<Arc<Model>>,
     gates: BTreeMap<LayerSite, Tensor>,
     pub(super) layers: Vec<LayerIds>,
-    pub(super) ropes: Vec<RopeTable>,
+    pub(super) ropes: Vec<Rotation>,
     state_id: u64,
 }
 
@@ -184,7 +210,7 @@ impl Model {
         let layers = (0..spec.num_layers())
             .map(|layer| layer_ids(family, &spec, &ids, layer))
             .collect::<Result<_>>()?;
-        let ropes = spec.ropes.iter().map(|inv_freq| RopeTable::new(spec.max_positions, inv_freq)).collect();
+        let ropes = spec.ropes.iter().map(|rope| Rotation::new(rope, spec.max_positions)).collect();
         let archive = Archive::default();
         let dtypes = vec![dtype; params.len()];
         Ok(Self {

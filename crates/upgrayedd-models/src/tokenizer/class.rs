@@ -21,6 +21,8 @@ pub(super) enum Class {
     Roberta,
     /// `Qwen2Tokenizer`: BPE on bytes, after other words.
     Qwen2,
+    /// `GPTNeoXTokenizer`: BPE on bytes, framed as asked for.
+    GptNeoX,
     /// `LlamaTokenizer`: BPE on text in which `▁` stands for a space.
     Llama,
     /// `XLMRobertaTokenizer`: the likeliest pieces of text in which `▁` stands for a space.
@@ -34,6 +36,8 @@ pub(super) enum Class {
 pub(super) enum Frame {
     /// What tokenizer.json has, or the options ask for.
     Stored,
+    /// What the options ask for.
+    Asked,
     /// `[CLS] A [SEP]`, `[CLS] A [SEP] B [SEP]`; the second text has types of its own.
     Bert,
     /// `<s> A </s>`, `<s> A </s> </s> B </s>`, by `cls_token` and `sep_token`.
@@ -100,7 +104,7 @@ const BYTES: &[&str] = &["vocab.json", "merges.txt"];
 
 /// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending
 /// `Fast`; a test compares them with transformers.
-const UNKNOWN_HERE: [&str; 94] = [
+const UNKNOWN_HERE: [&str; 93] = [
     "AlbertTokenizer",
     "BartTokenizer",
     "BarthezTokenizer",
@@ -140,7 +144,6 @@ const UNKNOWN_HERE: [&str; 94] = [
     "FlaubertTokenizer",
     "FunnelTokenizer",
     "GPTNeoXJapaneseTokenizer",
-    "GPTNeoXTokenizer",
     "GPTSw3Tokenizer",
     "GemmaTokenizer",
     "HerbertTokenizer",
@@ -219,6 +222,7 @@ impl Class {
             "GPT2Tokenizer" => Ok(Self::Gpt2),
             "RobertaTokenizer" => Ok(Self::Roberta),
             "Qwen2Tokenizer" => Ok(Self::Qwen2),
+            "GPTNeoXTokenizer" => Ok(Self::GptNeoX),
             "XLMRobertaTokenizer" => Ok(Self::XlmRoberta),
             "CamembertTokenizer" => Ok(Self::Camembert),
             // Llama 3 and its like name this class, which would not be able to read their bytes.
@@ -234,13 +238,14 @@ impl Class {
     }
 
     /// Those that build their own.
-    const BUILT: [Self; 9] = [
+    const BUILT: [Self; 10] = [
         Self::Bert,
         Self::DistilBert,
         Self::MpNet,
         Self::Gpt2,
         Self::Roberta,
         Self::Qwen2,
+        Self::GptNeoX,
         Self::Llama,
         Self::XlmRoberta,
         Self::Camembert,
@@ -289,6 +294,19 @@ impl Class {
                 kind: bpe,
                 files: BYTES,
                 tokens: &[("eos_token", END), ("unk_token", END), ("pad_token", END)],
+                ..PLAIN
+            },
+            Self::GptNeoX => Traits {
+                name: "GPTNeoXTokenizer",
+                kind: bpe,
+                files: BYTES,
+                tokens: &[
+                    ("bos_token", END),
+                    ("eos_token", END),
+                    ("unk_token", END),
+                    ("pad_token", "<|padding|>"),
+                ],
+                frame: Frame::Asked,
                 ..PLAIN
             },
             Self::Llama => Traits {

@@ -293,6 +293,7 @@ fn frame(
         sentences(inner, class, options, special)?
     } else if options.contains_key("add_bos_token")
         || options.contains_key("add_eos_token")
+        || class.traits().frame == Frame::Asked
         || inner.get_post_processor().is_none()
     {
         let asked = |key: &str, token: &str| -> Result<Option<String>> {

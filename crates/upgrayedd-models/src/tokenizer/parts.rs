@@ -21,6 +21,11 @@ pub(super) fn parts(
         Class::Backend => json!({}),
         Class::Bert | Class::DistilBert | Class::MpNet => word_pieces(model, options, unk_token)?,
         Class::Gpt2 | Class::Roberta => bytes(model, options)?,
+        Class::GptNeoX => {
+            let mut parts = bytes(model, options)?;
+            parts["normalizer"] = json!({ "type": "NFC" });
+            parts
+        }
         Class::Qwen2 => bytes_of_words(model, options)?,
         Class::Llama => spaces(model, options)?,
         Class::XlmRoberta => likeliest(model, json, options, 3)?,

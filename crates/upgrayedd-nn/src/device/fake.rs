@@ -235,8 +235,8 @@ impl Kernels for Fake {
             Cpu.rms_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads)
         });
     }
-    fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
-        through(out, |out| Cpu.rope(&inside(x), &inside(table), list(positions), sign, out));
+    fn rope(&self, x: &Tensor, table: &Tensor, head_dim: usize, positions: &[u32], sign: f32, out: Sink<'_>) {
+        through(out, |out| Cpu.rope(&inside(x), &inside(table), head_dim, list(positions), sign, out));
     }
     fn attention(
         &self,

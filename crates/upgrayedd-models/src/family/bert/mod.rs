@@ -30,6 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     output_head: Some("cls.predictions.decoder.weight"),
     // One bias under two names; what the decoder itself has is what transformers computes with.
     other_names: &[("cls.predictions.bias", "cls.predictions.decoder.bias")],
+    old_names: &[],
     tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,

@@ -78,12 +78,21 @@ pub(super) struct Defaults {
     /// The model's width over the heads if absent.
     pub(super) head_dim: Option<usize>,
     pub(super) max_positions: usize,
+    pub(super) norm_eps: f64,
     pub(super) rope_theta: f64,
     pub(super) tied_head: bool,
 }
 
 /// config.json → a model without biases and windows whose layers are all alike.
 pub(super) fn spec(config: &Config<'_>, task: Task, defaults: &Defaults) -> Result<ModelSpec> {
+    let spec = without_rope(config, task, defaults)?;
+    let of =
+        rope::Of { columns: spec.head_dim, max_positions: spec.max_positions, theta: defaults.rope_theta };
+    Ok(ModelSpec { ropes: vec![rope::whole(config, of)?], ..spec })
+}
+
+/// The same, whose only rotation is yet to be read.
+pub(super) fn without_rope(config: &Config<'_>, task: Task, defaults: &Defaults) -> Result<ModelSpec> {
     let hidden_size = config.size("hidden_size", defaults.hidden_size)?;
     let num_heads = config.size("num_attention_heads", defaults.num_heads)?;
     // null is not the default.
@@ -105,11 +114,10 @@ pub(super) fn spec(config: &Config<'_>, task: Task, defaults: &Defaults) -> Resu
         vocab_size: config.size("vocab_size", defaults.vocab_size)?,
         hidden_size,
         layers: vec![layer; config.layers("num_hidden_layers", defaults.num_layers)?],
-        ropes: vec![rope::inv_freq(config, head_dim, max_positions, defaults.rope_theta)?],
         head_dim,
         max_positions,
         norm: Norm::Rms,
-        norm_eps: config.number("rms_norm_eps", Some(1e-6))? as f32,
+        norm_eps: config.number("rms_norm_eps", Some(defaults.norm_eps))? as f32,
         activation: config.activation("hidden_act", "silu")?,
         gated_mlp: true,
         tied_head: config.flag("tie_word_embeddings", defaults.tied_head)?,
@@ -147,10 +155,7 @@ pub(super) fn set_windows(
 /// All weights; those that a model of this shape does not have are left out.
 pub(super) fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
-    table
-        .add(Part::Tokens, "model.embed_tokens")
-        .add(Part::FinalNorm, "model.norm")
-        .add(Part::Head, "lm_head");
+    add_around(&mut table);
     for layer in 0..spec.num_layers() {
         let mut add = |part, module: &str| {
             table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
@@ -168,6 +173,14 @@ pub(super) fn weights(spec: &ModelSpec) -> Vec<Weight> {
         add(Part::Down, "mlp.down_proj");
     }
     table.finish()
+}
+
+/// The weights outside the layers.
+pub(super) fn add_around(table: &mut Table<'_>) {
+    table
+        .add(Part::Tokens, "model.embed_tokens")
+        .add(Part::FinalNorm, "model.norm")
+        .add(Part::Head, "lm_head");
 }
 
 /// The module path of a layer's attention.

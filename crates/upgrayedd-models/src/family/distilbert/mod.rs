@@ -34,6 +34,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, NO_ROPE],
     output_head: Some("vocab_projector.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: &["embeddings.position_ids"],

@@ -30,6 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, NO_ROPE],
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Usually("GPT2Tokenizer"),
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],

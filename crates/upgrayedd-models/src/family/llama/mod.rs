@@ -22,6 +22,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, decoder::KEYS],
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
@@ -42,6 +43,7 @@ const DEFAULTS: Defaults = Defaults {
     num_kv_heads: None,
     head_dim: None,
     max_positions: 2048,
+    norm_eps: 1e-6,
     rope_theta: 10_000.0,
     tied_head: false,
 };

@@ -22,6 +22,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, decoder::KEYS],
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
@@ -45,6 +46,7 @@ const DEFAULTS: Defaults = Defaults {
     num_kv_heads: Some(8),
     head_dim: None,
     max_positions: 131_072,
+    norm_eps: 1e-6,
     rope_theta: 10_000.0,
     tied_head: false,
 };

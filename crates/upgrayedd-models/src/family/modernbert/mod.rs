@@ -12,7 +12,7 @@ use crate::keys::{
     Fate::{Idle, Only, Used},
     Keys, SPEED, TRAINING,
 };
-use crate::spec::{Block, LayerSpec, ModelSpec, Norm, Objective, Pooling};
+use crate::spec::{Block, LayerSpec, ModelSpec, Norm, Objective, Pooling, Rope};
 use crate::weights::{Layout, Part, Table, Weight};
 use crate::{Error, Result};
 
@@ -31,6 +31,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS],
     output_head: Some("decoder.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: &["inv_freq"],
@@ -161,7 +162,7 @@ fn rotation(
     (kind, key, theta): (&str, &str, f64),
     head_dim: usize,
     max_positions: usize,
-) -> Result<Vec<f32>> {
+) -> Result<Rope> {
     let theta = config.number(key, Some(theta))?;
     let sets = config.object("rope_parameters")?;
     if let Some((other, _)) = sets
@@ -173,7 +174,7 @@ fn rotation(
         )));
     }
     let set = sets.map(|sets| &sets[kind]).filter(|set| !set.is_null());
-    rope::inv_freq_of(config, set, head_dim, max_positions, theta)
+    rope::rotation(config, set, rope::Of { columns: head_dim, max_positions, theta })
 }
 
 fn weights(spec: &ModelSpec) -> Vec<Weight> {

@@ -30,6 +30,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, encoder::KEYS, NO_ROPE],
     output_head: Some("lm_head.decoder.weight"),
     other_names: &[("lm_head.bias", "lm_head.decoder.bias")],
+    old_names: &[],
     tokenizer: TokenizerClass::Usually("MPNetTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,

@@ -20,6 +20,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, decoder::WINDOW_KEYS, decoder::KEYS],
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Usually("Qwen2Tokenizer"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
@@ -40,6 +41,7 @@ const DEFAULTS: Defaults = Defaults {
     num_kv_heads: Some(32),
     head_dim: Some(128),
     max_positions: 32_768,
+    norm_eps: 1e-6,
     rope_theta: 10_000.0,
     tied_head: false,
 };

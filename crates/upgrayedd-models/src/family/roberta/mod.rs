@@ -66,6 +66,7 @@ const fn family(
         keys: &[KEYS, encoder::KEYS, NO_ROPE],
         output_head: Some("lm_head.decoder.weight"),
         other_names: &[("lm_head.bias", "lm_head.decoder.bias")],
+        old_names: &[],
         tokenizer: TokenizerClass::Usually(tokenizer),
         types_are_tokens: false,
         buffers: encoder::BUFFERS,

@@ -22,6 +22,7 @@ pub(crate) static FAMILY: Family = Family {
     keys: &[KEYS, decoder::WINDOW_KEYS, decoder::KEYS],
     output_head: Some("lm_head.weight"),
     other_names: &[],
+    old_names: &[],
     tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
@@ -48,6 +49,7 @@ const DEFAULTS: Defaults = Defaults {
     num_kv_heads: Some(4),
     head_dim: None,
     max_positions: 32_768,
+    norm_eps: 1e-6,
     rope_theta: 2_000_000.0,
     tied_head: true,
 };

@@ -104,8 +104,8 @@ impl Kernels for Cpu {
     ) {
         norm::rms_norm_grad(dy, x, weight, stats, grads);
     }
-    fn rope(&self, x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
-        pointwise::rope(x, table, positions, sign, out);
+    fn rope(&self, x: &Tensor, table: &Tensor, head_dim: usize, positions: &[u32], sign: f32, out: Sink<'_>) {
+        pointwise::rope(x, table, head_dim, positions, sign, out);
     }
     fn attention(
         &self,

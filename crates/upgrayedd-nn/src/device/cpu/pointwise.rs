@@ -204,9 +204,9 @@ fn each(sink: Sink<'_>, f: impl Fn(std::ops::Range<usize>, &mut [f32], bool) + S
     });
 }
 
-pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out: Sink<'_>) {
-    let (cols, head) = (x.cols(), table.cols());
-    let (half, accumulate) = (head / 2, out.accumulate);
+pub(super) fn rope(x: &Tensor, table: &Tensor, head: usize, positions: &[u32], sign: f32, out: Sink<'_>) {
+    let (cols, rotated) = (x.cols(), table.cols());
+    let (half, accumulate) = (rotated / 2, out.accumulate);
     let rows = (CHUNK / cols.max(1)).max(1);
     out.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, out)| {
         simd(
@@ -214,10 +214,14 @@ pub(super) fn rope(x: &Tensor, table: &Tensor, positions: &[u32], sign: f32, out
             || {
                 for (i, out) in out.chunks_exact_mut(cols).enumerate() {
                     let row = task * rows + i;
-                    let at = positions[row] as usize * head;
-                    let (cos, sin) = table.data()[at..at + head].split_at(half);
+                    let at = positions[row] as usize * rotated;
+                    let (cos, sin) = table.data()[at..at + rotated].split_at(half);
                     let x = &x.data()[row * cols..(row + 1) * cols];
                     for (out, x) in out.chunks_exact_mut(head).zip(x.chunks_exact(head)) {
+                        let ((x, still), (out, out_still)) = (x.split_at(rotated), out.split_at_mut(rotated));
+                        for (out, x) in out_still.iter_mut().zip(still) {
+                            *out = if accumulate { *out + x } else { *x };
+                        }
                         let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
                         for j in 0..half {
                             let s = sign * sin[j];

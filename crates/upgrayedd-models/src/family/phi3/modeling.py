@@ -1,0 +1,66 @@
+"""Loads a Phi-3 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+
+Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, by their original
+indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3ForCausalLM, Phi3Model
+
+
+class SharedHeads(nn.Linear):
+    """The fused projection, with key and value heads repeated so that each query head finds its own.
+
+    Needed where query heads share key/value heads unevenly; the weights hold every key/value head once.
+    """
+
+    readers: list
+    sizes: list
+    head_dim: int
+
+    def forward(self, hidden_states):
+        queries, *shared = super().forward(hidden_states).split(self.sizes, dim=-1)
+        heads = (part.unflatten(-1, (-1, self.head_dim))[..., self.readers, :].flatten(-2) for part in shared)
+        return torch.cat([queries, *heads], dim=-1)
+
+
+def remaining(config, index, heads):
+    """The attention of the heads that a layer still has."""
+    group_size = config.num_attention_heads // config.num_key_value_heads
+    groups = sorted({head // group_size for head in heads})
+    readers = [groups.index(head // group_size) for head in heads]
+    per_group = len(heads) // len(groups)
+    even = readers == [group for group in range(len(groups)) for _ in range(per_group)]
+    own = copy.copy(config)
+    own.head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    own.num_attention_heads = len(heads)
+    own.num_key_value_heads = len(groups) if even else len(heads)
+    attention = Phi3Attention(own, index)
+    if not even:
+        sizes = [count * own.head_dim for count in (len(heads), len(groups), len(groups))]
+        attention.qkv_proj = SharedHeads(config.hidden_size, sum(sizes), bias=False)
+        attention.qkv_proj.readers, attention.qkv_proj.sizes, attention.qkv_proj.head_dim = readers, sizes, own.head_dim
+    return attention
+
+
+def shrink(model, config):
+    """Gives every layer the attention of the heads it still has."""
+    for index, layer in enumerate(model.layers):
+        heads = config.upgrayedd["units"]["heads"][f"model.layers.{index}.self_attn"]
+        layer.self_attn = remaining(config, index, heads)
+
+
+class UpgrayeddModel(Phi3Model):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self, config)
+
+
+class UpgrayeddForCausalLM(Phi3ForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self.model, config)
