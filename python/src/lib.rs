@@ -11,7 +11,10 @@ mod rows;
 mod strategy;
 mod tokenizer;
 
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
+use upgrayedd::family::{self, Family};
 
 /// The core of Upgrayedd. Private: use the package `upgrayedd`.
 #[pymodule]
@@ -26,7 +29,7 @@ mod _native {
     #[pymodule_export]
     use super::strategy::{check_strategy, select_to_grow, select_to_prune};
     #[pymodule_export]
-    use super::{main, option_names, set_num_threads, strategy_names};
+    use super::{main, modeling_files, option_names, set_num_threads, strategy_names};
 
     use super::*;
 
@@ -49,6 +52,13 @@ fn main(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> PyResult<u8> {
 #[pyfunction]
 fn option_names() -> Vec<&'static str> {
     upgrayedd::OptimizeConfig::names()
+}
+
+/// The modeling file of every family, by the name of its module.
+#[pyfunction]
+fn modeling_files() -> BTreeMap<String, String> {
+    let file = |family: &Family| (family.model_type.replace('-', "_"), family.modeling.text());
+    family::all().into_iter().map(file).collect()
 }
 
 /// Names of the built-in strategies.

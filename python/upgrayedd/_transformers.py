@@ -67,7 +67,7 @@ def give(config: dict[str, Any], info: dict[str, Any], parameters: Mapping[str, 
     if classes is None:
         raise InvalidValueError(f"transformers has no class for a {family} model with objective {info['objective']}")
     if "upgrayedd" in config:
-        module = importlib.import_module(f"upgrayedd.modeling.{family}")
+        module = importlib.import_module(f"upgrayedd.modeling.{family.replace('-', '_')}")
         cls = getattr(module, classes["pruned"])
         # So that save_pretrained writes the code beside the weights, for trust_remote_code.
         cls.register_for_auto_class(classes["auto"])

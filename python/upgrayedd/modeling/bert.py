@@ -1,1 +1,0 @@
-../../../crates/upgrayedd-models/src/family/bert/modeling.py
