@@ -88,6 +88,7 @@ fn attention(c: &mut Criterion) {
             window: None,
             key_mask: None,
             bias_columns: Vec::new(),
+            soft_cap: None,
         });
         let (queries, keys) = ([batch * length, heads * 64], [batch * length, kv_heads * 64]);
         let name = format!("attention {batch} x {length}, {heads} heads on {kv_heads}");
@@ -104,7 +105,7 @@ fn small(c: &mut Criterion) {
     both(c, "layer norm", x[0] * x[1], &[&x, &[WIDTH], &[WIDTH]], |tape, v| {
         ops::layer_norm(tape, &v[0], &v[1], Some(&v[2]), 1e-5)
     });
-    both(c, "RMS norm", x[0] * x[1], &[&x, &[WIDTH]], |tape, v| ops::rms_norm(tape, &v[0], &v[1], 1e-5));
+    both(c, "RMS norm", x[0] * x[1], &[&x, &[WIDTH]], |tape, v| ops::rms_norm(tape, &v[0], &v[1], 0.0, 1e-5));
     both(c, "GELU", wide[0] * wide[1], &[&wide], |tape, v| {
         ops::activation(tape, Activation::GeluTanh, &v[0])
     });
@@ -134,8 +135,14 @@ fn loss(c: &mut Criterion) {
                     false => Tape::inference(Device::cpu(), &params),
                 };
                 let (x, w) = (tape.param(x), tape.param(w));
-                let loss = ops::cross_entropy(&mut tape, &x, Head { weight: &w, bias: None }, &targets, 1.0)
-                    .expect("not stopped");
+                let loss = ops::cross_entropy(
+                    &mut tape,
+                    &x,
+                    Head { weight: &w, bias: None, soft_cap: None },
+                    &targets,
+                    1.0,
+                )
+                .expect("not stopped");
                 tape.backward(loss.seeds).expect("not stopped");
                 loss.sum.read()
             });

@@ -29,7 +29,7 @@ HERE = pathlib.Path(__file__).parent
 VOCAB, LAYERS, HIDDEN = 40, 2, 24
 
 
-def decoder(stock, **kwargs):
+def decoder(stock, stock_config=None, **kwargs):
     config = dict(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
@@ -38,7 +38,7 @@ def decoder(stock, **kwargs):
         max_position_embeddings=32,
         pad_token_id=None,
     )
-    made = getattr(transformers, stock + "Config")(**(config | kwargs))
+    made = getattr(transformers, stock_config or stock + "Config")(**(config | kwargs))
     return getattr(transformers, stock + "ForCausalLM")(made)
 
 
@@ -126,6 +126,15 @@ PHI3 = dict(
     rope_parameters=LONGROPE,
     original_max_position_embeddings=16,
 )
+GEMMA = dict(head_dim=4, num_attention_heads=6, num_key_value_heads=2, sliding_window=4, query_pre_attn_scalar=9)
+GEMMA2 = GEMMA | dict(attn_logit_softcapping=2.0, final_logit_softcapping=1.5, attn_implementation="eager")
+GEMMA3 = GEMMA | dict(
+    layer_types=["sliding_attention", "full_attention"],
+    rope_parameters=dict(
+        full_attention=dict(rope_type="linear", factor=4.0, rope_theta=5000.0),
+        sliding_attention=dict(rope_type="default", rope_theta=100.0),
+    ),
+)
 SEVERAL = "multi_label_classification"
 HEADS = dict(num_attention_heads=6, num_key_value_heads=2, head_dim=4)
 QWEN3 = dict(attention_bias=True, use_sliding_window=True, sliding_window=4, max_window_layers=1, **HEADS)
@@ -160,6 +169,10 @@ CASES = {
     "qwen2_pruned": (lambda: decoder("Qwen2", num_attention_heads=6, num_key_value_heads=3), {0: [0, 1, 2], 1: [5]}),
     "mistral_pruned": (lambda: decoder("Mistral", sliding_window=3, **HEADS), {0: [0, 1, 2], 1: [4]}),
     "smollm3_pruned": (lambda: decoder("SmolLM3", no_rope_layers=[1, 0], **HEADS), {0: [0], 1: [3, 4, 5]}),
+    "gemma3_pruned": (lambda: decoder("Gemma3", stock_config="Gemma3TextConfig", **GEMMA3), {0: [1, 4, 5], 1: [0, 1, 2]}),
+    "gemma2": (lambda: decoder("Gemma2", **GEMMA2), {}),
+    "gemma2_pruned": (lambda: decoder("Gemma2", **GEMMA2), {0: [0, 1, 2], 1: [5]}),
+    "olmo2": (lambda: decoder("Olmo2", num_attention_heads=6, num_key_value_heads=2), {}),
     "phi3_pruned": (lambda: decoder("Phi3", **PHI3), {0: [1, 4, 5], 1: [0, 1, 2]}),
     "phi3_long": (lambda: decoder("Phi3", **PHI3 | dict(original_max_position_embeddings=6, sliding_window=5)), {1: [3, 4, 5]}),
     "gpt_neox": (lambda: neox(), {}),
@@ -204,7 +217,8 @@ def randomise(model, generator):
         for name, p in model.named_parameters():
             is_norm = "norm" in name.lower() or ".ln_" in name
             scale = 0.3 if p.dim() < 2 else 0.25
-            p.copy_(torch.randn(p.shape, generator=generator) * scale + (1.0 if is_norm and name.endswith("weight") else 0.0))
+            middle = 0.0 if "Gemma" in type(model).__name__ else 1.0
+            p.copy_(torch.randn(p.shape, generator=generator) * scale + (middle if is_norm and name.endswith("weight") else 0.0))
 
 
 def mask_heads(model, pruned):

@@ -579,6 +579,8 @@ TOKENIZERS = [
     ("Qwen2 under another name", "bytes", "qwen2", False, FAST | dict(add_prefix_space=True), {}),
     ("Qwen2's vocab.json", "bytes", "qwen3", True, dict(tokenizer_class="Qwen2Tokenizer", eos_token="</s>"), {}),
     ("Qwen3 as it is", "bytes", "qwen3", False, FAST, {}),
+    ("Gemma by family", "spaces", "gemma3_text", False, dict(bos_token="<s>", eos_token="</s>", pad_token="ll"), {}),
+    ("Gemma 2 under Llama's name", "spaces", "gemma2", False, LLAMA, {}),
     ("GPT-NeoX by family", "bytes", "gpt_neox", False, None, {}),
     ("GPT-NeoX with bos", "bytes", "gpt_neox", False, dict(add_bos_token=True, bos_token="<s>", add_prefix_space=True), {}),
     ("GPT-NeoX's vocab.json", "bytes", "gpt_neox", True, dict(add_bos_token=True, bos_token="<s>"), {}),

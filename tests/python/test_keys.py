@@ -19,6 +19,7 @@ TOKENIZERS = (
     transformers.BertTokenizer,
     transformers.CamembertTokenizer,
     transformers.DistilBertTokenizer,
+    transformers.GemmaTokenizer,
     transformers.GPT2Tokenizer,
     transformers.GPTNeoXTokenizer,
     transformers.LlamaTokenizer,
@@ -41,7 +42,10 @@ INSIDE = {
     "unk_id",
 }
 """What transformers hands to itself; a file cannot hold it, or has it under another name."""
-ELSEWHERE = {"gpt2": {"hidden_dropout", "classifier_dropout", "num_labels", "summary_last_dropout"}}
+ELSEWHERE = {
+    "gemma3_text": {"vision_config", "text_config", "mm_tokens_per_image", "image_token_id"},
+    "gpt2": {"hidden_dropout", "classifier_dropout", "num_labels", "summary_last_dropout"},
+}
 """What heads read that are not supported."""
 
 

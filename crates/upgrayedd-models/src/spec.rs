@@ -21,6 +21,19 @@ pub enum Norm {
     Layer,
     /// RMSNorm, without.
     Rms,
+    /// RMSNorm that multiplies by 1 + weight.
+    RmsAroundOne,
+}
+
+/// What of queries and keys has a norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Nothing.
+    None,
+    /// Each head's, with weights that all heads share.
+    Heads,
+    /// All heads' together: what a head is does not depend on that head alone.
+    All,
 }
 
 /// Where a token's row in the table of learned positions lies, counted from the first that is in use.
@@ -141,6 +154,16 @@ pub struct ModelSpec {
     pub first_position: usize,
     /// Whether something is added to attention scores by distance, from a table that all layers share.
     pub score_bias: bool,
+    /// Whether what a tokenizer puts before a text stands at the start of every window of a stream.
+    pub begins_windows: bool,
+    /// Multiplies token embeddings.
+    pub embedding_scale: Option<f32>,
+    /// Multiplies attention scores, where that is not `1/√head_dim`.
+    pub score_scale: Option<f32>,
+    /// Attention scores s become `cap · tanh(s / cap)`.
+    pub score_cap: Option<f32>,
+    /// The same of logits.
+    pub logit_cap: Option<f32>,
     /// Rows of the token-type table; 0 without one.
     pub type_vocab_size: usize,
     /// Kind of norm.
@@ -149,8 +172,8 @@ pub struct ModelSpec {
     pub norm_bias: bool,
     /// Added to the variance.
     pub norm_eps: f32,
-    /// Whether each head's queries and keys have an RMSNorm, with weights that all heads share.
-    pub qk_norm: bool,
+    /// What of queries and keys has an RMSNorm.
+    pub qk_norm: QkNorm,
     /// The MLP's non-linearity.
     pub activation: Activation,
     /// Whether the MLP is gated (SwiGLU).
@@ -193,12 +216,17 @@ impl Default for ModelSpec {
             max_positions: 0,
             positions: Positions::FromStart,
             first_position: 0,
+            begins_windows: false,
+            embedding_scale: None,
+            score_scale: None,
+            score_cap: None,
+            logit_cap: None,
             score_bias: false,
             type_vocab_size: 0,
             norm: Norm::Rms,
             norm_bias: true,
             norm_eps: 1e-6,
-            qk_norm: false,
+            qk_norm: QkNorm::None,
             activation: Activation::Silu,
             gated_mlp: false,
             qkv_bias: false,
@@ -250,9 +278,16 @@ impl ModelSpec {
         Ok(())
     }
 
-    /// Multiplies attention scores: `1/√head_dim`.
+    /// Multiplies attention scores: `1/√head_dim` in most models.
     pub fn attention_scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        self.score_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    }
+
+    /// Why no head can be removed, if none can.
+    pub fn why_heads_stay(&self) -> Option<&'static str> {
+        (self.qk_norm == QkNorm::All).then_some(
+            "a norm goes over the queries and keys of all heads together, so that without one head the others would not be what they were",
+        )
     }
 
     /// All heads present.

@@ -165,6 +165,14 @@ pub fn remove(
     cycle: usize,
     scores: Option<&Scores>,
 ) -> Result<()> {
+    if let Some(why) =
+        model.spec.why_heads_stay().filter(|_| selection.values().any(|heads| !heads.is_empty()))
+    {
+        return Err(Error::unsupported(format!(
+            "heads of a {} model cannot be pruned: {why}",
+            model.family.model_type
+        )));
+    }
     let before = model.units.clone();
     model.units.remove(selection, 1)?;
     model.touch();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use upgrayedd_nn::optim::Lanes;
 
-use crate::spec::{DISTANCE_BUCKETS, ModelSpec, Norm, Objective};
+use crate::spec::{DISTANCE_BUCKETS, ModelSpec, Norm, Objective, QkNorm};
 use crate::units::{Site, UnitMap};
 use crate::{Error, Result};
 
@@ -40,6 +40,10 @@ pub enum Part {
     O,
     /// The norm of a layer's MLP.
     Norm2,
+    /// The norm of what attention adds.
+    Post1,
+    /// The norm of what the MLP adds.
+    Post2,
     /// The MLP's gate.
     Gate,
     /// Into the MLP.
@@ -61,7 +65,7 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [(Self, &'static str); 22] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Tokens, "embed.tokens"),
         (Self::Positions, "embed.positions"),
         (Self::Types, "embed.types"),
@@ -75,6 +79,8 @@ impl Part {
         (Self::V, "attn.v"),
         (Self::O, "attn.o"),
         (Self::Norm2, "norm2"),
+        (Self::Post1, "post1"),
+        (Self::Post2, "post2"),
         (Self::Gate, "mlp.gate"),
         (Self::Up, "mlp.up"),
         (Self::Down, "mlp.down"),
@@ -97,8 +103,8 @@ impl Part {
 
     /// Whether it scales what a norm makes.
     pub fn is_norm(self) -> bool {
-        use Part::{EmbedNorm, FinalNorm, HeadNorm, KNorm, Norm1, Norm2, QNorm};
-        matches!(self, EmbedNorm | Norm1 | Norm2 | QNorm | KNorm | FinalNorm | HeadNorm)
+        use Part::{EmbedNorm, FinalNorm, HeadNorm, KNorm, Norm1, Norm2, Post1, Post2, QNorm};
+        matches!(self, EmbedNorm | Norm1 | Norm2 | Post1 | Post2 | QNorm | KNorm | FinalNorm | HeadNorm)
     }
 
     /// Whether it multiplies a vector by a matrix.
@@ -289,7 +295,12 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Part::EmbedNorm | Part::Norm1 | Part::Norm2 | Part::FinalNorm | Part::HeadNorm => {
             (true, d, None, norm_bias)
         }
-        Part::QNorm | Part::KNorm => (spec.qk_norm, Axis::Fixed(spec.head_dim), None, false),
+        Part::Post1 | Part::Post2 => (true, d, None, norm_bias),
+        Part::QNorm | Part::KNorm => match (spec.qk_norm, part) {
+            (QkNorm::All, Part::QNorm) => (true, heads, None, false),
+            (QkNorm::All, _) => (true, groups, None, false),
+            (kind, _) => (kind == QkNorm::Heads, Axis::Fixed(spec.head_dim), None, false),
+        },
         Part::Q => (true, heads, Some(d), spec.qkv_bias),
         Part::K | Part::V => (true, groups, Some(d), spec.qkv_bias),
         Part::O => (true, d, Some(heads), spec.out_bias),

@@ -83,6 +83,8 @@ pub struct AttentionShape {
     /// A query sees only positions less than this far away: as many latest ones, its own included, where it
     /// looks back only.
     pub window: Option<usize>,
+    /// Scores s become `cap · tanh(s / cap)`.
+    pub soft_cap: Option<f32>,
     /// `batch × keys`: 0 marks padding, which is never seen.
     pub key_mask: Option<Vec<u8>>,
     /// For each query head its column of what is added to scores by distance; empty where nothing is.
@@ -230,15 +232,16 @@ pub(crate) trait Kernels: Send + Sync {
         stats: &Tensor,
         grads: [Option<Sink<'_>>; 3],
     );
-    /// Root-mean-square norm over every as many columns as there are weights, k times in a row; returns the
-    /// result and `(N · k, 1)` of 1/rms.
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor);
+    /// Root-mean-square norm over every as many columns as there are weights, k times in a row, times offset +
+    /// weight; returns the result and `(N · k, 1)` of 1/rms.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, offset: f32, eps: f32) -> (Tensor, Tensor);
     /// Gradients of [`Kernels::rms_norm`]: `[dx, dweight]`.
     fn rms_norm_grad(
         &self,
         dy: &Tensor,
         x: &Tensor,
         weight: &Tensor,
+        offset: f32,
         stats: &Tensor,
         grads: [Option<Sink<'_>>; 2],
     );
@@ -276,6 +279,12 @@ pub(crate) trait Kernels: Send + Sync {
         grads: [Option<Sink<'_>>; 2],
     );
 
+    /// `out = factor · x`.
+    fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>);
+    /// Turns every x into `cap · tanh(x / cap)`.
+    fn soft_cap(&self, x: &mut Tensor, cap: f32);
+    /// Turns the gradient of what [`Kernels::soft_cap`] has made into that of what it was given.
+    fn soft_cap_grad(&self, dy: &mut Tensor, capped: &Tensor, cap: f32);
     /// Rows of `table` picked by `ids`.
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor;
     /// Adds each row of `dy` to row `ids[i]` of the sink (which is zeroed first unless it accumulates).

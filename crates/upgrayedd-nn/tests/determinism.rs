@@ -37,13 +37,16 @@ fn step(rows: usize, width: usize) -> (f64, Vec<Tensor>) {
         window: None,
         key_mask: None,
         bias_columns: Vec::new(),
+        soft_cap: None,
     };
     let inputs = ops::AttentionInputs { q: &q, k: &k, v: &v, gates: None, bias: None };
     let a = ops::attention(&mut tape, inputs, &Arc::new(shape)).unwrap();
     let y = ops::add(&mut tape, &x, &a).unwrap();
-    let y = ops::rms_norm(&mut tape, &y, &gamma, 1e-5).unwrap();
+    let y = ops::rms_norm(&mut tape, &y, &gamma, 0.0, 1e-5).unwrap();
     let targets: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (3 * width as i64)).collect();
-    let loss = ops::cross_entropy(&mut tape, &y, Head { weight: &head, bias: None }, &targets, 1.0).unwrap();
+    let loss =
+        ops::cross_entropy(&mut tape, &y, Head { weight: &head, bias: None, soft_cap: None }, &targets, 1.0)
+            .unwrap();
     tape.backward(loss.seeds).unwrap();
     let gradients = params.ids().map(|id| grads.get(id).unwrap().clone()).collect();
     (loss.sum.read(), gradients)
@@ -169,8 +172,14 @@ fn the_loss_without_gradients_is_that_with_them() {
             .collect();
         let loss = |mut tape: Tape<'_>, targets: &[i64]| {
             let [x, weight, bias] = ids.map(|id| tape.param(id));
-            ops::cross_entropy(&mut tape, &x, Head { weight: &weight, bias: Some(&bias) }, targets, 1.0)
-                .unwrap()
+            ops::cross_entropy(
+                &mut tape,
+                &x,
+                Head { weight: &weight, bias: Some(&bias), soft_cap: None },
+                targets,
+                1.0,
+            )
+            .unwrap()
         };
         let mut grads = Gradients::for_params(&params);
         let with = loss(Tape::recording(Device::cpu(), &params, &mut grads), &targets);

@@ -76,8 +76,11 @@ fn norms() {
         ops::layer_norm(t, &x[0], &x[1], Some(&x[2]), 1e-5)
     });
     check("without bias", &[&[4, 40], &[40]], |t, x| ops::layer_norm(t, &x[0], &x[1], None, 1e-5));
-    check("a norm for each head", &[&[4, 24], &[8]], |t, x| ops::rms_norm(t, &x[0], &x[1], 1e-5));
-    check("rms norm", &[&[4, 40], &[40]], |t, x| ops::rms_norm(t, &x[0], &x[1], 1e-5));
+    check("a norm for each head", &[&[4, 24], &[8]], |t, x| ops::rms_norm(t, &x[0], &x[1], 0.0, 1e-5));
+    check("around one", &[&[4, 24], &[24]], |t, x| ops::rms_norm(t, &x[0], &x[1], 1.0, 1e-5));
+    check("scaled", &[&[4, 5]], |t, x| ops::scale(t, &x[0], -1.5));
+    check("capped", &[&[4, 5]], |t, x| ops::soft_cap(t, &x[0], 0.8));
+    check("rms norm", &[&[4, 40], &[40]], |t, x| ops::rms_norm(t, &x[0], &x[1], 0.0, 1e-5));
 }
 
 #[test]
@@ -121,6 +124,7 @@ fn shape(causal: bool) -> AttentionShape {
         window: None,
         key_mask: None,
         bias_columns: Vec::new(),
+        soft_cap: None,
     }
 }
 
@@ -149,6 +153,7 @@ fn check_attention(name: &str, shape: AttentionShape) {
 fn attention_in_all_its_forms() {
     check_attention("causal", shape(true));
     check_attention("bidirectional", shape(false));
+    check_attention("capped", AttentionShape { soft_cap: Some(0.7), ..shape(true) });
     check_attention("windowed", AttentionShape { window: Some(2), ..shape(true) });
     check_attention("windowed both ways", AttentionShape { window: Some(2), ..shape(false) });
     check_attention(
@@ -217,7 +222,7 @@ fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> Result
     ];
     let run = |tape: &mut Tape<'_>| {
         let [x, w, b] = ids.map(|id| tape.param(id));
-        loss(tape, &x, Head { weight: &w, bias: Some(&b) }).unwrap()
+        loss(tape, &x, Head { weight: &w, bias: Some(&b), soft_cap: None }).unwrap()
     };
     let mut grads = Gradients::for_params(&params);
     let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
@@ -244,13 +249,20 @@ fn check_loss(name: &str, loss: impl Fn(&mut Tape<'_>, &Var, Head<'_>) -> Result
 fn losses() {
     let targets = [1, ops::IGNORE, 4, 0];
     check_loss("cross entropy", |t, x, head| ops::cross_entropy(t, x, head, &targets, 1.0));
+    fn capped(head: Head<'_>) -> Head<'_> {
+        Head { soft_cap: Some(0.6), ..head }
+    }
+    check_loss("capped cross entropy", |t, x, head| ops::cross_entropy(t, x, capped(head), &targets, 1.0));
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (teacher, weight) = (random(&mut rng, &[4, 3]), random(&mut rng, &[5, 3]));
     let bias = random(&mut rng, &[5]);
     for share in [0.3, 1.0] {
-        let teacher =
-            ops::Teacher { x: &teacher, weight: &weight, bias: Some(&bias), temperature: 2.0, share };
-        check_loss("distillation", |t, x, head| ops::distillation(t, x, head, &[1, 3, 4, 0], &teacher, 1.0));
+        let (x, weight, bias) = (&teacher, &weight, Some(&bias));
+        let teacher = ops::Teacher { x, weight, bias, soft_cap: None, temperature: 2.0, share };
+        let targets = [1, 3, 4, 0];
+        check_loss("distillation", |t, x, head| ops::distillation(t, x, head, &targets, &teacher, 1.0));
+        let teacher = ops::Teacher { soft_cap: Some(0.6), ..teacher };
+        check_loss("capped", |t, x, head| ops::distillation(t, x, capped(head), &targets, &teacher, 1.0));
     }
     // What reads x alone leaves the head's gradients at nothing.
     let reference = random(&mut rng, &[4, 6]);

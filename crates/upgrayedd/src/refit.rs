@@ -174,11 +174,15 @@ fn with_ones(x: &Tensor) -> Tensor {
     wider
 }
 
-/// The stream with what the writer makes of its inputs added, before any norm.
+/// What is to be repaired: the stream with what the writer makes of its inputs added, before any norm; or what
+/// the writer makes alone, where a norm reads that.
 fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
     let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
     let written = model.project(&mut tape, layer, WRITER, context, None)?;
+    if !model.adds_plainly(layer, WRITER) {
+        return Ok(written.tensor().clone());
+    }
     Ok(ops::add(&mut tape, &x, &written)?.tensor().clone())
 }
 

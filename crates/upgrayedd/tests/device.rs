@@ -20,7 +20,7 @@ use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Scores, Selection};
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 15] = [
     "llama_gqa",
     "llama3_rope",
     "gpt2",
@@ -31,6 +31,9 @@ const MODELS: [&str; 12] = [
     "bert_regression",
     "bert_encoder",
     "qwen3_pruned",
+    "gemma2_pruned",
+    "gpt_neox",
+    "phi3_pruned",
     "modernbert_classifier_pruned",
     "mpnet_mlm_pruned",
 ];
@@ -60,8 +63,8 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
     // All matrices, but those that lie otherwise in their file.
     let least = if name.starts_with("gpt2") {
         1
-    } else if name.starts_with("modernbert") {
-        5
+    } else if ["modernbert", "gpt_neox", "phi3"].iter().any(|fused| name.starts_with(fused)) {
+        3
     } else {
         12
     };

@@ -18,13 +18,16 @@ use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Selection, Site, Unit};
 use upgrayedd::{Error, surgery};
 
-const MODELS: [&str; 18] = [
+const MODELS: [&str; 24] = [
     "bert_classifier",
     "bert_mlm",
     "bert_several_labels",
     "distilbert_classifier",
     "distilbert_mlm_pruned",
+    "gemma2",
+    "gemma3_pruned",
     "gpt2",
+    "gpt_neox",
     "llama3_rope",
     "llama_gqa",
     "llama_mha",
@@ -32,6 +35,9 @@ const MODELS: [&str; 18] = [
     "modernbert_classifier_pruned",
     "modernbert_mlm",
     "mpnet_classifier",
+    "opt_pruned",
+    "opt_postnorm",
+    "phi3_pruned",
     "qwen2_pruned",
     "qwen3",
     "roberta_classifier_pruned",
@@ -299,6 +305,14 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
 }
 
 #[test]
+fn heads_that_are_normed_together_stay() {
+    let mut model = load("olmo2");
+    let (before, one) = (weights(&model), Selection::from([(LayerSite::heads(0), vec![1])]));
+    assert!(matches!(surgery::remove(&mut model, None, &one, 1, None), Err(Error::Unsupported(_))));
+    assert!(weights(&model) == before && model.units().num_pruned() == 0);
+}
+
+#[test]
 fn gates_that_nothing_obeys_are_refused() {
     let mut model = load("llama_gqa");
     let mut refused = |layer: usize, site: Site, gates: usize| {
@@ -393,6 +407,11 @@ fn generation_with_the_cache_equals_generation_without() {
         "gpt2",
         "qwen2_pruned",
         "qwen3",
+        "gemma2",
+        "gemma3_pruned",
+        "gpt_neox",
+        "opt_pruned",
+        "phi3_pruned",
         "mistral_pruned",
         "smollm3_pruned",
     ] {

@@ -106,6 +106,8 @@ fn refit_never_makes_the_unseen_worse_and_changes_nothing_but_projections() {
         ("qwen3", 1),
         ("modernbert_mlm", 0),
         ("mpnet_mlm_pruned", 1),
+        ("gemma3_pruned", 0),
+        ("gpt_neox", 1),
     ] {
         let parent = golden(name);
         let data = data(&parent, 24);

@@ -200,7 +200,7 @@ impl Dataset {
         check_length(model, options.sequence_length)?;
         let objective = model.spec.objective;
         // A causal stream carries its special tokens; the others frame each sequence.
-        let in_stream = objective == Objective::CausalLm;
+        let in_stream = objective == Objective::CausalLm && !model.spec.begins_windows;
         let frame = |tokens: &[u32]| if in_stream { Vec::new() } else { tokens.to_vec() };
         let (prefix, suffix) = (frame(tokenizer.prefix()), frame(tokenizer.suffix()));
         let room = options.sequence_length.saturating_sub(prefix.len() + suffix.len());

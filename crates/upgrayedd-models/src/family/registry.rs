@@ -6,8 +6,8 @@ use super::config::Config;
 use super::definition::Family;
 use super::task::Task;
 use super::{
-    bert, distilbert, gpt_neox, gpt2, llama, mistral, modernbert, mpnet, opt, phi3, qwen2, qwen3, roberta,
-    smollm3,
+    bert, distilbert, gemma, gpt_neox, gpt2, llama, mistral, modernbert, mpnet, olmo2, opt, phi3, qwen2,
+    qwen3, roberta, smollm3,
 };
 use crate::keys;
 use crate::registry::{Named, Registry};
@@ -20,7 +20,10 @@ static FAMILIES: Registry<Family> = Registry::new(&[
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &smollm3::FAMILY,
+    &gemma::GEMMA3,
+    &gemma::GEMMA2,
     &phi3::FAMILY,
+    &olmo2::FAMILY,
     &gpt_neox::FAMILY,
     &opt::FAMILY,
     &gpt2::FAMILY,

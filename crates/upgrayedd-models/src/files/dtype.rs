@@ -21,6 +21,15 @@ named_enum! {
 }
 
 impl DType {
+    /// A number as this type has it.
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => half::f16::from_f32(value).to_f32(),
+            Self::BF16 => half::bf16::from_f32(value).to_f32(),
+        }
+    }
+
     /// All of them.
     pub(crate) const EACH: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 

@@ -24,7 +24,8 @@ impl Model {
         let (bias, eps) = (ids.bias.map(|b| tape.param(b)), self.spec.norm_eps);
         match self.spec.norm {
             Norm::Layer => ops::layer_norm(tape, x, &weight, bias.as_ref(), eps),
-            Norm::Rms => ops::rms_norm(tape, x, &weight, eps),
+            Norm::Rms => ops::rms_norm(tape, x, &weight, 0.0, eps),
+            Norm::RmsAroundOne => ops::rms_norm(tape, x, &weight, 1.0, eps),
         }
     }
 
@@ -169,10 +170,13 @@ impl Model {
         ] {
             let Some(id) = self.find(None, part, Kind::Weight) else { continue };
             let table = tape.param(id);
-            let part = ops::embedding(tape, &table, &ids)?;
+            let mut rows = ops::embedding(tape, &table, &ids)?;
+            if let (Part::Tokens, Some(factor)) = (part, self.spec.embedding_scale) {
+                rows = ops::scale(tape, &rows, self.dtype_of(id).rounded(factor))?;
+            }
             sum = Some(match sum {
-                Some(sum) => ops::add(tape, &sum, &part)?,
-                None => part,
+                Some(sum) => ops::add(tape, &sum, &rows)?,
+                None => rows,
             });
         }
         let Some(sum) = sum else { unreachable!("every family has token embeddings") };
@@ -212,11 +216,10 @@ impl Model {
         (gates, offset): (Option<&Var>, Option<&Var>),
     ) -> Result<Var> {
         let read = self.spec.parallel.then(|| x.clone());
-        let x = match offset {
-            Some(offset) => ops::add(tape, &x, offset)?,
-            None => x,
-        };
-        let written = self.project(tape, index, Writer::Attention, context, gates)?;
+        let mut written = self.project(tape, index, Writer::Attention, context, gates)?;
+        if let Some(offset) = offset {
+            written = ops::add(tape, &written, offset)?;
+        }
         let x = self.join(tape, index, Writer::Attention, &x, written)?;
         let hidden = self.mlp_hidden(tape, index, read.as_ref().unwrap_or(&x))?;
         drop(read);
@@ -275,6 +278,7 @@ impl Model {
             causal: self.spec.causal,
             window: self.spec.layers[index].window,
             key_mask: batch.mask.clone(),
+            soft_cap: self.spec.score_cap,
             bias_columns: heads.active().to_vec(),
         });
         let bias = self.score_bias(tape, &shape)?;
@@ -307,6 +311,15 @@ impl Model {
             distance_bucket(distance)
         });
         Ok(Some(ops::embedding(tape, &table, &Arc::new(buckets.collect()))?))
+    }
+
+    /// Whether what a writer makes is added to the residual stream as it is.
+    pub fn adds_plainly(&self, index: usize, writer: Writer) -> bool {
+        let ids = &self.layers[index];
+        match writer {
+            Writer::Attention => ids.post1.is_none(),
+            Writer::Mlp => ids.post2.is_none(),
+        }
     }
 
     /// What a writer makes of its inputs `(batch · len, in)`, to be joined with the residual stream.
@@ -345,12 +358,14 @@ impl Model {
     /// If there is no such layer, or the two differ in shape.
     fn join(&self, tape: &mut Tape<'_>, index: usize, writer: Writer, x: &Var, written: Var) -> Result<Var> {
         let ids = &self.layers[index];
+        let post = if writer == Writer::Attention { ids.post1 } else { ids.post2 };
+        let written = self.normed(tape, written, post)?;
         let x = ops::add(tape, x, &written)?;
         drop(written);
         match (self.spec.layers[index].block, writer) {
             (Block::PreNorm, _) => Ok(x),
             (Block::PostNorm, Writer::Attention) => self.normed(tape, x, ids.norm1),
-            (Block::PostNorm, Writer::Mlp) => self.norm(tape, &x, ids.norm2),
+            (Block::PostNorm, Writer::Mlp) => self.normed(tape, x, ids.norm2),
         }
     }
 
@@ -373,7 +388,7 @@ impl Model {
     fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
-            Block::PreNorm => self.norm(tape, x, ids.norm2)?,
+            Block::PreNorm => self.normed(tape, x.clone(), ids.norm2)?,
             Block::PostNorm => x.clone(),
         };
         let up = self.linear(tape, &x, ids.up)?;
@@ -449,7 +464,11 @@ impl Model {
 
     fn predict(&self, tape: &mut Tape<'_>, hidden: Var) -> Result<Tensor> {
         let (x, ids) = self.before_logits(tape, hidden)?;
-        Ok(self.linear(tape, &x, ids)?.tensor().to_host())
+        let mut logits = self.linear(tape, &x, ids)?;
+        if let Some(cap) = self.spec.logit_cap {
+            logits = ops::soft_cap(tape, &logits, cap)?;
+        }
+        Ok(logits.tensor().to_host())
     }
 }
 

@@ -73,7 +73,7 @@ impl Model {
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, false)?;
         let (rows, weights) = self.before_logits(tape, rows)?;
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
-        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
+        let head = Head { weight: &weights.0, bias: weights.1.as_ref(), soft_cap: self.spec.logit_cap };
         ops::cross_entropy(tape, &rows, head, &targets, weight)
     }
 
@@ -152,14 +152,20 @@ impl Model {
         let x = teacher.predicted_rows(&mut theirs, x, batch, true)?.0;
         let (x, ids) = teacher.before_logits(&mut theirs, x)?;
         let bias = ids.bias.map(|b| teacher.params.get(b));
-        let teacher_head =
-            Teacher { x: x.tensor(), weight: teacher.params.get(ids.weight), bias, temperature, share };
+        let teacher_head = Teacher {
+            x: x.tensor(),
+            weight: teacher.params.get(ids.weight),
+            bias,
+            soft_cap: teacher.spec.logit_cap,
+            temperature,
+            share,
+        };
 
         let hidden = self.hidden(tape, batch, &mut Hooks::default())?;
         let (rows, targets) = self.predicted_rows(tape, hidden, batch, true)?;
         let (rows, weights) = self.before_logits(tape, rows)?;
         let weights = (tape.param(weights.weight), weights.bias.map(|b| tape.param(b)));
-        let head = Head { weight: &weights.0, bias: weights.1.as_ref() };
+        let head = Head { weight: &weights.0, bias: weights.1.as_ref(), soft_cap: self.spec.logit_cap };
         ops::distillation(tape, &rows, head, &targets, &teacher_head, weight)
     }
 

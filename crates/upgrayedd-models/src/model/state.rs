@@ -12,7 +12,7 @@ use upgrayedd_nn::{Device, ParamId, ParamSet, Tensor};
 use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::DType;
-use crate::spec::{ModelSpec, Rope};
+use crate::spec::{ModelSpec, Norm, Rope};
 use crate::units::{LayerSite, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
@@ -35,7 +35,11 @@ pub(super) struct LayerIds {
     pub(super) k: LinearIds,
     pub(super) v: LinearIds,
     pub(super) o: LinearIds,
-    pub(super) norm2: LinearIds,
+    /// None where the MLP reads the stream as it is.
+    pub(super) norm2: Option<LinearIds>,
+    /// Of what is added to the stream.
+    pub(super) post1: Option<LinearIds>,
+    pub(super) post2: Option<LinearIds>,
     pub(super) gate: Option<LinearIds>,
     pub(super) up: LinearIds,
     pub(super) down: LinearIds,
@@ -154,7 +158,9 @@ fn layer_ids(
         k: must(Part::K)?,
         v: must(Part::V)?,
         o: must(Part::O)?,
-        norm2: must(Part::Norm2)?,
+        norm2: maybe(Part::Norm2),
+        post1: maybe(Part::Post1),
+        post2: maybe(Part::Post2),
         gate: spec.gated_mlp.then(|| must(Part::Gate)).transpose()?,
         up: must(Part::Up)?,
         down: must(Part::Down)?,
@@ -248,7 +254,9 @@ impl Model {
             let count: usize = shape.iter().product();
             let data = match weight.role {
                 Role { kind: Kind::Bias, .. } => vec![0.0; count],
-                Role { part, .. } if part.is_norm() => vec![1.0; count],
+                Role { part, .. } if part.is_norm() => {
+                    vec![if spec.norm == Norm::RmsAroundOne { 0.0 } else { 1.0 }; count]
+                }
                 _ => rng::normals(&mut rng, count, 0.02),
             };
             params.add(weight.name(), Tensor::from_vec(&shape, data));

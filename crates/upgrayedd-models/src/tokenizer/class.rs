@@ -25,6 +25,8 @@ pub(super) enum Class {
     GptNeoX,
     /// `LlamaTokenizer`: BPE on text in which `▁` stands for a space.
     Llama,
+    /// `GemmaTokenizer`: the same, with words that begin where a space ends.
+    Gemma,
     /// `XLMRobertaTokenizer`: the likeliest pieces of text in which `▁` stands for a space.
     XlmRoberta,
     /// `CamembertTokenizer`: the same.
@@ -104,7 +106,7 @@ const BYTES: &[&str] = &["vocab.json", "merges.txt"];
 
 /// Classes of transformers that build their own tokenizer in ways that are not known here, without the ending
 /// `Fast`; a test compares them with transformers.
-const UNKNOWN_HERE: [&str; 93] = [
+const UNKNOWN_HERE: [&str; 92] = [
     "AlbertTokenizer",
     "BartTokenizer",
     "BarthezTokenizer",
@@ -145,7 +147,6 @@ const UNKNOWN_HERE: [&str; 93] = [
     "FunnelTokenizer",
     "GPTNeoXJapaneseTokenizer",
     "GPTSw3Tokenizer",
-    "GemmaTokenizer",
     "HerbertTokenizer",
     "LEDTokenizer",
     "LasrTokenizer",
@@ -223,6 +224,7 @@ impl Class {
             "RobertaTokenizer" => Ok(Self::Roberta),
             "Qwen2Tokenizer" => Ok(Self::Qwen2),
             "GPTNeoXTokenizer" => Ok(Self::GptNeoX),
+            "GemmaTokenizer" => Ok(Self::Gemma),
             "XLMRobertaTokenizer" => Ok(Self::XlmRoberta),
             "CamembertTokenizer" => Ok(Self::Camembert),
             // Llama 3 and its like name this class, which would not be able to read their bytes.
@@ -238,7 +240,7 @@ impl Class {
     }
 
     /// Those that build their own.
-    const BUILT: [Self; 10] = [
+    const BUILT: [Self; 11] = [
         Self::Bert,
         Self::DistilBert,
         Self::MpNet,
@@ -247,6 +249,7 @@ impl Class {
         Self::Qwen2,
         Self::GptNeoX,
         Self::Llama,
+        Self::Gemma,
         Self::XlmRoberta,
         Self::Camembert,
     ];
@@ -313,6 +316,18 @@ impl Class {
                 name: "LlamaTokenizer",
                 kind: bpe,
                 tokens: &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")],
+                ..PLAIN
+            },
+            Self::Gemma => Traits {
+                name: "GemmaTokenizer",
+                kind: bpe,
+                tokens: &[
+                    ("bos_token", "<bos>"),
+                    ("eos_token", "<eos>"),
+                    ("unk_token", "<unk>"),
+                    ("pad_token", "<pad>"),
+                    ("mask_token", "<mask>"),
+                ],
                 ..PLAIN
             },
             Self::XlmRoberta => Traits {

@@ -28,6 +28,18 @@ pub(super) fn parts(
         }
         Class::Qwen2 => bytes_of_words(model, options)?,
         Class::Llama => spaces(model, options)?,
+        Class::Gemma => json!({
+            "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+            "pre_tokenizer": {
+                "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false,
+            },
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+                { "type": "ByteFallback" },
+                { "type": "Fuse" },
+            ] },
+            "model": with_unknown(bpe(model, true), unk_token),
+        }),
         Class::XlmRoberta => likeliest(model, json, options, 3)?,
         Class::Camembert => {
             let is_unknown = |piece: &Value| piece[0].as_str().is_some_and(|text| Some(text) == unk_token);
@@ -140,6 +152,13 @@ fn bpe(model: &Value, text: bool) -> Value {
         "vocab": model["vocab"],
         "merges": merges,
     })
+}
+
+/// A model that says what text it does not know is.
+fn with_unknown(mut model: Value, unk_token: Option<&str>) -> Value {
+    // What Python makes of no token at all.
+    model["unk_token"] = unk_token.unwrap_or("None").into();
+    model
 }
 
 fn optional_flag(options: &Map<String, Value>, key: &str) -> Result<Option<bool>> {

@@ -219,8 +219,8 @@ impl Kernels for Fake {
             Cpu.layer_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads)
         });
     }
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
-        let (out, stats) = Cpu.rms_norm(&inside(x), &inside(weight), eps);
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, offset: f32, eps: f32) -> (Tensor, Tensor) {
+        let (out, stats) = Cpu.rms_norm(&inside(x), &inside(weight), offset, eps);
         (on_device(out), on_device(stats))
     }
     fn rms_norm_grad(
@@ -228,11 +228,12 @@ impl Kernels for Fake {
         dy: &Tensor,
         x: &Tensor,
         weight: &Tensor,
+        offset: f32,
         stats: &Tensor,
         grads: [Option<Sink<'_>>; 2],
     ) {
         through_all(grads, |grads| {
-            Cpu.rms_norm_grad(&inside(dy), &inside(x), &inside(weight), &inside(stats), grads)
+            Cpu.rms_norm_grad(&inside(dy), &inside(x), &inside(weight), offset, &inside(stats), grads)
         });
     }
     fn rope(&self, x: &Tensor, table: &Tensor, head_dim: usize, positions: &[u32], sign: f32, out: Sink<'_>) {
@@ -278,6 +279,15 @@ impl Kernels for Fake {
         through_all(grads, |grads| {
             Cpu.activation_grad(kind, &inside(dy), &inside(x), maybe(up).as_ref(), grads)
         });
+    }
+    fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
+        through(out, |out| Cpu.scale(&inside(x), factor, out));
+    }
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) {
+        write(x, |x| Cpu.soft_cap(x, cap));
+    }
+    fn soft_cap_grad(&self, dy: &mut Tensor, capped: &Tensor, cap: f32) {
+        write(dy, |dy| Cpu.soft_cap_grad(dy, &inside(capped), cap));
     }
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         on_device(Cpu.gather(&inside(table), list(ids)))

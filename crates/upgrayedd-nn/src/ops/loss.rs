@@ -5,13 +5,15 @@ use std::ops::Range;
 use crate::kernels::{IGNORE, Number};
 use crate::{Device, Result, Tape, Tensor, Var, interrupt};
 
-/// An output projection: `logits = x wᵀ + bias`.
+/// An output projection: `logits = x wᵀ + bias`, which may be capped.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     /// `(V, D)`.
     pub weight: &'a Var,
     /// `(V)`.
     pub bias: Option<&'a Var>,
+    /// Logits l become `cap · tanh(l / cap)`.
+    pub soft_cap: Option<f32>,
 }
 
 /// A loss over the rows of an activation, with the gradient that its backward pass starts from.
@@ -51,7 +53,7 @@ pub fn cross_entropy(
         "cross entropy: a target is not below {vocab}"
     );
     let count = targets.iter().filter(|&&t| t != IGNORE).count() as u64;
-    if !tape.is_recording() {
+    if !tape.is_recording() && head.soft_cap.is_none() {
         return Ok(Loss {
             sum: likelihood_alone(tape, x.tensor(), head, targets)?,
             count,
@@ -59,7 +61,7 @@ pub fn cross_entropy(
         });
     }
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
-        tape.kernels().cross_entropy(logits, &targets[rows], weight, true)
+        tape.kernels().cross_entropy(logits, &targets[rows], weight, tape.is_recording())
     })?;
     Ok(Loss { sum: sum.0, count, seeds: sum.1.map(|dx| (x.clone(), dx)).into_iter().collect() })
 }
@@ -89,6 +91,8 @@ pub struct Teacher<'a> {
     pub weight: &'a Tensor,
     /// `(V)`.
     pub bias: Option<&'a Tensor>,
+    /// As the head's.
+    pub soft_cap: Option<f32>,
     /// Divides both sides' logits.
     pub temperature: f32,
     /// Share of the loss, 0 to 1; the targets have the rest.
@@ -124,8 +128,11 @@ pub fn distillation(
     let teacher_weight = teacher.weight.widened();
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
-        let teacher_logits =
+        let mut teacher_logits =
             kernels.linear(&kernels.rows(teacher.x, rows.clone()), &teacher_weight, teacher.bias);
+        if let Some(cap) = teacher.soft_cap {
+            kernels.soft_cap(&mut teacher_logits, cap);
+        }
         let mut ours = logits.clone();
         let divergence =
             kernels.kl_divergence(&mut ours, &teacher_logits, temperature, weight * share, recording);
@@ -211,10 +218,17 @@ fn in_chunks(
         let range = start..(start + chunk).min(rows);
         let x_chunk = tape.kernels().rows(x.tensor(), range.clone());
         let mut logits = tape.kernels().linear(&x_chunk, &weight, head.bias.map(Var::tensor));
+        let capped = head.soft_cap.map(|cap| {
+            tape.kernels().soft_cap(&mut logits, cap);
+            (logits.clone(), cap)
+        });
         let part = f(tape, range, &mut logits);
         sum = tape.kernels().combine(&[(1.0, &sum), (1.0, &part)]);
         if !tape.is_recording() {
             continue;
+        }
+        if let Some((capped, cap)) = capped {
+            tape.kernels().soft_cap_grad(&mut logits, &capped, cap);
         }
         tape.with_param_grad(head.weight, |k, dw| k.linear_grad_weight(&logits, &x_chunk, dw));
         if let Some(bias) = head.bias {

@@ -8,6 +8,7 @@ mod linear;
 mod loss;
 mod norm;
 mod rope;
+mod scale;
 
 pub use crate::kernels::{Activation, AttentionShape, EntropyProbe, IGNORE, Number};
 pub use activation::{activation, gated_activation};
@@ -21,3 +22,4 @@ pub use loss::{
 };
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{RopeTable, rope};
+pub use scale::{scale, soft_cap};

@@ -112,6 +112,12 @@ impl Plan {
 
     fn check_heads(&self, model: &Model) -> Result<()> {
         let prune = &self.config.prune;
+        if let Some(why) = model.spec().why_heads_stay() {
+            return Err(Error::unsupported(format!(
+                "heads of a {} model cannot be pruned: {why}",
+                model.family().model_type
+            )));
+        }
         for (layer, heads) in model.units().layers().iter().enumerate() {
             if prune.min_heads > heads.active().len() {
                 return Err(Error::does_not_fit(format!(

@@ -157,22 +157,27 @@ pub(super) fn weights(spec: &ModelSpec) -> Vec<Weight> {
     let mut table = Table::new(spec);
     add_around(&mut table);
     for layer in 0..spec.num_layers() {
-        let mut add = |part, module: &str| {
-            table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
-        };
-        add(Part::Norm1, "input_layernorm");
-        add(Part::Q, "self_attn.q_proj");
-        add(Part::K, "self_attn.k_proj");
-        add(Part::V, "self_attn.v_proj");
-        add(Part::QNorm, "self_attn.q_norm");
-        add(Part::KNorm, "self_attn.k_norm");
-        add(Part::O, "self_attn.o_proj");
-        add(Part::Norm2, "post_attention_layernorm");
-        add(Part::Gate, "mlp.gate_proj");
-        add(Part::Up, "mlp.up_proj");
-        add(Part::Down, "mlp.down_proj");
+        add_projections(&mut table, layer);
+        table.add_to(layer, Part::Norm1, &format!("model.layers.{layer}.input_layernorm"));
+        table.add_to(layer, Part::Norm2, &format!("model.layers.{layer}.post_attention_layernorm"));
     }
     table.finish()
+}
+
+/// A layer's weights but for the norms of the stream.
+pub(super) fn add_projections(table: &mut Table<'_>, layer: usize) {
+    let mut add = |part, module: &str| {
+        table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
+    };
+    add(Part::Q, "self_attn.q_proj");
+    add(Part::K, "self_attn.k_proj");
+    add(Part::V, "self_attn.v_proj");
+    add(Part::QNorm, "self_attn.q_norm");
+    add(Part::KNorm, "self_attn.k_norm");
+    add(Part::O, "self_attn.o_proj");
+    add(Part::Gate, "mlp.gate_proj");
+    add(Part::Up, "mlp.up_proj");
+    add(Part::Down, "mlp.down_proj");
 }
 
 /// The weights outside the layers.

@@ -7,7 +7,7 @@ use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::qwen2;
 use crate::family::task::Task;
 use crate::keys::{Fate::Used, Keys};
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, QkNorm};
 
 pub(crate) static FAMILY: Family = Family {
     model_type: "qwen3",
@@ -51,7 +51,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let mut spec = ModelSpec {
         qkv_bias: bias,
         out_bias: bias,
-        qk_norm: true,
+        qk_norm: QkNorm::Heads,
         ..decoder::spec(config, task, &DEFAULTS)?
     };
     qwen2::set_windows(&mut spec, config)?;

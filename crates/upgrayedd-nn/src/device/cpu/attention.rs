@@ -222,6 +222,9 @@ fn forward_head(
             let (softmax, seen) = simd(
                 #[inline(always)]
                 || {
+                    if let Some(cap) = s.soft_cap {
+                        row.iter_mut().for_each(|score| *score = cap * math::tanh(*score / cap));
+                    }
                     head.add_bias(row, s, query, first_key);
                     let seen = apply_mask(row, first_key, head.mask);
                     (softmax_row(row, seen, entropy), seen)
@@ -346,6 +349,8 @@ impl Backward<'_> {
         let dout = View::rows(&self.dout.data()[b * s.queries * heads * d + h * d..], heads * d);
         let lse = &self.lse.data()[(b * heads + h) * s.queries..(b * heads + h + 1) * s.queries];
         let mut gate_grad = 0.0;
+        // Of the capped scores of a row.
+        let mut slopes = vec![0.0; if s.soft_cap.is_some() { s.keys } else { 0 }];
         let mut bias = vec![0.0; head.bias.as_ref().map_or(0, Vec::len)];
         for block in blocks(s) {
             let (m, n) = (block.queries.len(), block.keys.len());
@@ -366,6 +371,12 @@ impl Backward<'_> {
                 gate_grad += f64::from(simd(
                     #[inline(always)]
                     || {
+                        if let Some(cap) = s.soft_cap {
+                            for (score, slope) in p.iter_mut().zip(&mut slopes) {
+                                let share = math::tanh(*score / cap);
+                                (*score, *slope) = (cap * share, 1.0 - share * share);
+                            }
+                        }
                         head.add_bias(p, s, query, first_key);
                         row_grad(p, dp, lse[query], first_key, &head, s.scale)
                     },
@@ -373,6 +384,8 @@ impl Backward<'_> {
                 if !bias.is_empty() {
                     super::linear::add_into(&mut bias[s.first_distance(query) + first_key..][..dp.len()], dp);
                 }
+                // The bias is added to what is capped.
+                dp.iter_mut().zip(&slopes).for_each(|(dp, slope)| *dp *= slope);
             }
             let seen = block.keys.start * d..block.keys.end * d;
             let (q, k) = (rows_from(head.q, block.queries.start), rows_from(head.k, block.keys.start));

@@ -91,18 +91,19 @@ impl Kernels for Cpu {
     ) {
         norm::layer_norm_grad(dy, x, weight, stats, grads);
     }
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
-        norm::rms_norm(x, weight, eps)
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, offset: f32, eps: f32) -> (Tensor, Tensor) {
+        norm::rms_norm(x, weight, offset, eps)
     }
     fn rms_norm_grad(
         &self,
         dy: &Tensor,
         x: &Tensor,
         weight: &Tensor,
+        offset: f32,
         stats: &Tensor,
         grads: [Option<Sink<'_>>; 2],
     ) {
-        norm::rms_norm_grad(dy, x, weight, stats, grads);
+        norm::rms_norm_grad(dy, x, weight, offset, stats, grads);
     }
     fn rope(&self, x: &Tensor, table: &Tensor, head_dim: usize, positions: &[u32], sign: f32, out: Sink<'_>) {
         pointwise::rope(x, table, head_dim, positions, sign, out);
@@ -137,6 +138,15 @@ impl Kernels for Cpu {
         grads: [Option<Sink<'_>>; 2],
     ) {
         pointwise::activation_grad(kind, dy, x, up, grads);
+    }
+    fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
+        pointwise::scale(x, factor, out);
+    }
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) {
+        pointwise::soft_cap(x, cap);
+    }
+    fn soft_cap_grad(&self, dy: &mut Tensor, capped: &Tensor, cap: f32) {
+        pointwise::soft_cap_grad(dy, capped, cap);
     }
     fn gather(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         pointwise::gather(table, ids)

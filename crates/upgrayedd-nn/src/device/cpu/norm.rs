@@ -49,7 +49,7 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps
     (out, stats)
 }
 
-pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor) {
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, offset: f32, eps: f32) -> (Tensor, Tensor) {
     let cols = weight.len();
     let rows = rows_per_task(cols);
     let (mut out, mut stats) = (Tensor::scratch(x.shape()), Tensor::scratch(&[x.len() / cols.max(1), 1]));
@@ -65,7 +65,7 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> (Tensor, Tensor
                     for ((out, stat), x) in out.chunks_exact_mut(cols).zip(stats).zip(x.chunks_exact(cols)) {
                         let rstd = 1.0 / (dot(x, x) / cols as f32 + eps).sqrt();
                         for ((o, &v), &w) in out.iter_mut().zip(x).zip(w) {
-                            *o = v * rstd * w;
+                            *o = v * rstd * (offset + w);
                         }
                         *stat = rstd;
                     }
@@ -81,6 +81,8 @@ struct Backward<'a> {
     x: &'a Tensor,
     dy: &'a Tensor,
     weight: &'a Tensor,
+    /// Added to the weight.
+    offset: f32,
     stats: &'a Tensor,
     centred: bool,
 }
@@ -126,14 +128,14 @@ impl Backward<'_> {
         let mut g_sum = [0.0f32; 16];
         let mut gx_sum = [0.0f32; 16];
         for (j, ((&x, &dy), &w)) in x.iter().zip(dy).zip(w).enumerate() {
-            let g = dy * w;
+            let g = dy * (self.offset + w);
             g_sum[j % 16] += g;
             gx_sum[j % 16] = (g * rstd).mul_add(x - mean, gx_sum[j % 16]);
         }
         let g_mean = if self.centred { g_sum.iter().sum::<f32>() / n } else { 0.0 };
         let gx_mean = gx_sum.iter().sum::<f32>() / n;
         for (((dx, &x), &dy), &w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-            let value = rstd * (dy * w - g_mean - (x - mean) * rstd * gx_mean);
+            let value = rstd * (dy * (self.offset + w) - g_mean - (x - mean) * rstd * gx_mean);
             *dx = if accumulate { *dx + value } else { value };
         }
     }
@@ -174,7 +176,7 @@ pub(super) fn layer_norm_grad(
     stats: &Tensor,
     grads: [Option<Sink<'_>>; 3],
 ) {
-    let backward = Backward { x, dy, weight, stats, centred: true };
+    let backward = Backward { x, dy, weight, offset: 0.0, stats, centred: true };
     let [dx, dw, db] = grads;
     dx.into_iter().for_each(|dx| backward.input(dx));
     dw.into_iter().for_each(|dw| backward.weight(dw));
@@ -185,10 +187,11 @@ pub(super) fn rms_norm_grad(
     dy: &Tensor,
     x: &Tensor,
     weight: &Tensor,
+    offset: f32,
     stats: &Tensor,
     grads: [Option<Sink<'_>>; 2],
 ) {
-    let backward = Backward { x, dy, weight, stats, centred: false };
+    let backward = Backward { x, dy, weight, offset, stats, centred: false };
     let [dx, dw] = grads;
     dx.into_iter().for_each(|dx| backward.input(dx));
     dw.into_iter().for_each(|dw| backward.weight(dw));

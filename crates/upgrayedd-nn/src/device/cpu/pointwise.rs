@@ -256,6 +256,34 @@ pub(super) fn columns(x: &Tensor, columns: &[Range<usize>]) -> Tensor {
     out
 }
 
+pub(super) fn scale(x: &Tensor, factor: f32, out: Sink<'_>) {
+    let accumulate = out.accumulate;
+    let pairs = out.tensor.data_mut().par_chunks_mut(CHUNK).zip(x.data().par_chunks(CHUNK));
+    pairs.for_each(|(out, x)| {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = if accumulate { factor.mul_add(*x, *out) } else { factor * x };
+        }
+    });
+}
+
+pub(super) fn soft_cap(x: &mut Tensor, cap: f32) {
+    x.data_mut().par_chunks_mut(CHUNK).for_each(|x| {
+        simd(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x = cap * math::tanh(*x / cap)),
+        );
+    });
+}
+
+pub(super) fn soft_cap_grad(dy: &mut Tensor, capped: &Tensor, cap: f32) {
+    let pairs = dy.data_mut().par_chunks_mut(CHUNK).zip(capped.data().par_chunks(CHUNK));
+    pairs.for_each(|(dy, capped)| {
+        for (dy, y) in dy.iter_mut().zip(capped) {
+            *dy *= 1.0 - (y / cap) * (y / cap);
+        }
+    });
+}
+
 /// What each of `count` consecutive rows counts for in their mean.
 fn shares(mask: Option<&[u8]>, first: usize, count: usize) -> impl Iterator<Item = f32> {
     let counts = move |i: usize| mask.is_none_or(|mask| mask[first + i] != 0);

@@ -1,0 +1,205 @@
+//! Gemma 2 and 3 (text): norms around one before and after attention and MLP, scaled embeddings, windows in most
+//! layers (Gemma team 2024, 2025). Gemma 2 caps scores and logits; Gemma 3 has norms on each head's queries and
+//! keys, and a rotation of its own in layers with a window.
+
+use serde_json::Value;
+use upgrayedd_nn::ops::Activation;
+
+use crate::family::config::Config;
+use crate::family::decoder::{self, Defaults};
+use crate::family::definition::{Architecture, Family, TokenizerClass};
+use crate::family::rope;
+use crate::family::task::Task;
+use crate::keys::{
+    Fate::{Idle, Only, Used},
+    Keys,
+};
+use crate::spec::{ModelSpec, Norm, QkNorm};
+use crate::weights::{Part, Table, Weight};
+use crate::{Error, Result};
+
+pub(crate) static GEMMA2: Family = Family {
+    model_type: "gemma2",
+    architectures: &[Architecture::causal_lm("Gemma2ForCausalLM")],
+    modeling: decoder::modeling!("gemma2", "Gemma2"),
+    keys: &[GEMMA2_KEYS, KEYS, decoder::KEYS],
+    parse: parse_gemma2,
+    ..FAMILY
+};
+
+pub(crate) static GEMMA3: Family = Family {
+    model_type: "gemma3_text",
+    architectures: &[Architecture::causal_lm("Gemma3ForCausalLM")],
+    modeling: decoder::modeling!("gemma3", "Gemma3"),
+    keys: &[GEMMA3_KEYS, KEYS, decoder::KEYS],
+    parse: parse_gemma3,
+    ..FAMILY
+};
+
+const FAMILY: Family = Family {
+    model_type: "",
+    architectures: &[],
+    modeling: decoder::modeling!("", ""),
+    base_prefix: "model.",
+    marker: "layers.0.pre_feedforward_layernorm.weight",
+    task_markers: &[],
+    config_aliases: &[],
+    keys: &[],
+    output_head: Some("lm_head.weight"),
+    other_names: &[],
+    old_names: &[],
+    tokenizer: TokenizerClass::Usually("GemmaTokenizer"),
+    types_are_tokens: false,
+    buffers: decoder::BUFFERS,
+    parse: parse_gemma2,
+    weights,
+    module: decoder::module,
+};
+
+/// What becomes of the keys that both have.
+const KEYS: Keys = &[
+    ("hidden_activation", Used),
+    ("hidden_act", Idle("hidden_activation is what counts")),
+    ("attention_bias", Used),
+    ("query_pre_attn_scalar", Used),
+    ("sliding_window", Used),
+    ("final_logit_softcapping", Used),
+    ("use_bidirectional_attention", Only(&["null", "false"], "false, a decoder that looks back only")),
+    (
+        "layer_types",
+        Only(
+            &["null", "\"full_attention\"", "\"sliding_attention\""],
+            "layers that see the whole text, or a window of it",
+        ),
+    ),
+];
+
+const GEMMA2_KEYS: Keys =
+    &[("attn_logit_softcapping", Used), ("cache_implementation", Idle("the same result another way"))];
+
+const GEMMA3_KEYS: Keys = &[
+    ("attn_logit_softcapping", Idle("without effect in transformers")),
+    ("sliding_window_pattern", Used),
+    ("_sliding_window_pattern", Idle("sliding_window_pattern is what counts")),
+    ("rope_local_base_freq", Used),
+    ("cache_implementation", Idle("the same result another way")),
+];
+
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 256_000,
+    hidden_size: 2304,
+    intermediate_size: 9216,
+    num_layers: 26,
+    num_heads: 8,
+    num_kv_heads: Some(4),
+    head_dim: Some(256),
+    max_positions: 8192,
+    norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    tied_head: true,
+};
+
+/// What both have; the rotations are yet to be read. Layers have a window unless `sees_all` says otherwise, where
+/// the file is silent.
+fn common(
+    config: &Config<'_>,
+    task: Task,
+    defaults: &Defaults,
+    sees_all: impl Fn(usize) -> bool,
+) -> Result<ModelSpec> {
+    let spec = decoder::without_rope(config, task, defaults)?;
+    let bias = config.flag("attention_bias", false)?;
+    let activation = match config.get("hidden_activation") {
+        None | Some(Value::Null) => Activation::GeluTanh,
+        Some(_) => config.activation("hidden_activation", "gelu_pytorch_tanh")?,
+    };
+    let mut spec = ModelSpec {
+        norm: Norm::RmsAroundOne,
+        activation,
+        qkv_bias: bias,
+        out_bias: bias,
+        embedding_scale: Some((spec.hidden_size as f32).sqrt()),
+        score_scale: Some((config.number("query_pre_attn_scalar", Some(256.0))?.powf(-0.5)) as f32),
+        begins_windows: true,
+        ..spec
+    };
+    let width = if config.get("sliding_window").is_some() { None } else { Some(4096) };
+    let window = config.size_or_null("sliding_window")?.or(width);
+    decoder::set_windows(&mut spec, config, window, |layer| !sees_all(layer))?;
+    Ok(spec)
+}
+
+/// A cap; `default` stands in for a missing key.
+fn cap(config: &Config<'_>, key: &str, default: Option<f64>) -> Result<Option<f32>> {
+    match config.get(key) {
+        None => Ok(default.map(|cap| cap as f32)),
+        Some(Value::Null) => Ok(None),
+        Some(_) => Ok(Some(config.number(key, None)? as f32)),
+    }
+}
+
+fn parse_gemma2(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
+    let spec = common(config, task, &DEFAULTS, |layer| layer % 2 == 1)?;
+    let of =
+        rope::Of { columns: spec.head_dim, max_positions: spec.max_positions, theta: DEFAULTS.rope_theta };
+    Ok(ModelSpec {
+        ropes: vec![rope::whole(config, of)?],
+        score_cap: cap(config, "attn_logit_softcapping", Some(50.0))?,
+        logit_cap: cap(config, "final_logit_softcapping", Some(30.0))?,
+        ..spec
+    })
+}
+
+fn parse_gemma3(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
+    let defaults = Defaults { vocab_size: 262_208, max_positions: 131_072, ..DEFAULTS };
+    let every = config.size("sliding_window_pattern", 6)?;
+    let spec = common(config, task, &defaults, |layer| (layer + 1).is_multiple_of(every))?;
+    let of = |theta| rope::Of { columns: spec.head_dim, max_positions: spec.max_positions, theta };
+    let (global, local) = (
+        of(config.number("rope_theta", Some(1e6))?),
+        of(config.number("rope_local_base_freq", Some(10_000.0))?),
+    );
+    // One set a type of layers; the old spelling is that of layers without a window.
+    let sets = config.object("rope_parameters")?;
+    if let Some((key, _)) = sets
+        .and_then(Value::as_object)
+        .and_then(|sets| sets.iter().find(|(_, set)| !set.is_object() && !set.is_null()))
+    {
+        return Err(Error::malformed(format!(
+            "config.json: rope_parameters has {key} for all layers: expected one set for each type of layer"
+        )));
+    }
+    let set = |kind: &str| sets.map(|sets| &sets[kind]).filter(|set| !set.is_null());
+    let scaling = config.object("rope_scaling")?;
+    if scaling.is_some() && set("full_attention").is_some() {
+        return Err(Error::malformed(
+            "config.json: rope_scaling and rope_parameters both speak of layers without a window: expected one of them",
+        ));
+    }
+    let full = rope::rotation(config, scaling.or(set("full_attention")), global)?;
+    let slides = rope::rotation(config, set("sliding_attention"), local)?;
+    let mut spec = ModelSpec {
+        qk_norm: QkNorm::Heads,
+        logit_cap: cap(config, "final_logit_softcapping", None)?,
+        ropes: vec![full, slides],
+        ..spec
+    };
+    spec.layers.iter_mut().for_each(|layer| layer.rope = Some(usize::from(layer.window.is_some())));
+    Ok(spec)
+}
+
+fn weights(spec: &ModelSpec) -> Vec<Weight> {
+    let mut table = Table::new(spec);
+    decoder::add_around(&mut table);
+    for layer in 0..spec.num_layers() {
+        decoder::add_projections(&mut table, layer);
+        let mut add = |part, module: &str| {
+            table.add_to(layer, part, &format!("model.layers.{layer}.{module}"));
+        };
+        add(Part::Norm1, "input_layernorm");
+        add(Part::Post1, "post_attention_layernorm");
+        add(Part::Norm2, "pre_feedforward_layernorm");
+        add(Part::Post2, "post_feedforward_layernorm");
+    }
+    table.finish()
+}
