@@ -57,7 +57,7 @@ def check_limits(samples: int, batch_size: int) -> None:
 
 
 class Model:
-    """A transformer with the heads it still has: Llama, GPT-2 or BERT.
+    """A transformer with the heads it still has, of any family in docs/families.md.
 
     Make one with `from_pretrained` or `from_transformers`. Head indices are the original ones for the whole life of a model.
     """
