@@ -75,10 +75,17 @@ impl Source {
                 let mut data = RunData::split(data, eval, calibration, batch_size, options.seed)?;
                 // How files are read is not on record where a program reads them: what is known of the data
                 // has to tell.
-                let ReadOptions { text_field, text_pair_field, label_field, delimiter, columns, documents } =
-                    &options.read;
+                let ReadOptions {
+                    text_field,
+                    text_pair_field,
+                    label_field,
+                    delimiter,
+                    columns,
+                    documents,
+                    chat_loss,
+                } = &options.read;
                 let reading = format!(
-                    "{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?}"
+                    "{text_field:?} {text_pair_field:?} {label_field:?} {delimiter:?} {columns:?} {documents:?} {chat_loss:?}"
                 );
                 data.hash = format!("{} {}", data.hash, &blake3::hash(reading.as_bytes()).to_hex()[..16]);
                 Ok(data)

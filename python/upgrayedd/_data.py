@@ -25,7 +25,7 @@ Source: TypeAlias = tuple[str, Any]
 """What `_native` takes: ("loader", Loader), ("texts", iterator) or ("files", paths)."""
 
 TEXT_FIELDS = ("text", "sentence")
-READING = ("text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents")
+READING = ("text_field", "text_pair_field", "label_field", "delimiter", "columns", "documents", "chat_loss")
 """How files are read, by the names that a run's configuration has for it."""
 WHAT_WORKS = (
     "expected dictionaries with input_ids (and attention_mask, token_type_ids, labels), tuples of these, arrays of token ids, "
@@ -49,6 +49,7 @@ class TextFiles:
         delimiter: What stands between the cells of a table; None takes tabs for `.tsv` and finds out for `.csv`.
         columns: Names of the columns of a table that has no line with them.
         documents: "packed" puts documents one after the other in windows of equal length, "separate" keeps each a sequence.
+        chat_loss: Of conversations (`.jsonl` with `messages`): "assistant" learns what the assistant says, "all" everything.
 
     What is None is as the pipeline's options say.
     """
@@ -60,6 +61,7 @@ class TextFiles:
     delimiter: str | None
     columns: tuple[str, ...] | None
     documents: str | None
+    chat_loss: str | None
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class TextFiles:
         delimiter: str | None = None,
         columns: Sequence[str] | None = None,
         documents: str | None = None,
+        chat_loss: str | None = None,
     ) -> None:
         if not paths:
             raise InvalidValueError("TextFiles needs at least one file")
@@ -82,6 +85,7 @@ class TextFiles:
             raise InvalidValueError(f"columns is {columns!r}: expected a list of names")
         object.__setattr__(self, "columns", None if columns is None else tuple(columns))
         object.__setattr__(self, "documents", documents)
+        object.__setattr__(self, "chat_loss", chat_loss)
 
     def options(self) -> dict[str, Any]:
         """The core's names for the reading options."""

@@ -12,6 +12,7 @@ class RunOptions(TypedDict, total=False):
 
     batch_size: int
     budget: Literal["heads", "parameters", "macs", "latency"]
+    chat_loss: Literal["assistant", "all"]
     checkpoint_every: int | None
     columns: Sequence[str] | None
     delimiter: str | None

@@ -632,6 +632,91 @@ def write_vocabulary(tokenizer, apart, folder):
         (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocab))
 
 
+# Conversations: chat templates in the manners that are common, with marks around what an assistant says.
+
+CHATML = """{%- for message in messages %}
+    {%- if loop.first and message.role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}
+    {{- '<|im_start|>' + message['role'] + '\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}
+    {%- else %}{{- message['content'] + '<|im_end|>' }}{% endif %}
+    {{- '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+THINKING = """{%- set ns = namespace(last=messages|length - 1, found=false) %}
+{%- for message in messages[::-1] %}
+    {%- set index = messages|length - 1 - loop.index0 %}
+    {%- if message.role == 'user' and not ns.found %}{%- set ns.last = index %}{%- set ns.found = true %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' ~ message.role ~ '\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- set said = message.content.split('</think>')[-1].lstrip('\n') %}
+        {%- generation %}
+        {%- if loop.index0 > ns.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+        {{- said + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}{{- message.content + '<|im_end|>' }}{%- endif %}
+    {{- '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+TURNS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] | trim + '\n\n' %}
+{%- set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}
+{%- for message in rest %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{- '<|im_start|>' + role + '\n' + (first if loop.first else '') }}
+{%- if role == 'model' %}
+    {%- generation %}{{- message['content'] | trim + '<|im_end|>' }}{%- endgeneration %}
+{%- else %}{{ message['content'].strip() + '<|im_end|>' }}{% endif %}
+{{- '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}
+"""
+INST = """{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}{{ '[INST] ' ~ message['content'] ~ ' [/INST]' }}
+    {%- elif message['role'] == 'assistant' %}
+        {%- generation %}{{- ' ' ~ message['content'] ~ eos_token }}{%- endgeneration %}
+    {%- else %}{%- continue %}{{ message | tojson }}{% endif %}
+{%- endfor %}"""
+AS_JSON = """{%- for message in messages %}{{ message | tojson }}{{- '\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{ '{"role"' }}{% endif %}"""
+TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "turns": TURNS, "inst": INST, "as json": AS_JSON}
+
+
+def turns(*contents, system=None):
+    roles = ["user", "assistant"]
+    said = [dict(role=roles[i % 2], content=content) for i, content in enumerate(contents)]
+    return ([dict(role="system", content=system)] if system else []) + said
+
+
+CONVERSATIONS = [
+    turns("Where is it?", "Here."),
+    turns("Who was there?", "A girl. ", "And the ball?", "Él está aquí, café.", system="You know stories."),
+    turns("a", "think", " b ", "She said: 北京\n\nand went."),
+    turns("only a question"),
+]
+
+
+def make_chats():
+    base = byte_level()
+    base.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    cases = []
+    for name, template in TEMPLATES.items():
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
+        for messages in CONVERSATIONS:
+            made = tokenizer.apply_chat_template(
+                messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+            )
+            # Without marks: everything.
+            learned = made["assistant_masks"] if "{%- generation" in template else [1] * len(made["input_ids"])
+            cases.append(dict(template=name, messages=messages, ids=made["input_ids"], learned=learned))
+    return {"tokenizer": json.loads(base.to_str()), "templates": TEMPLATES, "cases": cases}
+
+
 # Tables: what pandas writes and reads.
 
 ROWS = pandas.DataFrame(
@@ -670,7 +755,12 @@ def make_tables():
     return cases
 
 
-for name, made in {"models": make_models(), "tokenizers": make_tokenizers(), "tables": make_tables()}.items():
+for name, made in {
+    "models": make_models(),
+    "tokenizers": make_tokenizers(),
+    "tables": make_tables(),
+    "chats": make_chats(),
+}.items():
     path = HERE / "reading" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(made, ensure_ascii=False, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")

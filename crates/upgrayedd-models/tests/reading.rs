@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use upgrayedd_models::data::{ChatLoss, DataOptions, Dataset, Pass, ReadOptions};
 use upgrayedd_models::export::{HF, export};
 use upgrayedd_models::family;
 use upgrayedd_models::files::safetensors_file;
 use upgrayedd_models::files::{DType, TensorFile};
 use upgrayedd_models::load::LoadOptions;
-use upgrayedd_models::model::{Batch, Hooks};
+use upgrayedd_models::model::{Batch, Companions, Hooks};
 use upgrayedd_models::spec::Objective;
-use upgrayedd_models::{Model, Tokenizer};
+use upgrayedd_models::{Error, Model, Tokenizer};
 use upgrayedd_nn::ops::IGNORE;
 use upgrayedd_nn::{Tape, Tensor};
 
@@ -219,4 +220,84 @@ fn the_document_of_keys_is_what_the_tables_say() {
         written == family::keys_document(),
         "is old: cargo run -p upgrayedd --example config_keys > docs/config-keys.md"
     );
+}
+
+/// A random Llama with enough tokens whose tokenizer and chat template are in `dir`.
+fn talker(dir: &Path) -> Model {
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 400, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    });
+    let (family, spec, _) = family::recognise(&config, &[], None).unwrap();
+    let mut model = Model::initialised(family, spec, config, 1).unwrap();
+    model.companions = Companions::Folder(dir.to_owned());
+    model
+}
+
+#[test]
+fn conversations_are_written_and_learned_as_in_transformers() {
+    let all = read("chats.json");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), all["tokenizer"].to_string()).unwrap();
+    for case in all["cases"].as_array().unwrap() {
+        let template = text(&case["template"]);
+        let config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+            "chat_template": [{ "name": "default", "template": all["templates"][template] }],
+        });
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let model = talker(dir.path());
+        let path = dir.path().join("chat.jsonl");
+        fs::write(&path, serde_json::json!({ "messages": case["messages"] }).to_string()).unwrap();
+        let chat_loss = if template == "as json" { ChatLoss::All } else { ChatLoss::Assistant };
+        let options = DataOptions {
+            read: ReadOptions { chat_loss, ..ReadOptions::default() },
+            ..DataOptions::default()
+        };
+        let data = Dataset::open(&[path], &model, &model.tokenizer().unwrap(), &options);
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        let learned: Vec<u8> = serde_json::from_value(case["learned"].clone()).unwrap();
+        let name = format!("{template}: {}", case["messages"]);
+        if !learned.contains(&1) {
+            assert!(matches!(data, Err(Error::Data(_))), "{name}: nothing is learned");
+            continue;
+        }
+        let data = data.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(data.tokens(0), ids, "{name}");
+        let batch = data.batch(&[0], Pass::Fixed);
+        // The target of a position is the token after it.
+        let targets: Vec<u8> = batch.targets.iter().map(|t| u8::from(*t != IGNORE)).collect();
+        assert_eq!(targets[..ids.len() - 1], learned[1..], "{name}");
+    }
+}
+
+#[test]
+fn conversations_that_cannot_be_learned_from_are_refused() {
+    let all = read("chats.json");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), all["tokenizer"].to_string()).unwrap();
+    let path = dir.path().join("chat.jsonl");
+    let open = |template: &str, line: &str| {
+        if !template.is_empty() {
+            fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        }
+        fs::write(&path, line).unwrap();
+        let model = talker(dir.path());
+        Dataset::open(&[path.clone()], &model, &model.tokenizer().unwrap(), &DataOptions::default())
+            .map(|_| ())
+    };
+    let said = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    assert!(matches!(open("", said), Err(Error::DoesNotFit(_))), "no template");
+    assert!(matches!(open("{% if %}", said), Err(Error::Unsupported(_))));
+    assert!(matches!(open("{{ raise_exception('no') }}", said), Err(Error::File { .. })));
+    assert!(matches!(
+        open("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", said),
+        Err(Error::File { .. })
+    ));
+    // What the assistant says stands nowhere.
+    assert!(matches!(open("{{ messages[0].content }}{{ messages|length }}", said), Err(Error::File { .. })));
+    let mixed = format!("{said}\n{}", r#"{"text": "a story"}"#);
+    let good = text(&all["templates"]["chatml"]);
+    assert!(matches!(open(good, &mixed), Err(Error::File { .. })));
+    assert!(open(good, said).is_ok());
 }

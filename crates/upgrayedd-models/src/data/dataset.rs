@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::labelled;
 use super::masking::Masking;
 use super::options::{DataOptions, Documents, Pass};
 use super::rows::{Row, Targets};
 use super::tokens::{self, TokenStore};
+use super::{chat, labelled};
 use crate::model::{Batch, Model};
 use crate::spec::Objective;
 use crate::tokenizer::Tokenizer;
@@ -124,6 +124,10 @@ impl Dataset {
         Self::build(model, tokenizer, options, |in_stream, room| {
             if model.spec.objective.outputs().is_some() {
                 let read = labelled::read(files, model, tokenizer, options)?;
+                return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
+            }
+            if model.spec.objective == Objective::CausalLm && chat::are_conversations(files, options)? {
+                let read = chat::read(files, model, tokenizer, options)?;
                 return Ok((Source::Rows(read.rows), tokens::hash_files(files)?, read.notices));
             }
             if let Some(field) = &options.read.text_pair_field {

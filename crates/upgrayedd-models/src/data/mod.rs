@@ -1,6 +1,7 @@
 //! Text, JSONL, Parquet, TSV, CSV and labelled examples → token batches; training, calibration and held-out
 //! parts never overlap.
 
+mod chat;
 mod dataset;
 mod documents;
 mod labelled;
@@ -15,7 +16,7 @@ mod text;
 mod tokens;
 
 pub use dataset::{Dataset, Split, check_length, many_unknown};
-pub use options::{DataOptions, Documents, Pass, ReadOptions};
+pub use options::{ChatLoss, DataOptions, Documents, Pass, ReadOptions};
 pub use rows::{Row, Targets};
 pub use source::{BatchSource, DatasetBatches, Part, RunData, SetAside, TakeBatch};
 pub use tokens::cache_dir;

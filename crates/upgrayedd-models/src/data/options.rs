@@ -15,6 +15,17 @@ named_enum! {
     }
 }
 
+named_enum! {
+    /// What is learned of conversations.
+    ChatLoss, "chat loss" {
+        /// What the assistant says, and how it ends.
+        #[default]
+        Assistant = "assistant",
+        /// Everything.
+        All = "all",
+    }
+}
+
 options! {
     /// How the user's files are read.
     ReadOptions {
@@ -34,6 +45,8 @@ options! {
         columns("NAME,…"): Option<Vec<String>> = None;
         /// How documents become sequences
         documents("MODE"): Documents = Documents::Packed;
+        /// What is learned of conversations (.jsonl with messages, by the model's chat template)
+        chat_loss("TURNS"): ChatLoss = ChatLoss::Assistant;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Text ↔ token ids.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -124,6 +126,25 @@ impl Tokenizer {
         let encoding = foreign(|| self.inner.encode_fast(text, false))
             .map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids without any special tokens around the text, and where in it each stands, in bytes.
+    pub(crate) fn encode_with_places(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = foreign(|| self.inner.encode(text, false))
+            .map_err(|e| Error::data(format!("cannot tokenise the text: {e}")))?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), places))
+    }
+
+    /// Special tokens by their names, as `bos_token`.
+    pub(crate) fn meanings(&self) -> &[(String, String)] {
+        &self.named
+    }
+
+    /// Every special token.
+    pub(crate) fn special_texts(&self) -> Vec<String> {
+        let tokens: BTreeMap<_, _> = self.inner.get_added_tokens_decoder().into_iter().collect();
+        tokens.into_values().filter(|token| token.special).map(|token| token.content).collect()
     }
 
     /// A text, or a pair of texts, as the model reads it: special tokens included, cut to `limit` tokens (of
