@@ -283,8 +283,13 @@ fn conversations_that_cannot_be_learned_from_are_refused() {
         }
         fs::write(&path, line).unwrap();
         let model = talker(dir.path());
-        Dataset::open(&[path.clone()], &model, &model.tokenizer().unwrap(), &DataOptions::default())
-            .map(|_| ())
+        Dataset::open(
+            std::slice::from_ref(&path),
+            &model,
+            &model.tokenizer().unwrap(),
+            &DataOptions::default(),
+        )
+        .map(|_| ())
     };
     let said = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
     assert!(matches!(open("", said), Err(Error::DoesNotFit(_))), "no template");
