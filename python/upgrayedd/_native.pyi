@@ -10,6 +10,7 @@ __all__ = [
     "check_config",
     "check_strategy",
     "main",
+    "modeling_files",
     "optimize",
     "option_names",
     "recorded",

@@ -118,28 +118,15 @@ fn has(tensor_names: &[String], name: &str) -> bool {
         .any(|t| t.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
 }
 
-/// The family whose weights these are. Several may have the same names: the prefix of the base model goes
-/// first.
-fn by_tensors(tensor_names: &[String]) -> Result<Option<&'static Family>> {
-    let all = all();
+/// The families whose weights these may be; those under the prefix of the base model go first.
+fn by_tensors(tensor_names: &[String]) -> Vec<&'static Family> {
     let with = |prefixed: bool| -> Vec<&'static Family> {
         let marker = |f: &Family| {
             if prefixed { format!("{}{}", f.base_prefix, f.marker) } else { f.marker.to_owned() }
         };
-        all.iter().copied().filter(|f| has(tensor_names, &marker(f))).collect()
+        all().into_iter().filter(|f| has(tensor_names, &marker(f))).collect()
     };
-    let found = Some(with(true)).filter(|found| !found.is_empty()).unwrap_or_else(|| with(false));
-    match found[..] {
-        [] => Ok(None),
-        [one] => Ok(Some(one)),
-        _ => {
-            let names: Vec<&str> = found.iter().map(|family| family.model_type).collect();
-            Err(Error::malformed(format!(
-                "config.json has neither model_type nor architectures, and the tensor names are those of several families: say which as family ({})",
-                names.join(", ")
-            )))
-        }
-    }
+    Some(with(true)).filter(|found| !found.is_empty()).unwrap_or_else(|| with(false))
 }
 
 fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> Result<&'static Family> {
@@ -166,20 +153,24 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
     let architecture = architecture(config)?;
     let by_architecture =
         all().into_iter().find(|f| f.architectures.iter().any(|a| Some(a.class) == architecture));
-    let told = match by_architecture {
-        None if wanted.is_none() => by_tensors(tensor_names)?,
-        told => told,
-    };
-    match (wanted, told) {
-        (Some(wanted), Some(told)) if wanted != told.model_type => Err(Error::does_not_fit(format!(
-            "the architecture or the tensors are those of a {} model, so family {wanted} cannot be right",
-            told.model_type
-        ))),
+    let told = by_architecture.map_or_else(|| by_tensors(tensor_names), |family| vec![family]);
+    let names = || told.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+    match (wanted, &told[..]) {
+        (Some(wanted), [_, ..]) if told.iter().all(|family| family.model_type != wanted) => {
+            Err(Error::does_not_fit(format!(
+                "the architecture or the tensors are those of another model ({}), so family {wanted} cannot be right",
+                names()
+            )))
+        }
         (Some(wanted), _) => named(wanted),
-        (None, Some(told)) => Ok(told),
-        (None, None) => Err(Error::malformed(format!(
+        (None, [told]) => Ok(told),
+        (None, []) => Err(Error::malformed(format!(
             "config.json has no model_type and neither its architectures nor the tensor names tell the family: \
              say which as family ({supported})"
+        ))),
+        (None, _) => Err(Error::malformed(format!(
+            "config.json has neither model_type nor architectures, and the tensor names are those of several families: say which as family ({})",
+            names()
         ))),
     }
 }

@@ -43,6 +43,10 @@ const KEYS: Keys = &[
     ("resid_pdrop", Idle(TRAINING)),
     ("embd_pdrop", Idle(TRAINING)),
     ("attention_bias", Idle("there are no biases whatever it says")),
+    ("mlp_bias", Idle("there are no biases whatever it says")),
+    ("lm_head_bias", Idle("there are no biases whatever it says")),
+    ("full_attn_mod", Idle("without effect in transformers")),
+    ("interpolate_factor", Idle("without effect in transformers")),
 ];
 
 const DEFAULTS: Defaults = Defaults {
