@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import pathlib
 
 import datasets
 import numpy as np
