@@ -5,8 +5,8 @@ python bench/real_shapes.py [--program target/release/upgrayedd] [--place /tmp/r
 
 import argparse
 import json
+import os
 import pathlib
-import resource
 import shutil
 import subprocess
 import time
@@ -59,11 +59,12 @@ def main():
         command += ["--max-steps-per-cycle", "0", "--sequence-length", "128", "--max-eval-windows", "8", "--json"]
         command += ["--strategy-option", "calibration_samples=16", "--growth-ratio", "0"]
         start = time.monotonic()
-        summary = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        seconds = time.monotonic() - start
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            summary = json.loads(child.stdout.read())
+            _, _, usage = os.wait4(child.pid, 0)
+        seconds, memory = time.monotonic() - start, usage.ru_maxrss / 2**20
         before, after = (summary[when]["cost"]["parameters"] for when in ("before", "after"))
-        print(f"{name}: {before} → {after} parameters, {seconds:.0f} s, {memory:.2f} GiB at most so far")
+        print(f"{name}: {before} → {after} parameters, {seconds:.0f} s, {memory:.2f} GiB at most")
 
 
 main()
