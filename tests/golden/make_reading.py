@@ -578,6 +578,8 @@ TOKENIZERS = [
     ("Qwen2 by family", "bytes", "qwen2", False, None, {}),
     ("Qwen2 under another name", "bytes", "qwen2", False, FAST | dict(add_prefix_space=True), {}),
     ("Qwen2's vocab.json", "bytes", "qwen3", True, dict(tokenizer_class="Qwen2Tokenizer", eos_token="</s>"), {}),
+    ("Qwen2's flags", "bytes", "qwen2", False, dict(mask_token=typed("girl", lstrip=True), extra_special_tokens=["ball"]), {}),
+    ("XLM-R with a space that is null", "likeliest", "xlm-roberta", False, dict(add_prefix_space=None), {}),
     ("Qwen3 as it is", "bytes", "qwen3", False, FAST, {}),
     ("Gemma by family", "spaces", "gemma3_text", False, dict(bos_token="<s>", eos_token="</s>", pad_token="ll"), {}),
     ("Gemma 2 under Llama's name", "spaces", "gemma2", False, LLAMA, {}),
@@ -684,7 +686,14 @@ INST = """{{- bos_token }}
 {%- endfor %}"""
 AS_JSON = """{%- for message in messages %}{{ message | tojson }}{{- '\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '{"role"' }}{% endif %}"""
-TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "turns": TURNS, "inst": INST, "as json": AS_JSON}
+MARKED = """{{- strftime_now('') }}{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + ('!' if 'name' in message else '') }}
+    {%- if tools is none and message.role == 'assistant' %}
+        {%-  generation  -%}{{ (message.reasoning_content or '') + message.content + '<|im_end|>' }}{%-endgeneration%}
+    {%- else %}{{ message.content + '<|im_end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"""
+TEMPLATES = {"marked": MARKED, "chatml": CHATML, "thinking": THINKING, "turns": TURNS, "inst": INST, "as json": AS_JSON}
 
 
 def turns(*contents, system=None):
@@ -698,6 +707,7 @@ CONVERSATIONS = [
     turns("Who was there?", "A girl. ", "And the ball?", "Él está aquí, café.", system="You know stories."),
     turns("a", "think", " b ", "She said: 北京\n\nand went."),
     turns("only a question"),
+    [dict(turns("a")[0], name=None), dict(role="assistant", content="She said.", reasoning="the ball")],
 ]
 
 
@@ -712,7 +722,11 @@ def make_chats():
                 messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
             )
             # Without marks: everything.
-            learned = made["assistant_masks"] if "{%- generation" in template else [1] * len(made["input_ids"])
+            learned = (
+                made["assistant_masks"]
+                if ("{%- generation" in template or "{%-  generation" in template)
+                else [1] * len(made["input_ids"])
+            )
             cases.append(dict(template=name, messages=messages, ids=made["input_ids"], learned=learned))
     return {"tokenizer": json.loads(base.to_str()), "templates": TEMPLATES, "cases": cases}
 

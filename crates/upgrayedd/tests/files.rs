@@ -346,6 +346,21 @@ fn a_weight_that_would_be_ignored_is_refused() {
 }
 
 #[test]
+fn a_head_that_is_named_and_not_there_makes_a_plain_encoder() {
+    for (name, class) in [("mpnet_encoder", "MPNetForMaskedLM"), ("roberta_encoder", "RobertaForMaskedLM")] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(golden(name).join("config.json")).unwrap()).unwrap();
+        config["architectures"] = serde_json::json!([class]);
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        fs::copy(golden(name).join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let model = load(dir.path());
+        assert_same(&model, &load(&golden(name)));
+        assert!(model.notices.iter().any(|notice| notice.contains("plain encoder")), "{:?}", model.notices);
+    }
+}
+
+#[test]
 fn what_version_1_wrote_is_refused_in_a_line() {
     let dir = tempfile::tempdir().unwrap();
     let model = load(&golden("llama_gqa"));

@@ -74,6 +74,7 @@ pub(super) fn read(
                     "has no {MESSAGES}, as the first line of the data has: expected a list of turns, each with role and content"
                 )));
             };
+            let messages = &as_transformers_passes(messages);
             let (text, learned) = template.write_out(messages, options.read.chat_loss).map_err(bad)?;
             let (mut tokens, places) = tokenizer.encode_with_places(&text)?;
             let is_learned = |place: &Range<usize>| learned.iter().any(|l| l.contains(&place.start));
@@ -102,7 +103,85 @@ pub(super) fn read(
             options.sequence_length
         )
     });
-    Ok(Conversations { rows, notices: notice.into_iter().collect() })
+    let dated = template.dated.then(|| {
+        "the chat template writes the day: 26 July 2024 stands in its place, so that a run can be made again".to_owned()
+    });
+    Ok(Conversations { rows, notices: notice.into_iter().chain(dated).collect() })
+}
+
+/// Turns without fields that are null, and what was thought under every name that templates have for it.
+fn as_transformers_passes(messages: &[Value]) -> Vec<Value> {
+    let pass = |message: &Value| {
+        let Some(fields) = message.as_object() else { return message.clone() };
+        let mut fields: Map<String, Value> = fields
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        let thought =
+            ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| fields.get(*name));
+        if let Some(thought) = thought.cloned() {
+            let thinking = fields.shift_remove("thinking").unwrap_or_else(|| thought.clone());
+            fields.shift_insert(0, "thinking".to_owned(), thinking);
+            fields.insert("reasoning_content".to_owned(), thought);
+        }
+        Value::Object(fields)
+    };
+    messages.iter().map(pass).collect()
+}
+
+/// A template whose marks around what an assistant says, which transformers alone knows, do nothing.
+fn without_marks(source: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        let inside = tag.trim_start_matches("{%").trim_end_matches("%}");
+        let word = inside.trim_matches(['-', '+']).trim();
+        let instead = match word {
+            "generation" => inside.replace(word, " if true "),
+            "endgeneration" => inside.replace(word, " endif "),
+            _ => inside.to_owned(),
+        };
+        match word {
+            "generation" | "endgeneration" => out.push_str(&format!("{{%{instead}%}}")),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The day that stands for today, as Python's `strftime` writes it.
+fn date(format: String) -> std::result::Result<String, minijinja::Error> {
+    let (mut out, mut rest) = (String::new(), format.chars());
+    while let Some(character) = rest.next() {
+        if character != '%' {
+            out.push(character);
+            continue;
+        }
+        out.push_str(match rest.next() {
+            Some('d') => "26",
+            Some('m') => "07",
+            Some('b') => "Jul",
+            Some('B') => "July",
+            Some('Y') => "2024",
+            Some('y') => "24",
+            Some('a') => "Fri",
+            Some('A') => "Friday",
+            Some('H' | 'M' | 'S') => "00",
+            Some('%') => "%",
+            other => {
+                let what = other.map(String::from).unwrap_or_default();
+                let message = format!("strftime_now: %{what} is not known");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            }
+        });
+    }
+    Ok(out)
 }
 
 /// A model's chat template.
@@ -112,19 +191,15 @@ struct Template {
     special: Map<String, Value>,
     /// All of them.
     special_texts: Vec<String>,
+    /// Whether it writes the day.
+    dated: bool,
 }
 
 impl Template {
     fn of(model: &Model, tokenizer: &Tokenizer) -> Result<Self> {
         let source = source_of(model)?;
-        // transformers marks with these what an assistant says; what they hold is written as it is.
-        let source = ["generation", "endgeneration"].iter().fold(source, |source, tag| {
-            let instead = if *tag == "generation" { "if true" } else { "endif" };
-            let tags = ["{%", "{%-"].iter().flat_map(|open| ["%}", "-%}"].map(|close| (*open, close)));
-            tags.fold(source, |source, (open, close)| {
-                source.replace(&format!("{open} {tag} {close}"), &format!("{open} {instead} {close}"))
-            })
-        });
+        let dated = source.contains("strftime_now");
+        let source = without_marks(&source);
         let wrong =
             |e: String| Error::unsupported(format!("the model's chat template is not understood: {e}"));
         let mut environment = Environment::new();
@@ -133,6 +208,7 @@ impl Template {
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("strftime_now", date);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> std::result::Result<String, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
@@ -140,13 +216,13 @@ impl Template {
         foreign(|| environment.add_template_owned("chat", source)).map_err(wrong)?;
         let special =
             tokenizer.meanings().iter().map(|(name, token)| (name.clone(), token.clone().into())).collect();
-        Ok(Self { environment, special, special_texts: tokenizer.special_texts() })
+        Ok(Self { environment, special, special_texts: tokenizer.special_texts(), dated })
     }
 
     fn render(&self, messages: &[Value], prompt: bool) -> std::result::Result<String, String> {
         let template = self.environment.get_template("chat").map_err(|e| e.to_string())?;
         let special = minijinja::Value::from(Serde(&self.special));
-        let values = context! { messages => Serde(messages), add_generation_prompt => prompt, ..special };
+        let values = context! { messages => Serde(messages), add_generation_prompt => prompt, tools => (), documents => (), ..special };
         foreign(|| template.render(values)).map_err(|e| format!("the model's chat template refuses it: {e}"))
     }
 
@@ -230,6 +306,14 @@ fn to_json(
     options: minijinja::value::Kwargs,
 ) -> std::result::Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
+    if ascii == Some(true) {
+        return Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: ensure_ascii is not supported",
+        ));
+    }
+    options.assert_all_used()?;
     let wrong = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
     let mut text = Vec::new();
     match indent {

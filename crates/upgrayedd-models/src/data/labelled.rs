@@ -179,8 +179,9 @@ impl Classes {
         };
         if labels.iter().any(|label| matches!(label, Label::Mark(_))) || self.are_marks(label, labels)? {
             let mark = |label: &Label| match label {
-                Label::Mark(mark) => Some(f32::from(u8::from(*mark))),
-                Label::Number(value) if (0.0..=1.0).contains(value) => Some(*value as f32),
+                Label::Mark(value) | Label::Number(value) if (0.0..=1.0).contains(value) => {
+                    Some(*value as f32)
+                }
                 _ => None,
             };
             let marks: Option<Vec<f32>> = labels.iter().map(mark).collect();
@@ -198,7 +199,13 @@ impl Classes {
         for label in labels {
             match self.target(label)? {
                 Some(Targets::Label(class)) => marks[class as usize] = 1.0,
-                _ => return Ok(None),
+                _ if labels.len() == 1 => return Ok(None),
+                _ => {
+                    return Err(format!(
+                        "label {} has one among others that says that there is none",
+                        shown(label)
+                    ));
+                }
             }
         }
         Ok(Some(Targets::Labels(marks)))
@@ -217,11 +224,14 @@ impl Classes {
         if !matches!(label, Label::List(_)) || numbers.iter().any(|n| !(0.0..=1.0).contains(n)) {
             return Ok(false);
         }
+        if self.count == 1 {
+            return Ok(true);
+        }
         let repeated = (1..numbers.len()).any(|at| numbers[..at].contains(&numbers[at]));
         let classes = numbers.iter().all(|n| n.fract() == 0.0 && (*n as usize) < self.count);
         if classes && !repeated {
             return Err(format!(
-                "label {} may be the numbers of classes, or a mark for each class: write true and false for marks, or names for classes",
+                "label {} may be the numbers of classes, or a mark for each class: write true and false, or 1.0 and 0.0, for marks, or names for classes",
                 shown(label)
             ));
         }
@@ -328,7 +338,7 @@ mod tests {
         let number = |n: f64| Label::Number(n);
         let list = |labels: &[Label]| Label::List(labels.to_vec());
         let text = |t: &str| Label::Text(t.to_owned());
-        let mark = Label::Mark;
+        let mark = |there: bool| Label::Mark(f64::from(there));
         let fear_and_joy = Ok(Some(Targets::Labels(vec![1.0, 0.0, 1.0])));
         for label in [
             list(&[text("fear"), text("joy")]),
@@ -341,13 +351,22 @@ mod tests {
         assert_eq!(classes.marks(&list(&[])), Ok(Some(Targets::Labels(vec![0.0; 3]))));
         assert_eq!(classes.marks(&text("anger")), Ok(Some(Targets::Labels(vec![0.0, 1.0, 0.0]))));
         assert_eq!(classes.marks(&number(-1.0)), Ok(None));
-        for label in [list(&[text("rage")]), list(&[mark(true)]), list(&[number(3.0)]), list(&[number(0.5)])]
-        {
+        for label in [
+            list(&[text("rage")]),
+            list(&[mark(true)]),
+            list(&[number(3.0)]),
+            list(&[number(0.5)]),
+            list(&[number(1.0), number(-1.0)]),
+        ] {
             assert!(classes.marks(&label).is_err(), "{label:?}");
         }
         let two = Classes::of(&json!({}), 2).expect("classes");
         assert!(two.marks(&list(&[number(0.0), number(1.0)])).is_err(), "classes or marks?");
         assert!(two.marks(&list(&[number(1.0), number(1.0)])).is_ok());
+        let marks = Ok(Some(Targets::Labels(vec![1.0, 0.25])));
+        assert_eq!(two.marks(&list(&[Label::Mark(1.0), Label::Mark(0.25)])), marks);
+        let one = Classes::of(&json!({}), 1).expect("classes");
+        assert_eq!(one.marks(&list(&[number(0.0)])), Ok(Some(Targets::Labels(vec![0.0]))));
     }
 
     #[test]

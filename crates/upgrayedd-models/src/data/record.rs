@@ -16,8 +16,8 @@ pub(super) enum Label {
     Cell(String),
     /// Several of them.
     List(Vec<Label>),
-    /// True or false, in a list.
-    Mark(bool),
+    /// In a list: true or false, as 1 or 0, or a number with a point.
+    Mark(f64),
 }
 
 /// What a record holds.

@@ -91,7 +91,8 @@ fn json_label(value: &Value) -> Option<Label> {
                 .iter()
                 .map(|label| match label {
                     Value::Array(_) => None,
-                    Value::Bool(mark) => Some(Label::Mark(*mark)),
+                    Value::Bool(mark) => Some(Label::Mark(f64::from(*mark))),
+                    Value::Number(mark) if mark.is_f64() => mark.as_f64().map(Label::Mark),
                     label => json_label(label),
                 })
                 .collect::<Option<_>>()?,
@@ -162,7 +163,9 @@ fn parquet_label(field: &Field) -> Option<Label> {
                 .iter()
                 .map(|label| match label {
                     Field::ListInternal(_) => None,
-                    Field::Bool(mark) => Some(Label::Mark(*mark)),
+                    Field::Bool(mark) => Some(Label::Mark(f64::from(*mark))),
+                    Field::Float(mark) => Some(Label::Mark(f64::from(*mark))),
+                    Field::Double(mark) => Some(Label::Mark(*mark)),
                     label => parquet_label(label),
                 })
                 .collect::<Option<_>>()?,

@@ -90,8 +90,16 @@ pub fn recognise(
     }
     let family = family_of(config, tensor_names, wanted)?;
     let tables: Vec<keys::Keys> = family.keys.iter().copied().chain([keys::COMMON]).collect();
-    let notes = keys::check("config.json", config, &tables, |key| keys::GENERATION_IN_CONFIG.contains(&key))?;
-    let task = task_of(family, config, tensor_names, wanted)?;
+    let mut notes =
+        keys::check("config.json", config, &tables, |key| keys::GENERATION_IN_CONFIG.contains(&key))?;
+    let mut task = task_of(family, config, tensor_names, wanted)?;
+    if task != Task::Encoder && is_without_head(family, tensor_names) {
+        task = Task::Encoder;
+        notes.push(
+            "config.json names an architecture with a head, of which there is no weight: it is read as a plain encoder"
+                .to_owned(),
+        );
+    }
     let spec = (family.parse)(&Config::new(config, family.config_aliases), task)?;
     spec.check()?;
     Ok((family, spec, notes))
@@ -173,6 +181,13 @@ fn family_of(config: &Value, tensor_names: &[String], wanted: Option<&str>) -> R
             names()
         ))),
     }
+}
+
+/// Whether the weights are those of an encoder without any head, as sentence encoders are stored.
+fn is_without_head(family: &'static Family, tensor_names: &[String]) -> bool {
+    family.architecture_of(Task::Encoder).is_some()
+        && has(tensor_names, family.marker)
+        && !family.task_markers.iter().any(|(name, _)| has(tensor_names, name))
 }
 
 /// What the checkpoint's head is for: as its architecture says, else as its tensors say.

@@ -97,12 +97,23 @@ pub(super) fn rotation(config: &Config<'_>, parameters: Option<&Value>, of: Of) 
         "longrope" => {
             let factors = |key| inner.numbers(key, of.columns / 2);
             let (short, long, original) = (factors("short_factor")?, factors("long_factor")?, original()?);
-            let factor = inner.number("factor", Some(of.max_positions as f64 / original))?;
+            if original < 2.0 || original.fract() != 0.0 {
+                return Err(Error::malformed(format!(
+                    "config.json: original_max_position_embeddings is {original}: rope type \"longrope\" needs a whole number of 2 or more"
+                )));
+            }
+            let factor = match inner.get("factor").filter(|v| !v.is_null()) {
+                Some(_) => inner.number("factor", None)?,
+                None => of.max_positions as f64 / original,
+            };
             let scale = match inner.get("attention_factor").filter(|v| !v.is_null()) {
                 Some(_) => inner.number("attention_factor", None)?,
                 None if factor <= 1.0 => 1.0,
                 None => (1.0 + factor.ln() / original.ln()).sqrt(),
             };
+            if !(scale as f32).is_finite() {
+                return Err(Error::malformed("config.json: attention_factor is too large"));
+            }
             let scaled =
                 |factors: Vec<f64>| finite(plain.clone().zip(factors).map(|(f, by)| f / by).collect());
             let long = Some((original as usize, scaled(long)?));

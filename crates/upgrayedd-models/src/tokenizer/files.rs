@@ -248,6 +248,11 @@ fn build(
     inner.set_encode_special_tokens(flag(&options, "split_special_tokens", false)?);
     let tokens = special.all.clone();
     foreign(|| inner.add_tokens(tokens)).map_err(|e| Error::malformed(format!("added tokens: {e}")))?;
+    if class == Class::Qwen2 {
+        // It adds them once more as they are by themselves.
+        let again = special.plain();
+        foreign(|| inner.add_tokens(again)).map_err(|e| Error::malformed(format!("special tokens: {e}")))?;
+    }
     frame(&mut inner, class, &options, &special)?;
     Ok(Made { inner, special, unknown, types, cuts_left, notices })
 }

@@ -122,7 +122,9 @@ fn spaces(model: &Value, options: &Map<String, Value>) -> Result<Value> {
 }
 
 fn likeliest(model: &Value, json: &Value, options: &Map<String, Value>, unknown: usize) -> Result<Value> {
-    let scheme = if flag(options, "add_prefix_space", true)? { "always" } else { "never" };
+    // null is false here.
+    let default = !options.contains_key("add_prefix_space");
+    let scheme = if flag(options, "add_prefix_space", default)? { "always" } else { "never" };
     let spaces = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true });
     // Of the normalizer only the table of characters is kept.
     let normalizer = &json["normalizer"];

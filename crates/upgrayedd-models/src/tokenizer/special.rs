@@ -41,6 +41,8 @@ pub(super) struct Special {
     named: Vec<(String, AddedToken)>,
     /// Everything that is to be added, in order.
     pub(super) all: Vec<AddedToken>,
+    /// Special tokens without a meaning.
+    extra: Vec<String>,
 }
 
 /// The keys that speak of tokens, while they are gathered.
@@ -56,6 +58,12 @@ impl Special {
     /// The text of a named token.
     pub(super) fn named(&self, key: &str) -> Option<&str> {
         self.named.iter().find(|(name, _)| name == key).map(|(_, token)| token.content.as_str())
+    }
+
+    /// Every special token, without the flags that it may have elsewhere.
+    pub(super) fn plain(&self) -> Vec<AddedToken> {
+        let named = self.named.iter().map(|(_, token)| &token.content);
+        named.chain(&self.extra).map(|text| AddedToken::from(text.clone(), true)).collect()
     }
 
     /// Every named token with its key.
@@ -86,8 +94,10 @@ impl Special {
         // Named tokens that are not there, then those without a meaning; the last word on a token's flags
         // counts.
         let mut more: Vec<AddedToken> = Vec::new();
+        let extra = keys.extra()?;
+        special.extra = extra.iter().map(|token| token.content.clone()).collect();
         let named = special.named.iter().map(|(_, token)| token.clone());
-        for token in named.chain(keys.extra()?) {
+        for token in named.chain(extra) {
             if !known.contains(&token.content) && !more.iter().any(|other| same(other, &token)) {
                 more.push(token);
             }

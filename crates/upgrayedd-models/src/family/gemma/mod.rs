@@ -108,6 +108,15 @@ fn common(
     sees_all: impl Fn(usize) -> bool,
 ) -> Result<ModelSpec> {
     let spec = decoder::without_rope(config, task, defaults)?;
+    let scalar = config.number("query_pre_attn_scalar", Some(256.0))?;
+    let score_scale = scalar.powf(-0.5) as f32;
+    if !(score_scale.is_finite() && score_scale > 0.0) {
+        return Err(Error::out_of_range(
+            "config.json: query_pre_attn_scalar",
+            scalar,
+            "a number of usual size",
+        ));
+    }
     let bias = config.flag("attention_bias", false)?;
     let activation = match config.get("hidden_activation") {
         None | Some(Value::Null) => Activation::GeluTanh,
@@ -119,7 +128,7 @@ fn common(
         qkv_bias: bias,
         out_bias: bias,
         embedding_scale: Some((spec.hidden_size as f32).sqrt()),
-        score_scale: Some((config.number("query_pre_attn_scalar", Some(256.0))?.powf(-0.5)) as f32),
+        score_scale: Some(score_scale),
         begins_windows: true,
         ..spec
     };
@@ -134,7 +143,15 @@ fn cap(config: &Config<'_>, key: &str, default: Option<f64>) -> Result<Option<f3
     match config.get(key) {
         None => Ok(default.map(|cap| cap as f32)),
         Some(Value::Null) => Ok(None),
-        Some(_) => Ok(Some(config.number(key, None)? as f32)),
+        Some(value) => {
+            let cap = config.number(key, None)? as f32;
+            let usable = cap.is_finite() && cap > 0.0;
+            if usable {
+                Ok(Some(cap))
+            } else {
+                Err(Error::out_of_range(format!("config.json: {key}"), value, "a positive number"))
+            }
+        }
     }
 }
 
@@ -159,6 +176,8 @@ fn parse_gemma3(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         of(config.number("rope_theta", Some(1e6))?),
         of(config.number("rope_local_base_freq", Some(10_000.0))?),
     );
+    // Nothing on the top level counts for sets that are apart.
+    let inner = Config::new(&Value::Null, &[]);
     // One set a type of layers; the old spelling is that of layers without a window.
     let sets = config.object("rope_parameters")?;
     if let Some((key, _)) = sets
@@ -176,8 +195,14 @@ fn parse_gemma3(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
             "config.json: rope_scaling and rope_parameters both speak of layers without a window: expected one of them",
         ));
     }
-    let full = rope::rotation(config, scaling.or(set("full_attention")), global)?;
-    let slides = rope::rotation(config, set("sliding_attention"), local)?;
+    // transformers reads rope_type there, and not the older type.
+    let scaling = scaling.map(|scaling| {
+        let mut scaling = scaling.clone();
+        scaling.as_object_mut().map(|scaling| scaling.shift_remove("type"));
+        scaling
+    });
+    let full = rope::rotation(&inner, scaling.as_ref().or(set("full_attention")), global)?;
+    let slides = rope::rotation(&inner, set("sliding_attention"), local)?;
     let mut spec = ModelSpec {
         qk_norm: QkNorm::Heads,
         logit_cap: cap(config, "final_logit_softcapping", None)?,

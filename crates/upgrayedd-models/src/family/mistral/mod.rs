@@ -1,4 +1,5 @@
-//! Mistral: Llama with a window in every layer, which newer models leave out (Jiang et al. 2023).
+//! Mistral: Llama with a window in every layer, which newer models leave out (Jiang et al. 2023), or in some, which
+//! transformers calls Ministral.
 
 use crate::Result;
 use crate::family::config::Config;
@@ -6,7 +7,7 @@ use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::task::Task;
 use crate::keys::{
-    Fate::{Noted, Used},
+    Fate::{Only, Used},
     Keys,
 };
 use crate::spec::ModelSpec;
@@ -34,7 +35,13 @@ pub(crate) static FAMILY: Family = Family {
 /// What becomes of the keys that are the family's own.
 const KEYS: Keys = &[
     ("sliding_window", Used),
-    ("layer_types", Noted(&["null"], "in this family all layers have the window, as in transformers")),
+    (
+        "layer_types",
+        Only(
+            &["null", "\"full_attention\"", "\"sliding_attention\""],
+            "layers that see the whole text, or a window of it",
+        ),
+    ),
 ];
 
 const DEFAULTS: Defaults = Defaults {
@@ -55,6 +62,6 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
     let mut spec = decoder::spec(config, task, &DEFAULTS)?;
     let width = if config.get("sliding_window").is_some() { None } else { Some(4096) };
     let window = config.size_or_null("sliding_window")?.or(width);
-    spec.layers.iter_mut().for_each(|layer| layer.window = window);
+    decoder::set_windows(&mut spec, config, window, |_| true)?;
     Ok(spec)
 }

@@ -26,7 +26,7 @@ pub(crate) static FAMILY: Family = Family {
     modeling: Modeling::own(include_str!("modeling.py")),
     base_prefix: "model.",
     marker: "layers.0.attn.Wqkv.weight",
-    task_markers: &[("decoder.bias", Task::MaskedLm), ("classifier.weight", Task::Classifier)],
+    task_markers: &[("classifier.weight", Task::Classifier), ("head.dense.weight", Task::MaskedLm)],
     config_aliases: &[],
     keys: &[KEYS],
     output_head: Some("decoder.weight"),
@@ -174,7 +174,8 @@ fn rotation(
         )));
     }
     let set = sets.map(|sets| &sets[kind]).filter(|set| !set.is_null());
-    rope::rotation(config, set, rope::Of { columns: head_dim, max_positions, theta })
+    // Nothing on the top level counts for sets that are apart.
+    rope::rotation(&Config::new(&Value::Null, &[]), set, rope::Of { columns: head_dim, max_positions, theta })
 }
 
 fn weights(spec: &ModelSpec) -> Vec<Weight> {

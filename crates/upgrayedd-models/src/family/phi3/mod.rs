@@ -82,7 +82,8 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         theta: config.number("rope_theta", Some(DEFAULTS.rope_theta))?,
     };
     let original = "original_max_position_embeddings";
-    if config.get(original).is_none() && parameters.get(original).is_none() {
+    if config.get(original).is_none() {
+        // The class has one of its own, which goes first.
         parameters[original] = DEFAULTS.max_positions.into();
     }
     spec.ropes = vec![rope::rotation(config, Some(&parameters), of)?];
