@@ -50,8 +50,9 @@ def main():
     parser.add_argument("--place", default="/tmp/real-shapes", type=pathlib.Path)
     parser.add_argument("--tokenizer", required=True, type=pathlib.Path)
     parser.add_argument("--text", required=True, type=pathlib.Path)
+    parser.add_argument("--only", choices=list(SHAPES))
     options = parser.parse_args()
-    for name in SHAPES:
+    for name in [options.only] if options.only else SHAPES:
         folder = make(name, options.place, options.tokenizer)
         out = options.place / f"{name}-run"
         shutil.rmtree(out, ignore_errors=True)
@@ -60,8 +61,11 @@ def main():
         command += ["--strategy-option", "calibration_samples=16", "--growth-ratio", "0"]
         start = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-            summary = json.loads(child.stdout.read())
-            _, _, usage = os.wait4(child.pid, 0)
+            text = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit(f"{name}: the program failed")
+        summary = json.loads(text)
         seconds, memory = time.monotonic() - start, usage.ru_maxrss / 2**20
         before, after = (summary[when]["cost"]["parameters"] for when in ("before", "after"))
         print(f"{name}: {before} → {after} parameters, {seconds:.0f} s, {memory:.2f} GiB at most")

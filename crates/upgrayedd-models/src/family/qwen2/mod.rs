@@ -51,8 +51,8 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
 pub(super) fn set_windows(spec: &mut ModelSpec, config: &Config<'_>) -> Result<()> {
     let width = if config.get("sliding_window").is_some() { None } else { Some(4096) };
     let width = config.size_or_null("sliding_window")?.or(width);
-    let window = width.filter(|_| config.flag("use_sliding_window", false).unwrap_or_default());
-    config.flag("use_sliding_window", false)?;
+    let slides = config.flag("use_sliding_window", false)?;
+    let window = width.filter(|_| slides);
     let from = config.count("max_window_layers", 28)?;
     decoder::set_windows(spec, config, window, |layer| layer >= from)
 }
