@@ -8,6 +8,7 @@ use upgrayedd_nn::ops::Activation;
 use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
+use crate::family::modeling::Modeling;
 use crate::family::rope;
 use crate::family::task::Task;
 use crate::keys::{
@@ -18,43 +19,49 @@ use crate::spec::{ModelSpec, Norm, QkNorm};
 use crate::weights::{Part, Table, Weight};
 use crate::{Error, Result};
 
-pub(crate) static GEMMA2: Family = Family {
-    model_type: "gemma2",
-    architectures: &[Architecture::causal_lm("Gemma2ForCausalLM")],
-    modeling: decoder::modeling!("gemma2", "Gemma2"),
-    keys: &[GEMMA2_KEYS, KEYS, decoder::KEYS],
-    parse: parse_gemma2,
-    ..FAMILY
-};
+pub(crate) static GEMMA2: Family = family(
+    "gemma2",
+    &[Architecture::causal_lm("Gemma2ForCausalLM")],
+    decoder::modeling!("gemma2", "Gemma2"),
+    &[GEMMA2_KEYS, KEYS, decoder::KEYS],
+    parse_gemma2,
+);
 
-pub(crate) static GEMMA3: Family = Family {
-    model_type: "gemma3_text",
-    architectures: &[Architecture::causal_lm("Gemma3ForCausalLM")],
-    modeling: decoder::modeling!("gemma3", "Gemma3"),
-    keys: &[GEMMA3_KEYS, KEYS, decoder::KEYS],
-    parse: parse_gemma3,
-    ..FAMILY
-};
+pub(crate) static GEMMA3: Family = family(
+    "gemma3_text",
+    &[Architecture::causal_lm("Gemma3ForCausalLM")],
+    decoder::modeling!("gemma3", "Gemma3"),
+    &[GEMMA3_KEYS, KEYS, decoder::KEYS],
+    parse_gemma3,
+);
 
-const FAMILY: Family = Family {
-    model_type: "",
-    architectures: &[],
-    modeling: decoder::modeling!("", ""),
-    base_prefix: "model.",
-    marker: "layers.0.pre_feedforward_layernorm.weight",
-    task_markers: &[],
-    config_aliases: &[],
-    keys: &[],
-    output_head: Some("lm_head.weight"),
-    other_names: &[],
-    old_names: &[],
-    tokenizer: TokenizerClass::Usually("GemmaTokenizer"),
-    types_are_tokens: false,
-    buffers: decoder::BUFFERS,
-    parse: parse_gemma2,
-    weights,
-    module: decoder::module,
-};
+const fn family(
+    model_type: &'static str,
+    architectures: &'static [Architecture],
+    modeling: Modeling,
+    keys: &'static [Keys],
+    parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
+) -> Family {
+    Family {
+        model_type,
+        architectures,
+        modeling,
+        base_prefix: "model.",
+        marker: "layers.0.pre_feedforward_layernorm.weight",
+        task_markers: &[],
+        config_aliases: &[],
+        keys,
+        output_head: Some("lm_head.weight"),
+        other_names: &[],
+        old_names: &[],
+        tokenizer: TokenizerClass::Usually("GemmaTokenizer"),
+        types_are_tokens: false,
+        buffers: decoder::BUFFERS,
+        parse,
+        weights,
+        module: decoder::module,
+    }
+}
 
 /// What becomes of the keys that both have.
 const KEYS: Keys = &[
