@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::Tensor;
+use crate::{Result, Tensor};
 use crate::tensor::DeviceMemory;
 
 /// A target that does not count (transformers' convention).
@@ -23,10 +23,6 @@ pub struct Number(pub(crate) Value);
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Host(f64),
-    #[cfg_attr(
-        not(feature = "fake-device"),
-        expect(dead_code, reason = "of devices with memory of their own")
-    )]
     Device(Arc<dyn DeviceMemory>),
 }
 
@@ -137,8 +133,9 @@ pub(crate) struct AttentionInputs<'a> {
 /// What an attention forward pass leaves behind.
 pub(crate) struct AttentionOutput {
     pub(crate) out: Tensor,
-    /// `batch × heads × queries`: log Σ exp of the scaled scores; −∞ where nothing is visible.
-    pub(crate) lse: Tensor,
+    /// What the device's backward pass wants to see again: `batch × heads × queries` of log Σ exp of the
+    /// scaled scores (−∞ where nothing is visible), then what it likes.
+    pub(crate) left: Vec<Tensor>,
     pub(crate) entropy: Option<EntropyProbe>,
 }
 
@@ -194,12 +191,16 @@ impl Lanes {
 /// Everything an op asks of a device. Tensors are row-major; `rows × cols` as [`Tensor::rows`] and
 /// [`Tensor::cols`] say.
 pub(crate) trait Kernels: Send + Sync {
+    /// Says what has gone wrong since the last time it was asked: until then nothing more is done.
+    fn check(&self) -> Result<()>;
     /// A tensor of unspecified contents, to be overwritten.
     fn empty(&self, shape: &[usize]) -> Tensor;
     /// Zeros that live as long as the weights.
     fn zeros(&self, shape: &[usize]) -> Tensor;
     /// A tensor as these kernels read it.
     fn upload(&self, tensor: Tensor) -> Tensor;
+    /// A weight as several products read it, which would otherwise each make what they need of it.
+    fn for_products(&self, weight: &Tensor) -> Tensor;
     /// Numbers, all at once.
     fn read(&self, numbers: &[&Number]) -> Vec<f64>;
 
@@ -216,7 +217,9 @@ pub(crate) trait Kernels: Send + Sync {
     fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>);
     /// `xᵀ x`, symmetric to the bit, for the work of half a product.
     fn gram(&self, x: &Tensor) -> Tensor;
-    /// The same into the rows from `first` on of a larger gradient.
+    /// `a bᵀ` with `a (N, I)`, `b (O, I)`, in single precision whatever that of the device is.
+    fn multiply(&self, a: &Tensor, b: &Tensor) -> Tensor;
+    /// [`Kernels::linear_grad_input`] into the rows from `first` on of a larger gradient.
     fn linear_grad_input_rows(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize);
     /// Column sums: the gradient of a bias.
     fn sum_rows(&self, dy: &Tensor, db: Sink<'_>);
@@ -257,12 +260,12 @@ pub(crate) trait Kernels: Send + Sync {
         shape: &AttentionShape,
         entropy: bool,
     ) -> AttentionOutput;
-    /// Gradients of [`Kernels::attention`], from those of its result and `lse`, which it left behind.
+    /// Gradients of [`Kernels::attention`], from those of its result and what it left behind.
     fn attention_grad(
         &self,
         dout: &Tensor,
         inputs: &AttentionInputs<'_>,
-        lse: &Tensor,
+        left: &[Tensor],
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,
     );

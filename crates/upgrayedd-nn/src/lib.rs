@@ -36,7 +36,7 @@ mod stored;
 mod tape;
 mod tensor;
 
-pub use device::{Device, DeviceError};
+pub use device::{Device, DeviceError, Precision};
 pub use error::{Error, Result};
 pub use params::{Gradients, ParamId, ParamSet};
 pub use pool::trim as trim_buffers;

@@ -173,6 +173,12 @@ impl<'p> Tape<'p> {
         self.device.kernels()
     }
 
+    /// Whether the work goes on: nobody has stopped it, and the device is well.
+    pub(crate) fn check(&self) -> Result<()> {
+        interrupt::check()?;
+        self.kernels().check()
+    }
+
     /// Puts an op's result on the tape. `backward` gets the result's gradient and is kept only if an input
     /// wants one.
     pub(crate) fn record(
@@ -181,7 +187,7 @@ impl<'p> Tape<'p> {
         inputs: &[&Var],
         backward: impl FnOnce(&Tensor, &mut GradStore<'_>) -> Result<()> + Send + 'p,
     ) -> Result<Var> {
-        interrupt::check()?;
+        self.check()?;
         if !self.is_recording() || !inputs.iter().any(|v| v.requires_grad()) {
             return Ok(self.constant(result));
         }
@@ -217,6 +223,7 @@ impl<'p> Tape<'p> {
         let mut leaves = LeafGradients::default();
         for (index, node) in self.nodes.into_iter().enumerate().rev() {
             interrupt::check()?;
+            store.kernels.check()?;
             let slot = std::mem::take(&mut store.nodes[index]);
             match (node, slot.tensor) {
                 (Some(backward), Some(gradient)) => backward(&gradient, &mut store)?,

@@ -33,11 +33,9 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
     fn to_host(&self) -> Vec<f32>;
     /// Copies a number to the host.
     fn number(&self) -> f64;
+    /// The elements as `f32` where they are, if they are not.
+    fn widened(&self) -> Option<Arc<dyn DeviceMemory>>;
     /// What it is, for its own device.
-    #[cfg_attr(
-        not(feature = "fake-device"),
-        expect(dead_code, reason = "of devices with memory of their own")
-    )]
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -45,10 +43,6 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
 enum Storage {
     Host(Arc<Buffer>),
     Stored(Stored),
-    #[cfg_attr(
-        not(feature = "fake-device"),
-        expect(dead_code, reason = "of devices with memory of their own")
-    )]
     Device(Arc<dyn DeviceMemory>),
 }
 
@@ -121,14 +115,12 @@ impl Tensor {
     }
 
     /// A tensor over a device's memory.
-    #[cfg(feature = "fake-device")]
     pub(crate) fn on_device(shape: &[usize], memory: Arc<dyn DeviceMemory>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), memory.len(), "shape {shape:?} does not fit the memory");
         Self { shape: shape.to_vec(), storage: Storage::Device(memory) }
     }
 
     /// The device's memory, if the elements are in one's.
-    #[cfg(feature = "fake-device")]
     pub(crate) fn device_memory(&self) -> Option<&dyn DeviceMemory> {
         match &self.storage {
             Storage::Host(_) | Storage::Stored(_) => None,
@@ -170,7 +162,7 @@ impl Tensor {
         }
     }
 
-    /// As `f32`, if the elements are in their stored type.
+    /// As `f32`, if the elements are in another type.
     #[must_use]
     pub fn widened(&self) -> Self {
         match &self.storage {
@@ -180,7 +172,20 @@ impl Tensor {
                 stored.elements().widen_all(&mut wide);
                 Self::from_vec(&self.shape, wide)
             }
-            _ => self.clone(),
+            Storage::Device(memory) => match memory.widened() {
+                Some(memory) => Self { shape: self.shape.clone(), storage: Storage::Device(memory) },
+                None => self.clone(),
+            },
+            Storage::Host(_) => self.clone(),
+        }
+    }
+
+    /// Whether no other tensor shares the elements.
+    pub(crate) fn is_alone(&self) -> bool {
+        match &self.storage {
+            Storage::Host(buffer) => Arc::strong_count(buffer) == 1,
+            Storage::Stored(_) => false,
+            Storage::Device(memory) => Arc::strong_count(memory) == 1,
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cpu::Cpu;
-use crate::Tensor;
+use crate::{Result, Tensor};
 use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink, Value,
@@ -67,6 +67,9 @@ impl DeviceMemory for Elements {
     fn number(&self) -> f64 {
         unreachable!("elements are no number")
     }
+    fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
+        None
+    }
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -82,6 +85,9 @@ impl DeviceMemory for OneNumber {
     fn number(&self) -> f64 {
         count(|t| t.reads += 1);
         self.0
+    }
+    fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
+        None
     }
     fn as_any(&self) -> &dyn Any {
         self
@@ -175,6 +181,15 @@ impl Kernels for Fake {
         count(|t| t.tensors_up += 1);
         on_device(tensor.to_host())
     }
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+    fn for_products(&self, weight: &Tensor) -> Tensor {
+        weight.clone()
+    }
+    fn multiply(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        on_device(Cpu.multiply(&inside(a), &inside(b)))
+    }
     fn read(&self, numbers: &[&Number]) -> Vec<f64> {
         count(|t| t.reads += 1);
         numbers.iter().map(|number| value(number)).collect()
@@ -249,20 +264,22 @@ impl Kernels for Fake {
             list(mask);
         }
         let done = attend(inputs, |inputs| Cpu.attention(inputs, shape, entropy));
-        AttentionOutput { out: on_device(done.out), lse: on_device(done.lse), entropy: done.entropy }
+        let left = done.left.into_iter().map(on_device).collect();
+        AttentionOutput { out: on_device(done.out), left, entropy: done.entropy }
     }
     fn attention_grad(
         &self,
         dout: &Tensor,
         inputs: &AttentionInputs<'_>,
-        lse: &Tensor,
+        left: &[Tensor],
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,
     ) {
         let AttentionGrads { q, k, v, gates, bias } = grads;
         through_all([q, k, v, gates, bias], |[q, k, v, gates, bias]| {
             let grads = AttentionGrads { q, k, v, gates, bias };
-            attend(inputs, |inputs| Cpu.attention_grad(&inside(dout), inputs, &inside(lse), shape, grads));
+            let left: Vec<Tensor> = left.iter().map(inside).collect();
+            attend(inputs, |inputs| Cpu.attention_grad(&inside(dout), inputs, &left, shape, grads));
         });
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {

@@ -1,22 +1,40 @@
 //! Where tensors live and kernels run. A device is one implementation of `Kernels`.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "fake-device")]
 pub mod fake;
 
 use std::str::FromStr;
 
-use crate::Tensor;
 use crate::kernels::{Kernels, Number};
+use crate::{Result, Tensor};
 
 /// A place to compute, chosen at run time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The host's processor, in `f32`, on the current rayon pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Device(Place);
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
     Cpu,
-    /// Memory of its own in front of the host's processor, for tests: whatever crosses over is counted.
+    #[cfg(feature = "cuda")]
+    Cuda(&'static cuda::Cuda),
     #[cfg(feature = "fake-device")]
     Fake,
+}
+
+/// The numbers that a GPU computes with. Sums, statistics, weights that learn and their moments are `f32` in
+/// all of them; the CPU computes in `f32` throughout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// Products and activations in bfloat16.
+    #[default]
+    Bf16,
+    /// Products of `f32` rounded to TensorFloat-32.
+    Tf32,
+    /// `f32` throughout.
+    F32,
 }
 
 /// Why a device cannot be used.
@@ -25,17 +43,95 @@ pub enum DeviceError {
     /// The name is not one of the known forms.
     #[error("unknown device {0:?}: expected one of auto, cpu, cuda, cuda:N")]
     Unknown(String),
-    /// The program has no support for the device.
-    #[error(
-        "device {0:?} is not available: this build of upgrayedd computes on the CPU only; use cpu or auto"
-    )]
-    Unavailable(String),
+    /// The name is not one of the known forms.
+    #[error("unknown precision {0:?}: expected one of bf16, tf32, f32")]
+    UnknownPrecision(String),
+    /// The device cannot be opened.
+    #[error("device {name:?} is not available: {reason}; use cpu or auto")]
+    Unavailable {
+        /// The device, as it was asked for.
+        name: String,
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// A device by its name.
+enum Name {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    #[cfg(feature = "emulator")]
+    Emulated,
+}
+
+fn parse(name: &str) -> std::result::Result<Name, DeviceError> {
+    match name {
+        "auto" => Ok(Name::Auto),
+        "cpu" => Ok(Name::Cpu),
+        #[cfg(feature = "emulator")]
+        "emulated" => Ok(Name::Emulated),
+        "cuda" => Ok(Name::Cuda(0)),
+        _ => name
+            .strip_prefix("cuda:")
+            .and_then(|index| index.parse().ok())
+            .map(Name::Cuda)
+            .ok_or_else(|| DeviceError::Unknown(name.to_owned())),
+    }
 }
 
 impl Device {
     /// The host's processor.
     pub fn cpu() -> Self {
-        Self::Cpu
+        Self(Place::Cpu)
+    }
+
+    /// Memory of its own in front of the host's processor, for tests: whatever crosses over is counted.
+    #[cfg(feature = "fake-device")]
+    pub fn fake() -> Self {
+        Self(Place::Fake)
+    }
+
+    /// Opens the device called `name`: `auto` (the first GPU that can be used, or the CPU), `cpu`, `cuda` (the
+    /// first GPU) or `cuda:N`. A GPU computes with `precision`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unknown`] if there is no such name, and [`DeviceError::Unavailable`] if that device cannot
+    /// be used.
+    pub fn open(name: &str, precision: Precision) -> std::result::Result<Self, DeviceError> {
+        let parsed = parse(name)?;
+        let unavailable = |reason| DeviceError::Unavailable { name: name.to_owned(), reason };
+        match parsed {
+            Name::Cpu => Ok(Self::cpu()),
+            #[cfg(feature = "cuda")]
+            Name::Auto => {
+                let first = (0..cuda::Cuda::count()).find_map(|i| cuda::Cuda::open(i, precision).ok());
+                Ok(first.map_or(Self::cpu(), |cuda| Self(Place::Cuda(cuda))))
+            }
+            #[cfg(feature = "cuda")]
+            Name::Cuda(index) => {
+                cuda::Cuda::open(index, precision).map(|cuda| Self(Place::Cuda(cuda))).map_err(unavailable)
+            }
+            #[cfg(feature = "emulator")]
+            Name::Emulated => {
+                cuda::Cuda::emulated(precision).map(|cuda| Self(Place::Cuda(cuda))).map_err(unavailable)
+            }
+            #[cfg(not(feature = "cuda"))]
+            Name::Auto => Ok(Self::cpu()),
+            #[cfg(not(feature = "cuda"))]
+            Name::Cuda(_) => {
+                let _ = precision;
+                Err(unavailable("this build of upgrayedd computes on the CPU only".to_owned()))
+            }
+        }
+    }
+
+    /// Whether `name` is that of a device, which may or may not be there.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unknown`] if it is not.
+    pub fn check_name(name: &str) -> std::result::Result<(), DeviceError> {
+        parse(name).map(|_| ())
     }
 
     /// A tensor as this device's kernels read it.
@@ -44,40 +140,108 @@ impl Device {
     }
 
     /// Reads numbers, all at once: whoever asks waits for the device.
-    pub fn read<const N: usize>(self, numbers: [&Number; N]) -> [f64; N] {
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device has failed.
+    pub fn read<const N: usize>(self, numbers: [&Number; N]) -> Result<[f64; N]> {
         let values = self.kernels().read(&numbers);
-        std::array::from_fn(|i| values[i])
+        self.kernels().check()?;
+        Ok(std::array::from_fn(|i| values[i]))
+    }
+
+    /// The precision of a GPU; `None` for a device that has but one.
+    pub fn precision(self) -> Option<Precision> {
+        match self.0 {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => Some(cuda.precision()),
+            _ => None,
+        }
+    }
+
+    /// The card's name; `None` for a device that is none.
+    pub fn card(self) -> Option<String> {
+        match self.0 {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => Some(cuda.name()),
+            _ => None,
+        }
+    }
+
+    /// What has crossed over to a GPU and back since it was opened.
+    #[cfg(feature = "cuda")]
+    pub fn traffic(self) -> cuda::Traffic {
+        match self.0 {
+            Place::Cuda(cuda) => cuda.traffic(),
+            _ => cuda::Traffic::default(),
+        }
+    }
+
+    /// Gives back memory that is kept for later.
+    pub fn trim(self) {
+        match self.0 {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => cuda.trim(),
+            _ => crate::pool::trim(),
+        }
     }
 
     pub(crate) fn kernels(self) -> &'static dyn Kernels {
-        match self {
-            Self::Cpu => &cpu::Cpu,
+        match self.0 {
+            Place::Cpu => &cpu::Cpu,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => cuda,
             #[cfg(feature = "fake-device")]
-            Self::Fake => &fake::Fake,
+            Place::Fake => &fake::Fake,
         }
     }
 }
 
-impl FromStr for Device {
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self.0, other.0) {
+            (Place::Cpu, Place::Cpu) => true,
+            #[cfg(feature = "cuda")]
+            (Place::Cuda(a), Place::Cuda(b)) => std::ptr::eq(a, b),
+            #[cfg(feature = "fake-device")]
+            (Place::Fake, Place::Fake) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Device {}
+
+impl FromStr for Precision {
     type Err = DeviceError;
 
-    fn from_str(name: &str) -> Result<Self, DeviceError> {
-        let is_cuda =
-            name == "cuda" || name.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+    fn from_str(name: &str) -> std::result::Result<Self, DeviceError> {
         match name {
-            "auto" | "cpu" => Ok(Self::Cpu),
-            _ if is_cuda => Err(DeviceError::Unavailable(name.to_owned())),
-            _ => Err(DeviceError::Unknown(name.to_owned())),
+            "bf16" => Ok(Self::Bf16),
+            "tf32" => Ok(Self::Tf32),
+            "f32" => Ok(Self::F32),
+            _ => Err(DeviceError::UnknownPrecision(name.to_owned())),
         }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bf16 => "bf16",
+            Self::Tf32 => "tf32",
+            Self::F32 => "f32",
+        })
     }
 }
 
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "cpu",
+        match self.0 {
+            Place::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => f.write_str(&cuda.id()),
             #[cfg(feature = "fake-device")]
-            Self::Fake => "fake",
-        })
+            Place::Fake => f.write_str("fake"),
+        }
     }
 }

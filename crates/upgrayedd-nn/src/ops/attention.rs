@@ -86,7 +86,7 @@ fn run(
     let result = tape.kernels().attention(&saved.inputs(), shape, entropy);
     let sources =
         [q.source(), k.source(), v.source(), gates.and_then(Var::source), bias.and_then(Var::source)];
-    let (shape, lse) = (Arc::clone(shape), result.lse);
+    let (shape, left) = (Arc::clone(shape), result.left);
     let inputs: Vec<&Var> = [q, k, v].into_iter().chain(gates).chain(bias).collect();
     let out = tape.record(result.out, &inputs, move |dout, grads| {
         let of = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.shape().to_vec()).unwrap_or_default();
@@ -100,7 +100,7 @@ fn run(
         ];
         let [q, k, v, gates, bias] = taken.each_mut().map(|t| t.as_mut().map(Taken::sink));
         let sinks = AttentionGrads { q, k, v, gates, bias };
-        grads.kernels.attention_grad(dout, &saved.inputs(), &lse, &shape, sinks);
+        grads.kernels.attention_grad(dout, &saved.inputs(), &left, &shape, sinks);
         taken.into_iter().for_each(|t| grads.put(t));
         Ok(())
     })?;

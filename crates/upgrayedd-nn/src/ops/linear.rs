@@ -72,6 +72,16 @@ pub fn linear_over(
     })
 }
 
+/// `a bᵀ (N, O)` of `a (N, I)` and `b (O, I)`, in single precision whatever that of the device is. Not recorded:
+/// there is no gradient.
+///
+/// # Panics
+/// If they differ in columns.
+pub fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Tensor {
+    assert_eq!(a.cols(), b.cols(), "multiply: columns differ");
+    device.kernels().multiply(a, b)
+}
+
 /// `xᵀ x (I, I)` of `x (N, I)`, symmetric to the bit. Not recorded: there is no gradient.
 pub fn gram(device: Device, x: &Tensor) -> Tensor {
     device.kernels().gram(x)

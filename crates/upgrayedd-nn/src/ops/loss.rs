@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::kernels::{IGNORE, Number};
-use crate::{Device, Result, Tape, Tensor, Var, interrupt};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 /// An output projection: `logits = x wᵀ + bias`, which may be capped.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,7 @@ fn likelihood_alone(tape: &Tape<'_>, x: &Tensor, head: Head<'_>, targets: &[i64]
     let kernels = tape.kernels();
     let mut sum = Number::default();
     for (part, targets) in targets.chunks(ROWS).enumerate() {
-        interrupt::check()?;
+        tape.check()?;
         let rows = kernels.rows(x, part * ROWS..part * ROWS + targets.len());
         let likelihood =
             kernels.negative_log_likelihood(&rows, head.weight.tensor(), head.bias.map(Var::tensor), targets);
@@ -125,7 +125,7 @@ pub fn distillation(
     assert!(targets.iter().all(|t| (0..vocab).contains(t)), "distillation: a target is not below {vocab}");
     let recording = tape.is_recording();
     let Teacher { temperature, share, .. } = *teacher;
-    let teacher_weight = teacher.weight.widened();
+    let teacher_weight = tape.kernels().for_products(teacher.weight);
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
         let mut teacher_logits =
@@ -194,7 +194,7 @@ pub fn binary_cross_entropy(tape: &mut Tape<'_>, x: &Var, reference: &Tensor, we
 
 /// A loss that every row of `x` counts in.
 fn of_every_row(tape: &Tape<'_>, x: &Var, sum: Number, gradient: Tensor) -> Result<Loss> {
-    interrupt::check()?;
+    tape.check()?;
     let seeds =
         if tape.is_recording() && x.requires_grad() { vec![(x.clone(), gradient)] } else { Vec::new() };
     Ok(Loss { sum, count: x.tensor().rows() as u64, seeds })
@@ -210,11 +210,11 @@ fn in_chunks(
     let (rows, width) = (x.tensor().rows(), x.tensor().cols());
     let chunk = tape.kernels().rows_of_logits(head.weight.tensor().rows()).clamp(1, rows.max(1));
     // Once and not for every chunk.
-    let weight = head.weight.tensor().widened();
+    let weight = tape.kernels().for_products(head.weight.tensor());
     let mut dx = (tape.is_recording() && x.requires_grad()).then(|| tape.kernels().empty(&[rows, width]));
     let mut sum = Number::default();
     for start in (0..rows).step_by(chunk) {
-        interrupt::check()?;
+        tape.check()?;
         let range = start..(start + chunk).min(rows);
         let x_chunk = tape.kernels().rows(x.tensor(), range.clone());
         let mut logits = tape.kernels().linear(&x_chunk, &weight, head.bias.map(Var::tensor));

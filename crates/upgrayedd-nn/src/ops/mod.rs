@@ -15,7 +15,7 @@ pub use activation::{activation, gated_activation};
 pub use add::add;
 pub use attention::{AttentionInputs, attention, attention_with_entropy};
 pub use embedding::{embedding, mean_rows, select_rows, write_rows};
-pub use linear::{gram, linear, linear_over};
+pub use linear::{gram, linear, linear_over, multiply};
 pub use loss::{
     Head, Loss, Teacher, binary_cross_entropy, combine, cross_entropy, distillation, relative_distance,
     squared_error,

@@ -194,7 +194,7 @@ pub(super) fn forward(inputs: &AttentionInputs<'_>, s: &AttentionShape, entropy:
         }
         probe
     });
-    AttentionOutput { out, lse, entropy: probe }
+    AttentionOutput { out, left: vec![lse], entropy: probe }
 }
 
 fn forward_head(

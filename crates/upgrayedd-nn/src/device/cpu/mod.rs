@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::Tensor;
+use crate::{Result, Tensor};
 use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink, Value,
@@ -50,6 +50,15 @@ impl Kernels for Cpu {
     }
     fn upload(&self, tensor: Tensor) -> Tensor {
         if tensor.is_on_device() { tensor.to_host() } else { tensor }
+    }
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+    fn for_products(&self, weight: &Tensor) -> Tensor {
+        weight.widened()
+    }
+    fn multiply(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        linear::forward(a, b, None)
     }
     fn read(&self, numbers: &[&Number]) -> Vec<f64> {
         numbers.iter().map(|number| number.read()).collect()
@@ -120,11 +129,11 @@ impl Kernels for Cpu {
         &self,
         dout: &Tensor,
         inputs: &AttentionInputs<'_>,
-        lse: &Tensor,
+        left: &[Tensor],
         shape: &AttentionShape,
         grads: AttentionGrads<'_>,
     ) {
-        attention::Backward { dout, inputs, lse, shape }.run(grads);
+        attention::Backward { dout, inputs, lse: &left[0], shape }.run(grads);
     }
     fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
         pointwise::activation(kind, x, up)

@@ -1,0 +1,129 @@
+// Losses, a block a row, with gradients in place; numbers of the device.
+#include "prelude.h"
+
+// What a thread knows of its part of a row of scores times `factor`, then what the block knows of the whole.
+struct Softmax {
+    float max, sum;
+};
+__device__ __forceinline__ Softmax softmax_of(const Any& x, size_t at, int cols, float factor) {
+    float max = -INFINITE, sum = 0;
+    for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+        const float v = load(x, at + i) * factor;
+        if (v > max) sum *= expf(max - v), max = v;
+        sum += expf(v - max);
+    }
+    const float largest = block_max(max);
+    return {largest, block_sum(max == -INFINITE ? 0.0f : sum * expf(max - largest))};
+}
+
+// grid: rows. losses: per row −log softmax at the target; targets below 0 do not count. The logits become weight · (softmax − onehot).
+KERNEL void __launch_bounds__(256)
+cross_entropy(Any logits, const int* targets, double* losses, int cols, size_t pitch, float weight, int with_grad) {
+    const int target = targets[blockIdx.x];
+    const size_t at = blockIdx.x * pitch;
+    if (target < 0) {
+        if (threadIdx.x == 0) losses[blockIdx.x] = 0;
+        if (with_grad)
+            for (int i = threadIdx.x; i < cols; i += blockDim.x) store(logits, at + i, 0);
+        return;
+    }
+    const float at_target = load(logits, at + target);
+    const Softmax s = softmax_of(logits, at, cols, 1);
+    if (threadIdx.x == 0) losses[blockIdx.x] = double(s.max) + log(double(s.sum)) - double(at_target);
+    if (with_grad)
+        for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+            const float p = expf(load(logits, at + i) - s.max) * (weight / s.sum);
+            store(logits, at + i, i == target ? p - weight : p);
+        }
+}
+
+// losses: T² KL(teacher ‖ student); the student becomes weight · T · (softmax(s/T) − softmax(t/T)).
+KERNEL void __launch_bounds__(256)
+kl_divergence(Any student, Any teacher, double* losses, int cols, size_t pitch, size_t teacher_pitch, float temperature, float weight, int with_grad) {
+    const size_t at = blockIdx.x * pitch, theirs = blockIdx.x * teacher_pitch;
+    const float inverse = 1 / temperature;
+    const Softmax q = softmax_of(student, at, cols, inverse), p = softmax_of(teacher, theirs, cols, inverse);
+    const double shift = double(q.max) + log(double(q.sum)) - double(p.max) - log(double(p.sum));
+    double cross = 0;
+    for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+        const float t = load(teacher, theirs + i) * inverse, s = load(student, at + i) * inverse;
+        const float share = expf(t - p.max);
+        cross += double(share) * double(t - s);
+        if (with_grad) store(student, at + i, weight * temperature * (expf(s - q.max) / q.sum - share / p.sum));
+    }
+    cross = block_sum(cross);
+    if (threadIdx.x == 0) losses[blockIdx.x] = (cross / double(p.sum) + shift) * double(temperature) * double(temperature);
+}
+
+enum { RELATIVE, SQUARED, BINARY };
+
+// losses: |x − r|² / |r|², (x − r)², or the mean binary cross-entropy; x becomes weight · its gradient.
+KERNEL void __launch_bounds__(256) distance(int kind, Any x, Any reference, Any out, double* losses, int cols, float weight) {
+    const size_t at = size_t(blockIdx.x) * cols;
+    double power = 0, sum = 0;
+    if (kind == RELATIVE) {
+        for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+            const double r = load(reference, at + i);
+            power += r * r;
+        }
+        power = block_sum(power);
+    }
+    const double share = kind == RELATIVE ? (power > 0 ? 1 / power : 0.0) : kind == BINARY ? 1.0 / cols : 1.0;
+    for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+        const float v = load(x, at + i), r = load(reference, at + i);
+        if (kind == BINARY) {
+            const float small = expf(-fabsf(v)); // of the smaller side, which cannot overflow
+            const float probability = v >= 0 ? 1 / (1 + small) : small / (1 + small);
+            sum += double(fmaxf(v, 0.0f) - v * r) + log1p(double(small));
+            store(out, at + i, weight * (probability - r) * float(share));
+        } else {
+            const float difference = v - r;
+            sum += double(difference) * double(difference);
+            store(out, at + i, 2 * weight * float(share) * difference);
+        }
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) losses[blockIdx.x] = sum * share;
+}
+
+// Σ x² of parts of 65 536. grid: parts.
+KERNEL void __launch_bounds__(256) sum_of_squares(Any x, double* partial, size_t count) {
+    const size_t first = size_t(blockIdx.x) << 16, last = first + (1 << 16) < count ? first + (1 << 16) : count;
+    double sum = 0;
+    for (size_t i = first + threadIdx.x; i < last;) {
+        float some = 0; // a few in single precision
+        for (int j = 0; j < 16 && i < last; j++, i += blockDim.x) {
+            const float v = load(x, i);
+            some += v * v;
+        }
+        sum += some;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// One block: Σ of all.
+KERNEL void __launch_bounds__(256) sum_doubles(const double* x, double* out, int count) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *out = sum;
+}
+
+struct Parts {
+    const double* number[32];
+    double factor[32];
+    double constant;
+    long count;
+};
+// One thread: constant + Σ factor · number.
+KERNEL void combine(Parts parts, double* out) {
+    double sum = parts.constant;
+    for (int i = 0; i < parts.count; i++) sum += parts.factor[i] * *parts.number[i];
+    *out = sum;
+}
+
+// One after another.
+KERNEL void collect(Parts parts, double* out) {
+    for (int i = 0; i < parts.count; i++) out[i] = *parts.number[i];
+}

@@ -1,0 +1,484 @@
+//! A device's memory: blocks that are used again, tensors and numbers in them, lists that came from the host.
+
+use std::any::Any as Object;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::driver::Driver;
+use super::gemm::Gemm;
+use super::launch::{Any, Kind, Launch, Out};
+use crate::device::Precision;
+use crate::kernels::{Number, Sink, Value};
+use crate::stored::Format;
+use crate::tensor::DeviceMemory;
+use crate::{Error, Result, Tensor};
+
+/// What has crossed over, and what was asked of the driver.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Copies from the host.
+    pub uploads: usize,
+    /// Bytes of these.
+    pub uploaded: usize,
+    /// Copies to the host, each of which waits for the device.
+    pub downloads: usize,
+    /// Bytes of these.
+    pub downloaded: usize,
+    /// Blocks of memory that were asked of the driver.
+    pub allocations: usize,
+}
+
+/// A device and all that lives as long as it is open.
+pub(super) struct Gpu {
+    driver: Box<dyn Driver>,
+    pub(super) precision: Precision,
+    /// Blocks that nobody uses, by their size.
+    idle: Mutex<HashMap<usize, Vec<u64>>>,
+    /// Lists that came from the host, by their bytes.
+    lists: Mutex<HashMap<Box<[u8]>, Arc<Block>>>,
+    traffic: Mutex<Traffic>,
+    has_failed: AtomicBool,
+    /// What went wrong since the last [`Gpu::check`]; nothing is done until then.
+    failure: Mutex<Option<String>>,
+}
+
+/// Lists are forgotten when there are more bytes of them than this.
+const LISTS: usize = 64 << 20;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sizes are rounded up to a sixteenth of a power of two, so that blocks fit again.
+fn rounded(bytes: usize) -> usize {
+    let step = (bytes.next_power_of_two() / 16).max(256);
+    bytes.max(1).next_multiple_of(step)
+}
+
+impl Gpu {
+    pub(super) fn new(driver: Box<dyn Driver>, precision: Precision) -> Self {
+        Self {
+            driver,
+            precision,
+            idle: Mutex::default(),
+            lists: Mutex::default(),
+            traffic: Mutex::default(),
+            has_failed: AtomicBool::new(false),
+            failure: Mutex::default(),
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        *lock(&self.traffic)
+    }
+
+    /// What went wrong since the last time.
+    pub(super) fn check(&self) -> Result<()> {
+        if !self.has_failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let failure = lock(&self.failure).take();
+        self.has_failed.store(false, Ordering::Release);
+        failure.map_or(Ok(()), |text| Err(Error::Device(text.into())))
+    }
+
+    fn fail(&self, text: String) {
+        lock(&self.failure).get_or_insert(text);
+        self.has_failed.store(true, Ordering::Release);
+    }
+
+    /// Does it, unless something has failed before.
+    fn ask<T>(&self, f: impl FnOnce(&dyn Driver) -> std::result::Result<T, String>) -> Option<T> {
+        if self.has_failed.load(Ordering::Acquire) {
+            return None;
+        }
+        f(self.driver.as_ref()).map_err(|text| self.fail(text)).ok()
+    }
+
+    pub(super) fn launch(&self, launch: &Launch) {
+        if launch.grid.iter().all(|extent| *extent > 0) {
+            self.ask(|driver| driver.launch(launch));
+        }
+    }
+
+    pub(super) fn multiply(&self, gemm: &Gemm) {
+        self.ask(|driver| driver.gemm(gemm));
+    }
+
+    fn allocate(&self, size: usize) -> Option<u64> {
+        if let Some(at) = lock(&self.idle).get_mut(&size).and_then(Vec::pop) {
+            return Some(at);
+        }
+        let alloc = |driver: &dyn Driver| {
+            lock(&self.traffic).allocations += 1;
+            driver.alloc(size)
+        };
+        if let Some(at) = self.ask(alloc)? {
+            return Some(at);
+        }
+        self.trim();
+        let at = self.ask(alloc)?;
+        if at.is_none() {
+            let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+            let (free, total) = self.driver.memory();
+            self.fail(format!(
+                "{} is out of memory: {} MiB were asked for, {} of {} MiB are free: take smaller batches, or fewer \
+                 tokens a window, or recompute activations",
+                self.name(),
+                mib(size),
+                mib(free),
+                mib(total)
+            ));
+        }
+        at
+    }
+
+    /// Gives back what nobody uses.
+    pub(super) fn trim(&self) {
+        lock(&self.lists).clear();
+        for at in lock(&self.idle).drain().flat_map(|(_, blocks)| blocks) {
+            self.driver.free(at);
+        }
+    }
+
+    pub(super) fn block(&'static self, bytes: usize) -> Block {
+        let size = rounded(bytes);
+        Block { gpu: self, at: self.allocate(size).unwrap_or(0), size }
+    }
+
+    pub(super) fn upload(&self, to: &Block, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut traffic = lock(&self.traffic);
+        traffic.uploads += 1;
+        traffic.uploaded += bytes.len();
+        drop(traffic);
+        self.ask(|driver| driver.upload(to.at, bytes));
+    }
+
+    /// Waits for the device. Zeros if something has failed.
+    pub(super) fn download(&self, from: u64, bytes: &mut [u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut traffic = lock(&self.traffic);
+        traffic.downloads += 1;
+        traffic.downloaded += bytes.len();
+        drop(traffic);
+        self.ask(|driver| driver.download(from, bytes));
+    }
+
+    pub(super) fn zero(&self, block: &Block) {
+        self.ask(|driver| driver.zero(block.at, block.size));
+    }
+
+    /// A list where kernels read it; the same list is sent once.
+    pub(super) fn list(&'static self, bytes: &[u8]) -> Arc<Block> {
+        let mut lists = lock(&self.lists);
+        if let Some(block) = lists.get(bytes) {
+            return Arc::clone(block);
+        }
+        if lists.keys().map(|list| list.len()).sum::<usize>() > LISTS {
+            lists.clear();
+        }
+        drop(lists);
+        let block = Arc::new(self.block(bytes.len()));
+        self.upload(&block, bytes);
+        lock(&self.lists).insert(bytes.into(), Arc::clone(&block));
+        block
+    }
+
+    // Tensors.
+
+    pub(super) fn tensor(&'static self, shape: &[usize], kind: Kind) -> Tensor {
+        let memory = Memory::new(self, shape.iter().product(), kind);
+        Tensor::on_device(shape, Arc::new(memory))
+    }
+
+    /// A tensor that gets its memory from whoever writes it.
+    pub(super) fn later(&'static self, shape: &[usize]) -> Tensor {
+        let memory = Memory { gpu: self, len: shape.iter().product(), kind: Kind::F32, block: None, narrow: Mutex::default() };
+        Tensor::on_device(shape, Arc::new(memory))
+    }
+
+    pub(super) fn upload_tensor(&'static self, tensor: Tensor) -> Tensor {
+        let here = tensor.device_memory().and_then(|memory| memory.as_any().downcast_ref::<Memory>());
+        if here.is_some_and(|memory| std::ptr::eq(memory.gpu, self)) {
+            return tensor;
+        }
+        let tensor = tensor.from_device();
+        let len = tensor.len();
+        let memory = match (tensor.format(), tensor.stored_bytes()) {
+            (Some(Format::BF16), Some(bytes)) => {
+                let memory = Memory::new(self, len, Kind::Bf16);
+                self.upload(memory.block_for_writing(), bytes);
+                memory
+            }
+            (Some(Format::F16), Some(bytes)) => {
+                let raw = self.block(bytes.len());
+                self.upload(&raw, bytes);
+                let memory = Memory::new(self, len, Kind::F32);
+                let at = memory.any().at;
+                self.launch(&Launch::each("widen_half", len).arg(raw.at).arg(at).arg(len));
+                memory
+            }
+            _ => {
+                let memory = Memory::new(self, len, Kind::F32);
+                let host = tensor.to_host();
+                self.upload(memory.block_for_writing(), bytemuck::cast_slice(host.data()));
+                memory
+            }
+        };
+        Tensor::on_device(tensor.shape(), Arc::new(memory))
+    }
+
+    pub(super) fn any(&self, tensor: &Tensor) -> Any {
+        memory_of(tensor).any()
+    }
+
+    pub(super) fn maybe(&self, tensor: Option<&Tensor>) -> Any {
+        tensor.map_or(Any::NONE, |tensor| self.any(tensor))
+    }
+
+    /// The elements in the type asked for: those that are there, or a copy. A copy in 16 bits is kept.
+    pub(super) fn as_kind(&'static self, tensor: &Tensor, kind: Kind) -> Cast {
+        let memory = memory_of(tensor);
+        if memory.kind == kind {
+            return Cast { any: memory.any(), _kept: None };
+        }
+        let mut narrow = lock(&memory.narrow);
+        if kind == Kind::Bf16 && let Some(block) = narrow.as_ref() {
+            return Cast { any: Any { at: block.at, kind }, _kept: Some(Arc::clone(block)) };
+        }
+        let block = Arc::new(self.block(memory.len * kind.size()));
+        let any = Any { at: block.at, kind };
+        let fours = memory.len.div_ceil(4);
+        self.launch(&Launch::each("convert", fours).arg(memory.any()).arg(any).arg(fours));
+        if kind == Kind::Bf16 {
+            *narrow = Some(Arc::clone(&block));
+        }
+        Cast { any, _kept: Some(block) }
+    }
+
+    /// Where a kernel writes all of a gradient: the memory that is there, if nobody shares it and, where it is
+    /// overwritten, if it is what the kernel would make.
+    pub(super) fn out(&'static self, sink: Sink<'_>, kind: Kind) -> Out {
+        let memory = memory_of(sink.tensor);
+        let alone = sink.tensor.is_alone();
+        let base = if sink.accumulate { memory.any().at } else { 0 };
+        let keeps = alone && memory.block.is_some();
+        let kind = if memory.block.is_some() && (sink.accumulate || alone) { memory.kind } else { kind };
+        if keeps {
+            *lock(&memory.narrow) = None;
+            return Out { at: memory.any().at, base, kind };
+        }
+        let fresh = self.tensor(sink.tensor.shape(), kind);
+        // What was there is held by others until the kernel has been launched.
+        let at = self.any(&fresh).at;
+        *sink.tensor = fresh;
+        Out { at, base, kind }
+    }
+
+    pub(super) fn maybe_out(&'static self, sink: Option<Sink<'_>>, kind: Kind) -> Out {
+        sink.map_or(Out::NONE, |sink| self.out(sink, kind))
+    }
+
+    /// A parameter to be updated in place, with the copy in 16 bits that products have asked for, to be
+    /// written along.
+    pub(super) fn own_with_narrow(&'static self, tensor: &mut Tensor) -> (Any, u64) {
+        let kept = if tensor.is_alone() { lock(&memory_of(tensor).narrow).take() } else { None };
+        let any = self.own(tensor);
+        let at = kept.as_ref().map_or(0, |block| block.at);
+        *lock(&memory_of(tensor).narrow) = kept;
+        (any, at)
+    }
+
+    pub(super) fn zeros(&'static self, shape: &[usize]) -> Tensor {
+        let tensor = self.tensor(shape, Kind::F32);
+        self.zero(memory_of(&tensor).block_for_writing());
+        tensor
+    }
+
+    /// The tensor's elements as zeros, to be changed in place.
+    pub(super) fn blank(&'static self, tensor: &mut Tensor) -> Any {
+        if memory_of(tensor).block.is_none() || !tensor.is_alone() {
+            *tensor = self.tensor(tensor.shape(), Kind::F32);
+        }
+        let any = self.own(tensor);
+        self.zero(memory_of(tensor).block_for_writing());
+        any
+    }
+
+    /// Makes sure that rows of a gradient can be written one after another.
+    pub(super) fn begin(&'static self, tensor: &mut Tensor, kind: Kind) -> Any {
+        if memory_of(tensor).block.is_none() {
+            *tensor = self.tensor(tensor.shape(), kind);
+        }
+        self.own(tensor)
+    }
+
+    /// The elements, to be changed in place: a copy, if others share them.
+    pub(super) fn own(&'static self, tensor: &mut Tensor) -> Any {
+        let memory = memory_of(tensor);
+        if tensor.is_alone() {
+            *lock(&memory.narrow) = None;
+            return memory.any();
+        }
+        let fresh = self.tensor(tensor.shape(), memory.kind);
+        let (from, to, bytes) = (memory.any().at, self.any(&fresh), memory.len * memory.kind.size());
+        if bytes > 0 {
+            self.ask(|driver| driver.copy(from, to.at, bytes));
+        }
+        *tensor = fresh;
+        to
+    }
+
+    // Numbers.
+
+    pub(super) fn number(&'static self) -> OneNumber {
+        OneNumber { block: self.block(8) }
+    }
+}
+
+/// Memory that goes back to its device when nobody uses it. What was asked of it is done before whatever is
+/// asked of its next owner.
+pub(super) struct Block {
+    gpu: &'static Gpu,
+    pub(super) at: u64,
+    size: usize,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.at != 0 {
+            self.gpu.driver.forget(self.at, self.size);
+            lock(&self.gpu.idle).entry(self.size).or_default().push(self.at);
+        }
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes at {:#x}", self.size, self.at)
+    }
+}
+
+/// Elements in a type that they may not be kept in.
+pub(super) struct Cast {
+    pub(super) any: Any,
+    _kept: Option<Arc<Block>>,
+}
+
+/// A tensor's elements.
+pub(super) struct Memory {
+    gpu: &'static Gpu,
+    len: usize,
+    kind: Kind,
+    /// `None` until someone writes.
+    block: Option<Block>,
+    /// The elements in 16 bits, if products have asked.
+    narrow: Mutex<Option<Arc<Block>>>,
+}
+
+impl Memory {
+    fn new(gpu: &'static Gpu, len: usize, kind: Kind) -> Self {
+        Self { gpu, len, kind, block: Some(gpu.block(len * kind.size())), narrow: Mutex::default() }
+    }
+
+    fn any(&self) -> Any {
+        Any { at: self.block_for_writing().at, kind: self.kind }
+    }
+
+    fn block_for_writing(&self) -> &Block {
+        self.block.as_ref().unwrap_or_else(|| unreachable!("nobody has written this tensor"))
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} elements as {:?}", self.len, self.kind)
+    }
+}
+
+fn memory_of(tensor: &Tensor) -> &Memory {
+    let memory = tensor.device_memory().unwrap_or_else(|| unreachable!("a kernel was handed host memory"));
+    memory.as_any().downcast_ref().unwrap_or_else(|| unreachable!("another device's memory"))
+}
+
+impl DeviceMemory for Memory {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn to_host(&self) -> Vec<f32> {
+        let mut values = vec![0.0f32; self.len];
+        match self.kind {
+            Kind::F32 => self.gpu.download(self.any().at, bytemuck::cast_slice_mut(&mut values)),
+            Kind::Bf16 => {
+                let mut small = vec![0u16; self.len];
+                self.gpu.download(self.any().at, bytemuck::cast_slice_mut(&mut small));
+                values.iter_mut().zip(small).for_each(|(v, s)| *v = f32::from_bits(u32::from(s) << 16));
+            }
+        }
+        values
+    }
+    fn number(&self) -> f64 {
+        unreachable!("elements are no number")
+    }
+    fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
+        if self.kind == Kind::F32 {
+            return None;
+        }
+        let wide = Self::new(self.gpu, self.len, Kind::F32);
+        let fours = self.len.div_ceil(4);
+        self.gpu.launch(&Launch::each("convert", fours).arg(self.any()).arg(wide.any()).arg(fours));
+        Some(Arc::new(wide))
+    }
+    fn as_any(&self) -> &dyn Object {
+        self
+    }
+}
+
+/// A double.
+#[derive(Debug)]
+pub(super) struct OneNumber {
+    pub(super) block: Block,
+}
+
+impl OneNumber {
+    pub(super) fn of(number: &Number) -> Option<&Self> {
+        match &number.0 {
+            Value::Host(_) => None,
+            Value::Device(memory) => memory.as_any().downcast_ref(),
+        }
+    }
+
+    pub(super) fn into_number(self) -> Number {
+        Number(Value::Device(Arc::new(self)))
+    }
+}
+
+impl DeviceMemory for OneNumber {
+    fn len(&self) -> usize {
+        1
+    }
+    fn to_host(&self) -> Vec<f32> {
+        unreachable!("a number is no tensor")
+    }
+    fn number(&self) -> f64 {
+        let mut bytes = [0; 8];
+        self.block.gpu.download(self.block.at, &mut bytes);
+        f64::from_le_bytes(bytes)
+    }
+    fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
+        None
+    }
+    fn as_any(&self) -> &dyn Object {
+        self
+    }
+}
