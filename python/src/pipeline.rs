@@ -87,10 +87,7 @@ fn outcome(result: PyResult<Summary>, observer: PyObserver) -> PyResult<String> 
 #[pyfunction]
 pub fn check_config(config: &str) -> PyResult<()> {
     let config = read_config(config)?;
-    config
-        .check()
-        .and_then(|()| config.run.device.parse::<upgrayedd::nn::Device>().map(|_| ()).map_err(Error::from))
-        .map_err(to_py)
+    config.check().and_then(|()| config.open_device().map(|_| ())).map_err(to_py)
 }
 
 /// Runs all cycles into the new folder `out`; returns the summary as JSON. `keep_model`: the model is not

@@ -78,6 +78,9 @@ pub struct ModelArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
+    /// What a GPU multiplies with: bf16, tf32, f32
+    #[arg(long, value_name = "NAME", default_value = "bf16")]
+    pub precision: String,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

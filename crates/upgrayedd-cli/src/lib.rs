@@ -152,7 +152,7 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
-    model.move_to(args.device.parse::<upgrayedd::nn::Device>()?);
+    model.move_to(upgrayedd::nn::Device::open(&args.device, args.precision.parse()?)?);
     Ok(model)
 }
 

@@ -73,6 +73,9 @@ pub enum Error {
     /// The user asked to stop; what was reached has been saved.
     #[error("interrupted")]
     Interrupted,
+    /// The device failed while it computed: it is out of memory, say.
+    #[error("{0}")]
+    DeviceFailed(String),
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] upgrayedd_nn::DeviceError),
@@ -82,7 +85,7 @@ impl From<upgrayedd_nn::Error> for Error {
     fn from(error: upgrayedd_nn::Error) -> Self {
         match error {
             upgrayedd_nn::Error::Interrupted => Self::Interrupted,
-            other => Self::Unsupported(other.to_string()),
+            failed => Self::DeviceFailed(failed.to_string()),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use crate::pool;
+use crate::{Result, pool};
 use crate::stored::{Bytes, Elements, Format, Stored};
 
 /// Elements in host memory; goes back to the buffer pool when dropped.
@@ -33,6 +33,8 @@ pub(crate) trait DeviceMemory: std::fmt::Debug + Send + Sync {
     fn to_host(&self) -> Vec<f32>;
     /// Copies a number to the host.
     fn number(&self) -> f64;
+    /// Waits for the device, and says whether it has failed.
+    fn settle(&self) -> Result<()>;
     /// The elements as `f32` where they are, if they are not.
     fn widened(&self) -> Option<Arc<dyn DeviceMemory>>;
     /// What it is, for its own device.
@@ -209,6 +211,17 @@ impl Tensor {
                 wide
             }
             Storage::Device(memory) => Self::from_vec(&self.shape, memory.to_host()),
+        }
+    }
+
+    /// Says whether what [`Tensor::to_host`] has copied until now is what was computed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device has failed.
+    pub fn settle(&self) -> Result<()> {
+        match &self.storage {
+            Storage::Device(memory) => memory.settle(),
+            Storage::Host(_) | Storage::Stored(_) => Ok(()),
         }
     }
 

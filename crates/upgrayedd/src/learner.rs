@@ -129,7 +129,7 @@ impl Learner {
         }
         // The one place where a step waits for the device.
         let device = self.model.device();
-        let [sum, squares] = device.read([&loss, &grads.sum_of_squares(device)]);
+        let [sum, squares] = device.read([&loss, &grads.sum_of_squares(device)])?;
         let mut sum = [sum];
         reduce.sum(&mut sum)?;
         let step = Step { loss: sum[0] / count, targets: targets[0] as u64, norm: squares.sqrt() };

@@ -2,16 +2,16 @@
 
 use nalgebra::{DMatrix, DMatrixView};
 use rayon::prelude::*;
-use upgrayedd_nn::{Device, ParamSet, Result, Tape, Tensor, interrupt, ops};
+use upgrayedd_nn::{Device, Result, Tensor, interrupt, ops};
 
 use crate::reduce::Reduce;
 
 /// `a bᵀ`, from host memory into host memory.
 pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let none = ParamSet::default();
-    let mut tape = Tape::inference(device, &none);
-    let (a, b) = (tape.constant(a.clone()), tape.constant(b.clone()));
-    Ok(ops::linear(&mut tape, &a, &b, None)?.tensor().to_host())
+    interrupt::check()?;
+    let product = ops::multiply(device, &device.upload(a.clone()), &device.upload(b.clone())).to_host();
+    device.settle()?;
+    Ok(product)
 }
 
 /// Sums over rows of `xᵀ x`, `xᵀ y` and `|y|²`.

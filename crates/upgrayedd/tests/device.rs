@@ -103,10 +103,10 @@ fn batch(model: &Model) -> Batch {
 fn on_device(mut model: Model) -> Model {
     if let Some(reference) = model.reference().cloned() {
         let mut reference = Arc::unwrap_or_clone(reference);
-        reference.move_to(Device::Fake);
+        reference.move_to(Device::fake());
         model.set_reference(Arc::new(reference)).unwrap();
     }
-    model.move_to(Device::Fake);
+    model.move_to(Device::fake());
     model
 }
 

@@ -35,7 +35,7 @@ fn options_are_refused_by_name_and_value() {
     );
     assert!(matches!(refused("pruning_ratio = \"much\""), Error::Malformed(_)));
     assert!(matches!(refused("min_heads = 9"), Error::DoesNotFit(_)));
-    assert!(matches!(refused("device = \"cuda\""), Error::Device(DeviceError::Unavailable(_))));
+    assert!(matches!(refused("device = \"cuda\""), Error::Device(DeviceError::Unavailable { .. })));
     let missing = refused(
         "model = \"/nowhere\"
 data = [\"x.txt\"]",

@@ -77,6 +77,7 @@ pub fn write(
             )));
         }
     }
+    let on_device = tensors.iter().map(|(_, tensor, _)| tensor.clone()).next();
     let dir = path.parent().unwrap_or(Path::new("."));
     // A folder, since the library writes beside the file that it is given and renames, too.
     let temporary =
@@ -92,6 +93,8 @@ pub fn write(
     // Neither tensors nor metadata, but a place for metadata: that would be written as broken JSON.
     let metadata = Some(metadata).filter(|m| !m.is_empty());
     safetensors::serialize_to_file(views, metadata, &file).map_err(failed)?;
+    // Copies of a device that has failed are not what they should be.
+    on_device.map_or(Ok(()), |tensor| tensor.settle())?;
     // A file that others cannot read is of no use: temporary files are private by default.
     #[cfg(unix)]
     {

@@ -67,6 +67,9 @@ impl DeviceMemory for Elements {
     fn number(&self) -> f64 {
         unreachable!("elements are no number")
     }
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
     fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
         None
     }
@@ -85,6 +88,9 @@ impl DeviceMemory for OneNumber {
     fn number(&self) -> f64 {
         count(|t| t.reads += 1);
         self.0
+    }
+    fn settle(&self) -> Result<()> {
+        Ok(())
     }
     fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
         None

@@ -71,6 +71,11 @@ fn parse(name: &str) -> std::result::Result<Name, DeviceError> {
         "cpu" => Ok(Name::Cpu),
         #[cfg(feature = "emulator")]
         "emulated" => Ok(Name::Emulated),
+        // The same command line, rehearsed without a card.
+        #[cfg(feature = "emulator")]
+        _ if name.starts_with("cuda") && std::env::var_os("UPGRAYEDD_DEVICE").is_some_and(|d| d == "emulated") => {
+            Ok(Name::Emulated)
+        }
         "cuda" => Ok(Name::Cuda(0)),
         _ => name
             .strip_prefix("cuda:")
@@ -147,6 +152,18 @@ impl Device {
         let values = self.kernels().read(&numbers);
         self.kernels().check()?;
         Ok(std::array::from_fn(|i| values[i]))
+    }
+
+    /// Waits for all work that was asked for: what has been downloaded before is what was computed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device has failed.
+    pub fn settle(self) -> Result<()> {
+        match self.0 {
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => cuda.settle(),
+            _ => Ok(()),
+        }
     }
 
     /// The precision of a GPU; `None` for a device that has but one.

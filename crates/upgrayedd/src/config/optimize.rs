@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use upgrayedd_nn::{Device, Precision};
 
 use super::options::{
     GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,
@@ -104,6 +105,8 @@ impl OptimizeConfig {
         self.grow.check()?;
         self.learn.check()?;
         let Self { run, measure, .. } = self;
+        Device::check_name(&run.device)?;
+        run.precision.parse::<Precision>()?;
         more_than_zero(&[
             ("num_cycles", run.num_cycles as f64),
             ("max_eval_windows", measure.max_eval_windows.map_or(1.0, |n| n as f64)),
@@ -114,6 +117,14 @@ impl OptimizeConfig {
         ])?;
         at_most(&[("num_cycles", run.num_cycles, OPEN_ENDED), ("threads", run.threads.unwrap_or(1), 4096)])?;
         zero_or_more(&[("max_loss_increase", measure.max_loss_increase.unwrap_or(0.0))])
+    }
+
+    /// The device that is asked for.
+    ///
+    /// # Errors
+    /// Returns [`Error::Device`] if it cannot be used.
+    pub fn open_device(&self) -> Result<Device> {
+        Ok(Device::open(&self.run.device, self.run.precision.parse()?)?)
     }
 
     /// Refuses a model without data and data without a model, unless they are given otherwise.

@@ -27,6 +27,8 @@ options! {
         seed("N"): u64 = 42;
         /// Where to compute: auto, cpu, cuda, cuda:N.
         device("DEVICE"): String = "auto".to_owned();
+        /// What a GPU multiplies with: bf16, tf32, f32. The CPU computes in f32.
+        precision("NAME"): String = "bf16".to_owned();
         /// Threads of the program; all cores if absent.
         threads("N"): Option<usize> = None;
         /// Element type of all weights of the result; the one that each came in if absent.

@@ -50,7 +50,7 @@ impl Pipeline {
             data: given.data.is_some(),
             strategy: given.strategy.is_some(),
         };
-        let device = config.run.device.parse()?;
+        let device = config.open_device()?;
         let strategy = match given.strategy {
             Some(strategy) => strategy,
             None => config.build_strategy()?,

@@ -26,6 +26,8 @@ pub(super) trait Driver: Send + Sync {
     fn zero(&self, at: u64, bytes: usize) -> Result<(), String>;
     fn launch(&self, launch: &Launch) -> Result<(), String>;
     fn gemm(&self, gemm: &Gemm) -> Result<(), String>;
+    /// Waits for all that was asked before.
+    fn settle(&self) -> Result<(), String>;
     /// Bytes free and in all.
     fn memory(&self) -> (usize, usize);
     /// What it is, for people.
@@ -340,6 +342,11 @@ impl Driver for Card {
             )
             .map_err(told)
         }
+    }
+    fn settle(&self) -> Result<(), String> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(driver_error)
     }
     fn memory(&self) -> (usize, usize) {
         let _ = self.bind();

@@ -143,6 +143,9 @@ impl Driver for Emulator {
         d.write(gemm.d, &s);
         Ok(())
     }
+    fn settle(&self) -> Result<(), String> {
+        Ok(())
+    }
     fn memory(&self) -> (usize, usize) {
         let used: usize = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).values().sum();
         (self.limit.saturating_sub(used), self.limit)

@@ -174,6 +174,11 @@ impl Gpu {
         self.ask(|driver| driver.download(from, bytes));
     }
 
+    /// Waits for the device.
+    pub(super) fn settle(&self) {
+        self.ask(|driver| driver.settle());
+    }
+
     pub(super) fn zero(&self, block: &Block) {
         self.ask(|driver| driver.zero(block.at, block.size));
     }
@@ -430,6 +435,10 @@ impl DeviceMemory for Memory {
     fn number(&self) -> f64 {
         unreachable!("elements are no number")
     }
+    fn settle(&self) -> Result<()> {
+        self.gpu.settle();
+        self.gpu.check()
+    }
     fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
         if self.kind == Kind::F32 {
             return None;
@@ -474,6 +483,10 @@ impl DeviceMemory for OneNumber {
         let mut bytes = [0; 8];
         self.block.gpu.download(self.block.at, &mut bytes);
         f64::from_le_bytes(bytes)
+    }
+    fn settle(&self) -> Result<()> {
+        self.block.gpu.settle();
+        self.block.gpu.check()
     }
     fn widened(&self) -> Option<Arc<dyn DeviceMemory>> {
         None

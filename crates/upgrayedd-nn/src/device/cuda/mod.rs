@@ -90,6 +90,11 @@ impl Cuda {
         self.gpu.traffic()
     }
 
+    pub(super) fn settle(&self) -> Result<()> {
+        self.gpu.settle();
+        self.gpu.check()
+    }
+
     pub(super) fn trim(&self) {
         self.gpu.trim();
     }
