@@ -15,7 +15,7 @@ use upgrayedd::learner::{Learner, Update};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::profile::count_products;
-use upgrayedd::nn::{Gradients, Tape, Tensor};
+use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::units::LayerSite;
@@ -45,6 +45,12 @@ struct Args {
     warm_ups: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Where to compute: cpu, cuda, cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// What a GPU multiplies with: bf16, tf32, f32
+    #[arg(long, default_value = "bf16")]
+    precision: String,
     /// Heads that each layer keeps; the others are pruned first
     #[arg(long)]
     heads: Option<usize>,
@@ -106,6 +112,8 @@ fn main() -> Result<()> {
         surgery::remove(&mut model, None, &pruned, 1, None)?;
         model.set_archive(Archive::default());
     }
+    let device = Device::open(&args.device, args.precision.parse()?)?;
+    model.move_to(device);
     let batch = random_batch(&model, args.batch, args.length);
     let mut grads = Gradients::for_params(model.params());
     let mut learner = Learner::new(model, 0.01);
@@ -132,8 +140,10 @@ fn main() -> Result<()> {
             Work::Gemm => {
                 let mut tape = Tape::inference(learner.model.device(), learner.model.params());
                 let square = tape.constant(Tensor::full(&[2048, 2048], 0.5));
+                device.settle()?;
                 let start = Instant::now();
                 linear(&mut tape, &square, &square, None)?;
+                device.settle()?;
                 return Ok(start.elapsed().as_secs_f64() * 1e3);
             }
             Work::Fma => std::thread::scope(|scope| (0..args.threads).for_each(|_| drop(scope.spawn(fma)))),
@@ -179,6 +189,13 @@ fn main() -> Result<()> {
     if !matches!(args.work, Work::Fma | Work::Generate) {
         report["product_share"] = shares.into();
         report["product_gflops"] = rates.into();
+    }
+    if device != Device::cpu() {
+        report["device"] = format!("{device}, {}", device.card().unwrap_or_default()).into();
+        report["device_mib"] = (device.traffic().reserved >> 20).into();
+        for (name, count, ms) in device.kernel_times() {
+            eprintln!("{name:32} {count:7} × {:9.4} ms = {ms:10.3} ms", ms / count as f64);
+        }
     }
     println!("{report}");
     Ok(())

@@ -193,6 +193,16 @@ impl Device {
         }
     }
 
+    /// By kernel how often it ran and milliseconds in all, the longest first; empty unless
+    /// `UPGRAYEDD_CUDA_TIMES` was set when the device was opened, which makes everything wait for everything.
+    #[cfg(feature = "cuda")]
+    pub fn kernel_times(self) -> Vec<(String, u64, f64)> {
+        match self.0 {
+            Place::Cuda(cuda) => cuda.times(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Gives back memory that is kept for later.
     pub fn trim(self) {
         match self.0 {

@@ -30,6 +30,10 @@ pub(super) trait Driver: Send + Sync {
     fn settle(&self) -> Result<(), String>;
     /// Bytes free and in all.
     fn memory(&self) -> (usize, usize);
+    /// By kernel how often it ran and milliseconds in all, where that is measured.
+    fn times(&self) -> Vec<(String, u64, f64)> {
+        Vec::new()
+    }
     /// What it is, for people.
     fn name(&self) -> String;
 }
@@ -50,6 +54,8 @@ pub(super) struct Card {
     blas: lt_sys::cublasLtHandle_t,
     workspace: u64,
     plans: Mutex<HashMap<Shape, Plan>>,
+    /// By kernel, if that is to be measured.
+    times: Option<Mutex<HashMap<String, (u64, f64)>>>,
 }
 
 // SAFETY: the driver's and cuBLASLt's handles may be used from any thread.
@@ -165,7 +171,8 @@ impl Card {
             let blas = lt::create_handle().map_err(|e| format!("cuBLASLt: {e:?}"))?;
             let workspace = cu::malloc_async(stream, WORKSPACE).map_err(driver_error)?;
             let (functions, plans) = (Mutex::default(), Mutex::default());
-            Ok(Self { name, context, module, stream, functions, blas, workspace, plans })
+            let times = std::env::var_os("UPGRAYEDD_CUDA_TIMES").map(|_| Mutex::default());
+            Ok(Self { name, context, module, stream, functions, blas, workspace, plans, times })
         }
     }
 
@@ -173,6 +180,28 @@ impl Card {
     fn bind(&self) -> Result<(), String> {
         // SAFETY: the context lives as long as the process.
         unsafe { cu::ctx::set_current(self.context) }.map_err(driver_error)
+    }
+
+    /// Does it and, if that is to be measured, waits and notes how long it took.
+    fn timed(&self, name: impl FnOnce() -> String, f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        let Some(times) = &self.times else { return f() };
+        let event = || cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(driver_error);
+        let (start, end) = (event()?, event()?);
+        // SAFETY: events are destroyed after they have been waited for.
+        unsafe {
+            cu::event::record(start, self.stream).map_err(driver_error)?;
+            f()?;
+            cu::event::record(end, self.stream).map_err(driver_error)?;
+            cu::event::synchronize(end).map_err(driver_error)?;
+            let taken = cu::event::elapsed(start, end).map_err(driver_error)?;
+            for event in [start, end] {
+                cu::event::destroy(event).map_err(driver_error)?;
+            }
+            let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = times.entry(name()).or_default();
+            *entry = (entry.0 + 1, entry.1 + f64::from(taken));
+        }
+        Ok(())
     }
 
     fn function(&self, launch: &Launch) -> Result<sys::CUfunction, String> {
@@ -301,9 +330,16 @@ impl Driver for Card {
         let mut arguments: Vec<*mut c_void> =
             launch.arguments().map(|word| std::ptr::from_ref(word).cast_mut().cast()).collect();
         let threads = (launch.threads, 1, 1);
-        // SAFETY: the arguments are the kernel's, which the emulator's tests check; they are read at once.
-        unsafe { cu::launch_kernel(function, (x, y, z), threads, launch.shared, self.stream, &mut arguments) }
-            .map_err(|error| format!("kernel {}: {}", launch.kernel, driver_error(error)))
+        self.timed(
+            || launch.kernel.to_owned(),
+            || {
+                let arguments = &mut arguments;
+                // SAFETY: the arguments are the kernel's, which the emulator's tests check; they are read at
+                // once.
+                unsafe { cu::launch_kernel(function, (x, y, z), threads, launch.shared, self.stream, arguments) }
+                    .map_err(|error| format!("kernel {}: {}", launch.kernel, driver_error(error)))
+            },
+        )
     }
     fn gemm(&self, gemm: &Gemm) -> Result<(), String> {
         self.bind()?;
@@ -322,7 +358,7 @@ impl Driver for Card {
                 lt::set_matmul_desc_attribute(plan.operation, attribute, (&raw const gemm.bias).cast(), 8)
                     .map_err(told)?;
             }
-            lt::matmul(
+            let multiply = || lt::matmul(
                 self.blas,
                 plan.operation,
                 (&raw const alpha).cast(),
@@ -340,7 +376,11 @@ impl Driver for Card {
                 WORKSPACE,
                 self.stream.cast(),
             )
-            .map_err(told)
+            .map_err(told);
+            let s = gemm.shape;
+            let letter = |transposed| if transposed { 't' } else { 'n' };
+            let (a, b) = (letter(s.transpose_a), letter(s.transpose_b));
+            self.timed(|| format!("product {a}{b} {} × {} × {}", s.m, s.n, s.k), multiply)
         }
     }
     fn settle(&self) -> Result<(), String> {
@@ -351,6 +391,13 @@ impl Driver for Card {
     fn memory(&self) -> (usize, usize) {
         let _ = self.bind();
         cu::mem_get_info().unwrap_or_default()
+    }
+    fn times(&self) -> Vec<(String, u64, f64)> {
+        let Some(times) = &self.times else { return Vec::new() };
+        let times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = times.iter().map(|(name, (count, ms))| (name.clone(), *count, *ms)).collect();
+        all.sort_by(|a, b| b.2.total_cmp(&a.2));
+        all
     }
     fn name(&self) -> String {
         self.name.clone()

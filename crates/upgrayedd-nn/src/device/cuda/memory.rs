@@ -27,6 +27,8 @@ pub struct Traffic {
     pub downloaded: usize,
     /// Blocks of memory that were asked of the driver.
     pub allocations: usize,
+    /// Bytes of those that have not been given back.
+    pub reserved: usize,
 }
 
 /// A device and all that lives as long as it is open.
@@ -71,6 +73,10 @@ impl Gpu {
 
     pub(super) fn name(&self) -> String {
         self.driver.name()
+    }
+
+    pub(super) fn times(&self) -> Vec<(String, u64, f64)> {
+        self.driver.times()
     }
 
     pub(super) fn traffic(&self) -> Traffic {
@@ -118,11 +124,12 @@ impl Gpu {
             lock(&self.traffic).allocations += 1;
             driver.alloc(size)
         };
-        if let Some(at) = self.ask(alloc)? {
-            return Some(at);
+        let mut at = self.ask(alloc)?;
+        if at.is_none() {
+            self.trim();
+            at = self.ask(alloc)?;
         }
-        self.trim();
-        let at = self.ask(alloc)?;
+        lock(&self.traffic).reserved += if at.is_some() { size } else { 0 };
         if at.is_none() {
             let mib = |bytes: usize| bytes.div_ceil(1 << 20);
             let (free, total) = self.driver.memory();
@@ -141,8 +148,9 @@ impl Gpu {
     /// Gives back what nobody uses.
     pub(super) fn trim(&self) {
         lock(&self.lists).clear();
-        for at in lock(&self.idle).drain().flat_map(|(_, blocks)| blocks) {
-            self.driver.free(at);
+        for (size, blocks) in lock(&self.idle).drain() {
+            lock(&self.traffic).reserved -= size * blocks.len();
+            blocks.into_iter().for_each(|at| self.driver.free(at));
         }
     }
 

@@ -90,6 +90,10 @@ impl Cuda {
         self.gpu.traffic()
     }
 
+    pub(super) fn times(&self) -> Vec<(String, u64, f64)> {
+        self.gpu.times()
+    }
+
     pub(super) fn settle(&self) -> Result<()> {
         self.gpu.settle();
         self.gpu.check()
