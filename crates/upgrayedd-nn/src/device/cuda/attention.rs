@@ -17,6 +17,38 @@ struct Arguments {
 
 /// Queries or keys that a block of the plain kernels has.
 const WARPS: usize = 4;
+/// Queries or keys that a block of the kernels by tiles has.
+const TILE: usize = 64;
+
+/// The kernels by tiles for one width of heads, and the bytes of shared memory that they take.
+struct Tiles {
+    forward: (&'static str, usize),
+    dq: (&'static str, usize),
+    dkv: (&'static str, usize),
+}
+
+/// Those for such heads, if there are any: `more` than scores as they are, or not.
+fn tiles(head_dim: usize, more: bool) -> Option<Tiles> {
+    let (width, [forward, dq, dkv]) = match (head_dim, more) {
+        _ if !head_dim.is_multiple_of(8) => return None,
+        (..=32, false) => (32, ["tiles_forward_32", "tiles_dq_32", "tiles_dkv_32"]),
+        (..=32, true) => (32, ["tiles_forward_32_more", "tiles_dq_32_more", "tiles_dkv_32_more"]),
+        (..=64, false) => (64, ["tiles_forward_64", "tiles_dq_64", "tiles_dkv_64"]),
+        (..=64, true) => (64, ["tiles_forward_64_more", "tiles_dq_64_more", "tiles_dkv_64_more"]),
+        (..=128, false) => (128, ["tiles_forward_128", "tiles_dq_128", "tiles_dkv_128"]),
+        (..=128, true) => (128, ["tiles_forward_128_more", "tiles_dq_128_more", "tiles_dkv_128_more"]),
+        _ => return None,
+    };
+    let row = 2 * (width + 8);
+    // What comes by: two stages of two operands.
+    let others = if width > 64 { 32 } else { TILE };
+    let backward = (2 * TILE + 4 * others) * row;
+    Some(Tiles {
+        forward: (forward, 5 * TILE * row),
+        dq: (dq, backward),
+        dkv: (dkv, backward + 2 * others * 8),
+    })
+}
 
 impl Cuda {
     fn arguments(&self, inputs: &AttentionInputs<'_>, s: &AttentionShape) -> Arguments {
@@ -69,9 +101,12 @@ impl Cuda {
         let lse = self.gpu.tensor(&[s.batch, heads, s.queries], Kind::F32);
         let entropies = entropy.then(|| self.gpu.block(lse.len() * 4));
         let arguments = self.arguments(inputs, s);
-        let grid = [s.queries.div_ceil(WARPS), heads, s.batch];
-        let launch = Launch::new("attention_plain", grid, 128)
-            .with_shared(WARPS * s.head_dim * 4)
+        let (kernel, rows, shared) = match self.tiles(inputs, s, entropy) {
+            Some(Tiles { forward: (kernel, shared), .. }) => (kernel, TILE, shared),
+            None => ("attention_plain", WARPS, WARPS * s.head_dim * 4),
+        };
+        let launch = Launch::new(kernel, [s.queries.div_ceil(rows), heads, s.batch], 128)
+            .with_shared(shared)
             .arg(Words(arguments.words))
             .arg(self.gpu.any(&out))
             .arg(self.gpu.maybe(inputs.gates.map(|_| &own)))
@@ -80,6 +115,13 @@ impl Cuda {
         self.gpu.launch(&launch);
         let entropy = entropies.map(|entropies| self.entropy(entropies.at, s));
         AttentionOutput { out, left: vec![lse, own], entropy }
+    }
+
+    /// Tensor cores multiply 16 bits.
+    fn tiles(&self, inputs: &AttentionInputs<'_>, s: &AttentionShape, entropy: bool) -> Option<Tiles> {
+        let is_small = |tensor: &Tensor| self.gpu.any(tensor).kind == Kind::Bf16;
+        let more = entropy || inputs.bias.is_some() || s.soft_cap.is_some();
+        [inputs.q, inputs.k, inputs.v].into_iter().all(is_small).then(|| tiles(s.head_dim, more)).flatten()
     }
 
     fn entropy(&self, entropies: u64, s: &AttentionShape) -> EntropyProbe {
@@ -105,12 +147,13 @@ impl Cuda {
     ) {
         let [lse, own] = left else { unreachable!("attention leaves two tensors") };
         let (heads, lse) = (s.heads(), self.gpu.any(lse).at);
-        let dout_kind = self.gpu.any(dout);
+        let tiles = self.tiles(inputs, s, false);
+        let dout = self.gpu.as_kind(dout, if tiles.is_some() { Kind::Bf16 } else { self.gpu.any(dout).kind });
         let (batch, queries) = (s.batch as i32, s.queries as i32);
         let delta = self.gpu.block(s.batch * heads * s.queries * 4);
         let items = s.batch * s.queries * heads;
         let launch = Launch::new("attention_delta", [items.div_ceil(4), 1, 1], 128)
-            .arg(dout_kind)
+            .arg(dout.any)
             .arg(self.gpu.any(own))
             .arg(delta.at)
             .arg(batch)
@@ -126,30 +169,31 @@ impl Cuda {
             self.gpu.launch(&launch.arg(batch).arg(queries).arg(heads as i32).arg(shared));
         }
         let arguments = self.arguments(inputs, s);
-        let launch = |kernel, grid| {
-            Launch::new(kernel, grid, 128)
-                .with_shared(2 * WARPS * s.head_dim * 4)
-                .arg(Words(arguments.words.clone()))
-                .arg(dout_kind)
-                .arg(lse)
-                .arg(delta.at)
+        let launch = |(kernel, shared), grid| {
+            let launch = Launch::new(kernel, grid, 128).with_shared(shared);
+            launch.arg(Words(arguments.words.clone())).arg(dout.any).arg(lse).arg(delta.at)
+        };
+        let plain = 2 * WARPS * s.head_dim * 4;
+        let (dq_kernel, dkv_kernel, rows) = match tiles {
+            Some(Tiles { dq, dkv, .. }) => (dq, dkv, TILE),
+            None => (("attention_plain_dq", plain), ("attention_plain_dkv", plain), WARPS),
         };
         if let Some(dq) = grads.q {
             let out = self.gpu.out(dq, self.gpu.any(inputs.q).kind);
-            let grid = [s.queries.div_ceil(WARPS), heads, s.batch];
-            self.gpu.launch(&launch("attention_plain_dq", grid).arg(out));
+            let grid = [s.queries.div_ceil(rows), heads, s.batch];
+            self.gpu.launch(&launch(dq_kernel, grid).arg(out));
         }
         let kind = self.gpu.any(inputs.k).kind;
         let (dk, dv) = (self.gpu.maybe_out(grads.k, kind), self.gpu.maybe_out(grads.v, kind));
         if dk.at != 0 || dv.at != 0 {
-            let grid = [s.keys.div_ceil(WARPS), s.kv_heads, s.batch];
-            self.gpu.launch(&launch("attention_plain_dkv", grid).arg(dk).arg(dv));
+            let grid = [s.keys.div_ceil(rows), s.kv_heads, s.batch];
+            self.gpu.launch(&launch(dkv_kernel, grid).arg(dk).arg(dv));
         }
         if let Some(bias) = grads.bias {
             let (distances, columns) = (bias.tensor.rows(), bias.tensor.cols());
             let out = self.gpu.out(bias, Kind::F32);
             let launch = Launch::new("attention_bias_grad", [distances, columns, 1], 32);
-            let launch = launch.arg(Words(arguments.words.clone())).arg(dout_kind).arg(lse);
+            let launch = launch.arg(Words(arguments.words.clone())).arg(dout.any).arg(lse);
             self.gpu.launch(&launch.arg(delta.at).arg(out));
         }
     }
