@@ -211,6 +211,10 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// `y = x wᵀ + bias`; `x (N, I)`, `w (O, I)`, `bias (O)`, `y (N, O)`.
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor;
+    /// [`Kernels::linear`] for scores over a vocabulary, as losses take them: of odd sizes too.
+    fn logits(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        self.linear(x, w, bias)
+    }
     /// `dx = dy w`.
     fn linear_grad_input(&self, dy: &Tensor, w: &Tensor, dx: Sink<'_>);
     /// `dw = dyᵀ x`.

@@ -129,7 +129,7 @@ pub fn distillation(
     let sum = in_chunks(tape, x, head, |tape, rows, logits| {
         let kernels = tape.kernels();
         let mut teacher_logits =
-            kernels.linear(&kernels.rows(teacher.x, rows.clone()), &teacher_weight, teacher.bias);
+            kernels.logits(&kernels.rows(teacher.x, rows.clone()), &teacher_weight, teacher.bias);
         if let Some(cap) = teacher.soft_cap {
             kernels.soft_cap(&mut teacher_logits, cap);
         }
@@ -217,7 +217,7 @@ fn in_chunks(
         tape.check()?;
         let range = start..(start + chunk).min(rows);
         let x_chunk = tape.kernels().rows(x.tensor(), range.clone());
-        let mut logits = tape.kernels().linear(&x_chunk, &weight, head.bias.map(Var::tensor));
+        let mut logits = tape.kernels().logits(&x_chunk, &weight, head.bias.map(Var::tensor));
         let capped = head.soft_cap.map(|cap| {
             tape.kernels().soft_cap(&mut logits, cap);
             (logits.clone(), cap)

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
+use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
@@ -38,7 +39,14 @@ pub(super) trait Driver: Send + Sync {
     fn name(&self) -> String;
 }
 
-const PTX: &str = include_str!("kernels.ptx");
+/// Deflated: PTX is long-winded.
+const PTX: &[u8] = include_bytes!("kernels.ptx.zlib");
+
+fn ptx() -> Result<CString, String> {
+    let mut text = Vec::new();
+    flate2::read::ZlibDecoder::new(PTX).read_to_end(&mut text).map_err(|e| e.to_string())?;
+    CString::new(text).map_err(|e| e.to_string())
+}
 
 /// Bytes that cuBLASLt may use beside its operands; always as many, so that the choice of algorithms does not
 /// depend on what is free.
@@ -143,7 +151,7 @@ impl Card {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
         let name = cu::device::get_name(device).map_err(driver_error)?;
-        let ptx = CString::new(PTX).map_err(|e| e.to_string())?;
+        let ptx = ptx()?;
         // SAFETY: handles are used as the driver made them, in the order that it asks for.
         unsafe {
             let version =

@@ -8,17 +8,13 @@ use crate::device::Precision;
 use crate::kernels::Sink;
 
 impl Cuda {
-    /// The type of a product's operands.
-    fn operands(&self) -> Kind {
-        self.small()
-    }
-
     fn product(
         &self,
         product: Product,
         size: [usize; 3],
         [left, right]: [&Tensor; 2],
         operands: Kind,
+        pitch: usize,
         (out, accumulate, bias): (Any, bool, u64),
     ) {
         let (left, right) = (self.gpu.as_kind(left, operands), self.gpu.as_kind(right, operands));
@@ -28,16 +24,25 @@ impl Cuda {
             return;
         }
         let operands = [left.any, right.any, out];
-        self.gpu.multiply(&gemm(product, size, operands, o, (accumulate, bias, tf32)));
+        self.gpu.multiply(&gemm(product, size, operands, pitch, (accumulate, bias, tf32)));
     }
 
     pub(super) fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let y = self.gpu.tensor(&[x.rows(), w.rows()], self.small());
+        self.linear_into(x, w, bias, y)
+    }
+
+    pub(super) fn logits(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let y = self.gpu.padded([x.rows(), w.rows()], self.small());
+        self.linear_into(x, w, bias, y)
+    }
+
+    fn linear_into(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, y: Tensor) -> Tensor {
         let (n, i, o) = (x.rows(), x.cols(), w.rows());
-        let y = self.gpu.tensor(&[n, o], self.small());
         let bias = bias.map(|bias| self.gpu.as_kind(bias, self.small()));
         let bias = bias.as_ref().map_or(0, |bias| bias.any.at);
         let out = (self.gpu.any(&y), false, bias);
-        self.product(Product::Linear, [n, i, o], [x, w], self.operands(), out);
+        self.product(Product::Linear, [n, i, o], [x, w], self.small(), self.gpu.pitch(&y), out);
         y
     }
 
@@ -50,14 +55,14 @@ impl Cuda {
             let out = self.gpu.out(dx, self.small());
             Any { at: out.at, kind: out.kind }
         };
-        self.product(Product::GradInput, [n, i, o], [dy, w], self.operands(), (out, accumulate, 0));
+        self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), self.gpu.pitch(dy), (out, accumulate, 0));
     }
 
     pub(super) fn linear_grad_input_rows(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize) {
         let (n, i, o) = (dy.rows(), w.cols(), w.rows());
         let whole = self.gpu.begin(dx, self.small());
         let out = Any { at: whole.at + (first * i * whole.kind.size()) as u64, kind: whole.kind };
-        self.product(Product::GradInput, [n, i, o], [dy, w], self.operands(), (out, false, 0));
+        self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), self.gpu.pitch(dy), (out, false, 0));
     }
 
     pub(super) fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
@@ -69,7 +74,7 @@ impl Cuda {
             let out = self.gpu.out(dw, Kind::F32);
             Any { at: out.at, kind: out.kind }
         };
-        self.product(Product::GradWeight, [n, i, o], [dy, x], self.operands(), (out, accumulate, 0));
+        self.product(Product::GradWeight, [n, i, o], [dy, x], self.small(), self.gpu.pitch(dy), (out, accumulate, 0));
     }
 
     pub(super) fn gram(&self, x: &Tensor) -> Tensor {
@@ -78,7 +83,7 @@ impl Cuda {
         let at = self.gpu.any(&out);
         // Values that are in 16 bits anyway lose nothing.
         let operands = self.gpu.any(x).kind;
-        self.product(Product::GradWeight, [n, i, i], [x, x], operands, (at, false, 0));
+        self.product(Product::GradWeight, [n, i, i], [x, x], operands, i, (at, false, 0));
         self.gpu.launch(&Launch::each("mirror", i * i).arg(at.at).arg(i as i32));
         out
     }
@@ -87,15 +92,15 @@ impl Cuda {
     pub(super) fn multiply(&self, a: &Tensor, b: &Tensor) -> Tensor {
         let (n, i, o) = (a.rows(), a.cols(), b.rows());
         let out = self.gpu.tensor(&[n, o], Kind::F32);
-        self.product(Product::Linear, [n, i, o], [a, b], Kind::F32, (self.gpu.any(&out), false, 0));
+        self.product(Product::Linear, [n, i, o], [a, b], Kind::F32, o, (self.gpu.any(&out), false, 0));
         out
     }
 
     pub(super) fn sum_rows(&self, dy: &Tensor, db: Sink<'_>) {
-        let (rows, cols) = (dy.rows(), dy.cols());
+        let (rows, cols, pitch) = (dy.rows(), dy.cols(), self.gpu.pitch(dy));
         let dy = self.gpu.any(dy);
         self.sum_by_parts(rows, cols, db, |grid, each, partial| {
-            Launch::new("sum_rows", grid, 128).arg(dy).arg(partial).arg(rows).arg(cols as i32).arg(each)
+            Launch::new("sum_rows", grid, 128).arg(dy).arg(partial).arg(rows).arg(cols as i32).arg(pitch).arg(each)
         });
     }
 

@@ -59,7 +59,7 @@ impl Cuda {
             .arg(targets.at)
             .arg(losses.at)
             .arg(cols as i32)
-            .arg(cols)
+            .arg(self.gpu.pitch(logits))
             .arg(weight)
             .arg(i32::from(with_grad));
         self.gpu.launch(&launch);
@@ -81,8 +81,8 @@ impl Cuda {
             .arg(self.gpu.any(teacher))
             .arg(losses.at)
             .arg(cols as i32)
-            .arg(cols)
-            .arg(cols)
+            .arg(self.gpu.pitch(student))
+            .arg(self.gpu.pitch(teacher))
             .arg(temperature)
             .arg(weight)
             .arg(i32::from(with_grad));

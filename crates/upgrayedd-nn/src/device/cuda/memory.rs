@@ -1,7 +1,7 @@
 //! A device's memory: blocks that are used again, tensors and numbers in them, lists that came from the host.
 
 use std::any::Any as Object;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,16 +37,16 @@ pub(super) struct Gpu {
     pub(super) precision: Precision,
     /// Blocks that nobody uses, by their size.
     idle: Mutex<HashMap<usize, Vec<u64>>>,
-    /// Lists that came from the host, by their bytes.
-    lists: Mutex<HashMap<Box<[u8]>, Arc<Block>>>,
+    /// Lists that came from the host, the last used first.
+    lists: Mutex<VecDeque<(Box<[u8]>, Arc<Block>)>>,
     traffic: Mutex<Traffic>,
     has_failed: AtomicBool,
     /// What went wrong since the last [`Gpu::check`]; nothing is done until then.
     failure: Mutex<Option<String>>,
 }
 
-/// Lists are forgotten when there are more bytes of them than this.
-const LISTS: usize = 64 << 20;
+/// Lists that are kept: those of a step, and those that never change.
+const LISTS: usize = 256;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -194,17 +194,17 @@ impl Gpu {
     /// A list where kernels read it; the same list is sent once.
     pub(super) fn list(&'static self, bytes: &[u8]) -> Arc<Block> {
         let mut lists = lock(&self.lists);
-        if let Some(block) = lists.get(bytes) {
-            return Arc::clone(block);
+        if let Some(known) = lists.iter().position(|(list, _)| **list == *bytes) {
+            if let Some(entry) = lists.remove(known) {
+                lists.push_front(entry);
+            }
+        } else {
+            lists.truncate(LISTS - 1);
+            let block = Arc::new(self.block(bytes.len()));
+            self.upload(&block, bytes);
+            lists.push_front((bytes.into(), block));
         }
-        if lists.keys().map(|list| list.len()).sum::<usize>() > LISTS {
-            lists.clear();
-        }
-        drop(lists);
-        let block = Arc::new(self.block(bytes.len()));
-        self.upload(&block, bytes);
-        lock(&self.lists).insert(bytes.into(), Arc::clone(&block));
-        block
+        Arc::clone(&lists[0].1)
     }
 
     // Tensors.
@@ -214,9 +214,29 @@ impl Gpu {
         Tensor::on_device(shape, Arc::new(memory))
     }
 
+    /// A matrix whose rows begin where tensor cores like it, for those that ask [`Gpu::pitch`].
+    pub(super) fn padded(&'static self, [rows, cols]: [usize; 2], kind: Kind) -> Tensor {
+        let spare = if kind == Kind::Bf16 && !cols.is_multiple_of(8) { cols.next_multiple_of(64) - cols } else { 0 };
+        let block = Some(self.block((rows * (cols + spare)) * kind.size()));
+        let memory = Memory { gpu: self, len: rows * cols, kind, cols, spare, block, narrow: Mutex::default() };
+        Tensor::on_device(&[rows, cols], Arc::new(memory))
+    }
+
+    /// Elements from row to row.
+    pub(super) fn pitch(&self, tensor: &Tensor) -> usize {
+        tensor.cols() + memory_of(tensor).spare
+    }
+
+    /// Fours that hold all elements and what lies between them: memory ends on a whole one.
+    pub(super) fn fours(&self, tensor: &Tensor) -> usize {
+        memory_of(tensor).held().div_ceil(4)
+    }
+
     /// A tensor that gets its memory from whoever writes it.
     pub(super) fn later(&'static self, shape: &[usize]) -> Tensor {
-        let memory = Memory { gpu: self, len: shape.iter().product(), kind: Kind::F32, block: None, narrow: Mutex::default() };
+        let len = shape.iter().product();
+        let narrow = Mutex::default();
+        let memory = Memory { gpu: self, len, kind: Kind::F32, cols: 0, spare: 0, block: None, narrow };
         Tensor::on_device(shape, Arc::new(memory))
     }
 
@@ -343,8 +363,11 @@ impl Gpu {
             *lock(&memory.narrow) = None;
             return memory.any();
         }
-        let fresh = self.tensor(tensor.shape(), memory.kind);
-        let (from, to, bytes) = (memory.any().at, self.any(&fresh), memory.len * memory.kind.size());
+        let fresh = match memory.spare {
+            0 => self.tensor(tensor.shape(), memory.kind),
+            _ => self.padded([tensor.rows(), tensor.cols()], memory.kind),
+        };
+        let (from, to, bytes) = (memory.any().at, self.any(&fresh), memory.held() * memory.kind.size());
         if bytes > 0 {
             self.ask(|driver| driver.copy(from, to.at, bytes));
         }
@@ -393,6 +416,9 @@ pub(super) struct Memory {
     gpu: &'static Gpu,
     len: usize,
     kind: Kind,
+    /// Elements of a row and those that nobody reads after them, where there are such.
+    cols: usize,
+    spare: usize,
     /// `None` until someone writes.
     block: Option<Block>,
     /// The elements in 16 bits, if products have asked.
@@ -401,7 +427,13 @@ pub(super) struct Memory {
 
 impl Memory {
     fn new(gpu: &'static Gpu, len: usize, kind: Kind) -> Self {
-        Self { gpu, len, kind, block: Some(gpu.block(len * kind.size())), narrow: Mutex::default() }
+        let block = Some(gpu.block(len * kind.size()));
+        Self { gpu, len, kind, cols: 0, spare: 0, block, narrow: Mutex::default() }
+    }
+
+    /// Elements and what lies between them.
+    fn held(&self) -> usize {
+        if self.spare == 0 { self.len } else { self.len / self.cols * (self.cols + self.spare) }
     }
 
     fn any(&self) -> Any {
@@ -429,14 +461,17 @@ impl DeviceMemory for Memory {
         self.len
     }
     fn to_host(&self) -> Vec<f32> {
-        let mut values = vec![0.0f32; self.len];
+        let mut values = vec![0.0f32; self.held()];
         match self.kind {
             Kind::F32 => self.gpu.download(self.any().at, bytemuck::cast_slice_mut(&mut values)),
             Kind::Bf16 => {
-                let mut small = vec![0u16; self.len];
+                let mut small = vec![0u16; self.held()];
                 self.gpu.download(self.any().at, bytemuck::cast_slice_mut(&mut small));
                 values.iter_mut().zip(small).for_each(|(v, s)| *v = f32::from_bits(u32::from(s) << 16));
             }
+        }
+        if self.spare > 0 {
+            values = values.chunks(self.cols + self.spare).flat_map(|row| &row[..self.cols]).copied().collect();
         }
         values
     }

@@ -143,6 +143,9 @@ impl Kernels for Cuda {
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
         self.linear(x, w, bias)
     }
+    fn logits(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        self.logits(x, w, bias)
+    }
     fn linear_grad_input(&self, dy: &Tensor, w: &Tensor, dx: Sink<'_>) {
         self.linear_grad_input(dy, w, dx);
     }
@@ -268,7 +271,7 @@ impl Kernels for Cuda {
         bias: Option<&Tensor>,
         targets: &[i64],
     ) -> Number {
-        self.cross_entropy(&mut self.linear(x, w, bias), targets, 0.0, false)
+        self.cross_entropy(&mut self.logits(x, w, bias), targets, 0.0, false)
     }
     fn cross_entropy(&self, logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> Number {
         self.cross_entropy(logits, targets, weight, with_grad)

@@ -7,14 +7,9 @@ use super::launch::{Any, Kind, Launch};
 use crate::Tensor;
 use crate::kernels::{Activation, AdamWStep, Lanes, Sink};
 
-/// Fours that hold so many elements: memory ends on a whole one.
-fn fours(tensor: &Tensor) -> usize {
-    tensor.len().div_ceil(4)
-}
-
 impl Cuda {
     pub(super) fn add_assign(&self, a: &mut Tensor, b: &Tensor) {
-        let (fours, b) = (fours(a), self.gpu.any(b));
+        let (fours, b) = (self.gpu.fours(a), self.gpu.any(b));
         let a = self.gpu.own(a);
         self.gpu.launch(&Launch::each("add", fours).arg(a).arg(b).arg(a).arg(fours));
     }
@@ -22,25 +17,25 @@ impl Cuda {
     /// In 32 bits: sums of many small ones are what residual streams are.
     pub(super) fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
         let out = self.gpu.tensor(a.shape(), Kind::F32);
-        let launch = Launch::each("add", fours(a)).arg(self.gpu.any(a)).arg(self.gpu.any(b));
-        self.gpu.launch(&launch.arg(self.gpu.any(&out)).arg(fours(a)));
+        let launch = Launch::each("add", self.gpu.fours(a)).arg(self.gpu.any(a)).arg(self.gpu.any(b));
+        self.gpu.launch(&launch.arg(self.gpu.any(&out)).arg(self.gpu.fours(a)));
         out
     }
 
     pub(super) fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
         let from = self.gpu.any(x);
         let out = self.gpu.out(out, from.kind);
-        self.gpu.launch(&Launch::each("scale", fours(x)).arg(from).arg(factor).arg(out).arg(fours(x)));
+        self.gpu.launch(&Launch::each("scale", self.gpu.fours(x)).arg(from).arg(factor).arg(out).arg(self.gpu.fours(x)));
     }
 
     pub(super) fn soft_cap(&self, x: &mut Tensor, cap: f32) {
-        let fours = fours(x);
+        let fours = self.gpu.fours(x);
         let x = self.gpu.own(x);
         self.gpu.launch(&Launch::each("soft_cap", fours).arg(x).arg(x).arg(cap).arg(fours));
     }
 
     pub(super) fn soft_cap_grad(&self, dy: &mut Tensor, capped: &Tensor, cap: f32) {
-        let (fours, capped) = (fours(dy), self.gpu.any(capped));
+        let (fours, capped) = (self.gpu.fours(dy), self.gpu.any(capped));
         let dy = self.gpu.own(dy);
         let launch = Launch::each("soft_cap_grad", fours).arg(dy).arg(capped).arg(dy);
         self.gpu.launch(&launch.arg(cap).arg(fours));
@@ -49,8 +44,8 @@ impl Cuda {
     pub(super) fn activation(&self, kind: Activation, x: &Tensor, up: Option<&Tensor>) -> Tensor {
         let from = self.gpu.any(x);
         let out = self.gpu.tensor(x.shape(), from.kind);
-        let launch = Launch::each("activation", fours(x)).arg(kind as i32).arg(from);
-        self.gpu.launch(&launch.arg(self.gpu.maybe(up)).arg(self.gpu.any(&out)).arg(fours(x)));
+        let launch = Launch::each("activation", self.gpu.fours(x)).arg(kind as i32).arg(from);
+        self.gpu.launch(&launch.arg(self.gpu.maybe(up)).arg(self.gpu.any(&out)).arg(self.gpu.fours(x)));
         out
     }
 
@@ -64,8 +59,8 @@ impl Cuda {
     ) {
         let (from, up) = (self.gpu.any(x), self.gpu.maybe(up));
         let (dx, dup) = (self.gpu.maybe_out(dx, from.kind), self.gpu.maybe_out(dup, from.kind));
-        let launch = Launch::each("activation_grad", fours(x)).arg(kind as i32).arg(self.gpu.any(dy));
-        self.gpu.launch(&launch.arg(from).arg(up).arg(dx).arg(dup).arg(fours(x)));
+        let launch = Launch::each("activation_grad", self.gpu.fours(x)).arg(kind as i32).arg(self.gpu.any(dy));
+        self.gpu.launch(&launch.arg(from).arg(up).arg(dx).arg(dup).arg(self.gpu.fours(x)));
     }
 
     pub(super) fn rope(

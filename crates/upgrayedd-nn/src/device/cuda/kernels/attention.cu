@@ -33,11 +33,11 @@ __device__ __forceinline__ size_t key_at(const Attention& a, int batch, int kv, 
     return ((size_t(batch) * a.keys + key) * a.kv_heads + kv) * a.head_dim;
 }
 // A score from its dot product; slope: how it moves with that.
-__device__ __forceinline__ float score(const Attention& a, float dot, int head, int query, int key, float& slope) {
+template <bool FAST = false> __device__ __forceinline__ float score(const Attention& a, float dot, int head, int query, int key, float& slope) {
     float s = dot * a.scale;
     slope = a.scale;
     if (a.soft_cap > 0) {
-        const float share = tanhf(s / a.soft_cap);
+        const float share = FAST ? tanh_fast(s / a.soft_cap) : tanhf(s / a.soft_cap);
         s = a.soft_cap * share, slope *= 1 - share * share;
     }
     if (a.bias) s += a.bias[size_t(a.queries - 1 - query + key) * a.bias_width + a.bias_columns[head]];

@@ -5,36 +5,49 @@
 struct Softmax {
     float max, sum;
 };
-__device__ __forceinline__ Softmax softmax_of(const Any& x, size_t at, int cols, float factor) {
+template <int WIDTH> __device__ __forceinline__ Softmax softmax_of(const Any& x, size_t at, int cols, float factor) {
     float max = -INFINITE, sum = 0;
-    for (int i = threadIdx.x; i < cols; i += blockDim.x) {
-        const float v = load(x, at + i) * factor;
-        if (v > max) sum *= expf(max - v), max = v;
-        sum += expf(v - max);
+    for (int i = threadIdx.x * WIDTH; i < cols; i += blockDim.x * WIDTH) {
+        const Some<WIDTH> some = load_some<WIDTH>(x, at + i);
+        float best = max;
+        for (int j = 0; j < WIDTH; j++)
+            if (i + j < cols) best = fmaxf(best, some.v[j] * factor);
+        sum *= max == -INFINITE ? 0.0f : expf(max - best), max = best;
+        for (int j = 0; j < WIDTH; j++)
+            if (i + j < cols) sum += max == -INFINITE ? 0.0f : expf(some.v[j] * factor - max);
     }
     const float largest = block_max(max);
     return {largest, block_sum(max == -INFINITE ? 0.0f : sum * expf(max - largest))};
 }
 
-// grid: rows. losses: per row −log softmax at the target; targets below 0 do not count. The logits become weight · (softmax − onehot).
-KERNEL void __launch_bounds__(256)
-cross_entropy(Any logits, const int* targets, double* losses, int cols, size_t pitch, float weight, int with_grad) {
-    const int target = targets[blockIdx.x];
-    const size_t at = blockIdx.x * pitch;
+template <int WIDTH>
+__device__ __forceinline__ void cross_entropy_row(const Any& logits, int target, double* losses, int cols, size_t at, float weight, int with_grad) {
     if (target < 0) {
         if (threadIdx.x == 0) losses[blockIdx.x] = 0;
         if (with_grad)
-            for (int i = threadIdx.x; i < cols; i += blockDim.x) store(logits, at + i, 0);
+            for (int i = threadIdx.x * WIDTH; i < cols; i += blockDim.x * WIDTH) store_some<WIDTH>(logits, at + i, Some<WIDTH>{});
         return;
     }
     const float at_target = load(logits, at + target);
-    const Softmax s = softmax_of(logits, at, cols, 1);
+    const Softmax s = softmax_of<WIDTH>(logits, at, cols, 1);
     if (threadIdx.x == 0) losses[blockIdx.x] = double(s.max) + log(double(s.sum)) - double(at_target);
+    const float factor = weight / s.sum;
     if (with_grad)
-        for (int i = threadIdx.x; i < cols; i += blockDim.x) {
-            const float p = expf(load(logits, at + i) - s.max) * (weight / s.sum);
-            store(logits, at + i, i == target ? p - weight : p);
+        for (int i = threadIdx.x * WIDTH; i < cols; i += blockDim.x * WIDTH) {
+            Some<WIDTH> some = load_some<WIDTH>(logits, at + i);
+            for (int j = 0; j < WIDTH; j++) some.v[j] = expf(some.v[j] - s.max) * factor - (i + j == target ? weight : 0.0f);
+            store_some<WIDTH>(logits, at + i, some);
         }
+}
+
+// grid: rows, `pitch` apart. losses: per row −log softmax at the target; targets below 0 do not count. The logits become
+// weight · (softmax − onehot).
+KERNEL void __launch_bounds__(256)
+cross_entropy(Any logits, const int* targets, double* losses, int cols, size_t pitch, float weight, int with_grad) {
+    if (pitch % 4)
+        cross_entropy_row<1>(logits, targets[blockIdx.x], losses, cols, blockIdx.x * pitch, weight, with_grad);
+    else
+        cross_entropy_row<4>(logits, targets[blockIdx.x], losses, cols, blockIdx.x * pitch, weight, with_grad);
 }
 
 // losses: T² KL(teacher ‖ student); the student becomes weight · T · (softmax(s/T) − softmax(t/T)).
@@ -42,7 +55,7 @@ KERNEL void __launch_bounds__(256)
 kl_divergence(Any student, Any teacher, double* losses, int cols, size_t pitch, size_t teacher_pitch, float temperature, float weight, int with_grad) {
     const size_t at = blockIdx.x * pitch, theirs = blockIdx.x * teacher_pitch;
     const float inverse = 1 / temperature;
-    const Softmax q = softmax_of(student, at, cols, inverse), p = softmax_of(teacher, theirs, cols, inverse);
+    const Softmax q = softmax_of<1>(student, at, cols, inverse), p = softmax_of<1>(teacher, theirs, cols, inverse);
     const double shift = double(q.max) + log(double(q.sum)) - double(p.max) - log(double(p.sum));
     double cross = 0;
     for (int i = threadIdx.x; i < cols; i += blockDim.x) {

@@ -166,5 +166,5 @@ KERNEL void __launch_bounds__(256) mean_rows_grad(Any dy, const unsigned char* m
 // The upper half of a square becomes the lower's mirror image.
 KERNEL void __launch_bounds__(256) mirror(float* x, int size) {
     const size_t row = index() / size, column = index() % size;
-    if (row < size && column > row) x[index()] = x[column * size + row];
+    if (row < size_t(size) && column > row) x[index()] = x[column * size + row];
 }

@@ -64,9 +64,10 @@ __device__ __forceinline__ void weigh(float (&sum)[DIM / 8][4], const float (&we
     }
 }
 
-__device__ __forceinline__ bool sees(const Attention& a, int batch, int query, int key) {
-    const int2 range = keys_of(a, query);
-    return query < a.queries && key >= range.x && key < range.y && !is_masked(a, batch, key);
+// What a row of a tile sees: the keys of a query, before the mask, or the queries of a key, after it.
+__device__ __forceinline__ int2 seen_by_query(const Attention& a, int query) { return query < a.queries ? keys_of(a, query) : int2{0, 0}; }
+__device__ __forceinline__ int2 seen_by_key(const Attention& a, int batch, int key) {
+    return key < a.keys && !is_masked(a, batch, key) ? queries_of(a, key) : int2{0, 0};
 }
 // Whether every one of these queries sees every one of these keys.
 __device__ __forceinline__ bool all_see(const Attention& a, int query, int queries, int key, int keys) {
@@ -125,6 +126,8 @@ template <int DIM, bool MORE> __device__ __forceinline__ void tiles_forward(cons
     fetch<TILE, DIM>(sv, v, begin * TILE, a.keys, kv_stride, a.head_dim);
     copy_commit();
 
+    const unsigned char* mask = a.mask ? a.mask + size_t(batch) * a.keys : nullptr;
+    const int2 range[2] = {seen_by_query(a, first + row_of(0)), seen_by_query(a, first + row_of(2))};
     const float to_log2 = MORE ? LOG2E : a.scale * LOG2E;
     unsigned fq[DIM / 16][4];
     float o[DIM / 8][4] = {}, top[2] = {-INFINITE, -INFINITE}, total[2] = {}, weighted[2] = {}, seen[2] = {};
@@ -147,14 +150,16 @@ template <int DIM, bool MORE> __device__ __forceinline__ void tiles_forward(cons
                 for (int i = 0; i < 4; i++) {
                     const int query = first + row_of(i), key = step * TILE + column_of(n, i);
                     float slope;
-                    if (query < a.queries && key < a.keys) s[n][i] = score(a, s[n][i], head, query, key, slope);
+                    if (query < a.queries && key < a.keys) s[n][i] = score<true>(a, s[n][i], head, query, key, slope);
                 }
         if (!all_see(a, first, TILE, step * TILE, TILE))
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    if (!sees(a, batch, first + row_of(i), step * TILE + column_of(n, i))) s[n][i] = -INFINITE;
+                for (int i = 0; i < 4; i++) {
+                    const int key = step * TILE + column_of(n, i);
+                    if (key < range[i / 2].x || key >= range[i / 2].y || (mask && !mask[key])) s[n][i] = -INFINITE;
+                }
         float shift[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -214,7 +219,7 @@ __device__ __forceinline__ Shifts shifts_of(const Attention& a, const float* lse
 }
 template <bool MORE> __device__ __forceinline__ void both(const Attention& a, float& s, float& dp, Shifts shift, float gate, int head, int query, int key, bool seen) {
     float slope = 1; // the scale comes at the end
-    if (MORE && query < a.queries && key < a.keys) s = score(a, s, head, query, key, slope), slope /= a.scale;
+    if (MORE && query < a.queries && key < a.keys) s = score<true>(a, s, head, query, key, slope), slope /= a.scale;
     const float p = seen ? gate * exp2_fast((MORE ? s : s * a.scale) * LOG2E - shift.lse) : 0.0f;
     s = p, dp = p * (dp - shift.delta) * slope;
 }
@@ -236,6 +241,8 @@ __device__ __forceinline__ void tiles_dq(const Attention& a, const Any& dout, co
     copy_commit();
     const float gate = gate_of(a, batch, head);
     const Shifts shift[2] = {shifts_of(a, lse, delta, batch, head, first + row_of(0)), shifts_of(a, lse, delta, batch, head, first + row_of(2))};
+    const unsigned char* mask = a.mask ? a.mask + size_t(batch) * a.keys : nullptr;
+    const int2 range[2] = {seen_by_query(a, first + row_of(0)), seen_by_query(a, first + row_of(2))};
     unsigned fq[DIM / 16][4], fd[DIM / 16][4];
     float sum[DIM / 8][4] = {};
     for (int step = begin; step < end; step++) {
@@ -257,7 +264,8 @@ __device__ __forceinline__ void tiles_dq(const Attention& a, const Any& dout, co
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int query = first + row_of(i), key = step * KEYS + column_of(n, i);
-                both<MORE>(a, s[n][i], dp[n][i], shift[i / 2], gate, head, query, key, all || sees(a, batch, query, key));
+                const bool seen = all || (key >= range[i / 2].x && key < range[i / 2].y && !(mask && !mask[key]));
+                both<MORE>(a, s[n][i], dp[n][i], shift[i / 2], gate, head, query, key, seen);
             }
         weigh<KEYS, DIM>(sum, dp, sk + stage);
     }
@@ -282,6 +290,7 @@ __device__ __forceinline__ void tiles_dkv(const Attention& a, const Any& dout, c
     copy_wait<0>();
     __syncthreads();
     left<DIM>(fk, sk), left<DIM>(fv, sv);
+    const int2 range[2] = {seen_by_key(a, batch, first + row_of(0)), seen_by_key(a, batch, first + row_of(2))};
     float sum_k[DIM / 8][4] = {}, sum_v[DIM / 8][4] = {};
     for (int head = 0; head < a.heads; head++) {
         if (a.kv_of[head] != kv) continue;
@@ -310,7 +319,8 @@ __device__ __forceinline__ void tiles_dkv(const Attention& a, const Any& dout, c
                 for (int i = 0; i < 4; i++) {
                     const int query = step * QUERIES + column_of(n, i), key = first + row_of(i);
                     const Shifts shift = shifts[stage * QUERIES + column_of(n, i)];
-                    both<MORE>(a, s[n][i], dp[n][i], shift, gate, head, query, key, all || sees(a, batch, query, key));
+                    const bool seen = all || (query >= range[i / 2].x && query < range[i / 2].y);
+                    both<MORE>(a, s[n][i], dp[n][i], shift, gate, head, query, key, seen);
                 }
             weigh<QUERIES, DIM>(sum_v, s, sd + stage * STAGE);
             weigh<QUERIES, DIM>(sum_k, dp, sq + stage * STAGE);
