@@ -174,6 +174,7 @@ fn main() -> Result<()> {
     for _ in 0..args.warm_ups {
         once()?;
     }
+    device.kernel_times();
     let (mut milliseconds, mut shares, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.runs {
         let (taken, products) = count_products(&mut once);

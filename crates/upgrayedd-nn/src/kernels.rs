@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::{Result, Tensor};
 use crate::tensor::DeviceMemory;
+use crate::{Result, Tensor};
 
 /// A target that does not count (transformers' convention).
 pub const IGNORE: i64 = -100;
@@ -309,8 +309,8 @@ pub(crate) trait Kernels: Send + Sync {
     fn write_rows(&self, to: &mut Tensor, first: usize, from: &Tensor);
     /// Σ factor · number, in this order.
     fn combine(&self, parts: &[(f64, &Number)]) -> Number;
-    /// Σ x².
-    fn sum_of_squares(&self, x: &Tensor) -> Number;
+    /// Σ x² over all of them.
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Number;
     /// How many rows of logits over so many entries should exist at once.
     fn rows_of_logits(&self, vocabulary: usize) -> usize;
 

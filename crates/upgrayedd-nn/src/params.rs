@@ -158,9 +158,7 @@ impl Gradients {
 
     /// Σ g² over all gradients, the square of their global L2 norm; summed in a fixed order.
     pub fn sum_of_squares(&self, device: Device) -> Number {
-        let kernels = device.kernels();
         let arrived = self.slots.iter().filter(|slot| slot.filled).filter_map(|slot| slot.tensor.as_ref());
-        let sums: Vec<Number> = arrived.map(|gradient| kernels.sum_of_squares(gradient)).collect();
-        kernels.combine(&sums.iter().map(|sum| (1.0, sum)).collect::<Vec<_>>())
+        device.kernels().sum_of_squares(&arrived.collect::<Vec<_>>())
     }
 }

@@ -1,5 +1,6 @@
 //! Records ops forward, walks them backward.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::device::Device;
@@ -62,10 +63,27 @@ impl Var {
         let recipe = self.recipe.clone();
         move |kernels| match (&kept, &recipe) {
             (Some(tensor), _) => tensor.clone(),
-            (None, Some(recipe)) => recipe(kernels),
+            (None, Some(recipe)) => made_once(recipe, kernels),
             (None, None) => unreachable!("a value without a recipe is kept"),
         }
     }
+}
+
+thread_local! {
+    /// What a recipe has made, while others will ask for the same: the linears that read one norm.
+    static MADE: RefCell<Option<(Recipe, Tensor)>> = const { RefCell::new(None) };
+}
+
+fn made_once(recipe: &Recipe, kernels: &dyn Kernels) -> Tensor {
+    let made = MADE.take().filter(|(of, _)| Arc::ptr_eq(of, recipe));
+    let (holders, tensor) = match made {
+        Some((of, tensor)) => (Arc::strong_count(&of) - 1, tensor),
+        None => (Arc::strong_count(recipe), recipe(kernels)),
+    };
+    if holders > 1 {
+        MADE.set(Some((Arc::clone(recipe), tensor.clone())));
+    }
+    tensor
 }
 
 type Backward<'p> = Box<dyn FnOnce(&Tensor, &mut GradStore<'_>) -> Result<()> + Send + 'p>;
@@ -220,6 +238,7 @@ impl<'p> Tape<'p> {
         for (var, seed) in seeds {
             store.add(&var, &seed);
         }
+        MADE.take();
         let mut leaves = LeafGradients::default();
         for (index, node) in self.nodes.into_iter().enumerate().rev() {
             interrupt::check()?;

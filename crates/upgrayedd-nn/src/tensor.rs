@@ -4,8 +4,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use crate::{Result, pool};
 use crate::stored::{Bytes, Elements, Format, Stored};
+use crate::{Result, pool};
 
 /// Elements in host memory; goes back to the buffer pool when dropped.
 #[derive(Debug)]

@@ -229,7 +229,12 @@ fn check_attention(name: &str, shape: AttentionShape, gates: &[usize], has_bias:
 fn attention_in_all_its_forms() {
     for head_dim in [8, 20, 64] {
         for causal in [false, true] {
-            check_attention(&format!("heads of {head_dim}, causal {causal}"), shape(head_dim, causal), &[], false);
+            check_attention(
+                &format!("heads of {head_dim}, causal {causal}"),
+                shape(head_dim, causal),
+                &[],
+                false,
+            );
         }
     }
     let with = |change: fn(&mut AttentionShape)| {
@@ -279,8 +284,7 @@ fn entropies() {
     let mut mask = vec![1; 74];
     mask[..3].fill(0);
     shape.key_mask = Some(mask);
-    let inputs: Vec<Tensor> =
-        [[74, 48], [74, 32], [74, 32]].iter().map(|s| random(&mut rng, s)).collect();
+    let inputs: Vec<Tensor> = [[74, 48], [74, 32], [74, 32]].iter().map(|s| random(&mut rng, s)).collect();
     let shape = Arc::new(shape);
     let probe = |device: Device| {
         let params = ParamSet::default();
@@ -349,8 +353,7 @@ fn losses() {
         check_loss("distillation", &[&[6, 12], &[19, 12], &[6, 8], &[19, 8]], |_, t, x| {
             let head = Head { weight: &x[1], bias: None, soft_cap };
             let (rows, weight) = (x[2].tensor(), x[3].tensor());
-            let teacher =
-                Teacher { x: rows, weight, bias: None, soft_cap, temperature: 2.0, share: 0.5 };
+            let teacher = Teacher { x: rows, weight, bias: None, soft_cap, temperature: 2.0, share: 0.5 };
             ops::distillation(t, &x[0], head, &[3, 1, 0, 18, 7, 2], &teacher, 0.25)
         });
     }

@@ -8,12 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cpu::Cpu;
-use crate::{Result, Tensor};
 use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink, Value,
 };
 use crate::tensor::DeviceMemory;
+use crate::{Result, Tensor};
 
 /// What has crossed over since the thread began, or [`reset`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -338,8 +338,9 @@ impl Kernels for Fake {
             parts.iter().map(|(factor, n)| (*factor, Number(Value::Host(value(n))))).collect();
         number(Cpu.combine(&values.iter().map(|(factor, n)| (*factor, n)).collect::<Vec<_>>()))
     }
-    fn sum_of_squares(&self, x: &Tensor) -> Number {
-        number(Cpu.sum_of_squares(&inside(x)))
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Number {
+        let tensors: Vec<Tensor> = tensors.iter().map(|x| inside(x)).collect();
+        number(Cpu.sum_of_squares(&tensors.iter().collect::<Vec<_>>()))
     }
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         Cpu.rows_of_logits(vocabulary)

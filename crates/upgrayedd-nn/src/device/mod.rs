@@ -73,7 +73,9 @@ fn parse(name: &str) -> std::result::Result<Name, DeviceError> {
         "emulated" => Ok(Name::Emulated),
         // The same command line, rehearsed without a card.
         #[cfg(feature = "emulator")]
-        _ if name.starts_with("cuda") && std::env::var_os("UPGRAYEDD_DEVICE").is_some_and(|d| d == "emulated") => {
+        _ if name.starts_with("cuda")
+            && std::env::var_os("UPGRAYEDD_DEVICE").is_some_and(|d| d == "emulated") =>
+        {
             Ok(Name::Emulated)
         }
         "cuda" => Ok(Name::Cuda(0)),
@@ -193,7 +195,7 @@ impl Device {
         }
     }
 
-    /// By kernel how often it ran and milliseconds in all, the longest first; empty unless
+    /// By kernel how often it ran since the last time that this was asked and milliseconds in all, the longest first; empty unless
     /// `UPGRAYEDD_CUDA_TIMES` was set when the device was opened, which makes everything wait for everything.
     #[cfg(feature = "cuda")]
     pub fn kernel_times(self) -> Vec<(String, u64, f64)> {

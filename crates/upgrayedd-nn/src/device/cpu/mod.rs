@@ -13,11 +13,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::{Result, Tensor};
 use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink, Value,
 };
+use crate::{Result, Tensor};
 
 /// The host's processor.
 pub(crate) struct Cpu;
@@ -182,8 +182,8 @@ impl Kernels for Cpu {
     fn combine(&self, parts: &[(f64, &Number)]) -> Number {
         number(parts.iter().map(|(factor, number)| factor * number.read()).sum())
     }
-    fn sum_of_squares(&self, x: &Tensor) -> Number {
-        number(sum_of_squares(x.data()))
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Number {
+        number(tensors.iter().map(|x| sum_of_squares(x.data())).sum())
     }
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         LOGITS / vocabulary

@@ -191,7 +191,11 @@ impl Card {
     }
 
     /// Does it and, if that is to be measured, waits and notes how long it took.
-    fn timed(&self, name: impl FnOnce() -> String, f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    fn timed(
+        &self,
+        name: impl FnOnce() -> String,
+        f: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(), String> {
         let Some(times) = &self.times else { return f() };
         let event = || cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(driver_error);
         let (start, end) = (event()?, event()?);
@@ -222,8 +226,7 @@ impl Card {
             None => {
                 let name = CString::new(launch.kernel).map_err(|e| e.to_string())?;
                 // SAFETY: the module lives as long as the process.
-                let handle =
-                    unsafe { cu::module::get_function(self.module, name) }.map_err(driver_error)?;
+                let handle = unsafe { cu::module::get_function(self.module, name) }.map_err(driver_error)?;
                 Function { handle, shared: USUAL }
             }
         };
@@ -344,8 +347,10 @@ impl Driver for Card {
                 let arguments = &mut arguments;
                 // SAFETY: the arguments are the kernel's, which the emulator's tests check; they are read at
                 // once.
-                unsafe { cu::launch_kernel(function, (x, y, z), threads, launch.shared, self.stream, arguments) }
-                    .map_err(|error| format!("kernel {}: {}", launch.kernel, driver_error(error)))
+                unsafe {
+                    cu::launch_kernel(function, (x, y, z), threads, launch.shared, self.stream, arguments)
+                }
+                .map_err(|error| format!("kernel {}: {}", launch.kernel, driver_error(error)))
             },
         )
     }
@@ -366,25 +371,27 @@ impl Driver for Card {
                 lt::set_matmul_desc_attribute(plan.operation, attribute, (&raw const gemm.bias).cast(), 8)
                     .map_err(told)?;
             }
-            let multiply = || lt::matmul(
-                self.blas,
-                plan.operation,
-                (&raw const alpha).cast(),
-                (&raw const beta).cast(),
-                gemm.a as *const c_void,
-                plan.a,
-                gemm.b as *const c_void,
-                plan.b,
-                d,
-                plan.d,
-                d,
-                plan.d,
-                &raw const plan.algorithm,
-                self.workspace as *mut c_void,
-                WORKSPACE,
-                self.stream.cast(),
-            )
-            .map_err(told);
+            let multiply = || {
+                lt::matmul(
+                    self.blas,
+                    plan.operation,
+                    (&raw const alpha).cast(),
+                    (&raw const beta).cast(),
+                    gemm.a as *const c_void,
+                    plan.a,
+                    gemm.b as *const c_void,
+                    plan.b,
+                    d,
+                    plan.d,
+                    d,
+                    plan.d,
+                    &raw const plan.algorithm,
+                    self.workspace as *mut c_void,
+                    WORKSPACE,
+                    self.stream.cast(),
+                )
+                .map_err(told)
+            };
             let s = gemm.shape;
             let letter = |transposed| if transposed { 't' } else { 'n' };
             let (a, b) = (letter(s.transpose_a), letter(s.transpose_b));
@@ -402,8 +409,8 @@ impl Driver for Card {
     }
     fn times(&self) -> Vec<(String, u64, f64)> {
         let Some(times) = &self.times else { return Vec::new() };
-        let times = times.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = times.iter().map(|(name, (count, ms))| (name.clone(), *count, *ms)).collect();
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = times.drain().map(|(name, (count, ms))| (name, count, ms)).collect();
         all.sort_by(|a, b| b.2.total_cmp(&a.2));
         all
     }

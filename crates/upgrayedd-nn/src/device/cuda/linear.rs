@@ -1,8 +1,8 @@
 //! Products of matrices.
 
+use super::Cuda;
 use super::gemm::{Product, gemm};
 use super::launch::{Any, Kind, Launch, Words};
-use super::Cuda;
 use crate::Tensor;
 use crate::device::Precision;
 use crate::kernels::Sink;
@@ -14,17 +14,25 @@ impl Cuda {
         size: [usize; 3],
         [left, right]: [&Tensor; 2],
         operands: Kind,
-        pitch: usize,
-        (out, accumulate, bias): (Any, bool, u64),
+        (out, accumulate): (Any, bool),
     ) {
+        let pitch = if matches!(product, Product::Linear) { size[2] } else { self.gpu.pitch(left) };
         let (left, right) = (self.gpu.as_kind(left, operands), self.gpu.as_kind(right, operands));
+        self.multiply_by(product, size, [left.any, right.any, out], pitch, (accumulate, 0));
+    }
+
+    fn multiply_by(
+        &self,
+        product: Product,
+        size: [usize; 3],
+        operands: [Any; 3],
+        pitch: usize,
+        (accumulate, bias): (bool, u64),
+    ) {
         let tf32 = self.gpu.precision != Precision::F32;
-        let [n, i, o] = size;
-        if n * o == 0 || i == 0 {
-            return;
+        if size.iter().all(|extent| *extent > 0) {
+            self.gpu.multiply(&gemm(product, size, operands, pitch, (accumulate, bias, tf32)));
         }
-        let operands = [left.any, right.any, out];
-        self.gpu.multiply(&gemm(product, size, operands, pitch, (accumulate, bias, tf32)));
     }
 
     pub(super) fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Tensor {
@@ -38,11 +46,15 @@ impl Cuda {
     }
 
     fn linear_into(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, y: Tensor) -> Tensor {
-        let (n, i, o) = (x.rows(), x.cols(), w.rows());
-        let bias = bias.map(|bias| self.gpu.as_kind(bias, self.small()));
+        let (n, i, pitch) = (x.rows(), x.cols(), self.gpu.pitch(&y));
+        let read = |t: &Tensor| {
+            if pitch > w.rows() { self.gpu.with_tail(t) } else { self.gpu.as_kind(t, self.small()) }
+        };
+        let (bias, w) = (bias.map(read), read(w));
         let bias = bias.as_ref().map_or(0, |bias| bias.any.at);
-        let out = (self.gpu.any(&y), false, bias);
-        self.product(Product::Linear, [n, i, o], [x, w], self.small(), self.gpu.pitch(&y), out);
+        let x = self.gpu.as_kind(x, self.small());
+        let operands = [x.any, w.any, self.gpu.any(&y)];
+        self.multiply_by(Product::Linear, [n, i, pitch], operands, pitch, (false, bias));
         y
     }
 
@@ -55,14 +67,21 @@ impl Cuda {
             let out = self.gpu.out(dx, self.small());
             Any { at: out.at, kind: out.kind }
         };
-        self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), self.gpu.pitch(dy), (out, accumulate, 0));
+        self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), (out, accumulate));
     }
 
     pub(super) fn linear_grad_input_rows(&self, dy: &Tensor, w: &Tensor, dx: &mut Tensor, first: usize) {
         let (n, i, o) = (dy.rows(), w.cols(), w.rows());
         let whole = self.gpu.begin(dx, self.small());
         let out = Any { at: whole.at + (first * i * whole.kind.size()) as u64, kind: whole.kind };
-        self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), self.gpu.pitch(dy), (out, false, 0));
+        let pitch = self.gpu.pitch(dy);
+        if pitch == o {
+            return self.product(Product::GradInput, [n, i, o], [dy, w], self.small(), (out, false));
+        }
+        // Zeros meet zeros beyond the vocabulary.
+        let w = self.gpu.with_tail(w);
+        let operands = [self.gpu.any(dy), w.any, out];
+        self.multiply_by(Product::GradInput, [n, i, pitch], operands, pitch, (false, 0));
     }
 
     pub(super) fn linear_grad_weight(&self, dy: &Tensor, x: &Tensor, dw: Sink<'_>) {
@@ -74,7 +93,7 @@ impl Cuda {
             let out = self.gpu.out(dw, Kind::F32);
             Any { at: out.at, kind: out.kind }
         };
-        self.product(Product::GradWeight, [n, i, o], [dy, x], self.small(), self.gpu.pitch(dy), (out, accumulate, 0));
+        self.product(Product::GradWeight, [n, i, o], [dy, x], self.small(), (out, accumulate));
     }
 
     pub(super) fn gram(&self, x: &Tensor) -> Tensor {
@@ -83,7 +102,7 @@ impl Cuda {
         let at = self.gpu.any(&out);
         // Values that are in 16 bits anyway lose nothing.
         let operands = self.gpu.any(x).kind;
-        self.product(Product::GradWeight, [n, i, i], [x, x], operands, i, (at, false, 0));
+        self.product(Product::GradWeight, [n, i, i], [x, x], operands, (at, false));
         self.gpu.launch(&Launch::each("mirror", i * i).arg(at.at).arg(i as i32));
         out
     }
@@ -92,7 +111,7 @@ impl Cuda {
     pub(super) fn multiply(&self, a: &Tensor, b: &Tensor) -> Tensor {
         let (n, i, o) = (a.rows(), a.cols(), b.rows());
         let out = self.gpu.tensor(&[n, o], Kind::F32);
-        self.product(Product::Linear, [n, i, o], [a, b], Kind::F32, o, (self.gpu.any(&out), false, 0));
+        self.product(Product::Linear, [n, i, o], [a, b], Kind::F32, (self.gpu.any(&out), false));
         out
     }
 
@@ -100,7 +119,13 @@ impl Cuda {
         let (rows, cols, pitch) = (dy.rows(), dy.cols(), self.gpu.pitch(dy));
         let dy = self.gpu.any(dy);
         self.sum_by_parts(rows, cols, db, |grid, each, partial| {
-            Launch::new("sum_rows", grid, 128).arg(dy).arg(partial).arg(rows).arg(cols as i32).arg(pitch).arg(each)
+            Launch::new("sum_rows", grid, 128)
+                .arg(dy)
+                .arg(partial)
+                .arg(rows)
+                .arg(cols as i32)
+                .arg(pitch)
+                .arg(each)
         });
     }
 
@@ -124,5 +149,10 @@ impl Cuda {
 
 /// Pairs of 32 bits, two a word.
 pub(super) fn halves(values: &[u32]) -> Words {
-    Words(values.chunks(2).map(|pair| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32).collect())
+    Words(
+        values
+            .chunks(2)
+            .map(|pair| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32)
+            .collect(),
+    )
 }

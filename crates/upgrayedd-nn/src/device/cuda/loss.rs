@@ -1,7 +1,7 @@
 //! Losses with gradients in place, and numbers that stay on the device until they are read.
 
 use super::Cuda;
-use super::launch::{Launch, Words};
+use super::launch::{Argument, Launch, Words};
 use super::memory::OneNumber;
 use crate::Tensor;
 use crate::kernels::{IGNORE, Number, Value};
@@ -19,9 +19,12 @@ const LOGITS: usize = 1 << 28;
 /// Numbers that one launch takes.
 const PARTS: usize = 32;
 
-/// Whole 256s, so that every chunk of a gradient begins where products like it.
+/// Elements that one block squares and adds.
+const PIECE: usize = 1 << 15;
+
+/// A power of two: every chunk of a gradient begins where products like it, and few are not whole.
 pub(super) fn rows_of_logits(vocabulary: usize) -> usize {
-    (LOGITS / vocabulary.max(1)).next_multiple_of(256).max(2048)
+    1 << (LOGITS / vocabulary.max(1)).max(2048).ilog2()
 }
 
 /// `struct Parts` of the kernels.
@@ -106,11 +109,19 @@ impl Cuda {
         self.sum(losses.at, rows)
     }
 
-    pub(super) fn sum_of_squares(&self, x: &Tensor) -> Number {
-        let count = x.len().div_ceil(1 << 16);
+    pub(super) fn sum_of_squares(&self, tensors: &[&Tensor]) -> Number {
+        let mut pieces: Vec<u64> = Vec::new();
+        for tensor in tensors {
+            for first in (0..tensor.len()).step_by(PIECE) {
+                self.gpu.any(tensor).words(&mut pieces);
+                pieces.extend([first, PIECE.min(tensor.len() - first)].map(|n| n as u64));
+            }
+        }
+        let count = pieces.len() / 4;
+        let pieces = self.gpu.list(bytemuck::cast_slice(&pieces));
         let partial = self.gpu.block(count * 8);
-        let launch = Launch::new("sum_of_squares", [count, 1, 1], 256).arg(self.gpu.any(x));
-        self.gpu.launch(&launch.arg(partial.at).arg(x.len()));
+        let launch = Launch::new("sum_of_squares", [count, 1, 1], 256).arg(pieces.at);
+        self.gpu.launch(&launch.arg(partial.at));
         self.sum(partial.at, count)
     }
 

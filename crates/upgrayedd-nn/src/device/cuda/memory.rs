@@ -45,6 +45,8 @@ pub(super) struct Gpu {
     failure: Mutex<Option<String>>,
 }
 
+/// Rows from which on a matrix may be that of a vocabulary.
+const VOCABULARY: usize = 16;
 /// Lists that are kept: those of a step, and those that never change.
 const LISTS: usize = 256;
 
@@ -216,9 +218,11 @@ impl Gpu {
 
     /// A matrix whose rows begin where tensor cores like it, for those that ask [`Gpu::pitch`].
     pub(super) fn padded(&'static self, [rows, cols]: [usize; 2], kind: Kind) -> Tensor {
-        let spare = if kind == Kind::Bf16 && !cols.is_multiple_of(8) { cols.next_multiple_of(64) - cols } else { 0 };
+        let spare =
+            if kind == Kind::Bf16 && !cols.is_multiple_of(8) { cols.next_multiple_of(64) - cols } else { 0 };
         let block = Some(self.block((rows * (cols + spare)) * kind.size()));
-        let memory = Memory { gpu: self, len: rows * cols, kind, cols, spare, block, narrow: Mutex::default() };
+        let memory =
+            Memory { gpu: self, len: rows * cols, kind, cols, spare, block, narrow: Mutex::default() };
         Tensor::on_device(&[rows, cols], Arc::new(memory))
     }
 
@@ -286,17 +290,46 @@ impl Gpu {
             return Cast { any: memory.any(), _kept: None };
         }
         let mut narrow = lock(&memory.narrow);
-        if kind == Kind::Bf16 && let Some(block) = narrow.as_ref() {
+        if kind == Kind::Bf16
+            && let Some(block) = narrow.as_ref()
+        {
             return Cast { any: Any { at: block.at, kind }, _kept: Some(Arc::clone(block)) };
         }
-        let block = Arc::new(self.block(memory.len * kind.size()));
-        let any = Any { at: block.at, kind };
-        let fours = memory.len.div_ceil(4);
-        self.launch(&Launch::each("convert", fours).arg(memory.any()).arg(any).arg(fours));
+        let block = Arc::new(self.converted(tensor, kind));
         if kind == Kind::Bf16 {
             *narrow = Some(Arc::clone(&block));
         }
-        Cast { any, _kept: Some(block) }
+        Cast { any: Any { at: block.at, kind }, _kept: Some(block) }
+    }
+
+    /// A weight or a bias in 16 bits, followed by as many zeros as make its rows whole 64s: what products of odd
+    /// vocabularies read.
+    pub(super) fn with_tail(&'static self, tensor: &Tensor) -> Cast {
+        let memory = memory_of(tensor);
+        let mut narrow = lock(&memory.narrow);
+        let block = narrow.get_or_insert_with(|| Arc::new(self.converted(tensor, Kind::Bf16)));
+        Cast { any: Any { at: block.at, kind: Kind::Bf16 }, _kept: Some(Arc::clone(block)) }
+    }
+
+    /// The elements in another type, with room for whole 64s of rows, which are zeros.
+    fn converted(&'static self, tensor: &Tensor, kind: Kind) -> Block {
+        let memory = memory_of(tensor);
+        let rows = tensor.shape().first().copied().unwrap_or(1).max(1);
+        let held = if kind == Kind::Bf16 && rows > VOCABULARY {
+            memory.len / rows * rows.next_multiple_of(64)
+        } else {
+            memory.len
+        };
+        let block = self.block(held * kind.size());
+        if held > memory.len {
+            self.zero(&block);
+        }
+        let (any, fours) = (Any { at: block.at, kind }, memory.len / 4);
+        self.launch(&Launch::each("convert", fours).arg(memory.any()).arg(any).arg(fours));
+        let rest = memory.len - fours * 4;
+        let launch = Launch::each("copy_elements", rest).arg(memory.any()).arg(any);
+        self.launch(&launch.arg(fours * 4).arg(fours * 4).arg(rest));
+        block
     }
 
     /// Where a kernel writes all of a gradient: the memory that is there, if nobody shares it and, where it is
@@ -471,7 +504,8 @@ impl DeviceMemory for Memory {
             }
         }
         if self.spare > 0 {
-            values = values.chunks(self.cols + self.spare).flat_map(|row| &row[..self.cols]).copied().collect();
+            values =
+                values.chunks(self.cols + self.spare).flat_map(|row| &row[..self.cols]).copied().collect();
         }
         values
     }

@@ -258,8 +258,8 @@ impl Kernels for Cuda {
     fn combine(&self, parts: &[(f64, &Number)]) -> Number {
         self.combine(parts)
     }
-    fn sum_of_squares(&self, x: &Tensor) -> Number {
-        self.sum_of_squares(x)
+    fn sum_of_squares(&self, tensors: &[&Tensor]) -> Number {
+        self.sum_of_squares(tensors)
     }
     fn rows_of_logits(&self, vocabulary: usize) -> usize {
         loss::rows_of_logits(vocabulary)

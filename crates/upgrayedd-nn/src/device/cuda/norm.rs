@@ -49,8 +49,7 @@ impl Cuda {
         let Norm { weight, offset, centred, .. } = *norm;
         let cols = weight.len();
         let rows = norm.x.len() / cols.max(1);
-        let (dy, x, stats) =
-            (self.gpu.any(norm.dy), self.gpu.any(norm.x), self.gpu.any(norm.stats).at);
+        let (dy, x, stats) = (self.gpu.any(norm.dy), self.gpu.any(norm.x), self.gpu.any(norm.stats).at);
         // Sums over rows first: dx may take the place of dy.
         if let Some(dw) = dw {
             self.sum_by_parts(rows, cols, dw, |grid, each, partial| {

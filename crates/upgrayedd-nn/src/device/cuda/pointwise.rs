@@ -25,7 +25,9 @@ impl Cuda {
     pub(super) fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
         let from = self.gpu.any(x);
         let out = self.gpu.out(out, from.kind);
-        self.gpu.launch(&Launch::each("scale", self.gpu.fours(x)).arg(from).arg(factor).arg(out).arg(self.gpu.fours(x)));
+        self.gpu.launch(
+            &Launch::each("scale", self.gpu.fours(x)).arg(from).arg(factor).arg(out).arg(self.gpu.fours(x)),
+        );
     }
 
     pub(super) fn soft_cap(&self, x: &mut Tensor, cap: f32) {
@@ -59,7 +61,8 @@ impl Cuda {
     ) {
         let (from, up) = (self.gpu.any(x), self.gpu.maybe(up));
         let (dx, dup) = (self.gpu.maybe_out(dx, from.kind), self.gpu.maybe_out(dup, from.kind));
-        let launch = Launch::each("activation_grad", self.gpu.fours(x)).arg(kind as i32).arg(self.gpu.any(dy));
+        let launch =
+            Launch::each("activation_grad", self.gpu.fours(x)).arg(kind as i32).arg(self.gpu.any(dy));
         self.gpu.launch(&launch.arg(from).arg(up).arg(dx).arg(dup).arg(self.gpu.fours(x)));
     }
 

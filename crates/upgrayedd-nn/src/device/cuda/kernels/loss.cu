@@ -21,11 +21,11 @@ template <int WIDTH> __device__ __forceinline__ Softmax softmax_of(const Any& x,
 }
 
 template <int WIDTH>
-__device__ __forceinline__ void cross_entropy_row(const Any& logits, int target, double* losses, int cols, size_t at, float weight, int with_grad) {
+__device__ __forceinline__ void cross_entropy_row(const Any& logits, int target, double* losses, int cols, int pitch, size_t at, float weight, int with_grad) {
     if (target < 0) {
         if (threadIdx.x == 0) losses[blockIdx.x] = 0;
         if (with_grad)
-            for (int i = threadIdx.x * WIDTH; i < cols; i += blockDim.x * WIDTH) store_some<WIDTH>(logits, at + i, Some<WIDTH>{});
+            for (int i = threadIdx.x * WIDTH; i < pitch; i += blockDim.x * WIDTH) store_some<WIDTH>(logits, at + i, Some<WIDTH>{});
         return;
     }
     const float at_target = load(logits, at + target);
@@ -33,21 +33,21 @@ __device__ __forceinline__ void cross_entropy_row(const Any& logits, int target,
     if (threadIdx.x == 0) losses[blockIdx.x] = double(s.max) + log(double(s.sum)) - double(at_target);
     const float factor = weight / s.sum;
     if (with_grad)
-        for (int i = threadIdx.x * WIDTH; i < cols; i += blockDim.x * WIDTH) {
+        for (int i = threadIdx.x * WIDTH; i < pitch; i += blockDim.x * WIDTH) {
             Some<WIDTH> some = load_some<WIDTH>(logits, at + i);
-            for (int j = 0; j < WIDTH; j++) some.v[j] = expf(some.v[j] - s.max) * factor - (i + j == target ? weight : 0.0f);
+            for (int j = 0; j < WIDTH; j++) some.v[j] = i + j < cols ? expf(some.v[j] - s.max) * factor - (i + j == target ? weight : 0.0f) : 0.0f;
             store_some<WIDTH>(logits, at + i, some);
         }
 }
 
 // grid: rows, `pitch` apart. losses: per row −log softmax at the target; targets below 0 do not count. The logits become
-// weight · (softmax − onehot).
+// weight · (softmax − onehot), and zeros beyond.
 KERNEL void __launch_bounds__(256)
 cross_entropy(Any logits, const int* targets, double* losses, int cols, size_t pitch, float weight, int with_grad) {
     if (pitch % 4)
-        cross_entropy_row<1>(logits, targets[blockIdx.x], losses, cols, blockIdx.x * pitch, weight, with_grad);
+        cross_entropy_row<1>(logits, targets[blockIdx.x], losses, cols, int(pitch), blockIdx.x * pitch, weight, with_grad);
     else
-        cross_entropy_row<4>(logits, targets[blockIdx.x], losses, cols, blockIdx.x * pitch, weight, with_grad);
+        cross_entropy_row<4>(logits, targets[blockIdx.x], losses, cols, int(pitch), blockIdx.x * pitch, weight, with_grad);
 }
 
 // losses: T² KL(teacher ‖ student); the student becomes weight · T · (softmax(s/T) − softmax(t/T)).
@@ -99,20 +99,26 @@ KERNEL void __launch_bounds__(256) distance(int kind, Any x, Any reference, Any 
     if (threadIdx.x == 0) losses[blockIdx.x] = sum * share;
 }
 
-// Σ x² of parts of 65 536. grid: parts.
-KERNEL void __launch_bounds__(256) sum_of_squares(Any x, double* partial, size_t count) {
-    const size_t first = size_t(blockIdx.x) << 16, last = first + (1 << 16) < count ? first + (1 << 16) : count;
-    double sum = 0;
-    for (size_t i = first + threadIdx.x; i < last;) {
-        float some = 0; // a few in single precision
-        for (int j = 0; j < 16 && i < last; j++, i += blockDim.x) {
-            const float v = load(x, i);
-            some += v * v;
-        }
-        sum += some;
+// Consecutive elements of some array.
+struct Piece {
+    Any x;
+    size_t first, count;
+};
+// Σ x² of pieces that begin at whole fours. grid: pieces.
+KERNEL void __launch_bounds__(256) sum_of_squares(const Piece* pieces, double* partial) {
+    const Piece piece = pieces[blockIdx.x];
+    const size_t fours = piece.count / 4;
+    float sum = 0;
+    for (size_t i = threadIdx.x; i < fours; i += blockDim.x) {
+        const float4 v = load4(piece.x, piece.first / 4 + i);
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+    if (threadIdx.x < piece.count % 4) {
+        const float v = load(piece.x, piece.first + fours * 4 + threadIdx.x);
+        sum += v * v;
+    }
+    const double total = block_sum(double(sum));
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 // One block: Σ of all.
