@@ -237,6 +237,12 @@ pub struct ResumeArgs {
     /// Threads; the result does not depend on them [default: as the run was started]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where to compute: auto, cpu, cuda, cuda:N; elsewhere the last bits differ [default: as the run was started]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// What a GPU multiplies with: bf16, tf32, f32 [default: as the run was started]
+    #[arg(long, value_name = "NAME")]
+    pub precision: Option<String>,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
-use upgrayedd::pipeline::{GivenParts, parse_run};
+use upgrayedd::pipeline::{Given, GivenParts, parse_run};
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -30,7 +30,7 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
 }
 
 pub fn resume(args: ResumeArgs) -> Result<()> {
-    let recorded = Pipeline::recorded_config(&args.run)?;
+    let mut recorded = Pipeline::recorded_config(&args.run)?;
     if recorded.run.num_cycles == OPEN_ENDED {
         return Err(Error::bad_file(
             &args.run,
@@ -40,7 +40,14 @@ pub fn resume(args: ResumeArgs) -> Result<()> {
     }
     set_threads(args.threads.or(recorded.run.threads))?;
     let mut console = Console::new(true);
-    let result = Pipeline::resume(&args.run, &mut console);
+    if let Some(device) = args.device {
+        recorded.run.device = device;
+    }
+    if let Some(precision) = args.precision {
+        recorded.run.precision = precision;
+    }
+    let given = Given { device: Some(recorded.open_device()?), ..Given::default() };
+    let result = Pipeline::resume_with(&args.run, given, &mut console);
     console.finish();
     finish(result, &args.run, args.json)
 }

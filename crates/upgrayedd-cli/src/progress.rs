@@ -118,11 +118,13 @@ fn describe(event: &Event) -> Option<String> {
             heads,
             sequences: [train, calibration, held_out],
             steps_per_cycle,
+            gpu,
             ..
         } => {
+            let on = gpu.as_ref().map(|gpu| format!("; on {gpu}")).unwrap_or_default();
             format!(
                 "{family}, {parameters} parameters, {heads} heads; {train} sequences to learn from, {calibration} to score on, \
-             {held_out} to measure on; {steps_per_cycle} optimiser steps per cycle"
+             {held_out} to measure on; {steps_per_cycle} optimiser steps per cycle{on}"
             )
         }
         Event::Evaluated { cycle, phase, evaluation } => {

@@ -83,7 +83,7 @@ pub fn summary(summary: &Summary) -> String {
     number("tokens per second, decoding", &|s| s.speed.decode, 1);
     let e = &after.evaluation;
     format!(
-        "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on this machine.\n\
+        "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on {}.\n\
          The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}",
         table(&rows),
         grouped(e.tokens),
@@ -92,6 +92,7 @@ pub fn summary(summary: &Summary) -> String {
         e.window,
         after.speed.batch,
         after.speed.length,
+        summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
         grouped(summary.tokens_learned),
         head_map(&after.heads, &summary.heads_per_layer),
         summary.run.join("model").display()

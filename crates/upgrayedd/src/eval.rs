@@ -271,9 +271,11 @@ fn example(model: &Model, batch: usize, length: usize) -> Batch {
 
 fn time_forward(model: &Model, batch: usize, length: usize) -> Result<f64> {
     let input = example(model, batch, length);
+    model.device().settle()?;
     let start = Instant::now();
     let mut tape = Tape::inference(model.device(), model.params());
     model.hidden(&mut tape, &input, &mut Hooks::default())?;
+    model.device().settle()?;
     Ok(start.elapsed().as_secs_f64())
 }
 

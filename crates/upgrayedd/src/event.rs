@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::model::Model;
-use crate::record::{Evaluation, LayerRefit};
+use crate::record::{Evaluation, Gpu, LayerRefit};
 use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
@@ -46,6 +46,9 @@ pub enum Event {
         sequences: [usize; 3],
         /// Optimiser steps in every cycle.
         steps_per_cycle: u64,
+        /// What it computes on; absent for the CPU.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        gpu: Option<Gpu>,
     },
     /// A held-out measurement.
     Evaluated {

@@ -223,7 +223,7 @@ fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>
                 less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
             let written = less.project(&mut tape, layer, Writer::Attention, context, None)?;
             ops::add(&mut tape, &x, &written)?;
-            Ok(())
+            Ok(less.device().settle()?)
         })?;
         // Noise must not make a head's removal look like a loss.
         seconds.push(time.max(seconds[count - 1]));

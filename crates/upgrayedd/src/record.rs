@@ -1,10 +1,36 @@
-//! What is measured and what came of it, as plain data. Imports nothing but models.
+//! What is measured and what came of it, as plain data. Imports nothing but models and devices.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use upgrayedd_nn::Device;
 
 use crate::model::Cost;
+
+/// The GPU that a run computes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// As the option has it: `cuda:0`.
+    pub device: String,
+    /// What it is called.
+    pub card: String,
+    /// What it multiplies with: bf16, tf32, f32.
+    pub precision: String,
+}
+
+impl Gpu {
+    /// The one that `device` is; `None` for the CPU.
+    pub fn of(device: Device) -> Option<Self> {
+        let (card, precision) = (device.card()?, device.precision()?.to_string());
+        Some(Self { device: device.to_string(), card, precision })
+    }
+}
+
+impl std::fmt::Display for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}, {})", self.device, self.card, self.precision)
+    }
+}
 
 /// A measurement of quality, with what it takes to repeat it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +131,9 @@ pub struct Summary {
     pub heads_per_layer: Vec<usize>,
     /// Cycle by cycle.
     pub cycles: Vec<CycleRecord>,
+    /// What the result was computed and timed on; absent for the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
     /// Targets learned from.
     pub tokens_learned: u64,
     /// The run folder.

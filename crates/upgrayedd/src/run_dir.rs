@@ -30,6 +30,7 @@ use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::price::Timings;
+use crate::record::Gpu;
 use crate::{Error, Result};
 
 const RUN_FILE: &str = "run.toml";
@@ -56,6 +57,9 @@ pub struct RunRecord {
     /// What was passed over or taken otherwise than files say, a line each.
     #[serde(default)]
     pub notices: Vec<String>,
+    /// What the run began on; absent for the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
     /// Which parts the caller gave itself; they are not in the configuration.
     #[serde(default)]
     pub given: GivenParts,

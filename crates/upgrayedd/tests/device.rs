@@ -2,23 +2,20 @@
 //! same bits.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::path::Path;
-use std::sync::Arc;
-
-use upgrayedd::data::{Dataset, Row};
 use upgrayedd::export::{HF, export};
 use upgrayedd::files::DType;
 use upgrayedd::learner::{Learner, Step, Update};
 use upgrayedd::load::LoadOptions;
-use upgrayedd::model::{Batch, Distill, GenerateOptions, Hooks, Model};
+use upgrayedd::model::{Distill, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::device::fake::{self, Transfers};
-use upgrayedd::nn::ops::IGNORE;
 use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
 use upgrayedd::reduce::Alone;
-use upgrayedd::refit::{batches, refit};
-use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerSite, Scores, Selection};
+use upgrayedd::units::{LayerSite, Selection};
+
+mod tiny;
+
+use tiny::{batch, everything, load, moved, weights};
 
 const MODELS: [&str; 15] = [
     "llama_gqa",
@@ -37,19 +34,6 @@ const MODELS: [&str; 15] = [
     "modernbert_classifier_pruned",
     "mpnet_mlm_pruned",
 ];
-
-fn load(name: &str) -> Model {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
-    let mut model = Model::load(&golden, &LoadOptions::default()).unwrap();
-    if model.spec().objective == Objective::Encoder {
-        let mut reference = model.clone();
-        // A little off, so that there is something to learn.
-        let id = reference.params().ids().next().unwrap();
-        reference.params_mut().edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
-        model.set_reference(Arc::new(reference)).unwrap();
-    }
-    model
-}
 
 /// The model as a file of this type has it, and with the same numbers in `f32`.
 fn stored(name: &str, dtype: DType) -> [Model; 2] {
@@ -78,41 +62,8 @@ fn stored(name: &str, dtype: DType) -> [Model; 2] {
     [model, wide]
 }
 
-/// Two sequences, the second padded.
-fn batch(model: &Model) -> Batch {
-    let tokens: Vec<u32> = (0..2 * 9).map(|i| (i * 7 + 3) % model.spec().vocab_size as u32).collect();
-    let mask: Vec<u8> = (0..2 * 9).map(|i| u8::from(i < 15)).collect();
-    let per_sequence = model.spec().objective.outputs().is_some();
-    let targets = match per_sequence {
-        true => vec![0, 0],
-        false => {
-            tokens.iter().zip(&mask).map(|(&t, m)| if *m == 1 { i64::from(t) } else { IGNORE }).collect()
-        }
-    };
-    Batch {
-        tokens: Arc::new(tokens),
-        batch: 2,
-        len: 9,
-        mask: Some(mask),
-        targets,
-        values: vec![0.5, -0.5],
-        ..Batch::default()
-    }
-}
-
-fn on_device(mut model: Model) -> Model {
-    if let Some(reference) = model.reference().cloned() {
-        let mut reference = Arc::unwrap_or_clone(reference);
-        reference.move_to(Device::fake());
-        model.set_reference(Arc::new(reference)).unwrap();
-    }
-    model.move_to(Device::fake());
-    model
-}
-
-fn weights(mut model: Model) -> Vec<Tensor> {
-    model.move_to(Device::cpu());
-    model.params().ids().map(|id| model.params().get(id).clone()).collect()
+fn on_device(model: Model) -> Model {
+    moved(model, Device::fake())
 }
 
 #[test]
@@ -224,51 +175,4 @@ fn surgery_scores_and_refit_are_the_same() {
     for name in ["llama_gqa", "gpt2", "bert_mlm"] {
         assert!(everything(load(name), true) == everything(on_device(load(name)), true), "{name}");
     }
-}
-
-type Everything = (Vec<Scores>, Vec<Scores>, Vec<f64>, Vec<Option<Tensor>>, Vec<Tensor>);
-
-/// Scores, perhaps a step, pruning, refit, scores again, regrowth.
-fn everything(model: Model, learns: bool) -> Everything {
-    let objective = model.spec().objective;
-    let row = |i: u32| match objective {
-        Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
-        _ => {
-            let tokens: Vec<u32> = (0..9).map(|t| (i * 37 + t * t * 11) % 40).collect();
-            let targets = tokens.iter().map(|&t| i64::from(t)).collect();
-            Row { targets: upgrayedd::data::Targets::Tokens(targets), ..Row::causal(tokens, None, None) }
-        }
-    };
-    let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
-    let (range, reduce) = (0..6, &Alone);
-    let scores = |model: &Model| {
-        let context =
-            ScoreContext { batch_size: 2, samples: 6, reduce, ..ScoreContext::new(model, &data, &range) };
-        let names =
-            ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
-        let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
-        compute_all(&scores, &context).unwrap()
-    };
-    let before = scores(&model);
-    let parent = model.clone();
-    let mut learner = Learner::new(model, 0.1);
-    let batch = batch(&parent);
-    let mut grads = Gradients::for_params(parent.params());
-    if learns {
-        learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
-    }
-    let gone = Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]);
-    learner.remove(&gone, 1, Some(&before[0])).unwrap();
-    let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
-    let after = scores(&learner.model);
-    let back = Selection::from([(LayerSite::heads(0), vec![2])]);
-    learner
-        .model
-        .set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()])
-        .unwrap();
-    learner.restore(&back, 2.0).unwrap();
-    upgrayedd::surgery::fold_gates(&mut learner.model, 1);
-    let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();
-    let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
-    (before, after, repaired, moments, weights(learner.model))
 }

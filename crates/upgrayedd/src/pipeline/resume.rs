@@ -7,7 +7,7 @@ use crate::checkpoint::Saved;
 use crate::event::{Event, Observer};
 use crate::model::Model;
 use crate::open::base_of;
-use crate::record::Summary;
+use crate::record::{Gpu, Summary};
 use crate::run_dir::{RunDir, RunRecord, read_run};
 use crate::{Error, Result};
 
@@ -53,6 +53,11 @@ impl Pipeline {
         check_same(&dir, &record, &pipeline.record)?;
         // Of a model from memory they were said of what was given then.
         pipeline.record.notices.clone_from(&record.notices);
+        let place = |gpu: &Option<Gpu>| gpu.as_ref().map_or("the CPU".to_owned(), Gpu::to_string);
+        let moved = (pipeline.record.gpu != record.gpu).then(|| {
+            let (was, is) = (place(&record.gpu), place(&pipeline.record.gpu));
+            format!("the run began on {was} and goes on on {is}: its numbers differ in their last bits from here on")
+        });
         let weight_decay = pipeline.plan.train.weight_decay;
         let mut damaged = Vec::new();
         let saved = dir.load_checkpoint::<State>(&pipeline.learner.model, weight_decay, &mut damaged);
@@ -86,6 +91,10 @@ impl Pipeline {
         let mut run = Run { pipeline, journal: Journal { dir, observer, state, best }, start };
         if fresh {
             run.begin()?;
+        }
+        if let Some(message) = moved {
+            let cycle = run.journal.state.cycle;
+            run.journal.emit(Event::Notice { cycle, message })?;
         }
         run.cycles()?;
         run.finish()

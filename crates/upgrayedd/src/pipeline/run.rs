@@ -43,6 +43,7 @@ impl Run<'_> {
             heads: model.units().num_active(),
             sequences: [split.train.len(), calibration, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
+            gpu: self.pipeline.record.gpu.clone(),
         })?;
         self.journal.emit(Event::Evaluated { cycle: 0, phase: Phase::Baseline, evaluation })?;
         for message in self.pipeline.record.notices.clone() {
@@ -420,6 +421,7 @@ impl Run<'_> {
             after: snapshot(model, evaluation, speeds[1]),
             heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
             cycles: self.journal.state.history.clone(),
+            gpu: self.pipeline.record.gpu.clone(),
             tokens_learned: self.journal.state.tokens,
             run: self.journal.dir.path().to_owned(),
         };

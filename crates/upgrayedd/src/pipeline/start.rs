@@ -17,7 +17,7 @@ use crate::learner::Learner;
 use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
-use crate::record::{Evaluation, LayerRefit, Summary};
+use crate::record::{Evaluation, Gpu, LayerRefit, Summary};
 use crate::reduce::Alone;
 use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
@@ -50,7 +50,10 @@ impl Pipeline {
             data: given.data.is_some(),
             strategy: given.strategy.is_some(),
         };
-        let device = config.open_device()?;
+        let device = match given.device {
+            Some(device) => device,
+            None => config.open_device()?,
+        };
         let strategy = match given.strategy {
             Some(strategy) => strategy,
             None => config.build_strategy()?,
@@ -64,6 +67,7 @@ impl Pipeline {
             }
             None => configured(&config)?,
         };
+        let on_host = model.clone();
         model.move_to(device);
         let mut plan = Plan::new(config, &model, strategy.as_ref(), parts.strategy, given.timings)?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
@@ -73,7 +77,8 @@ impl Pipeline {
             Some(data) => data,
             None => read_data(&plan, &model, &tokenizer?, strategy.calibration_samples())?,
         };
-        let mut model_hash = hash_model(&model, &fingerprint)?;
+        let mut model_hash = hash_model(&on_host, &fingerprint)?;
+        drop(on_host);
         let mut notices = [&model.notices[..], &data.notices].concat();
         let is_encoder = model.spec().objective == Objective::Encoder;
         let teacher = match &plan.config.learn.teacher {
@@ -105,6 +110,7 @@ impl Pipeline {
             data_hash: data.hash.clone(),
             eval_data_hash: data.eval_hash.clone(),
             notices,
+            gpu: Gpu::of(device),
             given: parts,
             split: data.split.clone(),
             config: plan.config(),

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use upgrayedd_nn::Device;
+
 use crate::config::Plan;
 use crate::data::RunData;
 use crate::event::Observer;
@@ -23,6 +25,8 @@ pub struct Given {
     pub data: Option<RunData>,
     /// What decides. Whoever continues the run must give it again.
     pub strategy: Option<Box<dyn Strategy>>,
+    /// Where to compute, in the place of what the configuration names.
+    pub device: Option<Device>,
     /// Times for a budget in latency, in the place of measuring them.
     pub timings: Option<Timings>,
 }

@@ -48,7 +48,7 @@ pub(super) struct Gpu {
 /// Rows from which on a matrix may be that of a vocabulary.
 const VOCABULARY: usize = 16;
 /// Lists that are kept: those of a step, and those that never change.
-const LISTS: usize = 256;
+const LISTS: usize = 96;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
