@@ -1,9 +1,10 @@
 """What pruning costs a classifier: accuracy on SST-2, strategy by strategy, with and without refit, and after learning.
 
 `python bench/sst2.py MODEL train.tsv dev.tsv --out FILE.json`, with torch, transformers and the program (`--program`). A head for
-two labels is put on MODEL (a BERT) and learns, in PyTorch, from some of the training sentences; that model is kept in `--classifier` and
-taken from there if it exists. `upgrayedd optimize` then prunes it with each strategy, heads competing over the whole model: without
-learning, and for `--learn` strategies and the dense model with `--steps` steps of it. All are measured on all of dev.
+two labels is put on MODEL (a BERT) and learns, in PyTorch, from some of the training sentences; that model is kept in
+`--classifier` and taken from there if it exists. `upgrayedd optimize` then prunes it with each strategy, heads competing over the
+whole model, without learning; for `--learn` strategies and the dense model also with `--steps` steps of it. All are measured on
+all of dev.
 
 Rows that FILE.json has already are not computed again.
 """
@@ -16,12 +17,14 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-STRATEGIES = "auto random entropy magnitude gradient taylor fisher task wanda similarity surgeon loss_impact".split()
+STRATEGIES = ["auto", "random", "entropy", "magnitude", "gradient", "taylor", "fisher", "task", "wanda", "similarity", "surgeon"]
+STRATEGIES += ["loss_impact"]
 
 
 def read(path: pathlib.Path) -> list[tuple[str, int]]:
@@ -69,18 +72,39 @@ def accuracy(args: argparse.Namespace) -> float:
     return right / len(rows)
 
 
-def run(args: argparse.Namespace, strategy: str, ratio: float, refit: bool, steps: int, out: pathlib.Path) -> dict[str, Any]:
-    """One cycle of the program: its summary."""
-    options = {"model": args.classifier, "data": args.train, "eval-data": args.dev, "out": out, "strategy": strategy}
-    options |= {"pruning-ratio": ratio, "growth-ratio": 0, "scope": "global", "refit": str(refit).lower(), "num-cycles": 1}
-    options |= {"max-steps-per-cycle": steps, "batch-size": 32, "sequence-length": args.length, "seed": args.seed}
-    options |= {"learning-rate": args.learning_rate, "threads": args.threads, "device": "cpu"}
-    command = [str(args.program), "optimize", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
-    try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(f"{' '.join(command)}\n{error.stderr}") from error
-    return json.loads((out / "summary.json").read_text())
+def program(args: argparse.Namespace, command: str, **options: Any) -> str:
+    """What the program says to these options."""
+    options |= {"threads": args.threads, "device": "cpu", "batch_size": 32, "sequence_length": args.length, "seed": args.seed}
+    parts = (str(part) for name, value in options.items() for part in ("--" + name.replace("_", "-"), value))
+    line = [str(args.program), command, "--json", *parts]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)}\n{done.stderr}")
+    return done.stdout
+
+
+def measure(args: argparse.Namespace, model: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
+    """Loss and accuracy on all of dev; sorted by length there is less padding to compute."""
+    lines = [f"{sentence}\t{label}" for sentence, label in sorted(read(args.dev), key=lambda row: len(row[0]))]
+    (folder / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n", encoding="utf-8")
+    found = json.loads(program(args, "evaluate", model=model, data=folder / "dev.tsv"))
+    return {key: found[key] for key in ("loss", "accuracy", "sequences")}
+
+
+def pruned(
+    args: argparse.Namespace, folder: pathlib.Path, strategy: str, ratio: float, refit: bool, steps: int
+) -> dict[str, Any]:
+    """One cycle, measured."""
+    start = time.monotonic()
+    options = {"pruning_ratio": ratio, "growth_ratio": 0, "scope": "global", "refit": str(refit).lower(), "num_cycles": 1}
+    options |= {"max_steps_per_cycle": steps, "learning_rate": args.learning_rate, "max_eval_windows": 64}
+    data = {"model": args.classifier, "data": args.train, "eval_data": args.dev, "out": folder / "run"}
+    summary = json.loads(program(args, "optimize", strategy=strategy, **options, **data))
+    seconds = time.monotonic() - start
+    row = {"heads": sum(map(len, summary["after"]["heads"])), "seconds": round(seconds, 1)}
+    row |= measure(args, folder / "run", folder)
+    shutil.rmtree(folder / "run")
+    return row
 
 
 def main() -> None:
@@ -105,25 +129,37 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if not args.classifier.exists():
         make_classifier(args)
-    record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
-    if "transformers" not in record:
-        record["transformers"] = accuracy(args)
-    print(f"accuracy of the classifier as transformers computes it: {record['transformers']:.4f}", flush=True)
-    print("| strategy | refit | steps | heads | accuracy before | after | loss before | after |\n" + "|---" * 8 + "|")
-    plans = [(name, args.ratio, refit, 0) for refit in (True, False) for name in args.strategies]
-    plans += [("random", 0.0, False, args.steps), *((name, args.ratio, True, args.steps) for name in args.learn)]
     folder = pathlib.Path(tempfile.mkdtemp(prefix="sst2-"))
-    for strategy, ratio, refit, steps in plans:
-        plan: dict[str, Any] = {"strategy": strategy, "ratio": ratio, "refit": refit, "steps": steps}
-        row = next((r for r in record["rows"] if plan.items() <= r.items()), None)
-        if row is None:
-            row = plan | {"summary": run(args, strategy, ratio, refit, steps, folder / "run")}
-            shutil.rmtree(folder / "run")
+    record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    if "dense" not in record:
+        record |= {"transformers": accuracy(args), "dense": measure(args, args.classifier, folder)}
+    print(f"dense: {record['dense']}; as transformers computes it: accuracy {record['transformers']:.4f}", flush=True)
+
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    plans = [(name, args.ratio, True, 0) for name in args.strategies]
+    plans += [("random", 0.0, True, args.steps), *((name, args.ratio, True, args.steps) for name in args.learn)]
+    plans += [(name, args.ratio, False, 0) for name in args.strategies]
+    for plan in plans:
+        key = dict(zip(("strategy", "ratio", "refit", "steps"), plan, strict=True)) | {"seed": args.seed}
+        known = [row for row in record["rows"] if key.items() <= row.items()]
+        row = known[0] if known else key | pruned(args, folder, *plan)
+        rows[plan] = row
+        if not known:
             record["rows"].append(row)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(row)
-    folder.rmdir()
+            print(row, flush=True)
+    shutil.rmtree(folder)
+
+    def cell(plan: tuple[Any, ...]) -> str:
+        return f"{rows[plan]['accuracy']:.1%} ({rows[plan]['loss']:.3f})" if plan in rows else "–"
+
+    print(f"\n| strategy | heads | with refit | after {args.steps} steps | without refit |\n" + "|---" * 5 + "|")
+    dense = f"{record['dense']['accuracy']:.1%} ({record['dense']['loss']:.3f})"
+    print(f"| (dense) | – | {dense} | {cell(('random', 0.0, True, args.steps))} | – |")
+    for name in sorted(args.strategies, key=lambda name: -rows[name, args.ratio, True, 0]["accuracy"]):
+        cells = [cell((name, args.ratio, *rest)) for rest in ((True, 0), (True, args.steps), (False, 0))]
+        print(f"| `{name}` | {rows[name, args.ratio, True, 0]['heads']} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

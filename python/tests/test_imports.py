@@ -1,11 +1,16 @@
 """Imports of the package go one way."""
 
 import ast
-import pathlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 import upgrayedd
 
-PACKAGE = pathlib.Path(upgrayedd.__file__).parent
+PACKAGE = Path(upgrayedd.__file__).parent
 
 
 def imports() -> dict[str, set[str]]:
@@ -34,3 +39,19 @@ def test_modules_form_no_circle() -> None:
             seen |= new
             queue += new
         assert module not in seen, f"{module} imports itself by way of {sorted(seen)}"
+
+
+def test_libraries_that_pip_has_installed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "nvidia/cu13/lib/libcublasLt.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    program = "import os, upgrayedd; print(os.environ.get('UPGRAYEDD_CUDA_LIBRARIES'))"
+
+    def named() -> str:
+        return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.delenv("UPGRAYEDD_CUDA_LIBRARIES", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert str(library.parent) in named().split(os.pathsep)
+    monkeypatch.setenv("UPGRAYEDD_CUDA_LIBRARIES", "/mine")
+    assert named() == "/mine"

@@ -9,6 +9,7 @@ smaller.save_pretrained("smaller")
 ```
 """
 
+from upgrayedd._cuda import name_libraries
 from upgrayedd._data import TextFiles
 from upgrayedd._native import __version__, set_num_threads
 from upgrayedd.callbacks import Callback, Control
@@ -16,6 +17,8 @@ from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError, Upgra
 from upgrayedd.model import Evaluation, Model
 from upgrayedd.pipeline import Cycle, History, UpgrayeddPipeline
 from upgrayedd.tokenizer import Tokenizer
+
+name_libraries()
 
 __all__ = [
     "Callback",

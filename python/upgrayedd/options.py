@@ -37,6 +37,7 @@ class RunOptions(TypedDict, total=False):
     schedule: Literal["per-cycle", "target"]
     scope: Literal["layer", "global"] | None
     sequence_length: int | None
+    precision: Literal["bf16", "tf32", "f32"]
     pruning_steps: int | None
     teacher: str | os.PathLike[str] | None
     text_field: str | None

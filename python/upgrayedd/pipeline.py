@@ -161,7 +161,7 @@ class UpgrayeddPipeline:
         tokenizer: The tokenizer where the model brings none: a folder, a `Tokenizer`'s folder, a `tokenizers.Tokenizer`,
             or a transformers tokenizer. Texts need one, batches of token ids do not.
         strategy: A name, a strategy object, or one of your own (`BasePruningStrategy`). By name it has its default parameters.
-        device: "auto" or "cpu".
+        device: "auto" (the first GPU that can be used, or the CPU), "cpu", "cuda" or "cuda:N".
         output_dir: The run folder, which must not exist; None takes `runs/MODEL-STRATEGY-N`.
         learning_rate: Peak learning rate; None takes 5e-5 (1e-3 for the built-in model).
         callbacks: `Callback` objects.

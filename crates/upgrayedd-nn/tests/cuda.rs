@@ -357,6 +357,10 @@ fn losses() {
             ops::distillation(t, &x[0], head, &[3, 1, 0, 18, 7, 2], &teacher, 0.25)
         });
     }
+    check_loss("few labels", &[&[6, 12], &[3, 12], &[3]], |_, t, x| {
+        let head = Head { weight: &x[1], bias: Some(&x[2]), soft_cap: None };
+        ops::cross_entropy(t, &x[0], head, &[2, 0, 1, 2, IGNORE, 1], 0.25)
+    });
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let mut reference = random(&mut rng, &[6, 12]);
     reference.data_mut()[24..36].fill(0.0);
@@ -383,7 +387,7 @@ fn numbers() {
         let ids: Vec<ParamId> = params.iter().map(|x| set.add("x", x.clone())).collect();
         set.move_to(device);
         let mut grads = Gradients::for_params(&set);
-        let mut tape = Tape::recording(device, &set, &mut grads);
+        let tape = Tape::recording(device, &set, &mut grads);
         let seeds = ids.iter().zip(&params).map(|(&id, x)| (tape.param(id), device.upload(x.clone())));
         let seeds = seeds.collect();
         tape.backward(seeds).unwrap();

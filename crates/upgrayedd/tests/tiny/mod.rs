@@ -23,8 +23,11 @@ pub fn load(name: &str) -> Model {
     if model.spec().objective == Objective::Encoder {
         let mut reference = model.clone();
         // A little off, so that there is something to learn.
-        let id = reference.params().ids().next().unwrap();
-        reference.params_mut().edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
+        for id in model.params().ids() {
+            reference
+                .params_mut()
+                .edit(Device::cpu(), id, |t| t.data_mut().iter_mut().for_each(|v| *v *= 1.1));
+        }
         model.set_reference(Arc::new(reference)).unwrap();
     }
     model

@@ -45,8 +45,12 @@ pub(super) struct Gpu {
     failure: Mutex<Option<String>>,
 }
 
-/// Rows from which on a matrix may be that of a vocabulary.
-const VOCABULARY: usize = 16;
+/// So many outputs in whole 64s, if tensor cores are to like them and it is worth while: of vocabularies.
+fn whole(outputs: usize, kind: Kind) -> usize {
+    let fits = kind == Kind::F32 || outputs.is_multiple_of(8) || outputs < 16;
+    if fits { outputs } else { outputs.next_multiple_of(64) }
+}
+
 /// Lists that are kept: those of a step, and those that never change.
 const LISTS: usize = 96;
 
@@ -218,8 +222,7 @@ impl Gpu {
 
     /// A matrix whose rows begin where tensor cores like it, for those that ask [`Gpu::pitch`].
     pub(super) fn padded(&'static self, [rows, cols]: [usize; 2], kind: Kind) -> Tensor {
-        let spare =
-            if kind == Kind::Bf16 && !cols.is_multiple_of(8) { cols.next_multiple_of(64) - cols } else { 0 };
+        let spare = whole(cols, kind) - cols;
         let block = Some(self.block((rows * (cols + spare)) * kind.size()));
         let memory =
             Memory { gpu: self, len: rows * cols, kind, cols, spare, block, narrow: Mutex::default() };
@@ -315,11 +318,7 @@ impl Gpu {
     fn converted(&'static self, tensor: &Tensor, kind: Kind) -> Block {
         let memory = memory_of(tensor);
         let rows = tensor.shape().first().copied().unwrap_or(1).max(1);
-        let held = if kind == Kind::Bf16 && rows > VOCABULARY {
-            memory.len / rows * rows.next_multiple_of(64)
-        } else {
-            memory.len
-        };
+        let held = memory.len / rows * whole(rows, kind);
         let block = self.block(held * kind.size());
         if held > memory.len {
             self.zero(&block);
