@@ -152,7 +152,13 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
-    model.move_to(upgrayedd::nn::Device::open(&args.device, args.precision.parse()?)?);
+    let device = upgrayedd::nn::Device::open(&args.device, args.precision.parse()?)?;
+    let passed_over = device.passed_over().filter(|_| args.device == "auto");
+    note(&passed_over.into_iter().collect::<Vec<_>>());
+    if let Some(card) = device.card() {
+        note(&[format!("computes on {device} ({card}, {})", args.precision)]);
+    }
+    model.move_to(device);
     Ok(model)
 }
 

@@ -250,3 +250,38 @@ fn a_full_disk_leaves_nothing_behind() {
         assert!(!left.iter().any(|n| n == "run" || n.starts_with('.')), "{blocks}: {left:?}");
     }
 }
+
+/// A driver that finds a GPU, and no more.
+const DRIVER: &str =
+    "int cuInit(unsigned flags) { return 0; }\nint cuDeviceGetCount(int *count) { *count = 1; return 0; }\n";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_gpu_without_its_libraries() {
+    let b = bench();
+    fs::write(b.path("driver.c"), DRIVER).unwrap();
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "driver.c", "-o", "libcuda.so.1"])
+        .current_dir(b.path("."))
+        .status();
+    assert!(built.unwrap().success());
+    let said = |device: &str| {
+        let mut command = b.command(env!("CARGO_BIN_EXE_upgrayedd"));
+        command.env("LD_LIBRARY_PATH", b.path("."));
+        let output =
+            command.args(["evaluate", "--model", "model", "--data", "text.txt", "--device", device]).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, message) = said("cuda");
+    assert!(code == Some(2) && message.contains("cuBLASLt"), "{message}");
+    assert!(message.contains("UPGRAYEDD_CUDA_LIBRARIES") && message.trim().lines().count() == 1, "{message}");
+    let (code, message) = said("cuda:3");
+    assert!(code == Some(2) && message.contains("numbered from 0"), "{message}");
+    // The CPU does it, but not in silence.
+    let (code, message) = said("auto");
+    assert!(
+        code == Some(0) && message.contains("note: the GPU is not used: the library cuBLASLt"),
+        "{message}"
+    );
+}

@@ -133,6 +133,17 @@ impl Device {
         }
     }
 
+    /// Why `auto` has taken the CPU although there is a GPU.
+    pub fn passed_over(self) -> Option<String> {
+        match self.0 {
+            #[cfg(feature = "cuda")]
+            Place::Cpu if cuda::Cuda::count() > 0 => cuda::Cuda::open(0, Precision::default())
+                .err()
+                .map(|reason| format!("the GPU is not used: {reason}")),
+            _ => None,
+        }
+    }
+
     /// Whether `name` is that of a device, which may or may not be there.
     ///
     /// # Errors

@@ -80,6 +80,7 @@ impl Pipeline {
         let mut model_hash = hash_model(&on_host, &fingerprint)?;
         drop(on_host);
         let mut notices = [&model.notices[..], &data.notices].concat();
+        notices.extend(device.passed_over().filter(|_| plan.config.run.device == "auto"));
         let is_encoder = model.spec().objective == Objective::Encoder;
         let teacher = match &plan.config.learn.teacher {
             Some(name) => {

@@ -40,13 +40,12 @@ fn tiles(head_dim: usize, more: bool) -> Option<Tiles> {
         _ => return None,
     };
     let row = 2 * (width + 8);
-    // What comes by: two stages of two operands.
-    let others = if width > 64 { 32 } else { TILE };
-    let backward = (2 * TILE + 4 * others) * row;
+    // What comes by in two stages of two operands each: keys, or queries and what is taken from their scores.
+    let (keys, queries) = if width > 64 { (32, 16) } else { (TILE, TILE) };
     Some(Tiles {
         forward: (forward, 5 * TILE * row),
-        dq: (dq, backward),
-        dkv: (dkv, backward + 2 * others * 8),
+        dq: (dq, (2 * TILE + 4 * keys) * row),
+        dkv: (dkv, (2 * TILE + 4 * queries) * row + 2 * queries * 8),
     })
 }
 

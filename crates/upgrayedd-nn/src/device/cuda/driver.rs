@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "foreign functions; what is above this module is safe")]
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_void};
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
@@ -42,11 +43,30 @@ pub(super) trait Driver: Send + Sync {
 /// Deflated: PTX is long-winded.
 const PTX: &[u8] = include_bytes!("kernels.ptx.zlib");
 
-fn ptx() -> Result<CString, String> {
+/// The modules. Each is translated for the card when one of its kernels is first used, which takes a second or
+/// so the first time; drivers keep what they have translated.
+fn modules() -> Result<Vec<Module>, String> {
     let mut text = Vec::new();
     flate2::read::ZlibDecoder::new(PTX).read_to_end(&mut text).map_err(|e| e.to_string())?;
-    CString::new(text).map_err(|e| e.to_string())
+    let texts = text.split_inclusive(|byte| *byte == 0);
+    let module = |text: &[u8]| {
+        let text = CString::from_vec_with_nul(text.to_vec()).map_err(|e| e.to_string())?;
+        let lines = text.to_str().map_err(|e| e.to_string())?.lines();
+        let names = lines
+            .filter_map(|line| Some(line.strip_prefix(".visible .entry ")?.strip_suffix('(')?.to_owned()));
+        Ok(Module { kernels: names.collect(), text, handle: None })
+    };
+    texts.map(module).collect()
 }
+
+struct Module {
+    kernels: Vec<String>,
+    text: CString,
+    handle: Option<sys::CUmodule>,
+}
+
+// SAFETY: as for `Card`.
+unsafe impl Send for Module {}
 
 /// Bytes that cuBLASLt may use beside its operands; always as many, so that the choice of algorithms does not
 /// depend on what is free.
@@ -56,7 +76,7 @@ const WORKSPACE: usize = 32 << 20;
 pub(super) struct Card {
     name: String,
     context: sys::CUcontext,
-    module: sys::CUmodule,
+    modules: Mutex<Vec<Module>>,
     stream: sys::CUstream,
     functions: Mutex<HashMap<&'static str, Function>>,
     blas: lt_sys::cublasLtHandle_t,
@@ -151,7 +171,7 @@ impl Card {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
         let name = cu::device::get_name(device).map_err(driver_error)?;
-        let ptx = ptx()?;
+        let modules = Mutex::new(modules()?);
         // SAFETY: handles are used as the driver made them, in the order that it asks for.
         unsafe {
             let version =
@@ -173,14 +193,11 @@ impl Card {
                 (&raw mut threshold).cast(),
             )
             .map_err(driver_error)?;
-            let module = cu::module::load_data(ptx.as_ptr().cast()).map_err(|e| {
-                format!("its driver cannot load the kernels ({}): it may be too old", driver_error(e))
-            })?;
             let blas = lt::create_handle().map_err(|e| format!("cuBLASLt: {e:?}"))?;
             let workspace = cu::malloc_async(stream, WORKSPACE).map_err(driver_error)?;
             let (functions, plans) = (Mutex::default(), Mutex::default());
             let times = std::env::var_os("UPGRAYEDD_CUDA_TIMES").map(|_| Mutex::default());
-            Ok(Self { name, context, module, stream, functions, blas, workspace, plans, times })
+            Ok(Self { name, context, modules, stream, functions, blas, workspace, plans, times })
         }
     }
 
@@ -216,6 +233,21 @@ impl Card {
         Ok(())
     }
 
+    fn module_with(&self, kernel: &str) -> Result<(sys::CUmodule, CString), String> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |module: &&mut Module| module.kernels.iter().any(|name| name == kernel);
+        let module = modules.iter_mut().find(is_it).ok_or_else(|| format!("there is no kernel {kernel}"))?;
+        let handle = match module.handle {
+            Some(handle) => handle,
+            // SAFETY: the text ends on a zero.
+            None => unsafe { cu::module::load_data(module.text.as_ptr().cast()) }.map_err(|e| {
+                format!("the driver cannot load the kernels ({}): it may be too old", driver_error(e))
+            })?,
+        };
+        module.handle = Some(handle);
+        Ok((handle, CString::new(kernel).map_err(|e| e.to_string())?))
+    }
+
     fn function(&self, launch: &Launch) -> Result<sys::CUfunction, String> {
         /// What may be used without asking.
         const USUAL: u32 = 48 << 10;
@@ -224,9 +256,9 @@ impl Card {
         let mut function = match known {
             Some(function) => function,
             None => {
-                let name = CString::new(launch.kernel).map_err(|e| e.to_string())?;
+                let (module, name) = self.module_with(launch.kernel)?;
                 // SAFETY: the module lives as long as the process.
-                let handle = unsafe { cu::module::get_function(self.module, name) }.map_err(driver_error)?;
+                let handle = unsafe { cu::module::get_function(module, name) }.map_err(driver_error)?;
                 Function { handle, shared: USUAL }
             }
         };
@@ -358,10 +390,10 @@ impl Driver for Card {
         self.bind()?;
         let told = |e: lt::CublasError| format!("cuBLASLt: {:?} for {:?}", e.0, gemm.shape);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&gemm.shape) {
-            plans.insert(gemm.shape, self.plan(&gemm.shape).map_err(told)?);
-        }
-        let Some(plan) = plans.get(&gemm.shape) else { return Ok(()) };
+        let plan = match plans.entry(gemm.shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.plan(&gemm.shape).map_err(told)?),
+        };
         let (alpha, beta) = (1.0f32, if gemm.shape.accumulate { 1.0f32 } else { 0.0 });
         let d = gemm.d as *mut c_void;
         // SAFETY: pointers are allocations as large as the layouts say; α and β are read at once.

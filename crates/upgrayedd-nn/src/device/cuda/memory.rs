@@ -1,7 +1,7 @@
 //! A device's memory: blocks that are used again, tensors and numbers in them, lists that came from the host.
 
 use std::any::Any as Object;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,14 +31,17 @@ pub struct Traffic {
     pub reserved: usize,
 }
 
+/// Bytes, and where they are on the device.
+type List = (Box<[u8]>, Arc<Block>);
+
 /// A device and all that lives as long as it is open.
 pub(super) struct Gpu {
     driver: Box<dyn Driver>,
     pub(super) precision: Precision,
     /// Blocks that nobody uses, by their size.
-    idle: Mutex<HashMap<usize, Vec<u64>>>,
+    idle: Mutex<BTreeMap<usize, Vec<u64>>>,
     /// Lists that came from the host, the last used first.
-    lists: Mutex<VecDeque<(Box<[u8]>, Arc<Block>)>>,
+    lists: Mutex<VecDeque<List>>,
     traffic: Mutex<Traffic>,
     has_failed: AtomicBool,
     /// What went wrong since the last [`Gpu::check`]; nothing is done until then.
@@ -154,7 +157,7 @@ impl Gpu {
     /// Gives back what nobody uses.
     pub(super) fn trim(&self) {
         lock(&self.lists).clear();
-        for (size, blocks) in lock(&self.idle).drain() {
+        for (size, blocks) in std::mem::take(&mut *lock(&self.idle)) {
             lock(&self.traffic).reserved -= size * blocks.len();
             blocks.into_iter().for_each(|at| self.driver.free(at));
         }

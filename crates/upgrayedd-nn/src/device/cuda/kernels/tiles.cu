@@ -1,6 +1,6 @@
 // Attention on tensor cores, tile by tile (FlashAttention-2, Dao 2023), in bf16 with sums in single precision. Gradients without
 // atomics: a block of keys sums dK and dV, a block of queries dQ, each in a fixed order.
-#include "prelude.h"
+#include "attention.h"
 
 // Rows of a block: four warps with 16 each.
 constexpr int TILE = 64;
@@ -276,7 +276,7 @@ __device__ __forceinline__ void tiles_dq(const Attention& a, const Any& dout, co
 template <int DIM, bool MORE>
 __device__ __forceinline__ void tiles_dkv(const Attention& a, const Any& dout, const float* lse, const float* delta, const Out& dk, const Out& dv) {
     DYNAMIC_SHARED(memory);
-    constexpr int QUERIES = DIM > 64 ? 32 : 64, SIZE = TILE * PITCH<DIM>, STAGE = QUERIES * PITCH<DIM>;
+    constexpr int QUERIES = DIM > 64 ? 16 : 64, SIZE = TILE * PITCH<DIM>, STAGE = QUERIES * PITCH<DIM>;
     bf16 *sk = (bf16*)memory, *sv = sk + SIZE, *sq = sv + SIZE, *sd = sq + 2 * STAGE;
     Shifts* shifts = (Shifts*)(sd + 2 * STAGE); // of two stages
     const int kv = blockIdx.y, batch = blockIdx.z, first = blockIdx.x * TILE;
@@ -340,9 +340,22 @@ __device__ __forceinline__ void tiles_dkv(const Attention& a, const Any& dout, c
     KERNEL void __launch_bounds__(128) tiles_dkv_##name(Attention a, Any dout, const float* lse, const float* delta, Out dk, Out dv) {  \
         tiles_dkv<DIM, MORE>(a, dout, lse, delta, dk, dv);                                                                              \
     }
+// A module each, so that a driver translates what is used.
+#if !defined(MODULE) || MODULE == 1
 TILES(32, false, 32)
+#endif
+#if !defined(MODULE) || MODULE == 2
 TILES(32, true, 32_more)
+#endif
+#if !defined(MODULE) || MODULE == 3
 TILES(64, false, 64)
+#endif
+#if !defined(MODULE) || MODULE == 4
 TILES(64, true, 64_more)
+#endif
+#if !defined(MODULE) || MODULE == 5
 TILES(128, false, 128)
+#endif
+#if !defined(MODULE) || MODULE == 6
 TILES(128, true, 128_more)
+#endif
