@@ -137,7 +137,8 @@ def main() -> None:
 
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     plans = [(name, args.ratio, True, 0) for name in args.strategies]
-    plans += [("random", 0.0, True, args.steps), *((name, args.ratio, True, args.steps) for name in args.learn)]
+    plans += [("random", 0.0, True, args.steps)] if args.learn else []
+    plans += [(name, args.ratio, True, args.steps) for name in args.learn]
     plans += [(name, args.ratio, False, 0) for name in args.strategies]
     for plan in plans:
         key = dict(zip(("strategy", "ratio", "refit", "steps"), plan, strict=True)) | {"seed": args.seed}
