@@ -9,6 +9,19 @@ use crate::{Result, Tensor};
 /// A target that does not count (transformers' convention).
 pub const IGNORE: i64 = -100;
 
+/// The numbers that a GPU computes with. Sums, statistics, weights that learn and their moments are `f32` in
+/// all of them; the CPU computes in `f32` throughout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// Products and activations in bfloat16.
+    #[default]
+    Bf16,
+    /// Products of `f32` rounded to TensorFloat-32.
+    Tf32,
+    /// `f32` throughout.
+    F32,
+}
+
 /// A gradient to be written: overwritten, or added to.
 pub(crate) struct Sink<'a> {
     pub(crate) tensor: &'a mut Tensor,

@@ -8,6 +8,7 @@ pub mod fake;
 
 use std::str::FromStr;
 
+pub use crate::kernels::Precision;
 use crate::kernels::{Kernels, Number};
 use crate::{Result, Tensor};
 
@@ -22,19 +23,6 @@ enum Place {
     Cuda(&'static cuda::Cuda),
     #[cfg(feature = "fake-device")]
     Fake,
-}
-
-/// The numbers that a GPU computes with. Sums, statistics, weights that learn and their moments are `f32` in
-/// all of them; the CPU computes in `f32` throughout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Precision {
-    /// Products and activations in bfloat16.
-    #[default]
-    Bf16,
-    /// Products of `f32` rounded to TensorFloat-32.
-    Tf32,
-    /// `f32` throughout.
-    F32,
 }
 
 /// Why a device cannot be used.

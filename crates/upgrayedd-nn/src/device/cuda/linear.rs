@@ -1,11 +1,10 @@
 //! Products of matrices.
 
-use super::Cuda;
 use super::gemm::{Product, gemm};
 use super::launch::{Any, Kind, Launch, Words};
+use super::open::Cuda;
 use crate::Tensor;
-use crate::device::Precision;
-use crate::kernels::Sink;
+use crate::kernels::{Precision, Sink};
 
 impl Cuda {
     fn product(

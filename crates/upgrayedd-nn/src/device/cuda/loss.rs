@@ -1,8 +1,8 @@
 //! Losses with gradients in place, and numbers that stay on the device until they are read.
 
-use super::Cuda;
 use super::launch::{Argument, Launch, Words};
 use super::memory::OneNumber;
+use super::open::Cuda;
 use crate::Tensor;
 use crate::kernels::{IGNORE, Number, Value};
 

@@ -10,110 +10,21 @@ mod linear;
 mod loss;
 mod memory;
 mod norm;
+mod open;
 mod pointwise;
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 #[cfg(feature = "emulator")]
 pub use emulated::set_order;
 pub use memory::Traffic;
 
-use self::driver::Card;
-use self::launch::Kind;
-use self::memory::Gpu;
-use super::Precision;
+pub(crate) use self::open::Cuda;
 use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink,
 };
 use crate::{Result, Tensor};
-
-/// An open device.
-pub(crate) struct Cuda {
-    gpu: &'static Gpu,
-    /// `None`: the emulator.
-    index: Option<usize>,
-}
-
-/// Devices that are open: they stay so.
-static OPEN: Mutex<Vec<&'static Cuda>> = Mutex::new(Vec::new());
-
-impl Cuda {
-    /// How many GPUs the driver finds.
-    pub(super) fn count() -> usize {
-        Card::count().unwrap_or(0)
-    }
-
-    /// Opens a GPU, or finds it open.
-    pub(super) fn open(index: usize, precision: Precision) -> std::result::Result<&'static Self, String> {
-        Self::open_by(Some(index), precision, || Ok(Box::new(Card::open(index)?)))
-    }
-
-    /// Opens the emulated device.
-    #[cfg(feature = "emulator")]
-    pub(super) fn emulated(precision: Precision) -> std::result::Result<&'static Self, String> {
-        Self::open_by(None, precision, || Ok(Box::new(emulated::Emulator::new())))
-    }
-
-    fn open_by(
-        index: Option<usize>,
-        precision: Precision,
-        driver: impl FnOnce() -> std::result::Result<Box<dyn driver::Driver>, String>,
-    ) -> std::result::Result<&'static Self, String> {
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |cuda: &&&Self| cuda.index == index && cuda.gpu.precision == precision;
-        if let Some(cuda) = open.iter().find(is_it) {
-            return Ok(cuda);
-        }
-        let gpu: &'static Gpu = Box::leak(Box::new(Gpu::new(driver()?, precision)));
-        let cuda: &'static Self = Box::leak(Box::new(Self { gpu, index }));
-        open.push(cuda);
-        Ok(cuda)
-    }
-
-    /// As the command line has it.
-    pub(super) fn id(&self) -> String {
-        self.index.map_or_else(|| "emulated".to_owned(), |index| format!("cuda:{index}"))
-    }
-
-    /// The card's name.
-    pub(super) fn name(&self) -> String {
-        self.gpu.name()
-    }
-
-    pub(super) fn precision(&self) -> Precision {
-        self.gpu.precision
-    }
-
-    pub(super) fn traffic(&self) -> Traffic {
-        self.gpu.traffic()
-    }
-
-    pub(super) fn times(&self) -> Vec<(String, u64, f64)> {
-        self.gpu.times()
-    }
-
-    pub(super) fn settle(&self) -> Result<()> {
-        self.gpu.settle();
-        self.gpu.check()
-    }
-
-    pub(super) fn trim(&self) {
-        self.gpu.trim();
-    }
-
-    /// The type of activations.
-    fn small(&self) -> Kind {
-        if self.gpu.precision == Precision::Bf16 { Kind::Bf16 } else { Kind::F32 }
-    }
-}
-
-impl std::fmt::Debug for Cuda {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.id())
-    }
-}
 
 impl Kernels for Cuda {
     fn check(&self) -> Result<()> {

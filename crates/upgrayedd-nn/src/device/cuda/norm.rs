@@ -1,7 +1,7 @@
 //! Layer norm and root-mean-square norm.
 
-use super::Cuda;
 use super::launch::{Kind, Launch};
+use super::open::Cuda;
 use crate::Tensor;
 use crate::kernels::Sink;
 

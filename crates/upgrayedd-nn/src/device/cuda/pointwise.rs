@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::Cuda;
 use super::launch::{Any, Kind, Launch};
+use super::open::Cuda;
 use crate::Tensor;
 use crate::kernels::{Activation, AdamWStep, Lanes, Sink};
 
