@@ -153,7 +153,7 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
 fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
     let device = upgrayedd::nn::Device::open(&args.device, args.precision.parse()?)?;
-    let passed_over = device.passed_over().filter(|_| args.device == "auto");
+    let passed_over = if args.device == "auto" { device.passed_over() } else { None };
     note(&passed_over.into_iter().collect::<Vec<_>>());
     if let Some(card) = device.card() {
         note(&[format!("computes on {device} ({card}, {})", args.precision)]);

@@ -359,6 +359,8 @@ pub(crate) trait Kernels: Send + Sync {
     /// cross-entropies with the probabilities y.
     fn binary_cross_entropy(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number;
 
+    /// Sees to it that a tensor can be changed in place without asking for memory, where that could fail.
+    fn own(&self, _tensor: &mut Tensor) {}
     /// Updates a parameter and its moments.
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>);
 }

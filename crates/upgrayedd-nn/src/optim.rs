@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::kernels::AdamWStep;
 pub use crate::kernels::Lanes;
-use crate::{Gradients, ParamId, ParamSet, Tensor};
+use crate::{Gradients, ParamId, ParamSet, Result, Tensor};
 
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +112,11 @@ impl AdamW {
         Self { config, states }
     }
 
-    /// Updates every trainable parameter that has a gradient. Gradients are multiplied by `grad_scale` first.
+    /// Updates every trainable parameter that has a gradient, or none: what could fail is done before.
+    /// Gradients are multiplied by `grad_scale` first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the device has failed before or has no memory for the moments.
     pub fn step(
         &mut self,
         device: Device,
@@ -120,28 +124,34 @@ impl AdamW {
         grads: &Gradients,
         rate: f64,
         grad_scale: f64,
-    ) {
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+    ) -> Result<()> {
+        let AdamWConfig { beta1, beta2, eps, .. } = self.config;
+        let kernels = device.kernels();
         let updated: Vec<ParamId> =
             params.ids().filter(|id| params.is_trainable(*id) && grads.get(*id).is_some()).collect();
-        // The numbers of all lanes cross over to the device in one piece.
-        let mut vectors: Vec<f32> = Vec::new();
-        let mut first = Vec::with_capacity(updated.len());
+        let mut fresh = Vec::new();
         for id in &updated {
             let state = &mut self.states[id.0];
-            state.steps.iter_mut().for_each(|s| *s += 1);
-            first.push(vectors.len());
-            let lanes = || state.steps.iter().zip(&state.lr_scale);
-            let lr = |scale: &f32| rate * f64::from(*scale);
-            let powi = |beta: f64, t: u64| 1.0 - beta.powf(t as f64);
-            let decay = if state.decay { weight_decay } else { 0.0 };
-            vectors.extend(lanes().map(|(&t, s)| (lr(s) / powi(beta1, t)) as f32));
-            vectors.extend(lanes().map(|(&t, _)| (1.0 / powi(beta2, t).sqrt()) as f32));
-            vectors.extend(lanes().map(|(_, s)| (1.0 - lr(s) * decay) as f32));
+            if state.m.is_none() {
+                fresh.push(*id);
+            }
+            state.m.get_or_insert_with(|| kernels.zeros(params.get(*id).shape()));
+            state.v.get_or_insert_with(|| kernels.zeros(params.get(*id).shape()));
+            kernels.own(params.get_mut(*id));
+            [&mut state.m, &mut state.v].into_iter().flatten().for_each(|moment| kernels.own(moment));
         }
+        // The numbers of all lanes cross over to the device in one piece.
+        let (vectors, first) = self.vectors(&updated, rate);
         let vectors = device.upload(Tensor::from_vec(&[vectors.len()], vectors));
+        if let Err(failed) = kernels.check() {
+            for id in fresh {
+                (self.states[id.0].m, self.states[id.0].v) = (None, None);
+            }
+            return Err(failed);
+        }
         for (id, first) in updated.into_iter().zip(first) {
             let (Some(gradient), state) = (grads.get(id), &mut self.states[id.0]) else { continue };
+            state.steps.iter_mut().for_each(|s| *s += 1);
             let step = AdamWStep {
                 lanes: state.lanes,
                 vectors: &vectors,
@@ -152,12 +162,29 @@ impl AdamW {
                 eps: eps as f32,
                 grad_scale: grad_scale as f32,
             };
-            let weight = params.get_mut(id);
-            let kernels = device.kernels();
-            let m = state.m.get_or_insert_with(|| kernels.zeros(weight.shape()));
-            let v = state.v.get_or_insert_with(|| kernels.zeros(weight.shape()));
-            kernels.adamw(weight, gradient, m, v, &step);
+            if let (Some(m), Some(v)) = (&mut state.m, &mut state.v) {
+                kernels.adamw(params.get_mut(id), gradient, m, v, &step);
+            }
         }
+        Ok(())
+    }
+
+    /// What [`AdamWStep::vectors`] are for the next update of these, and where each one's begin.
+    fn vectors(&self, updated: &[ParamId], rate: f64) -> (Vec<f32>, Vec<usize>) {
+        let AdamWConfig { beta1, beta2, weight_decay, .. } = self.config;
+        let (mut vectors, mut first) = (Vec::new(), Vec::with_capacity(updated.len()));
+        for id in updated {
+            let state = &self.states[id.0];
+            first.push(vectors.len());
+            let lanes = || state.steps.iter().map(|t| t + 1).zip(&state.lr_scale);
+            let lr = |scale: &f32| rate * f64::from(*scale);
+            let powi = |beta: f64, t: u64| 1.0 - beta.powf(t as f64);
+            let decay = if state.decay { weight_decay } else { 0.0 };
+            vectors.extend(lanes().map(|(t, s)| (lr(s) / powi(beta1, t)) as f32));
+            vectors.extend(lanes().map(|(t, _)| (1.0 / powi(beta2, t).sqrt()) as f32));
+            vectors.extend(lanes().map(|(_, s)| (1.0 - lr(s) * decay) as f32));
+        }
+        (vectors, first)
     }
 }
 

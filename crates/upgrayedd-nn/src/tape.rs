@@ -229,6 +229,13 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// Returns [`crate::Error::Interrupted`] if the work is stopped.
     pub fn backward(self, seeds: Vec<(Var, Tensor)>) -> Result<LeafGradients> {
+        let leaves = self.walk(seeds);
+        // Stopped on its way, it may have left something for those that come no more.
+        MADE.take();
+        leaves
+    }
+
+    fn walk(self, seeds: Vec<(Var, Tensor)>) -> Result<LeafGradients> {
         let Some(grads) = self.grads else { return Ok(LeafGradients::default()) };
         let mut store = GradStore {
             kernels: self.device.kernels(),
@@ -238,7 +245,6 @@ impl<'p> Tape<'p> {
         for (var, seed) in seeds {
             store.add(&var, &seed);
         }
-        MADE.take();
         let mut leaves = LeafGradients::default();
         for (index, node) in self.nodes.into_iter().enumerate().rev() {
             interrupt::check()?;

@@ -422,7 +422,7 @@ fn adamw() {
                 // Products read the weight: their copy of it has to follow.
                 outputs.push(ops::linear(&mut tape, &x, &w, None).unwrap().tensor().to_host());
                 tape.backward(vec![(w, device.upload(gradient.clone()))]).unwrap();
-                optimiser.step(device, &mut params, &grads, 0.01, 0.5);
+                optimiser.step(device, &mut params, &grads, 0.01, 0.5).unwrap();
             }
             let state = &optimiser.states[0];
             let tensors = [Some(params.get(id)), state.m.as_ref(), state.v.as_ref()];
@@ -458,6 +458,46 @@ fn stored_types_go_up_as_they_are() {
             assert!(up.to_host().data() == values && up.widened().to_host().data() == values, "{format:?}");
         }
     }
+}
+
+#[test]
+fn wherever_memory_runs_out_there_is_an_error_and_no_number() {
+    if std::env::var_os("UPGRAYEDD_DEVICE").is_some() {
+        return; // a card's memory cannot be taken away
+    }
+    let _alone = alone();
+    let device = device(Precision::Bf16);
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut params = ParamSet::default();
+    let id = params.add("x", random(&mut rng, &[512, 64]));
+    params.move_to(device);
+    let step = |ids: Vec<u32>, limit: usize| -> Result<f64> {
+        cuda::set_limit(limit);
+        let mut grads = Gradients::for_params(&params);
+        let mut tape = Tape::recording(device, &params, &mut grads);
+        let table = tape.param(id);
+        let targets: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+        let x = ops::embedding(&mut tape, &table, &Arc::new(ids))?;
+        let head = Head { weight: &table, bias: None, soft_cap: None };
+        let loss = ops::cross_entropy(&mut tape, &x, head, &targets, 1.0)?;
+        tape.backward(loss.seeds)?;
+        Ok(device.read([&loss.sum])?[0])
+    };
+    // At every size at which something else is the first to find no room: lists, activations, gradients.
+    let mut refused = 0;
+    for round in 0..40u32 {
+        let ids = (0..64 + round * 16).map(|i| (i * 7 + round) % 512).collect();
+        match step(ids, (round as usize) << 17) {
+            Ok(loss) => assert!(loss.is_finite() && loss > 0.0, "{loss}"),
+            Err(error) => {
+                assert!(error.to_string().contains("out of memory"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((5..35).contains(&refused), "{refused} of 40 refused");
+    cuda::set_limit(8 << 30);
+    assert!(step(vec![1, 2, 3], 8 << 30).is_ok());
 }
 
 #[test]

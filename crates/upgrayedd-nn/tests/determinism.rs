@@ -119,7 +119,7 @@ fn adamw_follows_its_definition_in_every_lane() {
                 Tensor::from_vec(&[2, 3], gradient.iter().map(|g| g / 2.0).collect()),
             )])
             .unwrap();
-            optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5);
+            optim.step(Device::cpu(), &mut params, &grads, 0.01, 0.5).unwrap();
             for i in 0..6 {
                 let lane = match lanes {
                     Lanes::Whole => 0,

@@ -82,6 +82,7 @@ pub fn evaluate(
         done += indices.len();
         observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
     }
+    model.device().settle()?;
     let Sums { loss, targets, right, found, missed, invented, predicted, wanted } = &mut sums;
     let mut shared = [
         *loss,

@@ -141,7 +141,7 @@ impl Learner {
                  lower learning_rate or look for damaged data"
             )));
         }
-        self.apply(grads, step.norm, update);
+        self.apply(grads, step.norm, update)?;
         Ok(step)
     }
 
@@ -175,10 +175,14 @@ impl Learner {
     }
 
     /// The second half: changes the weights by gradients of this global norm. Never cut in two.
-    pub fn apply(&mut self, grads: &Gradients, norm: f64, update: Update) {
+    ///
+    /// # Errors
+    /// Returns [`Error::DeviceFailed`] if a device has no memory for the optimiser; nothing has changed then.
+    pub fn apply(&mut self, grads: &Gradients, norm: f64, update: Update) -> Result<()> {
         let Self { model, optim } = self;
         let device = model.device();
-        optim.step(device, model.params_mut(), grads, update.rate, clip_factor(norm, update.max_norm));
+        let factor = clip_factor(norm, update.max_norm);
+        Ok(optim.step(device, model.params_mut(), grads, update.rate, factor)?)
     }
 }
 

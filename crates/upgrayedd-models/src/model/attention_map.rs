@@ -48,6 +48,7 @@ impl Model {
             let values = tape.constant(values);
             let out = ops::attention(tape, AttentionInputs { v: &values, gates: None, ..inputs }, shape)?;
             let out = out.tensor().to_host();
+            tape.device().settle()?;
             let rows = out.data().chunks_exact(heads * width).enumerate();
             for (row, probabilities) in rows {
                 let (sequence, query) = (row / shape.queries, row % shape.queries);

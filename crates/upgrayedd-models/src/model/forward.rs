@@ -468,7 +468,9 @@ impl Model {
         if let Some(cap) = self.spec.logit_cap {
             logits = ops::soft_cap(tape, &logits, cap)?;
         }
-        Ok(logits.tensor().to_host())
+        let read = logits.tensor().to_host();
+        self.device.settle()?;
+        Ok(read)
     }
 }
 

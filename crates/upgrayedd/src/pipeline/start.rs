@@ -80,7 +80,9 @@ impl Pipeline {
         let mut model_hash = hash_model(&on_host, &fingerprint)?;
         drop(on_host);
         let mut notices = [&model.notices[..], &data.notices].concat();
-        notices.extend(device.passed_over().filter(|_| plan.config.run.device == "auto"));
+        if plan.config.run.device == "auto" {
+            notices.extend(device.passed_over());
+        }
         let is_encoder = model.spec().objective == Objective::Encoder;
         let teacher = match &plan.config.learn.teacher {
             Some(name) => {

@@ -68,6 +68,8 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
         if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
     let compute = |score: &&Score| {
         let scores = (score.compute)(context, &statistics)?;
+        // Numbers of a device that has failed are none.
+        context.model.device().settle()?;
         scores.check(context.model.units())?;
         Ok(scores)
     };

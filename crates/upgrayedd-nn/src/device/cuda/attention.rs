@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::gpu::Block;
 use super::launch::{Argument, Kind, Launch, Words};
 use super::linear::halves;
-use super::memory::Block;
 use super::open::Cuda;
 use crate::Tensor;
 use crate::kernels::{AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, EntropyProbe};

@@ -4,7 +4,7 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::driver::Driver;
@@ -23,10 +23,9 @@ unsafe extern "C" {
     ) -> i32;
 }
 
-/// Memory that is given out, and how much there may be.
+/// Memory that is given out.
 pub(super) struct Emulator {
     blocks: Mutex<HashMap<u64, usize>>,
-    limit: usize,
 }
 
 /// In which order the threads of a block run.
@@ -38,6 +37,14 @@ pub fn set_order(order: u32) {
     ORDER.store(order, Ordering::Relaxed);
 }
 
+/// How many bytes there are.
+static LIMIT: AtomicUsize = AtomicUsize::new(8 << 30);
+
+/// Lets the emulated device have so many bytes from now on.
+pub fn set_limit(bytes: usize) {
+    LIMIT.store(bytes, Ordering::Relaxed);
+}
+
 /// One kernel at a time, whichever emulator it is on.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -47,17 +54,14 @@ fn layout(bytes: usize) -> Layout {
 
 impl Emulator {
     pub(super) fn new() -> Self {
-        let number = |name, otherwise| {
-            std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
-        };
-        Self { blocks: Mutex::default(), limit: number("UPGRAYEDD_EMULATED_BYTES", 8 << 30) }
+        Self { blocks: Mutex::default() }
     }
 }
 
 impl Driver for Emulator {
     fn alloc(&self, bytes: usize) -> Result<Option<u64>, String> {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if blocks.values().sum::<usize>() + bytes > self.limit {
+        if blocks.values().sum::<usize>() + bytes > LIMIT.load(Ordering::Relaxed) {
             return Ok(None);
         }
         // SAFETY: the size is not zero. Reading what nobody wrote gives NaN.
@@ -147,8 +151,9 @@ impl Driver for Emulator {
         Ok(())
     }
     fn memory(&self) -> (usize, usize) {
+        let limit = LIMIT.load(Ordering::Relaxed);
         let used: usize = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).values().sum();
-        (self.limit.saturating_sub(used), self.limit)
+        (limit.saturating_sub(used), limit)
     }
     fn name(&self) -> String {
         "the emulated GPU".to_owned()

@@ -5,6 +5,7 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod gemm;
+mod gpu;
 mod launch;
 mod linear;
 mod loss;
@@ -16,8 +17,8 @@ mod pointwise;
 use std::ops::Range;
 
 #[cfg(feature = "emulator")]
-pub use emulated::set_order;
-pub use memory::Traffic;
+pub use emulated::{set_limit, set_order};
+pub use gpu::Traffic;
 
 pub(crate) use self::open::Cuda;
 use crate::kernels::{
@@ -205,6 +206,9 @@ impl Kernels for Cuda {
     }
     fn binary_cross_entropy(&self, x: &mut Tensor, reference: &Tensor, weight: f32) -> Number {
         self.distance(loss::Distance::Binary, x, reference, weight)
+    }
+    fn own(&self, tensor: &mut Tensor) {
+        self.gpu.own_with_narrow(tensor);
     }
     fn adamw(&self, w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep<'_>) {
         self.adamw(w, g, m, v, step);

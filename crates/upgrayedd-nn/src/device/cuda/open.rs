@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::driver::{Card, Driver};
+use super::gpu::{Gpu, Traffic};
 use super::launch::Kind;
-use super::memory::{Gpu, Traffic};
 use crate::Result;
 use crate::kernels::Precision;
 
@@ -76,10 +76,6 @@ impl Cuda {
     pub(crate) fn settle(&self) -> Result<()> {
         self.gpu.settle();
         self.gpu.check()
-    }
-
-    pub(crate) fn trim(&self) {
-        self.gpu.trim();
     }
 
     /// The type of activations.

@@ -194,6 +194,10 @@ impl Cuda {
         step: &AdamWStep<'_>,
     ) {
         let (count, cols) = (w.len(), w.cols());
+        // What learns is in 32 bits, whatever type it came in.
+        if self.gpu.any(w).kind == Kind::Bf16 {
+            *w = w.widened();
+        }
         let (weight, small) = self.gpu.own_with_narrow(w);
         let lanes = match step.lanes {
             Lanes::Whole => 0,

@@ -210,7 +210,7 @@ __device__ __forceinline__ float block_max(float x) {
     __syncthreads();
     return x;
 }
-// The same for doubles, by thread 0 in order: sums of a few hundred.
+// The same for doubles, halves of the block upon halves: of as many threads as a power of two has.
 __device__ __forceinline__ double block_sum(double x) {
     __shared__ double parts[1024];
     parts[threadIdx.x] = x;
