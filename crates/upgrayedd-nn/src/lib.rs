@@ -22,6 +22,11 @@
 //! # Ok::<(), upgrayedd_nn::Error>(())
 //! ```
 
+#![cfg_attr(
+    not(any(feature = "cuda", feature = "fake-device")),
+    allow(dead_code, reason = "of devices with memory of their own")
+)]
+
 pub mod device;
 mod error;
 pub mod interrupt;
