@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use upgrayedd_nn::device::cuda;
 use upgrayedd_nn::ops::{self, Activation, AttentionInputs, AttentionShape, Head, IGNORE, Teacher};
 use upgrayedd_nn::optim::{AdamW, AdamWConfig, Lanes};
-use upgrayedd_nn::{Device, Gradients, ParamId, ParamSet, Precision, Result, Tape, Tensor, Var};
+use upgrayedd_nn::{Device, Format, Gradients, ParamId, ParamSet, Precision, Result, Tape, Tensor, Var};
 
 /// Largest difference that is let pass, as a share of the length of what is compared.
 fn bound(precision: Precision) -> f64 {
@@ -37,6 +37,12 @@ fn alone() -> MutexGuard<'static, ()> {
 fn random(rng: &mut ChaCha8Rng, shape: &[usize]) -> Tensor {
     let value = |_| f32::from_bits(rng.random_range(-1.0f32..1.0).to_bits() & 0xffff_0000);
     Tensor::from_vec(shape, (0..shape.iter().product()).map(value).collect())
+}
+
+/// The same values as a file has them in 16 bits, as what ops hand to each other is in bf16.
+fn small(tensor: &Tensor) -> Tensor {
+    let bytes: Vec<u8> = tensor.data().iter().flat_map(|v| v.to_bits().to_le_bytes()[2..].to_vec()).collect();
+    Tensor::stored(tensor.shape(), Arc::new(bytes), 0, Format::BF16)
 }
 
 fn same(what: &str, ours: &Tensor, cpu: &Tensor, bound: f64) {
@@ -92,14 +98,26 @@ fn check_within(
     assert_eq!(cpu.len(), 1 + shapes.len(), "{name}: an input without gradient");
     for precision in PRECISIONS {
         let mut first = None;
-        for order in [0, 3, 11] {
-            cuda::set_order(order);
-            let ours = run(device(precision), &inputs, Some(&seed), &op);
+        let near = |ours: &[Tensor]| {
             for (i, (ours, cpu)) in ours.iter().zip(&cpu).enumerate() {
                 same(&format!("{name} in {precision}, tensor {i}"), ours, cpu, factor * bound(precision));
             }
+        };
+        let narrow: Vec<Tensor> = inputs.iter().map(small).collect();
+        for order in [0, 3, 11] {
+            cuda::set_order(order);
+            let ours = run(
+                device(precision),
+                if precision == Precision::Bf16 { &narrow } else { &inputs },
+                Some(&seed),
+                &op,
+            );
+            near(&ours);
             let bits = bits(&ours);
             assert!(*first.get_or_insert(bits.clone()) == bits, "{name} in {precision}: other bits");
+        }
+        if precision == Precision::Bf16 {
+            near(&run(device(precision), &inputs, Some(&seed), &op));
         }
         cuda::set_order(0);
     }
@@ -289,7 +307,8 @@ fn entropies() {
     let probe = |device: Device| {
         let params = ParamSet::default();
         let mut tape = Tape::inference(device, &params);
-        let vars: Vec<Var> = inputs.iter().map(|x| tape.constant(x.clone())).collect();
+        let of = |x: &Tensor| if device.precision() == Some(Precision::Bf16) { small(x) } else { x.clone() };
+        let vars: Vec<Var> = inputs.iter().map(|x| tape.constant(of(x))).collect();
         let inputs = AttentionInputs { q: &vars[0], k: &vars[1], v: &vars[2], gates: None, bias: None };
         ops::attention_with_entropy(&mut tape, inputs, &shape).unwrap().1
     };
@@ -443,7 +462,7 @@ fn adamw() {
 
 #[test]
 fn stored_types_go_up_as_they_are() {
-    use upgrayedd_nn::{Bytes, Format};
+    use upgrayedd_nn::Bytes;
     let _alone = alone();
     let values: [f32; 6] = [1.5, -0.25, 3.0, 0.0, -2.0, 0.125];
     let bf16: Vec<u8> = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use super::gpu::Block;
 use super::launch::{Argument, Kind, Launch, Words};
 use super::linear::halves;
+use super::memory::Cast;
 use super::open::Cuda;
 use crate::Tensor;
 use crate::kernels::{AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, EntropyProbe};
 
-/// `struct Attention` of the kernels, and the lists that it points to.
+/// `struct Attention` of the kernels, and what it points to.
 struct Arguments {
     words: Vec<u64>,
     _lists: [Option<Arc<Block>>; 3],
+    _wide: [Option<Cast>; 2],
 }
 
 /// Queries or keys that a block of the plain kernels has.
@@ -63,7 +65,9 @@ impl Cuda {
         for tensor in [inputs.q, inputs.k, inputs.v] {
             self.gpu.any(tensor).words(&mut words);
         }
-        words.extend([inputs.gates, inputs.bias].map(|tensor| self.gpu.maybe(tensor).at));
+        // Kernels read these as `f32`.
+        let wide = [inputs.gates, inputs.bias].map(|t| t.map(|t| self.gpu.as_kind(t, Kind::F32)));
+        words.extend(wide.each_ref().map(|cast| cast.as_ref().map_or(0, |cast| cast.any.at)));
         words.extend([at(&kv_of), at(&columns), at(&mask)]);
         let heads = s.heads();
         let shared = inputs.gates.is_some_and(|gates| gates.len() == heads);
@@ -82,7 +86,7 @@ impl Cuda {
         let mut numbers: Vec<u32> = numbers.iter().map(|number| *number as u32).collect();
         numbers.extend([s.scale.to_bits(), s.soft_cap.unwrap_or(0.0).to_bits()]);
         halves(&numbers).words(&mut words);
-        Arguments { words, _lists: [kv_of, columns, mask] }
+        Arguments { words, _lists: [kv_of, columns, mask], _wide: wide }
     }
 
     pub(super) fn attention(
@@ -106,7 +110,7 @@ impl Cuda {
         };
         let launch = Launch::new(kernel, [s.queries.div_ceil(rows), heads, s.batch], 128)
             .with_shared(shared)
-            .arg(Words(arguments.words))
+            .arg(Words(arguments.words.clone()))
             .arg(self.gpu.any(&out))
             .arg(self.gpu.maybe(inputs.gates.map(|_| &own)))
             .arg(self.gpu.any(&lse).at)
