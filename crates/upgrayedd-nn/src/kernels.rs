@@ -301,6 +301,10 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// `out = factor · x`.
     fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>);
+    /// `out = x · gates`, column by column; `gates (S, C)` for as many sequences of equal length.
+    fn gate(&self, x: &Tensor, gates: &Tensor, out: Sink<'_>);
+    /// Gradient of [`Kernels::gate`] in the gates: the columns' sums of `x · dy`, sequence by sequence.
+    fn gate_grad(&self, dy: &Tensor, x: &Tensor, dgates: Sink<'_>);
     /// Turns every x into `cap · tanh(x / cap)`.
     fn soft_cap(&self, x: &mut Tensor, cap: f32);
     /// Turns the gradient of what [`Kernels::soft_cap`] has made into that of what it was given.

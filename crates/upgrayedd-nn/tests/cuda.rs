@@ -194,6 +194,13 @@ fn activations() {
 }
 
 #[test]
+fn gates() {
+    for gates in [&[2, 7][..], &[7]] {
+        check("gates", &[&[6, 7], gates], |t, x| ops::gate(t, &x[0], &x[1]));
+    }
+}
+
+#[test]
 fn rows_that_are_picked() {
     let ids = Arc::new(vec![3, 0, 3, 1, 3, 4]);
     check("embedding", &[&[5, 6]], |t, x| ops::embedding(t, &x[0], &ids));

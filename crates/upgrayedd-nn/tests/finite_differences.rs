@@ -107,6 +107,8 @@ fn rope_and_embedding() {
     check("rope of a part", &[&[4, 8]], |t, x| ops::rope(t, &x[0], &partial, 4, &positions));
     let ids = Arc::new(vec![2, 0, 2, 1]);
     check("embedding", &[&[4, 6]], |t, x| ops::embedding(t, &x[0], &ids));
+    check("gate", &[&[6, 5], &[5]], |t, x| ops::gate(t, &x[0], &x[1]));
+    check("gates of sequences", &[&[6, 5], &[2, 5]], |t, x| ops::gate(t, &x[0], &x[1]));
     check("mean", &[&[6, 5]], |t, x| ops::mean_rows(t, &x[0], 3, None));
     check("mean of some", &[&[6, 5]], |t, x| ops::mean_rows(t, &x[0], 3, Some(&[1, 0, 1, 0, 0, 1])));
 }

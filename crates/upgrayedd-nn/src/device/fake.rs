@@ -306,6 +306,12 @@ impl Kernels for Fake {
     fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
         through(out, |out| Cpu.scale(&inside(x), factor, out));
     }
+    fn gate(&self, x: &Tensor, gates: &Tensor, out: Sink<'_>) {
+        through(out, |out| Cpu.gate(&inside(x), &inside(gates), out));
+    }
+    fn gate_grad(&self, dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
+        through(dgates, |dgates| Cpu.gate_grad(&inside(dy), &inside(x), dgates));
+    }
     fn soft_cap(&self, x: &mut Tensor, cap: f32) {
         write(x, |x| Cpu.soft_cap(x, cap));
     }

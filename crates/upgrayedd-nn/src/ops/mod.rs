@@ -4,6 +4,7 @@ mod activation;
 mod add;
 mod attention;
 mod embedding;
+mod gate;
 mod linear;
 mod loss;
 mod norm;
@@ -15,6 +16,7 @@ pub use activation::{activation, gated_activation};
 pub use add::add;
 pub use attention::{AttentionInputs, attention, attention_with_entropy};
 pub use embedding::{embedding, mean_rows, select_rows, write_rows};
+pub use gate::gate;
 pub use linear::{gram, linear, linear_over, multiply};
 pub use loss::{
     Head, Loss, Teacher, binary_cross_entropy, combine, cross_entropy, distillation, relative_distance,

@@ -151,6 +151,12 @@ impl Kernels for Cpu {
     fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
         pointwise::scale(x, factor, out);
     }
+    fn gate(&self, x: &Tensor, gates: &Tensor, out: Sink<'_>) {
+        pointwise::gate(x, gates, out);
+    }
+    fn gate_grad(&self, dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
+        pointwise::gate_grad(dy, x, dgates);
+    }
     fn soft_cap(&self, x: &mut Tensor, cap: f32) {
         pointwise::soft_cap(x, cap);
     }

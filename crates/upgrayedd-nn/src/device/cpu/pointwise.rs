@@ -291,6 +291,49 @@ fn shares(mask: Option<&[u8]>, first: usize, count: usize) -> impl Iterator<Item
     (0..count).map(move |i| if counts(i) { share } else { 0.0 })
 }
 
+pub(super) fn gate(x: &Tensor, gates: &Tensor, out: Sink<'_>) {
+    let (cols, length, accumulate) = (x.cols().max(1), x.rows() / gates.rows().max(1), out.accumulate);
+    let rows = out.tensor.data_mut().par_chunks_mut(cols).zip(x.data().par_chunks(cols)).enumerate();
+    rows.with_min_len(8).for_each(|(row, (out, x))| {
+        let gates = &gates.data()[row / length * cols..][..cols];
+        simd(
+            #[inline(always)]
+            || {
+                for (o, (x, gate)) in out.iter_mut().zip(x.iter().zip(gates)) {
+                    *o = if accumulate { *o + x * gate } else { x * gate };
+                }
+            },
+        );
+    });
+}
+
+/// Columns whose sums are made by one task.
+const GATES: usize = 256;
+
+pub(super) fn gate_grad(dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
+    let (cols, accumulate) = (x.cols().max(1), dgates.accumulate);
+    let length = x.rows() / dgates.tensor.rows().max(1);
+    for (sequence, gates) in dgates.tensor.data_mut().chunks_exact_mut(cols).enumerate() {
+        gates.par_chunks_mut(GATES).enumerate().for_each(|(i, gates)| {
+            let mut sums = [0.0f32; GATES];
+            for row in sequence * length..(sequence + 1) * length {
+                let at = row * cols + i * GATES;
+                let (x, dy) = (&x.data()[at..at + gates.len()], &dy.data()[at..at + gates.len()]);
+                simd(
+                    #[inline(always)]
+                    || {
+                        sums.iter_mut()
+                            .zip(x.iter().zip(dy))
+                            .for_each(|(sum, (x, dy))| *sum = x.mul_add(*dy, *sum))
+                    },
+                );
+            }
+            let old = |gate: &f32| if accumulate { *gate } else { 0.0 };
+            gates.iter_mut().zip(sums).for_each(|(gate, sum)| *gate = old(gate) + sum);
+        });
+    }
+}
+
 pub(super) fn mean_rows(x: &Tensor, count: usize, mask: Option<&[u8]>) -> Tensor {
     let cols = x.cols();
     let mut out = Tensor::zeros(&[x.rows() / count.max(1), cols]);

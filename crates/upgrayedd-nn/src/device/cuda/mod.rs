@@ -140,6 +140,12 @@ impl Kernels for Cuda {
     fn scale(&self, x: &Tensor, factor: f32, out: Sink<'_>) {
         self.scale(x, factor, out);
     }
+    fn gate(&self, x: &Tensor, gates: &Tensor, out: Sink<'_>) {
+        self.gate(x, gates, out);
+    }
+    fn gate_grad(&self, dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
+        self.gate_grad(dy, x, dgates);
+    }
     fn soft_cap(&self, x: &mut Tensor, cap: f32) {
         self.soft_cap(x, cap);
     }

@@ -30,6 +30,21 @@ impl Cuda {
         );
     }
 
+    pub(super) fn gate(&self, x: &Tensor, gates: &Tensor, out: Sink<'_>) {
+        let from = self.gpu.any(x);
+        let out = self.gpu.out(out, from.kind);
+        let launch = Launch::each("gate", x.len()).arg(from).arg(self.gpu.any(gates)).arg(out);
+        self.gpu.launch(&launch.arg(x.len()).arg(x.rows() / gates.rows().max(1)).arg(x.cols()));
+    }
+
+    /// In 32 bits, as gates are.
+    pub(super) fn gate_grad(&self, dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
+        let (gates, sequences) = (dgates.tensor.len(), dgates.tensor.rows());
+        let out = self.gpu.out(dgates, Kind::F32);
+        let launch = Launch::each("gate_grad", gates).arg(self.gpu.any(dy)).arg(self.gpu.any(x)).arg(out);
+        self.gpu.launch(&launch.arg(gates).arg(x.rows() / sequences.max(1)).arg(x.cols()));
+    }
+
     pub(super) fn soft_cap(&self, x: &mut Tensor, cap: f32) {
         let fours = self.gpu.fours(x);
         let x = self.gpu.own(x);

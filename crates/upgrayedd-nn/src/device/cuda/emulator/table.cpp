@@ -20,7 +20,7 @@ extern "C" int upgrayedd_emulate(const char* name, const unsigned* grid, const u
 #define TRY(kernel) if (!strcmp(name, #kernel)) return run(kernel);
     TRY(activation) TRY(activation_grad) TRY(adamw) TRY(add) TRY(attention_bias_grad) TRY(attention_delta) TRY(attention_entropy)
     TRY(attention_gate_grad) TRY(attention_plain) TRY(attention_plain_dkv) TRY(attention_plain_dq) TRY(collect) TRY(combine) TRY(convert)
-    TRY(copy_elements) TRY(cross_entropy) TRY(distance) TRY(gather) TRY(kl_divergence) TRY(mean_rows) TRY(mean_rows_grad) TRY(mirror)
+    TRY(copy_elements) TRY(cross_entropy) TRY(distance) TRY(gate) TRY(gate_grad) TRY(gather) TRY(kl_divergence) TRY(mean_rows) TRY(mean_rows_grad) TRY(mirror)
     TRY(norm) TRY(norm_grad) TRY(norm_weight_grad) TRY(pick_columns) TRY(rope) TRY(scale) TRY(scatter_add) TRY(soft_cap)
     TRY(soft_cap_grad) TRY(sum_doubles) TRY(sum_of_squares) TRY(sum_parts) TRY(sum_rows) TRY(tiles_dkv_128) TRY(tiles_dkv_128_more) TRY(tiles_dkv_32)
     TRY(tiles_dkv_32_more) TRY(tiles_dkv_64) TRY(tiles_dkv_64_more) TRY(tiles_dq_128) TRY(tiles_dq_128_more) TRY(tiles_dq_32)

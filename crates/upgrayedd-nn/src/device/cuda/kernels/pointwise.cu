@@ -27,6 +27,21 @@ KERNEL void __launch_bounds__(256) scale(Any x, float factor, Out out, size_t fo
     write4(out, index(), float4{factor * v.x, factor * v.y, factor * v.z, factor * v.w});
 }
 
+// Rows of sequences of equal length, each column times its sequence's gate.
+KERNEL void __launch_bounds__(256) gate(Any x, Any gates, Out out, size_t count, size_t length, size_t cols) {
+    if (index() >= count) return;
+    const size_t sequence = index() / cols / length;
+    write(out, index(), load(x, index()) * load(gates, sequence * cols + index() % cols));
+}
+
+KERNEL void __launch_bounds__(256) gate_grad(Any dy, Any x, Out dgates, size_t count, size_t length, size_t cols) {
+    if (index() >= count) return;
+    const size_t first = index() / cols * length * cols + index() % cols;
+    float sum = 0;
+    for (size_t row = 0; row < length; row++) sum += load(dy, first + row * cols) * load(x, first + row * cols);
+    write(dgates, index(), sum);
+}
+
 KERNEL void __launch_bounds__(256) soft_cap(Any x, Any out, float cap, size_t fours) {
     if (index() >= fours) return;
     const float4 v = load4(x, index());
