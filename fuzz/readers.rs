@@ -284,7 +284,7 @@ fn archive(bytes: &[u8]) {
         let path = dir.join("archive.safetensors");
         fs::write(&path, bytes).unwrap();
         if let Ok(archive) = upgrayedd::surgery::load_archive(&path, model) {
-            let _ = archive.restorable(model.units());
+            let _ = archive.restorable(model.units(), upgrayedd::units::Site::Head);
         }
     });
 }
@@ -302,7 +302,7 @@ fn archive_seeds() -> Vec<Vec<u8>> {
         None,
     )
     .unwrap();
-    model.archive().save(&path, &model.layer_names()).unwrap();
+    model.archive().save(&path, &model.paths()).unwrap();
     let bytes = fs::read(&path).unwrap();
     fs::remove_dir_all(dir).unwrap();
     vec![bytes]

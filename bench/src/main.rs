@@ -18,7 +18,7 @@ use upgrayedd::nn::profile::count_products;
 use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext, compute_all};
-use upgrayedd::units::LayerSite;
+use upgrayedd::units::{LayerSite, Sites};
 use upgrayedd::{family, surgery};
 
 /// Times the engine on random weights.
@@ -159,6 +159,7 @@ fn main() -> Result<()> {
                 let (batch_size, gradient_checkpointing) = (args.batch, args.gradient_checkpointing);
                 let context = ScoreContext {
                     model: &learner.model,
+                    units: Sites::default(),
                     data,
                     batch_size,
                     samples,

@@ -21,7 +21,8 @@ use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerUnits, heads_by_layer};
+use upgrayedd::units::{LayerUnits, Sites, heads_by_layer};
+use upgrayedd::weights::Writer;
 use upgrayedd::{Error, Result, surgery};
 
 use crate::data::Source;
@@ -330,6 +331,7 @@ impl Model {
             let model = &self.inner;
             let context = ScoreContext {
                 model,
+                units: Sites::default(),
                 data,
                 batch_size,
                 samples,
@@ -359,6 +361,7 @@ impl Model {
             let (model, data) = (&self.inner, Some((&dataset, &range)));
             let context = ScoreContext {
                 model,
+                units: Sites::default(),
                 data,
                 batch_size,
                 samples,
@@ -392,7 +395,8 @@ impl Model {
             warn(&dataset.notices)?;
             dataset.spread_over(dataset.len());
             let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
-            let layers = refit(model, &parent, batches(&dataset, &indices, batch_size), &Alone)?;
+            let mut repairs = refit(model, &parent, batches(&dataset, &indices, batch_size), &Alone)?;
+            let layers = repairs.remove(&Writer::Attention).unwrap_or_default();
             Ok(layers.into_iter().map(|l| l.repaired).collect())
         })
     }

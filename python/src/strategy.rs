@@ -16,7 +16,7 @@ use upgrayedd::record::Evaluation;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::spec::Objective;
 use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, get_strategy};
-use upgrayedd::units::{Scores, Selection, Site, Unit, heads_by_layer};
+use upgrayedd::units::{Scores, Selection, Site, Sites, Unit, heads_by_layer};
 use upgrayedd::{Error, Result};
 
 use crate::errors::{from_py, to_py};
@@ -73,13 +73,14 @@ struct Prunable {
 }
 
 impl Prunable {
-    fn of(Budget { heads, scope, units, min_heads }: Budget) -> Self {
-        Self { heads, scope, units, min_heads }
+    /// Python's strategies decide about heads.
+    fn of(Budget { counts, scope, min_heads }: &Budget) -> Self {
+        let (units, heads) = counts.iter().next().map_or((Site::Head, 0), |(site, count)| (*site, *count));
+        Self { heads, scope: *scope, units, min_heads: *min_heads }
     }
 
     fn budget(self) -> Budget {
-        let Self { heads, scope, units, min_heads } = self;
-        Budget { heads, scope, units, min_heads }
+        Budget::of(self.units, self.heads, self.scope, self.min_heads)
     }
 }
 
@@ -111,7 +112,7 @@ pub fn select_to_prune(
         let params = Params::read(params)?;
         let mut strategy = params.strategy(name)?;
         let importances = strategy.shown(&Scores::of_heads(importances));
-        importances.check(model.inner.units())?;
+        importances.check(model.inner.units(), Sites::default())?;
         let budget = match allowed {
             Some(allowed) => read::<Prunable>(allowed)?.budget(),
             None => {
@@ -125,18 +126,13 @@ pub fn select_to_prune(
                     (1, 1),
                     most,
                 );
-                Budget {
-                    heads: counts.prune,
-                    scope: strategy.scope(),
-                    units: Site::Head,
-                    min_heads: params.min_heads,
-                }
+                Budget::of(Site::Head, counts.prune, strategy.scope(), params.min_heads)
             }
         };
-        let selection = strategy.select_heads_to_prune(&PruneView {
+        let selection = strategy.select_units_to_prune(&PruneView {
             model: &model.inner,
             importances: &importances,
-            budget,
+            budget: &budget,
         })?;
         Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())
     };
@@ -183,7 +179,7 @@ pub fn select_to_grow(
             heads.into_iter().map(move |(head, g)| (Unit::head(layer, head), g))
         };
         let gains = gains.into_iter().flat_map(each).collect();
-        strategy.select_heads_to_grow(&GrowView {
+        strategy.select_units_to_grow(&GrowView {
             model: &model.inner,
             gains: &gains,
             restorable: &restorable,
@@ -266,7 +262,7 @@ impl Strategy for PyStrategy {
         if self.higher_keeps { importances.clone() } else { importances.map(|importance| -importance) }
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let model = Model::of(view.model.clone());
         let importances: Vec<Vec<f64>> = self.shown(view.importances).heads().map(<[f64]>::to_vec).collect();
         let allowed = json!(Prunable::of(view.budget)).to_string();
@@ -275,7 +271,7 @@ impl Strategy for PyStrategy {
         Ok(heads_by_layer(chosen))
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         let model = Model::of(view.model.clone());
         let allowed = json!(Growable { count: view.count, units: view.units, seed: view.seed }).to_string();
         let mut gains: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
@@ -286,7 +282,7 @@ impl Strategy for PyStrategy {
             "gains": gains,
             "cycle": view.cycle,
             "evaluation": view.evaluation,
-            "layer_means": self.shown(view.importances).layer_means(),
+            "layer_means": self.shown(view.importances).layer_means(Site::Head),
             "allowed": view.count,
             "history": view.history,
         });

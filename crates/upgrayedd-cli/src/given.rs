@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use clap::builder::Resettable;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
-use upgrayedd::units::Site;
 
 /// Those options of `T` that were given.
 #[derive(Debug, Clone)]
@@ -64,7 +63,6 @@ fn explained(arg: Arg, defaults: &toml::Table) -> Arg {
     let choices = match arg.get_id().as_str() {
         "family" => format!(": {}", listed(&upgrayedd::family::names())),
         "strategy" => format!(": {}", listed(&upgrayedd::strategy::ALL.map(|strategy| strategy.name))),
-        "units" => format!(": {}", listed(&Site::PRUNABLE.map(Site::name))),
         _ => String::new(),
     };
     let default = match defaults.get(arg.get_id().as_str()) {

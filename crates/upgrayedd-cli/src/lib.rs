@@ -23,7 +23,7 @@ use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::watch;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
-use upgrayedd::units::{LayerUnits, Scores};
+use upgrayedd::units::{LayerUnits, Scores, Site, Sites};
 use upgrayedd::{Error, Model};
 
 use args::{
@@ -209,6 +209,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let range = 0..data.as_ref().map_or(0, Dataset::len);
     let context = ScoreContext {
         model: &model,
+        units: Sites::default(),
         data: data.as_ref().map(|data| (data, &range)),
         batch_size: args.batch_size,
         samples: args.samples,
@@ -328,6 +329,8 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
             "active_heads": heads.iter().map(|l| l.active()).collect::<Vec<_>>(),
             "original_heads": heads.iter().map(LayerUnits::total).collect::<Vec<_>>(),
             "original_kv_heads": heads.iter().map(LayerUnits::kv_total).collect::<Vec<_>>(),
+            "channels": heads.iter().map(|l| l.count(Site::Channel)).collect::<Vec<_>>(),
+            "original_channels": heads.iter().map(|l| l.total_of(Site::Channel)).collect::<Vec<_>>(),
             "dtype": model.dtype().name(),
             "parameters": cost.parameters,
             "bytes": cost.bytes,

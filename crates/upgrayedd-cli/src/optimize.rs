@@ -7,6 +7,7 @@ use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
 use upgrayedd::pipeline::{Given, GivenParts, parse_run};
+use upgrayedd::units::Site;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
@@ -97,7 +98,13 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     );
     for (site, layers) in &units {
         for (layer, units) in layers.as_object().into_iter().flatten() {
-            text.push_str(&format!("  {layer}: {site} {units}\n"));
+            // Heads by name, as there are few.
+            let what = if site == Site::Channel.name() {
+                format!("{} {site}", units.as_array().map_or(0, Vec::len))
+            } else {
+                format!("{site} {units}")
+            };
+            text.push_str(&format!("  {layer}: {what}\n"));
         }
     }
     text.push_str(&report::forecast(budget, before, &forecast));

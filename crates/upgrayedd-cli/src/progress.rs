@@ -106,11 +106,6 @@ fn loss_note(loss: Option<f64>) -> String {
 }
 
 fn describe(event: &Event) -> Option<String> {
-    let count = |heads: &serde_json::Map<String, serde_json::Value>| {
-        let layers =
-            heads.values().filter_map(serde_json::Value::as_object).flat_map(|layers| layers.values());
-        layers.filter_map(|heads| heads.as_array().map(Vec::len)).sum::<usize>()
-    };
     Some(match event {
         Event::RunStarted {
             family,
@@ -145,15 +140,17 @@ fn describe(event: &Event) -> Option<String> {
                 Phase::Result => format!("result as stored: {quality}"),
             }
         }
-        Event::Pruned { cycle, units, active, .. } => {
-            format!("cycle {cycle}: pruned {} heads, {active} left", count(units))
+        Event::Pruned { cycle, units, active, channels, .. } => {
+            format!("cycle {cycle}: pruned {}, {} left", counted(units), left(*active, *channels))
         }
-        Event::Grown { cycle, units, active } => {
-            format!("cycle {cycle}: grew {} heads back, {active} active", count(units))
+        Event::Grown { cycle, units, active, channels } => {
+            format!("cycle {cycle}: grew {} back, {} active", counted(units), left(*active, *channels))
         }
-        Event::Refit { cycle, layers } => {
-            let (best, worst) =
-                layers.iter().fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
+        Event::Refit { cycle, layers, mlp } => {
+            let (best, worst) = layers
+                .iter()
+                .chain(mlp)
+                .fold((0.0f64, 1.0f64), |(b, w), l| (b.max(l.repaired), w.min(l.repaired)));
             format!(
                 "cycle {cycle}: refit, {:.0} to {:.0} % of each layer's error repaired",
                 100.0 * worst,
@@ -179,4 +176,23 @@ fn describe(event: &Event) -> Option<String> {
             return None;
         }
     })
+}
+
+/// How many units of which kinds.
+fn counted(units: &serde_json::Map<String, serde_json::Value>) -> String {
+    let of_kind = |(kind, layers): (&String, &serde_json::Value)| {
+        let layers = layers.as_object().into_iter().flatten();
+        let count: usize = layers.map(|(_, units)| units.as_array().map_or(0, Vec::len)).sum();
+        format!("{count} {kind}")
+    };
+    if units.is_empty() {
+        "nothing".to_owned()
+    } else {
+        units.iter().map(of_kind).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// What is there: heads, and channels where these go too.
+fn left(heads: usize, channels: Option<usize>) -> String {
+    channels.map_or(heads.to_string(), |channels| format!("{heads} heads and {channels} channels"))
 }

@@ -7,7 +7,7 @@ use upgrayedd::pipeline::Forecast;
 use upgrayedd::record::Evaluation;
 use upgrayedd::record::Snapshot;
 use upgrayedd::score::Score;
-use upgrayedd::units::{LayerUnits, Scores};
+use upgrayedd::units::{LayerUnits, Scores, Site};
 use upgrayedd::{Model, Summary};
 
 /// Prints to stdout; a reader that went away is not an error.
@@ -71,6 +71,7 @@ pub fn summary(summary: &Summary) -> String {
     number("F1 (%)", &|s| s.evaluation.f1.map(|f1| 100.0 * f1), 2);
     number("Spearman correlation", &|s| s.evaluation.spearman, 4);
     number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);
+    number("channels", &|s| Some(s.channels.iter().sum::<usize>() as f64), 0);
     number("parameters", &|s| Some(s.cost.parameters as f64), 0);
     number("bytes", &|s| Some(s.cost.bytes as f64), 0);
     number("MACs per token", &|s| Some(s.cost.macs_per_token as f64), 0);
@@ -94,17 +95,32 @@ pub fn summary(summary: &Summary) -> String {
         after.speed.length,
         summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
         grouped(summary.tokens_learned),
-        head_map(&after.heads, &summary.heads_per_layer),
+        unit_map((&after.heads, &summary.heads_per_layer), (&after.channels, &summary.channels_per_layer)),
         summary.run.join("model").display()
     )
 }
 
-/// A row per layer: █ a head that is there, · one that is gone.
-fn head_map(heads: &[Vec<usize>], totals: &[usize]) -> String {
-    let mut out = String::from("Heads (█ kept, · pruned):\n");
-    for (layer, (active, &total)) in heads.iter().zip(totals).enumerate() {
+/// A row per layer: █ a head that is there, · one that is gone; and how many channels of how many, where some
+/// have gone.
+fn unit_map(
+    (heads, head_totals): (&[Vec<usize>], &[usize]),
+    (channels, channel_totals): (&[usize], &[usize]),
+) -> String {
+    let narrower = channels != channel_totals;
+    let title = if narrower { ", and channels" } else { "" };
+    let mut out = format!("Heads (█ kept, · pruned){title}:\n");
+    for (layer, (active, &total)) in heads.iter().zip(head_totals).enumerate() {
         let row: String = (0..total).map(|h| if active.contains(&h) { '█' } else { '·' }).collect();
-        let _ = writeln!(out, "  layer {layer:>3} {row} {}", active.len());
+        let _ = write!(out, "  layer {layer:>3} {row} {}", active.len());
+        if let (true, Some(left), Some(of)) = (narrower, channels.get(layer), channel_totals.get(layer)) {
+            let _ = write!(
+                out,
+                "{:pad$}  {left} of {of} channels",
+                "",
+                pad = total.to_string().len() - active.len().to_string().len()
+            );
+        }
+        let _ = writeln!(out);
     }
     out
 }
@@ -134,19 +150,25 @@ pub fn evaluation(e: &Evaluation) -> String {
 
 /// What `inspect` shows.
 pub fn inspection(model: &Model, cost: &Cost) -> String {
-    let heads: Vec<Vec<usize>> = model.units().layers().iter().map(|l| l.active().to_vec()).collect();
-    let totals: Vec<usize> = model.units().layers().iter().map(LayerUnits::total).collect();
-    let kv: usize = model.units().layers().iter().map(|l| l.kv_active().len()).sum();
+    let units = model.units();
+    let heads: Vec<Vec<usize>> = units.layers().iter().map(|l| l.active().to_vec()).collect();
+    let of =
+        |count: &dyn Fn(&LayerUnits) -> usize| -> Vec<usize> { units.layers().iter().map(count).collect() };
+    let totals = of(&LayerUnits::total);
+    let (channels, channel_totals) = (of(&|l| l.count(Site::Channel)), of(&|l| l.total_of(Site::Channel)));
+    let kv = units.count(Site::KvGroup);
     let mut out = format!(
         "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
-         parameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
+         channels        {} of {}\nparameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
         model.family().model_type,
         model.spec().objective.name(),
         model.spec().num_layers(),
         model.units().num_active(),
         model.units().total(),
         model.spec().head_dim,
-        model.spec().layers.iter().map(|layer| layer.num_kv_heads).sum::<usize>(),
+        units.total_of(Site::KvGroup),
+        grouped(units.count(Site::Channel) as u64),
+        grouped(units.total_of(Site::Channel) as u64),
         grouped(cost.parameters as u64),
         grouped(cost.bytes as u64),
         model.dtype().name(),
@@ -160,7 +182,7 @@ pub fn inspection(model: &Model, cost: &Cost) -> String {
             grouped(cost.kv_cache_bytes_per_token as u64)
         );
     }
-    let _ = write!(out, "\n{}", head_map(&heads, &totals).trim_end());
+    let _ = write!(out, "\n{}", unit_map((&heads, &totals), (&channels, &channel_totals)).trim_end());
     out
 }
 
@@ -200,15 +222,15 @@ pub fn forecast(budget: &str, before: f64, rows: &[Forecast]) -> String {
     );
     let _ = writeln!(
         out,
-        "  {:>6}  {:>6}  {:>14}  {:>8}  {:>8}",
-        "ratio", "heads", "parameters", "loss", "excess"
+        "  {:>6}  {:>6}  {:>9}  {:>14}  {:>8}  {:>8}",
+        "ratio", "heads", "channels", "parameters", "loss", "excess"
     );
     for row in rows {
         let (percent, excess) = (100.0 * row.ratio, row.loss - before);
-        let parameters = grouped(row.parameters as u64);
+        let (channels, parameters) = (grouped(row.channels as u64), grouped(row.parameters as u64));
         let _ = writeln!(
             out,
-            "  {percent:>4.0} %  {:>6}  {parameters:>14}  {:>8.4}  {excess:>+8.4}",
+            "  {percent:>4.0} %  {:>6}  {channels:>9}  {parameters:>14}  {:>8.4}  {excess:>+8.4}",
             row.active, row.loss
         );
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use upgrayedd_nn::Tensor;
 
 use crate::files::{DType, TensorFile, safetensors_file};
-use crate::units::{LayerUnits, Selection, Site, Unit, UnitMap};
+use crate::units::{Paths, Selection, Site, Unit, UnitMap};
 use crate::weights::Role;
 use crate::{Error, Result};
 
@@ -22,7 +22,7 @@ const RECORD: &str = "archive";
 /// Slices of a unit's weights.
 pub(crate) type Slices = BTreeMap<Role, Tensor>;
 
-/// Why and when a head left.
+/// Why and when a unit left.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Departure {
     /// Cycle, from 1; 0 if it was pruned outside a run.
@@ -55,7 +55,7 @@ pub(crate) struct Archived {
     pub(crate) slices: Slices,
 }
 
-/// Removed units, bit for bit as they were: heads, and key/value heads whose last reader has gone.
+/// Removed units, bit for bit as they were: heads and channels, and key/value heads whose last reader has gone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Archive {
     pub(crate) units: BTreeMap<Unit, Archived>,
@@ -67,15 +67,22 @@ impl Archive {
         self.units.contains_key(&unit)
     }
 
-    /// Every head that can be restored.
-    pub fn heads(&self) -> impl Iterator<Item = Unit> + '_ {
-        self.units.keys().copied().filter(|unit| unit.site == Site::Head)
+    /// Every unit of a kind that can be restored.
+    pub fn all(&self, site: Site) -> impl Iterator<Item = Unit> + '_ {
+        self.units.keys().copied().filter(move |unit| unit.site == site)
     }
 
-    /// The same as a selection.
+    /// Every head that can be restored.
+    pub fn heads(&self) -> impl Iterator<Item = Unit> + '_ {
+        self.all(Site::Head)
+    }
+
+    /// Every head and channel that can be restored.
     pub fn selection(&self) -> Selection {
         let mut selection = Selection::new();
-        self.heads().for_each(|unit| selection.entry(unit.place()).or_default().push(unit.index));
+        for unit in self.all(Site::Head).chain(self.all(Site::Channel)) {
+            selection.entry(unit.place()).or_default().push(unit.index);
+        }
         selection
     }
 
@@ -84,27 +91,27 @@ impl Archive {
         self.units.get(&unit)?.departure
     }
 
-    /// Writes the archive as one safetensors file, `layers` being the module paths of the model's layers.
+    /// Writes the archive as one safetensors file, `paths` being the module paths of the model's layers.
     ///
     /// # Errors
     /// Returns [`Error::NotFinite`] if a weight is not finite, and [`Error::Io`] if the system cannot write
     /// the file.
     ///
     /// # Panics
-    /// If the archive holds units of a layer that `layers` does not name.
-    pub fn save(&self, path: &Path, layers: &[String]) -> Result<()> {
+    /// If the archive holds units of a layer that `paths` does not name.
+    pub fn save(&self, path: &Path, paths: &Paths) -> Result<()> {
         let (mut tensors, mut departures) = (Vec::new(), Vec::new());
         for (unit, archived) in &self.units {
             let Unit { layer, site, index } = *unit;
             for (role, slice) in &archived.slices {
                 tensors.push((
-                    format!("{}.{}.{index}.{role}", layers[layer], site.name()),
+                    format!("{}.{}.{index}.{role}", paths.of(site)[layer], site.name()),
                     slice.clone(),
                     DType::F32,
                 ));
             }
             departures.extend(archived.departure.map(|departure| Recorded {
-                layer: layers[layer].clone(),
+                layer: paths.of(site)[layer].clone(),
                 site,
                 index,
                 departure,
@@ -119,8 +126,8 @@ impl Archive {
     ///
     /// # Errors
     /// Returns [`Error::File`] if the file is no archive, has another format, is damaged, or tells of a layer
-    /// that `layers` does not name, and [`Error::Io`] if the system cannot read it.
-    pub fn load(path: &Path, layers: &[String]) -> Result<Self> {
+    /// that `paths` does not name, and [`Error::Io`] if the system cannot read it.
+    pub fn load(path: &Path, paths: &Paths) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let metadata = file.metadata();
         if metadata.contains_key("departures") {
@@ -134,23 +141,21 @@ impl Archive {
         }
         let mut archive = Self::default();
         for Recorded { layer, site, index, departure } in departures {
-            if site != Site::Head {
-                return Err(Error::bad_file(
-                    path,
-                    format!("tells when {} left: expected heads", site.name()),
-                ));
+            if !leaves_alone(site) {
+                let message = format!("tells when {} left: expected heads or channels", site.name());
+                return Err(Error::bad_file(path, message));
             }
-            let layer = layers.iter().position(|name| *name == layer);
+            let layer = paths.find(site, &layer);
             let layer = layer
                 .ok_or_else(|| Error::bad_file(path, "tells of a layer that the model does not have"))?;
             let archived = Archived { departure: Some(departure), slices: Slices::new() };
             archive.units.insert(Unit { layer, site, index }, archived);
         }
         for name in file.names() {
-            let (unit, role) = parse_name(&name, layers)
+            let (unit, role) = parse_name(&name, paths)
                 .ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
             let slice = file.read(&name)?;
-            if unit.site == Site::Head && !archive.contains(unit) {
+            if leaves_alone(unit.site) && !archive.contains(unit) {
                 return Err(Error::bad_file(path, format!("holds {name}, but no record of when it left")));
             }
             let archived = archive
@@ -162,24 +167,34 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Per layer: how many of its pruned heads can be restored. A model may have lost heads before it came to
-    /// this program.
-    pub fn restorable(&self, units: &UnitMap) -> Vec<usize> {
-        let count = |(layer, known): (usize, &LayerUnits)| {
-            known.pruned().into_iter().filter(|&head| self.contains(Unit::head(layer, head))).count()
-        };
-        units.layers().iter().enumerate().map(count).collect()
+    /// Per layer: how many of its pruned units of a kind can be restored. A model may have lost units before it
+    /// came to this program.
+    pub fn restorable(&self, units: &UnitMap, site: Site) -> Vec<usize> {
+        let mut counts = vec![0; units.layers().len()];
+        for Unit { layer, index, .. } in self.all(site) {
+            let known = units.layers().get(layer);
+            let gone = known.is_some_and(|l| index < l.total_of(site) && !l.has(site, index));
+            counts.iter_mut().skip(layer).take(1).for_each(|count| *count += usize::from(gone));
+        }
+        counts
     }
 }
 
+/// Whether units of a kind leave by themselves; key/value heads go with the last of their heads.
+fn leaves_alone(site: Site) -> bool {
+    matches!(site, Site::Head | Site::Channel)
+}
+
 /// `model.layers.3.self_attn.heads.5.attn.q.weight` → head 5 of layer 3, attn.q.weight.
-fn parse_name(name: &str, layers: &[String]) -> Option<(Unit, Role)> {
-    let rest = |path: &String| name.strip_prefix(path.as_str())?.strip_prefix('.');
-    let (layer, rest) = layers.iter().enumerate().find_map(|(layer, path)| Some((layer, rest(path)?)))?;
-    let (site, rest) = rest.split_once('.')?;
-    let (index, role) = rest.split_once('.')?;
-    let site = [Site::Head, Site::KvGroup].into_iter().find(|known| known.name() == site)?;
-    Some((Unit { layer, site, index: index.parse().ok()? }, role.parse().ok()?))
+fn parse_name(name: &str, paths: &Paths) -> Option<(Unit, Role)> {
+    [Site::Head, Site::KvGroup, Site::Channel].into_iter().find_map(|site| {
+        let rest =
+            |path: &String| name.strip_prefix(path.as_str())?.strip_prefix('.')?.strip_prefix(site.name());
+        let (layer, rest) =
+            paths.of(site).iter().enumerate().find_map(|(layer, path)| Some((layer, rest(path)?)))?;
+        let (index, role) = rest.strip_prefix('.')?.split_once('.')?;
+        Some((Unit { layer, site, index: index.parse().ok()? }, role.parse().ok()?))
+    })
 }
 
 fn other_format(path: &Path, format: u32) -> Error {

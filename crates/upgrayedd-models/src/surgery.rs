@@ -1,4 +1,4 @@
-//! Removes and restores heads in weights, archive and optimiser state together.
+//! Removes and restores units in weights, archive and optimiser state together.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use upgrayedd_nn::{ParamId, Tensor};
 use crate::archive::{Archive, Archived, Departure, Slices};
 use crate::files::DType;
 use crate::model::Model;
-use crate::units::{LayerSite, Scores, Selection, Site, Unit};
+use crate::units::{LayerSite, Scores, Selection, Site, Unit, UnitMap};
 use crate::weights::{Weight, Writer};
 use crate::{Error, Result};
 
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Returns [`Error::File`] if the file is no archive, is damaged or is not the model's, and [`Error::Io`] if
 /// the system cannot read it.
 pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
-    let archive = Archive::load(path, &model.layer_names())?;
+    let archive = Archive::load(path, &model.paths())?;
     check(&archive, model).map_err(|e| Error::bad_file(path, e.to_string()))?;
     Ok(archive)
 }
@@ -26,24 +26,17 @@ pub fn load_archive(path: &Path, model: &Model) -> Result<Archive> {
 fn check(archive: &Archive, model: &Model) -> Result<()> {
     for (&Unit { layer, site, index }, entry) in &archive.units {
         check_slices(model, layer, &entry.slices, site)?;
-        if site == Site::KvGroup {
-            let known = model.units.layers().get(layer).filter(|l| index < l.kv_total());
-            if known.is_none_or(|l| l.kv_active().contains(&index)) {
-                return Err(Error::malformed(format!(
-                    "the archive holds key/value head {index} of layer {layer}, which the model still has or never had"
-                )));
-            }
-            continue;
-        }
-        let known = model.units.layers().get(layer).filter(|l| index < l.total() && !l.is_active(index));
+        let known =
+            model.units.layers().get(layer).filter(|l| index < l.total_of(site) && !l.has(site, index));
         let Some(known) = known else {
             return Err(Error::malformed(format!(
-                "the archive holds head {index} of layer {layer}, which the model still has or never had"
+                "the archive holds {} {index} of layer {layer}, which the model still has or never had",
+                site.one()
             )));
         };
-        let group = known.kv_group_of(index);
-        if known.kv_active().binary_search(&group).is_err() && !archive.contains(Unit::kv_group(layer, group))
-        {
+        let group = known.kv_group_of(if site == Site::Head { index } else { 0 });
+        let complete = known.has(Site::KvGroup, group) || archive.contains(Unit::kv_group(layer, group));
+        if site == Site::Head && !complete {
             return Err(Error::malformed(format!(
                 "key/value head {group} of layer {layer} is not in the archive"
             )));
@@ -64,20 +57,22 @@ fn check_slices(model: &Model, layer: usize, slices: &Slices, site: Site) -> Res
         };
         if slices.get(&weight.role).is_none_or(|s| s.shape() != want) {
             return Err(Error::malformed(format!(
-                "the archive's {} of a head in layer {layer} is missing or not shaped {want:?}",
-                weight.role
+                "the archive's {} of a {} in layer {layer} is missing or not shaped {want:?}",
+                weight.role,
+                site.one()
             )));
         }
     }
     match slices.keys().find(|role| !owned.iter().any(|id| model.weight(*id).role == **role)) {
         Some(role) => Err(Error::malformed(format!(
-            "the archive holds {role} of a head in layer {layer}, which has none"
+            "the archive holds {role} of a {} in layer {layer}, which has none",
+            site.one()
         ))),
         None => Ok(()),
     }
 }
 
-/// The features `indices` of a tensor along its head axis. A vector stays a vector.
+/// The features `indices` of a tensor along the axis of its units. A vector stays a vector.
 fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
     match (lanes, tensor.shape().len()) {
         (Lanes::Rows, _) => tensor.take_rows(indices),
@@ -86,20 +81,24 @@ fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
     }
 }
 
-/// Two tensors one after the other along the head axis.
-fn concat(a: &Tensor, b: &Tensor, lanes: Lanes) -> Tensor {
-    let (a, b) = (a.to_host(), b.to_host());
-    let (wide_a, wide_b) = (a.cols(), b.cols());
+/// Tensors one after the other along the axis of their units.
+fn concat(pieces: &[&Tensor], lanes: Lanes) -> Tensor {
+    let pieces: Vec<Tensor> = pieces.iter().map(|piece| piece.to_host()).collect();
+    let mut shape = pieces.first().map_or(vec![0], |first| first.shape().to_vec());
     if lanes == Lanes::Rows {
-        let mut shape = a.shape().to_vec();
-        shape[0] += b.shape()[0];
-        return Tensor::from_vec(&shape, [a.data(), b.data()].concat());
+        shape[0] = pieces.iter().map(Tensor::rows).sum();
+        return Tensor::from_vec(
+            &shape,
+            pieces.iter().flat_map(|piece| piece.data().iter().copied()).collect(),
+        );
     }
-    let rows = a.data().chunks_exact(wide_a.max(1)).zip(b.data().chunks_exact(wide_b.max(1)));
-    let data: Vec<f32> = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
-    let mut shape = a.shape().to_vec();
+    let (rows, width) = (pieces.first().map_or(0, Tensor::rows), pieces.iter().map(Tensor::cols).sum());
+    let mut data = Vec::with_capacity(rows * width);
+    for row in 0..rows {
+        pieces.iter().for_each(|p| data.extend_from_slice(&p.data()[row * p.cols()..(row + 1) * p.cols()]));
+    }
     if let Some(last) = shape.last_mut() {
-        *last = wide_a + wide_b;
+        *last = width;
     }
     Tensor::from_vec(&shape, data)
 }
@@ -135,13 +134,13 @@ fn insert(
     order: &[usize],
     lr_scale: f32,
 ) {
-    let joined = concat(model.params.get(id), slice, lanes);
+    let joined = concat(&[model.params.get(id), slice], lanes);
     put(model, id, take(&joined, lanes, order));
     let device = model.device;
     if let Some(state) = optim.map(|o| &mut o.states[id.index()]) {
         let blank = Tensor::zeros(slice.shape());
         for moment in [&mut state.m, &mut state.v].into_iter().flatten() {
-            *moment = device.upload(take(&concat(moment, &blank, lanes), lanes, order));
+            *moment = device.upload(take(&concat(&[&*moment, &blank], lanes), lanes, order));
         }
         let added = order.len() - state.steps.len();
         state.steps.extend(std::iter::repeat_n(0, added));
@@ -151,9 +150,9 @@ fn insert(
     }
 }
 
-/// Removes heads: weights shrink, the archive receives what left, the optimiser forgets it.
+/// Removes units: weights shrink, the archive receives what left, the optimiser forgets it.
 ///
-/// The archive remembers `cycle` (0 outside of a run) and `scores` (higher = keep) with the heads.
+/// The archive remembers `cycle` (0 outside of a run) and `scores` (higher = keep) with the units.
 ///
 /// # Errors
 /// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns where each layer has to keep a
@@ -165,9 +164,8 @@ pub fn remove(
     cycle: usize,
     scores: Option<&Scores>,
 ) -> Result<()> {
-    if let Some(why) =
-        model.spec.why_heads_stay().filter(|_| selection.values().any(|heads| !heads.is_empty()))
-    {
+    let takes_heads = selection.iter().any(|(place, units)| place.site == Site::Head && !units.is_empty());
+    if let Some(why) = model.spec.why_heads_stay().filter(|_| takes_heads) {
         return Err(Error::unsupported(format!(
             "heads of a {} model cannot be pruned: {why}",
             model.family.model_type
@@ -176,36 +174,48 @@ pub fn remove(
     let before = model.units.clone();
     model.units.remove(selection, 1)?;
     model.touch();
-    for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
-        fold_gates(model, layer);
-        let (old, new) = (&before.layers()[layer], model.units.layers()[layer].clone());
-        for &head in heads {
-            let Ok(position) = old.active().binary_search(&head) else { continue };
-            let slices = cut(model, layer, Site::Head, position);
-            let score = scores.and_then(|s| s.at(LayerSite::heads(layer)).get(position).copied());
+    for (&place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
+        let LayerSite { layer, site } = place;
+        fold_gates(model, place);
+        let old = before.layers()[layer].units(site);
+        let positions: Vec<usize> = units.iter().filter_map(|unit| old.binary_search(unit).ok()).collect();
+        for (&position, slices) in positions.iter().zip(cut(model, place, &positions)) {
+            let score = scores.and_then(|s| s.at(place).get(position).copied());
             let departure = Some(Departure { cycle, score });
-            model.archive.units.insert(Unit::head(layer, head), Archived { departure, slices });
+            let unit = Unit { layer, site, index: old[position] };
+            model.archive.units.insert(unit, Archived { departure, slices });
         }
-        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
-        for (position, group) in old_groups.iter().enumerate().filter(|(_, g)| !new_groups.contains(g)) {
-            let slices = cut(model, layer, Site::KvGroup, position);
-            model.archive.units.insert(Unit::kv_group(layer, *group), Archived { departure: None, slices });
+        if site == Site::Head {
+            remove_groups(model, optim.as_deref_mut(), &before, layer);
         }
-        shrink(model, optim.as_deref_mut(), layer, Site::Head, old.active(), new.active());
-        shrink(model, optim.as_deref_mut(), layer, Site::KvGroup, &old_groups, &new_groups);
+        let new = model.units.layers()[layer].units(site);
+        shrink(model, optim.as_deref_mut(), place, &old, &new);
     }
     Ok(())
 }
 
-fn cut(model: &Model, layer: usize, site: Site, position: usize) -> Slices {
-    let slice = |id: ParamId| {
-        let weight = model.weight(id);
-        (
-            weight.role,
-            take(&model.params.get(id).from_device(), weight.lanes(), &features(weight, &[position])),
-        )
-    };
-    model.owned(layer, site).into_iter().map(slice).collect()
+/// Removes the key/value heads that have lost their last reader.
+fn remove_groups(model: &mut Model, optim: Option<&mut AdamW>, before: &UnitMap, layer: usize) {
+    let place = LayerSite { layer, site: Site::KvGroup };
+    let (old, new) = (before.layers()[layer].kv_active(), model.units.layers()[layer].kv_active());
+    let positions: Vec<usize> = (0..old.len()).filter(|&at| !new.contains(&old[at])).collect();
+    for (&position, slices) in positions.iter().zip(cut(model, place, &positions)) {
+        let unit = Unit::kv_group(layer, old[position]);
+        model.archive.units.insert(unit, Archived { departure: None, slices });
+    }
+    shrink(model, optim, place, &old, &new);
+}
+
+/// The slices of the units at these positions.
+fn cut(model: &Model, place: LayerSite, positions: &[usize]) -> Vec<Slices> {
+    let mut units = vec![Slices::new(); positions.len()];
+    for id in model.owned(place.layer, place.site) {
+        let (weight, tensor) = (model.weight(id), model.params.get(id).from_device());
+        for (slices, &position) in units.iter_mut().zip(positions) {
+            slices.insert(weight.role, take(&tensor, weight.lanes(), &features(weight, &[position])));
+        }
+    }
+    units
 }
 
 /// The rows or columns of a weight that belong to its owner's units at these positions.
@@ -214,70 +224,59 @@ fn features(weight: &Weight, positions: &[usize]) -> Vec<usize> {
     positions.iter().flat_map(|p| p * width..(p + 1) * width).collect()
 }
 
-fn shrink(
-    model: &mut Model,
-    mut optim: Option<&mut AdamW>,
-    layer: usize,
-    site: Site,
-    old: &[usize],
-    new: &[usize],
-) {
-    let positions: Vec<usize> = (0..old.len()).filter(|&i| new.contains(&old[i])).collect();
+fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, place: LayerSite, old: &[usize], new: &[usize]) {
+    let positions: Vec<usize> = (0..old.len()).filter(|&i| new.binary_search(&old[i]).is_ok()).collect();
     if positions.len() == old.len() {
         return;
     }
-    for id in model.owned(layer, site) {
+    for id in model.owned(place.layer, place.site) {
         let (lanes, kept) = (model.weight(id).lanes(), features(model.weight(id), &positions));
         keep(model, optim.as_deref_mut(), id, lanes, &kept);
     }
 }
 
-/// Restores archived heads bit for bit, with key/value heads where they had gone too. The optimiser starts
+/// Restores archived units bit for bit, with key/value heads where they had gone too. The optimiser starts
 /// them anew.
 ///
 /// # Errors
-/// Returns [`Error::DoesNotFit`] for heads that are not in the archive or still there, and
-/// [`Error::Unsupported`] for units other than heads. Nothing changes then.
+/// Returns [`Error::DoesNotFit`] for units that are not in the archive or still there, and
+/// [`Error::Unsupported`] for units of kinds that do not leave by themselves. Nothing changes then.
 pub fn restore(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
     selection: &Selection,
     lr_scale: f32,
 ) -> Result<()> {
-    for (&LayerSite { layer, .. }, heads) in selection {
-        if let Some(head) = heads.iter().find(|&&head| !model.archive.contains(Unit::head(layer, head))) {
-            let archived: Vec<usize> =
-                model.archive.heads().filter(|id| id.layer == layer).map(|id| id.index).collect();
+    for (&LayerSite { layer, site }, units) in selection {
+        let archived = |index: &usize| model.archive.contains(Unit { layer, site, index: *index });
+        if let Some(unit) = units.iter().find(|unit| !archived(unit)) {
+            let there: Vec<usize> =
+                model.archive.all(site).filter(|id| id.layer == layer).map(|id| id.index).collect();
             return Err(Error::does_not_fit(format!(
-                "head {head} of layer {layer} is not in the archive, which has {archived:?} of that layer"
+                "{} {unit} of layer {layer} is not in the archive, which has {there:?} of that layer",
+                site.one()
             )));
         }
     }
     let mut after = model.units.clone();
     after.insert(selection)?;
     model.touch();
-    for (&LayerSite { layer, .. }, heads) in selection.iter().filter(|(_, heads)| !heads.is_empty()) {
-        fold_gates(model, layer);
+    for (&place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
+        let LayerSite { layer, site } = place;
+        fold_gates(model, place);
         let (old, new) = (model.units.layers()[layer].clone(), after.layers()[layer].clone());
-        let mut returning = heads.clone();
+        let mut returning = units.clone();
         returning.sort_unstable();
-        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
         let mut take = |unit: Unit| model.archive.units.remove(&unit).map(|archived| archived.slices);
+        let slices: Vec<Slices> =
+            returning.iter().filter_map(|&index| take(Unit { layer, site, index })).collect();
+        let (old_groups, new_groups) = (old.kv_active(), new.kv_active());
         let missing = new_groups.iter().filter(|group| !old_groups.contains(group));
         let groups: Vec<Slices> = missing.filter_map(|&group| take(Unit::kv_group(layer, group))).collect();
-        let slices: Vec<Slices> =
-            returning.iter().filter_map(|&head| take(Unit::head(layer, head))).collect();
-        model.units.insert(&Selection::from([(LayerSite::heads(layer), returning)]))?;
-        grow(model, optim.as_deref_mut(), layer, Site::Head, (old.active(), new.active()), &slices, lr_scale);
-        grow(
-            model,
-            optim.as_deref_mut(),
-            layer,
-            Site::KvGroup,
-            (&old_groups, &new_groups),
-            &groups,
-            lr_scale,
-        );
+        model.units.insert(&Selection::from([(place, returning)]))?;
+        grow(model, optim.as_deref_mut(), place, (&old.units(site), &new.units(site)), &slices, lr_scale);
+        let place = LayerSite { layer, site: Site::KvGroup };
+        grow(model, optim.as_deref_mut(), place, (&old_groups, &new_groups), &groups, lr_scale);
     }
     Ok(())
 }
@@ -286,8 +285,7 @@ pub fn restore(
 fn grow(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
-    layer: usize,
-    site: Site,
+    place: LayerSite,
     (old, new): (&[usize], &[usize]),
     slices: &[Slices],
     lr_scale: f32,
@@ -296,30 +294,28 @@ fn grow(
         return;
     }
     let mut added = old.len();
-    let positions: Vec<usize> = new
-        .iter()
-        .map(|member| {
-            old.iter().position(|o| o == member).unwrap_or_else(|| {
-                added += 1;
-                added - 1
-            })
+    let position = |member: &usize| {
+        old.binary_search(member).unwrap_or_else(|_| {
+            added += 1;
+            added - 1
         })
-        .collect();
-    for id in model.owned(layer, site) {
+    };
+    let positions: Vec<usize> = new.iter().map(position).collect();
+    for id in model.owned(place.layer, place.site) {
         let weight = model.weight(id);
         let (lanes, order) = (weight.lanes(), features(weight, &positions));
-        let mut pieces = slices.iter().filter_map(|s| s.get(&weight.role));
-        let Some(first) = pieces.next().cloned() else { continue };
-        let slice = pieces.fold(first, |all, piece| concat(&all, piece, lanes));
+        let pieces: Vec<&Tensor> = slices.iter().filter_map(|s| s.get(&weight.role)).collect();
+        let slice = concat(&pieces, lanes);
         insert(model, optim.as_deref_mut(), id, lanes, &slice, &order, lr_scale);
     }
 }
 
-/// Multiplies the gates of a layer's heads into its output projection, which then needs none.
-pub fn fold_gates(model: &mut Model, layer: usize) {
-    let Some(gates) = model.take_gates(LayerSite::heads(layer)) else { return };
+/// Multiplies the gates of a place's units into their writer, which then needs none.
+pub fn fold_gates(model: &mut Model, place: LayerSite) {
+    let (Some(gates), Some(writer)) = (model.take_gates(place), Writer::of(place.site)) else { return };
     model.touch();
-    let (id, width) = (model.writer(layer, Writer::Attention).0, model.spec.head_dim);
+    let id = model.writer(place.layer, writer).0;
+    let width = model.params.get(id).cols() / gates.len().max(1);
     model.params.edit(model.device, id, |weight| {
         let cols = weight.cols();
         for row in weight.data_mut().chunks_exact_mut(cols.max(1)) {

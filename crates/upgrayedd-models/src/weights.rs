@@ -167,6 +167,26 @@ pub enum Writer {
 }
 
 impl Writer {
+    /// Both, in the order in which a layer has them.
+    pub const ALL: [Self; 2] = [Self::Attention, Self::Mlp];
+
+    /// The one that units of a kind write through, if it is one.
+    pub fn of(site: Site) -> Option<Self> {
+        match site {
+            Site::Head | Site::KvGroup | Site::Attention => Some(Self::Attention),
+            Site::Channel | Site::Mlp => Some(Self::Mlp),
+            Site::Layer => None,
+        }
+    }
+
+    /// The kind of the units that leave one by one, of those that write through it.
+    pub fn site(self) -> Site {
+        match self {
+            Self::Attention => Site::Head,
+            Self::Mlp => Site::Channel,
+        }
+    }
+
     /// Its part in the table.
     pub fn part(self) -> Part {
         match self {
@@ -246,13 +266,13 @@ impl Weight {
         }
     }
 
-    /// Its shape in a model that has these heads.
-    pub fn shape(&self, heads: &UnitMap) -> Vec<usize> {
+    /// Its shape in a model that has these units.
+    pub fn shape(&self, units: &UnitMap) -> Vec<usize> {
         let size = |axis: &Axis| match (*axis, self.layer) {
             (Axis::Fixed(size), _) => size,
             (Axis::PerUnit(site, width), layer) => {
-                let layer = layer.and_then(|layer| heads.layers().get(layer));
-                layer.map_or(0, |layer| layer.units(site).len()) * width
+                let layer = layer.and_then(|layer| units.layers().get(layer));
+                layer.map_or(0, |layer| layer.count(site)) * width
             }
         };
         self.axes.iter().map(size).collect()
@@ -277,9 +297,9 @@ impl Weight {
 }
 
 /// The axes of a part's parameter in a model of this shape; `None` where there is no such parameter.
-fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Option<Vec<Axis>> {
+fn axes(spec: &ModelSpec, Role { part, kind }: Role) -> Option<Vec<Axis>> {
     let d = Axis::Fixed(spec.hidden_size);
-    let inner = Axis::Fixed(layer.map_or(0, |layer| spec.layers[layer].intermediate_size));
+    let channels = Axis::PerUnit(Site::Channel, 1);
     let heads = Axis::PerUnit(Site::Head, spec.head_dim);
     let groups = Axis::PerUnit(Site::KvGroup, spec.head_dim);
     let tokens = Axis::Fixed(spec.vocab_size);
@@ -304,9 +324,9 @@ fn axes(spec: &ModelSpec, layer: Option<usize>, Role { part, kind }: Role) -> Op
         Part::Q => (true, heads, Some(d), spec.qkv_bias),
         Part::K | Part::V => (true, groups, Some(d), spec.qkv_bias),
         Part::O => (true, d, Some(heads), spec.out_bias),
-        Part::Gate => (spec.gated_mlp, inner, Some(d), spec.mlp_bias),
-        Part::Up => (true, inner, Some(d), spec.mlp_bias),
-        Part::Down => (true, d, Some(inner), spec.mlp_bias),
+        Part::Gate => (spec.gated_mlp, channels, Some(d), spec.mlp_bias),
+        Part::Up => (true, channels, Some(d), spec.mlp_bias),
+        Part::Down => (true, d, Some(channels), spec.mlp_bias),
         Part::Pooler => (true, d, Some(d), true),
         Part::HeadTransform => (true, d, Some(d), spec.transform_bias),
         Part::NextSentence => (true, Axis::Fixed(2), Some(d), true),
@@ -413,7 +433,7 @@ impl<'s> Table<'s> {
     }
 
     fn one(&mut self, layer: Option<usize>, role: Role, hf_name: String, layout: Layout, optional: bool) {
-        if let Some(axes) = axes(self.spec, layer, role) {
+        if let Some(axes) = axes(self.spec, role) {
             self.weights.push(Weight { layer, role, axes, hf_name, layout, optional });
         }
     }

@@ -45,11 +45,11 @@ impl Strategy for RankSum {
         Ok(Scores::of_heads(layers.collect::<Vec<Vec<f64>>>()))
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         Ok(within_budget(view, view.importances))
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         Ok(by_gain(view))
     }
 }

@@ -1,10 +1,12 @@
-//! Ratios → exact counts, and counts → heads. "Ask for 30 %, get 30 %."
+//! Ratios → exact counts, and counts → units. "Ask for 30 %, get 30 %."
 
 use crate::named_enum;
+use std::collections::BTreeMap;
+
 use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, UnitMap};
 
 named_enum! {
-    /// Where heads compete.
+    /// Where units compete.
     Scope, "scope" {
         /// Within their layer; each layer gives its share.
         #[default]
@@ -26,16 +28,31 @@ named_enum! {
 }
 
 /// What may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
-    /// Query heads.
-    pub heads: usize,
+    /// Units of each kind; of key/value heads, the query heads that read them.
+    pub counts: BTreeMap<Site, usize>,
     /// Where they compete.
     pub scope: Scope,
-    /// What goes at once.
-    pub units: Site,
-    /// Query heads that every layer keeps.
+    /// Query heads that every layer keeps. Of channels it keeps one.
     pub min_heads: usize,
+}
+
+impl Budget {
+    /// So many units of one kind.
+    pub fn of(site: Site, count: usize, scope: Scope, min_heads: usize) -> Self {
+        Self { counts: BTreeMap::from([(site, count)]), scope, min_heads }
+    }
+
+    /// Whether whole key/value heads go.
+    pub fn in_groups(&self) -> bool {
+        self.counts.contains_key(&Site::KvGroup)
+    }
+}
+
+/// Units that every layer keeps.
+fn least(site: Site, min_heads: usize) -> usize {
+    if site.leaves() == Site::Head { min_heads } else { 1 }
 }
 
 /// ⌊ratio · n⌋ as decimal numbers have it: 0.29 of 100 is 29, though the nearest `f64` product lies below.
@@ -43,10 +60,10 @@ pub fn portion(ratio: f64, n: usize) -> usize {
     (ratio * n as f64 + 1e-9).floor() as usize
 }
 
-/// Query heads that could go at most.
-pub fn prunable(heads: &UnitMap, site: Site, min_heads: usize) -> usize {
+/// Units that could go at most, as [`Budget::counts`] counts them.
+pub fn prunable(units_there: &UnitMap, site: Site, min_heads: usize) -> usize {
     let layer = |l: &LayerUnits| {
-        let spare = l.active().len().saturating_sub(min_heads);
+        let spare = l.count(site.leaves()).saturating_sub(least(site, min_heads));
         match site {
             Site::KvGroup => {
                 let mut sizes: Vec<usize> = units(l, site).iter().map(Vec::len).collect();
@@ -63,24 +80,24 @@ pub fn prunable(heads: &UnitMap, site: Site, min_heads: usize) -> usize {
             _ => spare,
         }
     };
-    heads.layers().iter().map(layer).sum()
+    units_there.layers().iter().map(layer).sum()
 }
 
-/// A cycle's counts of query heads.
+/// A cycle's counts of units of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CycleCounts {
     /// To prune.
     pub prune: usize,
-    /// Heads that are to be gone after growth; `None` leaves growth to the ratio.
+    /// Units that are to be gone after growth; `None` leaves growth to the ratio.
     pub goal: Option<usize>,
-    /// Whether enough heads can be pruned that regrowth ends at the goal; if not, pruning stops at the goal.
+    /// Whether enough can be pruned that regrowth ends at the goal; if not, pruning stops at the goal.
     pub growth_fits: bool,
 }
 
-/// How many heads go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
+/// How many units go in cycle `cycle` (from 1) of `cycles`; `most` is how many could go ([`prunable`]).
 pub fn cycle_counts(
     schedule: Schedule,
-    heads: &UnitMap,
+    units: &UnitMap,
     site: Site,
     ratios: (f64, f64),
     (cycle, cycles): (usize, usize),
@@ -88,11 +105,16 @@ pub fn cycle_counts(
 ) -> CycleCounts {
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
-        return CycleCounts { prune: portion(pruning, heads.num_active()), goal: None, growth_fits: true };
+        return CycleCounts {
+            prune: portion(pruning, units.count(site.leaves())),
+            goal: None,
+            growth_fits: true,
+        };
     }
     // In whole units throughout, so that groups add up too.
-    let size = unit_size(heads, site);
-    let (target, gone) = (portion(pruning, heads.total()) / size, heads.num_pruned() / size);
+    let size = unit_size(units, site);
+    let (total, there) = (units.total_of(site.leaves()), units.count(site.leaves()));
+    let (target, gone) = (portion(pruning, total) / size, (total - there) / size);
     // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
     let cycles_left = cycles + 1 - cycle;
     let goal = if target >= gone {
@@ -111,22 +133,22 @@ pub fn cycle_counts(
 }
 
 /// ⌊growth · pruned⌋, in whole units.
-pub fn growth(ratio: f64, pruned: usize, heads: &UnitMap, site: Site) -> usize {
-    let size = unit_size(heads, site);
+pub fn growth(ratio: f64, pruned: usize, units: &UnitMap, site: Site) -> usize {
+    let size = unit_size(units, site);
     portion(ratio, pruned) / size * size
 }
 
-/// Query heads that go or return at once.
-pub(crate) fn unit_size(heads: &UnitMap, site: Site) -> usize {
-    match (site, heads.layers().first()) {
+/// Units that go or return at once.
+pub(crate) fn unit_size(units: &UnitMap, site: Site) -> usize {
+    match (site, units.layers().first()) {
         (Site::KvGroup, Some(layer)) => layer.total() / layer.kv_total(),
         _ => 1,
     }
 }
 
-/// What can be pruned at once in a layer: positions among its active heads.
+/// What can be pruned at once in a layer: positions among its units that are there.
 fn units(layer: &LayerUnits, site: Site) -> Vec<Vec<usize>> {
-    let positions = 0..layer.active().len();
+    let positions = 0..layer.count(site.leaves());
     match site {
         Site::KvGroup => {
             let of = layer.kv_positions();
@@ -138,49 +160,69 @@ fn units(layer: &LayerUnits, site: Site) -> Vec<Vec<usize>> {
     }
 }
 
-/// A layer while heads are being chosen: its units from the least to the most important.
+/// A layer while units are being chosen.
 struct Queue {
-    /// `(mean score, heads)`, ascending by score.
+    /// `(mean score, units)`, descending by score: the least important last.
     units: Vec<(f64, Vec<usize>)>,
-    /// Heads that may still go.
+    /// Units that may still go.
     spare: usize,
     /// The layer's proportional share of the budget that is left.
     share: usize,
 }
 
 impl Queue {
+    fn new(layer: &LayerUnits, scores: &[f64], site: Site, share: usize, least: usize) -> Self {
+        let there = layer.units(site.leaves());
+        let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, site)
+            .into_iter()
+            .map(|positions| {
+                let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
+                (mean, positions.iter().map(|&p| there[p]).collect())
+            })
+            .collect();
+        sorted.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| b.1.cmp(&a.1)));
+        Self { units: sorted, spare: there.len().saturating_sub(least), share }
+    }
+
     /// The least important unit that fits into what may still go, and its score. Groups that have lost heads
     /// are smaller than others.
     fn candidate(&self, budget: usize) -> Option<(usize, f64)> {
-        let unit = self.units.iter().position(|(_, heads)| heads.len() <= self.spare.min(budget))?;
+        let unit = self.units.iter().rposition(|(_, units)| units.len() <= self.spare.min(budget))?;
         Some((unit, self.units[unit].0))
     }
 
     fn take(&mut self, unit: usize) -> Vec<usize> {
-        let (_, heads) = self.units.remove(unit);
-        self.spare -= heads.len();
-        heads
+        let (_, units) = self.units.remove(unit);
+        self.spare -= units.len();
+        units
     }
 }
 
-/// The least important heads within the budget: exactly `budget.heads`, unless `min_heads` or whole groups
-/// forbid.
+/// The least important units within the budget: exactly `budget.counts` of each kind, unless `min_heads` or
+/// whole groups forbid.
 ///
-/// `keep` is higher for heads to keep. Ties go to the lower layer and index.
-pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
-    let mut queues: Vec<Queue> = heads
-        .layers()
-        .iter()
-        .zip(keep.heads())
-        .map(|(layer, scores)| queue(layer, scores, heads.num_active(), budget))
-        .collect();
+/// `keep` is higher for units to keep. Ties go to the lower layer and index.
+pub fn choose(units: &UnitMap, keep: &Scores, budget: &Budget) -> Selection {
+    let each = |(&site, &count): (&Site, &usize)| choose_of(units, keep, site, count, budget);
+    budget.counts.iter().flat_map(each).collect()
+}
+
+/// The same for one kind.
+fn choose_of(units: &UnitMap, keep: &Scores, site: Site, count: usize, budget: &Budget) -> Selection {
+    let there = units.count(site.leaves()).max(1);
+    let queue = |(layer, known): (usize, &LayerUnits)| {
+        let place = LayerSite { layer, site: site.leaves() };
+        let share = count * known.count(place.site) / there;
+        Queue::new(known, keep.at(place), site, share, least(site, budget.min_heads))
+    };
+    let mut queues: Vec<Queue> = units.layers().iter().enumerate().map(queue).collect();
     let mut chosen = Selection::new();
-    let mut remaining = budget.heads;
+    let mut remaining = count;
     let mut pick = |queues: &mut [Queue], layer: usize, unit: usize, remaining: &mut usize| {
-        let heads = queues[layer].take(unit);
-        *remaining -= heads.len();
-        let count = heads.len();
-        chosen.entry(LayerSite::heads(layer)).or_default().extend(heads);
+        let units = queues[layer].take(unit);
+        *remaining -= units.len();
+        let count = units.len();
+        chosen.entry(LayerSite { layer, site: site.leaves() }).or_default().extend(units);
         count
     };
     if budget.scope == Scope::Layer {
@@ -204,22 +246,28 @@ pub fn choose(heads: &UnitMap, keep: &Scores, budget: Budget) -> Selection {
         pick(&mut queues, layer, unit, &mut remaining);
         given[layer] += 1;
     }
-    chosen.values_mut().for_each(|heads| heads.sort_unstable());
+    chosen.values_mut().for_each(|units| units.sort_unstable());
     chosen
 }
 
-fn queue(layer: &LayerUnits, scores: &[f64], active: usize, budget: Budget) -> Queue {
-    let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, budget.units)
-        .into_iter()
-        .map(|positions| {
-            let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
-            (mean, positions.iter().map(|&p| layer.active()[p]).collect())
-        })
-        .collect();
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
-    let spare = layer.active().len().saturating_sub(budget.min_heads);
-    let share = budget.heads * layer.active().len() / active.max(1);
-    Queue { units: sorted, spare, share }
+/// In which order units of several kinds would leave by these scores: the kind and how many at once.
+pub(crate) fn order(
+    units_there: &UnitMap,
+    keep: &Scores,
+    kinds: impl Iterator<Item = Site>,
+) -> Vec<(Site, usize)> {
+    let mut all: Vec<(f64, Site, usize)> = Vec::new();
+    for site in kinds {
+        for (layer, known) in units_there.layers().iter().enumerate() {
+            let scores = keep.at(LayerSite { layer, site: site.leaves() });
+            all.extend(units(known, site).into_iter().map(|positions| {
+                let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
+                (mean, site, positions.len())
+            }));
+        }
+    }
+    all.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    all.into_iter().map(|(_, site, size)| (site, size)).collect()
 }
 
 #[cfg(test)]
@@ -259,8 +307,8 @@ mod tests {
             prop_assert_eq!(want, map.num_active() * percent as usize / 100);
             let scope = if global { Scope::Global } else { Scope::Layer };
             let keep = scores(&map, seed);
-            let budget = Budget { heads: want, scope, units: Site::Head, min_heads };
-            let chosen = choose(&map, &keep, budget);
+            let budget = Budget::of(Site::Head, want, scope, min_heads);
+            let chosen = choose(&map, &keep, &budget);
             let count: usize = chosen.values().map(Vec::len).sum();
             prop_assert_eq!(count, want.min(prunable(&map, Site::Head, min_heads)));
             let mut after = map.clone();
@@ -288,7 +336,7 @@ mod tests {
             let map = UnitMap::full(layers, group * kv, kv);
             let want = portion(f64::from(percent) / 100.0, map.num_active());
             let scope = if global { Scope::Global } else { Scope::Layer };
-            let chosen = choose(&map, &scores(&map, seed), Budget { heads: want, scope, units: Site::KvGroup, min_heads });
+            let chosen = choose(&map, &scores(&map, seed), &Budget::of(Site::KvGroup, want, scope, min_heads));
             let count: usize = chosen.values().map(Vec::len).sum();
             let most = prunable(&map, Site::KvGroup, min_heads);
             prop_assert_eq!(count, (want / group * group).min(most));
@@ -318,7 +366,7 @@ mod tests {
                 let counts = cycle_counts(Schedule::Target, &map, unit, (ratio, growth_ratio), (cycle, cycles), most);
                 prop_assert!(counts.prune <= most);
                 let keep = scores(&map, 1);
-                let chosen = choose(&map, &keep, Budget { heads: counts.prune, scope: Scope::Global, units: unit, min_heads: 1 });
+                let chosen = choose(&map, &keep, &Budget::of(unit, counts.prune, Scope::Global, 1));
                 map.remove(&chosen, 1).expect("valid");
                 let mut grow = (map.num_pruned() - counts.goal.expect("a target has one")) / size;
                 while grow > 0 {
@@ -355,10 +403,10 @@ mod tests {
         let mut map = UnitMap::full(1, 6, 3);
         map.remove(&Selection::from([(LayerSite::heads(0), vec![5])]), 1).expect("leaves five");
         let keep = Scores::of_heads([vec![1.0, 1.0, 2.0, 2.0, 3.0]]);
-        let budget = Budget { heads: 1, scope: Scope::Layer, units: Site::KvGroup, min_heads: 1 };
+        let budget = Budget::of(Site::KvGroup, 1, Scope::Layer, 1);
         for scope in [Scope::Layer, Scope::Global] {
             assert_eq!(
-                choose(&map, &keep, Budget { scope, ..budget }),
+                choose(&map, &keep, &Budget { scope, ..budget.clone() }),
                 Selection::from([(LayerSite::heads(0), vec![4])])
             );
         }
@@ -370,8 +418,8 @@ mod tests {
         let keep =
             Scores::of_heads([vec![5.0, 6.0, 7.0, 8.0], vec![1.0, 2.0, 3.0, 4.0], vec![0.5, 9.0, 9.0, 9.0]]);
         // Five of twelve: one each, then the two lowest next candidates.
-        let budget = Budget { heads: 5, scope: Scope::Layer, units: Site::Head, min_heads: 1 };
-        let chosen = choose(&map, &keep, budget);
+        let budget = Budget::of(Site::Head, 5, Scope::Layer, 1);
+        let chosen = choose(&map, &keep, &budget);
         assert_eq!(
             chosen,
             Selection::from([
@@ -380,7 +428,7 @@ mod tests {
                 (LayerSite::heads(2), vec![0])
             ])
         );
-        let global = choose(&map, &keep, Budget { scope: Scope::Global, ..budget });
+        let global = choose(&map, &keep, &Budget { scope: Scope::Global, ..budget });
         // Layer 1 keeps its last head, so the fifth comes from layer 0.
         assert_eq!(
             global,

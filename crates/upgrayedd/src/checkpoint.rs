@@ -107,7 +107,7 @@ pub fn save<S: Serialize>(
         if let Some(best) = best {
             write_weights(&dir.join(BEST_FILE), best)?;
         }
-        model.archive().save(&dir.join(ARCHIVE_FILE), &model.layer_names())?;
+        model.archive().save(&dir.join(ARCHIVE_FILE), &model.paths())?;
         let named = |id| model.params().name(id).to_owned();
         let moments = model.params().ids().flat_map(|id| {
             let state = &optim.states[id.index()];
@@ -121,7 +121,7 @@ pub fn save<S: Serialize>(
             let state = &optim.states[id.index()];
             LaneState { name: named(id), steps: state.steps.clone(), lr_scale: state.lr_scale.clone() }
         });
-        let units = model.units().record(&model.layer_names());
+        let units = model.units().record(&model.paths());
         let file = StateFile { format_version: FORMAT, units, lanes: lanes.collect(), events_bytes, state };
         let json = serde_json::to_vec(&file).map_err(|e| Error::malformed(e.to_string()))?;
         write_file(&dir.join(STATE_FILE), &json)?;
@@ -207,7 +207,7 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
         let found = format!("has format {}: this program reads {FORMAT}", file.format_version);
         return Err(Error::unsupported(found).of_file(&state_path));
     }
-    let heads = base.spec().full_units().with_record(&file.units, &base.layer_names());
+    let heads = base.spec().full_units().with_record(&file.units, &base.paths());
     let heads = heads.map_err(|e| Error::bad_file(&state_path, e.to_string()))?;
     let params = read_weights(&dir.join(WEIGHTS_FILE), base, &heads)?;
     let mut model = Model::from_params(

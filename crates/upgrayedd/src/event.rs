@@ -42,6 +42,9 @@ pub enum Event {
         parameters: usize,
         /// Query heads.
         heads: usize,
+        /// Channels; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
         /// Training, calibration and held-out sequences.
         sequences: [usize; 3],
         /// Optimiser steps in every cycle.
@@ -60,7 +63,7 @@ pub enum Event {
         #[serde(flatten)]
         evaluation: Evaluation,
     },
-    /// Heads were scored.
+    /// Units were scored.
     Scored {
         /// Cycle, from 1.
         cycle: usize,
@@ -69,7 +72,7 @@ pub enum Event {
         /// Kind of unit → layer name → importances of those that are there, as users see them.
         importances: Map<String, Value>,
     },
-    /// Heads were removed.
+    /// Units were removed.
     Pruned {
         /// Cycle, from 1.
         cycle: usize,
@@ -79,15 +82,21 @@ pub enum Event {
         units: Map<String, Value>,
         /// Query heads left.
         active: usize,
+        /// Channels there are now; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
     },
-    /// The output projections were repaired by least squares.
+    /// Writers were repaired by least squares.
     Refit {
         /// Cycle, from 1.
         cycle: usize,
-        /// Layer by layer.
+        /// Attention's, layer by layer; empty where no head is missing.
         layers: Vec<LayerRefit>,
+        /// The MLPs', layer by layer; absent where no channel is missing.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        mlp: Vec<LayerRefit>,
     },
-    /// Heads came back.
+    /// Units came back.
     Grown {
         /// Cycle, from 1.
         cycle: usize,
@@ -95,6 +104,9 @@ pub enum Event {
         units: Map<String, Value>,
         /// Query heads there are now.
         active: usize,
+        /// Channels there are now; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
     },
     /// One optimiser step.
     Step {
@@ -130,6 +142,9 @@ pub enum Event {
         loss_change: f64,
         /// Query heads there are now.
         active: usize,
+        /// Channels there are now; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
     },
     /// The cycle's result is discarded: the model is as it was.
     RolledBack {
@@ -141,6 +156,9 @@ pub enum Event {
         max_loss_increase: f64,
         /// Query heads there are again.
         active: usize,
+        /// Channels there are now; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
     },
     /// The cycle is saved: the run can be continued from here.
     Saved {
@@ -158,6 +176,9 @@ pub enum Event {
     RunFinished {
         /// Query heads left.
         active: usize,
+        /// Channels there are now; absent where none of them go.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
         /// Elements of all weights.
         parameters: usize,
     },
@@ -227,10 +248,10 @@ impl Observer for Silent {}
 
 /// Units by kind and layer name.
 pub fn named_units(model: &Model, selection: &Selection) -> Map<String, Value> {
-    let mut named = Map::new();
+    let (mut named, paths) = (Map::new(), model.paths());
     for (place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
         let of_site = named.entry(place.site.name()).or_insert_with(|| Value::Object(Map::new()));
-        of_site[model.layer_name(place.layer)] = units.clone().into();
+        of_site[&paths.of(place.site)[place.layer]] = units.clone().into();
     }
     named
 }
@@ -238,13 +259,13 @@ pub fn named_units(model: &Model, selection: &Selection) -> Map<String, Value> {
 /// The units that were named so.
 pub(crate) fn units_named(model: &Model, named: &Map<String, Value>) -> Result<Selection> {
     let mut selection = Selection::new();
-    let names = model.layer_names();
+    let paths = model.paths();
     for (site, layers) in named {
         let site: Site = site.parse()?;
         let layers: BTreeMap<String, Vec<usize>> =
             BTreeMap::deserialize(layers).map_err(|e| Error::malformed(format!("{}: {e}", site.name())))?;
         for (name, units) in layers {
-            let layer = names.iter().position(|known| *known == name);
+            let layer = paths.find(site, &name);
             let layer = layer.ok_or_else(|| Error::malformed(format!("{name} is no layer of this model")))?;
             selection.insert(LayerSite { layer, site }, units);
         }
@@ -254,10 +275,10 @@ pub(crate) fn units_named(model: &Model, named: &Map<String, Value>) -> Result<S
 
 /// Scores by kind and layer name.
 pub(crate) fn named_scores(model: &Model, scores: &Scores) -> Map<String, Value> {
-    let mut named = Map::new();
+    let (mut named, paths) = (Map::new(), model.paths());
     for (place, scores) in scores.iter() {
         let of_site = named.entry(place.site.name()).or_insert_with(|| Value::Object(Map::new()));
-        of_site[model.layer_name(place.layer)] = scores.into();
+        of_site[&paths.of(place.site)[place.layer]] = scores.into();
     }
     named
 }

@@ -1,4 +1,4 @@
-//! Which archived heads would help, and which come back once a strategy has said how many in which layers.
+//! Which archived units would help, and which come back once a strategy has said how many in which layers.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use crate::surgery;
 use crate::units::{LayerSite, Selection, Site, Unit, UnitMap};
 use crate::{Error, Model, Result};
 
-/// How much opening a head's gate promises, by head: above zero if the loss wants it open, and the more so,
+/// How much opening a unit's gate promises, by unit: above zero if the loss wants it open, and the more so,
 /// the higher.
 pub type Gains = BTreeMap<Unit, f64>;
 
-/// Every archived head back in the model with its gate shut (dormant): the logits are those of the model
+/// Every archived unit back in the model with its gate shut (dormant): the logits are those of the model
 /// without them.
 ///
 /// # Errors
-/// Returns [`Error::DoesNotFit`] if the archive holds heads that the model still has or never had.
+/// Returns [`Error::DoesNotFit`] if the archive holds units that the model still has or never had.
 pub fn with_dormant(model: &Model) -> Result<Model> {
     let mut dormant = model.clone();
     let selection = model.archive().selection();
@@ -29,10 +29,10 @@ pub fn with_dormant(model: &Model) -> Result<Model> {
     Ok(dormant)
 }
 
-/// The gain of every archived head from one pass over `context.data`: with g the gradient in the shut gate
+/// The gain of every archived unit of the context's kinds from one pass over `context.data`: with g the gradient in the shut gate
 /// and F the mean of its square over sequences, g²/2F where g is negative, and less than zero where it is
 /// positive. If F were the loss's curvature, that would be what the best gate takes off the loss; F stands in
-/// for it up to a factor, so gains (at most ½) rank heads and are not nats. A head's scale does not matter,
+/// for it up to a factor, so gains (at most ½) rank units and are not nats. A unit's scale does not matter,
 /// as the refit finds it.
 ///
 /// # Errors
@@ -48,27 +48,26 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     let model = with_dormant(context.model)?;
     let (gradient, square) = gate_gradients(&ScoreContext { model: &model, ..*context })?;
     let mut gains = Gains::new();
-    for (layer, heads) in model.units().layers().iter().enumerate() {
-        let (gradient, square) = (gradient.at(LayerSite::heads(layer)), square.at(LayerSite::heads(layer)));
-        for (position, &head) in heads.active().iter().enumerate() {
-            if !context.model.units().layers()[layer].is_active(head) {
-                let (g, f) = (gradient[position], square[position]);
-                gains.insert(
-                    Unit::head(layer, head),
-                    if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 },
-                );
+    for place in gradient.places() {
+        let (gradient, square) = (gradient.at(place), square.at(place));
+        let there = &context.model.units().layers()[place.layer];
+        let dormant = model.units().layers()[place.layer].units(place.site);
+        for ((&g, &f), index) in gradient.iter().zip(square).zip(dormant) {
+            if !there.has(place.site, index) {
+                let unit = Unit { layer: place.layer, site: place.site, index };
+                gains.insert(unit, if f > 0.0 { -g.signum() * g * g / (2.0 * f) } else { 0.0 });
             }
         }
     }
     Ok(gains)
 }
 
-/// What can come back at once, the highest gain per head first: gain per head, layer, heads.
-pub(crate) fn candidates(heads: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64, usize, Vec<usize>)> {
+/// What of a kind can come back at once, the highest gain per unit first: gain per unit, layer, units.
+pub(crate) fn candidates(known: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64, usize, Vec<usize>)> {
     let mut units: BTreeMap<(usize, usize), Vec<(usize, f64)>> = BTreeMap::new();
-    for (id, &gain) in gains {
+    for (id, &gain) in gains.iter().filter(|(id, _)| id.site == site.leaves()) {
         let of = match site {
-            Site::KvGroup => heads.layers()[id.layer].kv_group_of(id.index),
+            Site::KvGroup => known.layers()[id.layer].kv_group_of(id.index),
             _ => id.index,
         };
         units.entry((id.layer, of)).or_default().push((id.index, gain));
@@ -82,30 +81,31 @@ pub(crate) fn candidates(heads: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64
     found
 }
 
-/// The heads that return: in each layer those with the highest gain, whole groups if the unit asks.
+/// The units of a kind that return: in each layer those with the highest gain, whole groups if the kind asks.
 ///
 /// # Errors
-/// Returns [`Error::DoesNotFit`] for a layer that does not exist, and for more heads than a layer has to
+/// Returns [`Error::DoesNotFit`] for a layer that does not exist, and for more units than a layer has to
 /// restore.
 pub fn choose(
-    heads: &UnitMap,
+    units: &UnitMap,
     gains: &Gains,
     counts: &BTreeMap<usize, usize>,
     site: Site,
 ) -> Result<Selection> {
     let mut chosen = Selection::new();
-    let candidates = candidates(heads, gains, site);
+    let candidates = candidates(units, gains, site);
     for (&layer, &count) in counts.iter().filter(|(_, count)| **count > 0) {
-        if layer >= heads.layers().len() {
+        if layer >= units.layers().len() {
             return Err(Error::does_not_fit(format!(
                 "layer {layer} does not exist: the model has {} layers",
-                heads.layers().len()
+                units.layers().len()
             )));
         }
-        let archived = gains.keys().filter(|id| id.layer == layer).count();
+        let archived = gains.keys().filter(|id| id.layer == layer && id.site == site.leaves()).count();
         if count > archived {
             return Err(Error::does_not_fit(format!(
-                "{count} heads are to grow in layer {layer}, which has {archived} to restore"
+                "{count} {} are to grow in layer {layer}, which has {archived} to restore",
+                site.leaves().name()
             )));
         }
         let mut picked: Vec<usize> = Vec::new();
@@ -115,7 +115,7 @@ pub fn choose(
             }
         }
         picked.sort_unstable();
-        chosen.insert(LayerSite::heads(layer), picked);
+        chosen.insert(LayerSite { layer, site: site.leaves() }, picked);
     }
     Ok(chosen)
 }

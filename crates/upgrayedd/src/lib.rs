@@ -41,7 +41,7 @@
 //!
 //! let context = ScoreContext::new(&model, &data, &(0..16));
 //! let scores = score::named("fisher")?.compute(&context)?;
-//! let budget = Budget { heads: 8, scope: Scope::Global, units: Site::Head, min_heads: 1 };
+//! let budget = Budget::of(Site::Head, 8, Scope::Global, 1);
 //! let heads = budget::choose(model.units(), &scores, budget);
 //!
 //! let parent = model.clone();

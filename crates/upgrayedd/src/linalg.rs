@@ -1,6 +1,8 @@
 //! Ridge regression on sums of products that arrive batch by batch.
 
-use nalgebra::{DMatrix, DMatrixView};
+use faer::linalg::matmul::matmul;
+use faer::linalg::solvers::Solve;
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 use rayon::prelude::*;
 use upgrayedd_nn::{Device, Result, Tensor, interrupt, ops};
 
@@ -14,59 +16,70 @@ pub(crate) fn multiply(device: Device, a: &Tensor, b: &Tensor) -> Result<Tensor>
     Ok(product)
 }
 
-/// Sums over rows of `xᵀ x`, `xᵀ y` and `|y|²`.
+/// Sums over rows of `xᵀ x`, `xᵀ y` and `|y|²`. Columns lie one after the other.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments {
+    inputs: usize,
     /// `(inputs, inputs)`.
-    gram: DMatrix<f64>,
+    gram: Vec<f64>,
     /// `(inputs, outputs)`.
-    cross: DMatrix<f64>,
+    cross: Vec<f64>,
     /// |y|² over all rows.
     pub(crate) power: f64,
 }
 
+/// Outputs that are solved for at a time: what is cut so has the same bits at any number of threads.
+const OUTPUTS: usize = 32;
+
 impl Moments {
     pub(crate) fn new(inputs: usize, outputs: usize) -> Self {
-        Self { gram: DMatrix::zeros(inputs, inputs), cross: DMatrix::zeros(inputs, outputs), power: 0.0 }
+        Self { inputs, gram: vec![0.0; inputs * inputs], cross: vec![0.0; inputs * outputs], power: 0.0 }
     }
 
     /// Adds the rows of `x (N, inputs)` and `y (N, outputs)`.
     pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) -> Result<()> {
         add_to(&mut self.gram, &ops::gram(device, &device.upload(x.clone())).to_host());
-        add_to(&mut self.cross, &multiply(device, &x.transposed(), &y.transposed())?);
+        add_to(&mut self.cross, &multiply(device, &y.transposed(), &x.transposed())?);
         self.power += y.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
         Ok(())
     }
 
     /// Adds what other processes have found.
     pub(crate) fn reduce(&mut self, reduce: &dyn Reduce) -> crate::Result<()> {
-        reduce.sum(self.gram.as_mut_slice())?;
-        reduce.sum(self.cross.as_mut_slice())?;
+        reduce.sum(&mut self.gram)?;
+        reduce.sum(&mut self.cross)?;
         reduce.sum(std::slice::from_mut(&mut self.power))
     }
 
-    /// How much less than `power` is left when `change (outputs, inputs)` predicts y from x.
-    fn gain(&self, change: &DMatrix<f64>) -> f64 {
-        let predicted: f64 = change
-            .as_slice()
-            .par_chunks(change.nrows() * 16)
-            .map(|columns| {
+    fn gram(&self) -> MatRef<'_, f64> {
+        MatRef::from_column_major_slice(&self.gram, self.inputs, self.inputs)
+    }
+
+    /// How much less than `power` is left when `change (inputs, outputs)` predicts y from x.
+    fn gain(&self, change: &[f64]) -> f64 {
+        let pieces =
+            change.par_chunks(self.inputs * OUTPUTS).zip(self.cross.par_chunks(self.inputs * OUTPUTS));
+        let gains: Vec<f64> = pieces
+            .map(|(change, cross)| {
                 let columns =
-                    DMatrixView::from_slice(columns, change.nrows(), columns.len() / change.nrows());
-                columns.dot(&(&self.gram * columns))
+                    MatRef::from_column_major_slice(change, self.inputs, change.len() / self.inputs);
+                let mut predicted = Mat::zeros(columns.nrows(), columns.ncols());
+                matmul(predicted.as_mut(), Accum::Replace, self.gram(), columns, 1.0, Par::Seq);
+                let predicted: f64 = (0..columns.ncols())
+                    .map(|c| {
+                        columns.col(c).iter().zip(predicted.col(c).iter()).map(|(a, b)| a * b).sum::<f64>()
+                    })
+                    .sum();
+                2.0 * change.iter().zip(cross).map(|(a, b)| a * b).sum::<f64>() - predicted
             })
-            .collect::<Vec<f64>>()
-            .into_iter()
-            .sum();
-        2.0 * change.dot(&self.cross) - predicted
+            .collect();
+        gains.into_iter().sum()
     }
 }
 
-fn add_to(sum: &mut DMatrix<f64>, rows: &Tensor) {
-    let cols = rows.cols();
-    for (r, row) in rows.data().chunks_exact(cols.max(1)).enumerate() {
-        row.iter().enumerate().for_each(|(c, v)| sum[(r, c)] += f64::from(*v));
-    }
+/// Rows of a tensor are columns here, or it is symmetric.
+fn add_to(sum: &mut [f64], rows: &Tensor) {
+    sum.iter_mut().zip(rows.data()).for_each(|(sum, v)| *sum += f64::from(*v));
 }
 
 /// Ridges tried, as shares of the Gram matrix's mean diagonal.
@@ -85,22 +98,23 @@ pub(crate) struct Ridge {
 
 /// The ridge solution on `fit` that removes most of `held_out`; `None` if none removes any.
 pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Result<Option<Ridge>> {
-    let inputs = fit.gram.nrows();
-    let mean = fit.gram.diagonal().sum() / inputs.max(1) as f64;
+    let inputs = fit.inputs;
+    let diagonal: f64 = (0..inputs).map(|i| fit.gram[i * (inputs + 1)]).sum();
+    let mean = diagonal / inputs.max(1) as f64;
     if !(mean.is_finite() && mean > 0.0 && held_out.power > 0.0) {
         return Ok(None);
     }
-    let mut best: Option<(f64, f64, DMatrix<f64>)> = None;
+    let mut best: Option<(f64, f64, Vec<f64>)> = None;
     for ridge in RIDGES {
         interrupt::check()?;
-        let mut gram = fit.gram.clone();
+        let mut gram = fit.gram().to_owned();
         (0..inputs).for_each(|i| gram[(i, i)] += ridge * mean);
         // Not positive definite: too little data for so small a ridge.
-        let Some(factor) = gram.cholesky() else { continue };
+        let Ok(factor) = gram.llt(Side::Lower) else { continue };
         let mut change = fit.cross.clone();
-        change.as_mut_slice().par_chunks_mut(inputs * 16).for_each(|columns| {
+        change.par_chunks_mut(inputs * OUTPUTS).for_each(|columns| {
             let count = columns.len() / inputs;
-            factor.solve_mut(&mut nalgebra::DMatrixViewMut::from_slice(columns, inputs, count));
+            factor.solve_in_place(MatMut::from_column_major_slice_mut(columns, inputs, count));
         });
         let gain = held_out.gain(&change);
         if gain.is_finite() && best.as_ref().is_none_or(|(most, ..)| gain > *most) {
@@ -108,14 +122,10 @@ pub(crate) fn ridge(fit: &Moments, held_out: &Moments) -> Result<Option<Ridge>> 
         }
     }
     let Some((gain, ridge, change)) = best.filter(|(gain, ..)| *gain > 0.0) else { return Ok(None) };
-    // nalgebra stores columns one after the other: an (inputs, outputs) matrix is our (outputs, inputs) by
-    // rows.
-    let data = change.as_slice().iter().map(|v| *v as f32).collect();
-    Ok(Some(Ridge {
-        ridge,
-        change: Tensor::from_vec(&[change.ncols(), inputs], data),
-        repaired: gain / held_out.power,
-    }))
+    // An (inputs, outputs) matrix by columns is our (outputs, inputs) by rows.
+    let data: Vec<f32> = change.iter().map(|v| *v as f32).collect();
+    let change = Tensor::from_vec(&[data.len() / inputs, inputs], data);
+    Ok(Some(Ridge { ridge, change, repaired: gain / held_out.power }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! What heads cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in
-//! heads.
+//! What units cost in parameters, multiply-accumulates or measured time, for budgets that are not counted in
+//! units.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,16 +12,16 @@ use crate::eval::median;
 use crate::model::{Batch, Hooks, Model};
 use crate::named_enum;
 use crate::spec::LayerSpec;
-use crate::units::{LayerSite, LayerUnits, Selection, UnitMap};
+use crate::units::{LayerSite, LayerUnits, Selection, Site, Sites, UnitMap};
 use crate::weights::Writer;
 use crate::{Error, Result, surgery};
 
 named_enum! {
     /// What a pruning ratio is a share of.
     Currency, "budget" {
-        /// Query heads.
+        /// The units themselves. Kinds do not compete: of each the same share goes.
         #[default]
-        Heads = "heads",
+        Units = "units",
         /// Elements of all weights.
         Parameters = "parameters",
         /// Multiply-accumulates per token at the run's sequence length.
@@ -40,7 +41,7 @@ pub struct Prices<'a> {
 
 #[derive(Debug, Clone)]
 enum Count {
-    Heads,
+    Units,
     Parameters,
     Macs,
     /// Seconds of everything else, and of each layer's attention with 0, 1, 2 … query heads.
@@ -60,7 +61,7 @@ impl<'a> Prices<'a> {
         timings: Option<&Timings>,
     ) -> Result<Self> {
         let count = match (currency, timings) {
-            (Currency::Heads, _) => Count::Heads,
+            (Currency::Units, _) => Count::Units,
             (Currency::Parameters, _) => Count::Parameters,
             (Currency::Macs, _) => Count::Macs,
             (Currency::Latency, Some(timings)) => Count::Seconds(
@@ -78,16 +79,33 @@ impl<'a> Prices<'a> {
     /// again.
     pub fn total(&self, units: &UnitMap) -> f64 {
         match &self.count {
-            Count::Heads => units.num_active() as f64,
+            Count::Units => Sites::FINEST.iter().map(|site| units.count(site)).sum::<usize>() as f64,
             Count::Parameters => self.model.cost_with(units, self.length).parameters as f64,
             Count::Macs => self.model.cost_with(units, self.length).macs_per_token as f64,
             Count::Seconds(rest, tables) => {
                 let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| {
-                    table[layer.active().len().min(table.len() - 1)]
+                    table[layer.count(Site::Head).min(table.len() - 1)]
                 };
                 rest + units.layers().iter().zip(tables).map(seconds).sum::<f64>()
             }
         }
+    }
+}
+
+impl Prices<'_> {
+    /// What a unit of each place costs on average, with all that goes with it.
+    pub(crate) fn of_units(&self, units: &UnitMap, sites: Sites) -> BTreeMap<LayerSite, f64> {
+        let all = self.total(units);
+        let price = |place: LayerSite| {
+            let there = units.layers()[place.layer].units(place.site);
+            let mut less = units.clone();
+            let gone = there.get(1..).unwrap_or_default().to_vec();
+            let count = gone.len().max(1) as f64;
+            less.remove(&Selection::from([(place, gone)]), 1).ok().map(|()| (all - self.total(&less)) / count)
+        };
+        let layers = 0..units.layers().len();
+        let places = sites.iter().flat_map(|site| layers.clone().map(move |layer| LayerSite { layer, site }));
+        places.filter_map(|place| Some((place, price(place)?))).collect()
     }
 }
 
@@ -137,7 +155,7 @@ impl Timings {
                 "timings: expected seconds, of attention none less than the one before",
             ));
         }
-        let restorable = model.archive().restorable(model.units());
+        let restorable = model.archive().restorable(model.units(), Site::Head);
         let table = |(layer, gone): (usize, &usize)| {
             let name = model.layer_name(layer);
             let found = self.attention.iter().find(|times| times.layers.contains(&name));
@@ -178,7 +196,9 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
         Ok(())
     })?;
     let mut full = model.clone();
-    surgery::restore(&mut full, None, &model.archive().selection(), 1.0)?;
+    let mut back = model.archive().selection();
+    back.retain(|place, _| place.site == Site::Head);
+    surgery::restore(&mut full, None, &back, 1.0)?;
     let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
     for (layer, spec) in model.spec().layers.iter().enumerate() {
         match shapes.iter_mut().find(|(known, _)| known == spec) {
@@ -280,7 +300,8 @@ mod tests {
     fn prices_are_the_costs_of_the_model_that_surgery_leaves() {
         let (model, less) = pruned(&[(0, vec![0, 1, 2, 3]), (2, vec![5]), (3, vec![0, 7])]);
         let prices = |currency| Prices::new(&model, currency, 64, None).expect("no timings needed");
-        assert_eq!(prices(Currency::Heads).total(less.units()), less.units().num_active() as f64);
+        let there: usize = Sites::FINEST.iter().map(|site| less.units().count(site)).sum();
+        assert_eq!(prices(Currency::Units).total(less.units()), there as f64);
         assert_eq!(prices(Currency::Parameters).total(less.units()), less.num_parameters() as f64);
         assert_eq!(prices(Currency::Macs).total(less.units()), less.cost(64).macs_per_token as f64);
         assert!(Prices::new(&model, Currency::Latency, 64, None).is_err());
@@ -317,7 +338,10 @@ mod tests {
         let all: Vec<(usize, Vec<usize>)> = (0..4).map(|layer| (layer, vec![0, 1, 2, 3])).collect();
         let (model, less) = pruned(&all);
         let times = |seconds: std::ops::Range<u32>| {
-            vec![AttentionTimes { layers: model.layer_names(), seconds: seconds.map(f64::from).collect() }]
+            vec![AttentionTimes {
+                layers: model.paths().of(Site::Head).to_vec(),
+                seconds: seconds.map(f64::from).collect(),
+            }]
         };
         let timings = Timings { rest: 2.0, attention: times(0..9) };
         for from in [&model, &less] {

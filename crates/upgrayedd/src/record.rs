@@ -79,7 +79,7 @@ pub struct Speed {
     pub length: usize,
 }
 
-/// What came of one layer.
+/// What came of one layer's writer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerRefit {
     /// λ as a share of the mean square of the inputs; absent if no λ helped.
@@ -93,9 +93,9 @@ pub struct LayerRefit {
 pub struct CycleRecord {
     /// From 1.
     pub cycle: usize,
-    /// Query heads removed; 0 where numbers ceased to be finite before learning.
+    /// Units removed; 0 where numbers ceased to be finite before learning.
     pub pruned: usize,
-    /// Query heads grown back; the same.
+    /// Units grown back; the same.
     pub grown: usize,
     /// Query heads at the end.
     pub active: usize,
@@ -118,6 +118,8 @@ pub struct Snapshot {
     pub speed: Speed,
     /// Query heads left in each layer, original indices.
     pub heads: Vec<Vec<usize>>,
+    /// Channels left in each layer.
+    pub channels: Vec<usize>,
 }
 
 /// The outcome of a run, `summary.json`.
@@ -129,6 +131,8 @@ pub struct Summary {
     pub after: Snapshot,
     /// Query heads of each layer of the unpruned model.
     pub heads_per_layer: Vec<usize>,
+    /// Channels of each layer of the unpruned model.
+    pub channels_per_layer: Vec<usize>,
     /// Cycle by cycle.
     pub cycles: Vec<CycleRecord>,
     /// What the result was computed and timed on; absent for the CPU.

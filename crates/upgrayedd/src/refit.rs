@@ -1,27 +1,25 @@
-//! Least-squares repair without training: after pruning, the remaining heads' output projections are changed
-//! such that the residual stream is again as close as they can bring it to that of the parent (the model
-//! before pruning).
+//! Least-squares repair without training: after pruning, the projections through which the remaining units
+//! write are changed such that the residual stream is again as close as they can bring it to that of the parent
+//! (the model before pruning).
 //!
-//! Layer by layer, student and parent side by side: with X the student's output-projection input and R what
+//! Writer by writer, student and parent side by side: with X what the student's writer reads and R what
 //! the stream then lacks, W' = W + argmin |R − X ΔWᵀ|² + λ|ΔW|². Where the projection has a bias, X has a
 //! column of ones for it. Because R is a difference of streams and not of one layer's outputs, a layer
 //! repairs what the layers below could not. The ridge λ is chosen on sequences that the solution has not
 //! seen, and a solution that does not help there is not used.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use upgrayedd_nn::{Tape, Tensor, Var, ops, trim_buffers};
 
 use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
-use crate::model::{Batch, Hooks, Model};
+use crate::model::{Batch, Hooks, LayerVars, Model};
 use crate::record::LayerRefit;
 use crate::reduce::Reduce;
 use crate::weights::Writer;
 use crate::{Error, Result};
-
-/// What is repaired: heads write through it.
-const WRITER: Writer = Writer::Attention;
 
 /// Every fifth batch only judges.
 const JUDGES: usize = 5;
@@ -34,6 +32,20 @@ struct Pair {
     parent: Tensor,
 }
 
+/// What a refit came to: of each writer that it repaired, layer by layer.
+pub type Repairs = BTreeMap<Writer, Vec<LayerRefit>>;
+
+/// The writers whose units are not those of the parent.
+fn writers(model: &Model, parent: &Model) -> Vec<Writer> {
+    let differs = |writer: &Writer| {
+        let units = |model: &Model| -> Vec<Vec<usize>> {
+            model.units().layers().iter().map(|layer| layer.units(writer.site())).collect()
+        };
+        units(model) != units(parent)
+    };
+    Writer::ALL.into_iter().filter(differs).collect()
+}
+
 /// Sequences `indices` of `data` in batches of at most `batch_size`, and in at least five if there are as
 /// many sequences.
 pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batch> {
@@ -41,18 +53,14 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
     indices.chunks(size).map(|indices| data.batch(indices, Pass::Fixed)).collect()
 }
 
-/// Repairs `model` towards `parent` on `batches`; their targets are not looked at.
+/// Repairs the writers of `model` that have lost units towards `parent` on `batches`, whose targets are not looked
+/// at.
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for fewer than two batches, one to fit on and one to judge by, and for a
 /// parent with other layers or another width; [`Error::Interrupted`] if the work is stopped; and what
 /// `reduce` returns. Nothing changes then.
-pub fn refit(
-    model: &mut Model,
-    parent: &Model,
-    batches: Vec<Batch>,
-    reduce: &dyn Reduce,
-) -> Result<Vec<LayerRefit>> {
+pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dyn Reduce) -> Result<Repairs> {
     if batches.len() < 2 {
         return Err(Error::does_not_fit(
             "refit needs at least 2 calibration sequences: one to fit on and one to judge by",
@@ -68,27 +76,44 @@ pub fn refit(
     let mut repaired = model.clone();
     let mut pairs: Vec<Pair> =
         batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
-    let mut report = Vec::with_capacity(model.spec().num_layers());
+    let writers = writers(model, parent);
+    let mut repairs: Repairs = writers.iter().map(|writer| (*writer, Vec::new())).collect();
     for layer in 0..model.spec().num_layers() {
         let contexts =
-            pairs.iter().map(|pair| pair.inputs(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
-        report.push(solve(&mut repaired, (parent, layer), &pairs, &contexts, reduce)?);
+            pairs.iter().map(|pair| pair.contexts(&repaired, parent, layer)).collect::<Result<Vec<_>>>()?;
+        if let Some(report) = repairs.get_mut(&Writer::Attention) {
+            report.push(solve_attention(&mut repaired, (parent, layer), &pairs, &contexts, reduce)?);
+        }
+        let mut reads = Vec::with_capacity(pairs.len());
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
-            pair.student = finish(&repaired, layer, &pair.student, student)?;
-            pair.parent = finish(parent, layer, &pair.parent, teacher)?;
+            let student = after_attention(&repaired, layer, &pair.student, student)?;
+            let teacher = after_attention(parent, layer, &pair.parent, teacher)?;
+            (pair.student, pair.parent) = (student.0, teacher.0);
+            reads.push((student.1, teacher.1));
+        }
+        if let Some(report) = repairs.get_mut(&Writer::Mlp) {
+            report.push(solve_mlp(&mut repaired, (parent, layer), &pairs, &reads, reduce)?);
+        }
+        for (pair, (student, teacher)) in pairs.iter_mut().zip(reads) {
+            let hidden = hidden(&repaired, layer, &student)?;
+            pair.student = written(&repaired, (layer, Writer::Mlp), &pair.student, &hidden)?;
+            let hidden = self::hidden(parent, layer, &teacher)?;
+            pair.parent = written(parent, (layer, Writer::Mlp), &pair.parent, &hidden)?;
         }
     }
     *model = repaired;
     trim_buffers();
-    Ok(report)
+    Ok(repairs)
 }
 
-/// Takes back what repairs have changed, where all heads of `parent` are there again.
+/// Takes back what repairs have changed, where all units of `parent` are there again.
 pub(crate) fn undo(model: &mut Model, parent: &Model) {
     for layer in 0..model.spec().num_layers() {
-        let (id, bias) = model.writer(layer, WRITER);
-        for id in [Some(id), bias].into_iter().flatten() {
-            model.params_mut().set(id, parent.params().get(id).clone());
+        for writer in Writer::ALL {
+            let (id, bias) = model.writer(layer, writer);
+            for id in [Some(id), bias].into_iter().flatten() {
+                model.params_mut().set(id, parent.params().get(id).clone());
+            }
         }
     }
 }
@@ -104,8 +129,8 @@ impl Pair {
         Ok(Self { batch, positions, student, parent })
     }
 
-    /// What both models' output projections of a layer read.
-    fn inputs(&self, model: &Model, parent: &Model, layer: usize) -> Result<(Tensor, Tensor)> {
+    /// What both models' attention makes in a layer, for its writer to read.
+    fn contexts(&self, model: &Model, parent: &Model, layer: usize) -> Result<(Tensor, Tensor)> {
         let context = |model: &Model, x: &Tensor| {
             let mut tape = Tape::inference(model.device(), model.params());
             let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
@@ -117,51 +142,116 @@ impl Pair {
     }
 }
 
-/// Changes the output projection of a layer, if that helps.
-fn solve(
+/// Sums for the solution and for the judgement of it.
+struct Sums {
+    fit: Moments,
+    held_out: Moments,
+}
+
+impl Sums {
+    fn new(model: &Model, (layer, writer): (usize, Writer)) -> Self {
+        let (id, bias) = model.writer(layer, writer);
+        let (outputs, features) = (model.params().get(id).rows(), model.params().get(id).cols());
+        let inputs = features + usize::from(bias.is_some());
+        Self { fit: Moments::new(inputs, outputs), held_out: Moments::new(inputs, outputs) }
+    }
+
+    /// Adds what the writer reads in the `i`-th of `count` batches, and what is missing after it.
+    fn add(
+        &mut self,
+        model: &Model,
+        from: (usize, Writer),
+        (i, count): (usize, usize),
+        batch: &Batch,
+        read: &Tensor,
+        mut missing: Tensor,
+    ) -> Result<()> {
+        let bias = model.writer(from.0, from.1).1;
+        let mut x = if bias.is_some() { with_ones(read) } else { read.clone() };
+        if let Some(mask) = &batch.mask {
+            // Padding never counts.
+            x.blank_rows(mask);
+            missing.blank_rows(mask);
+        }
+        let judges = i % JUDGES == JUDGES - 1 || (i + 1 == count && i < JUDGES);
+        let moments = if judges { &mut self.held_out } else { &mut self.fit };
+        Ok(moments.add(model.device(), &x, &missing)?)
+    }
+
+    /// Changes the writer, if that helps.
+    fn solve(
+        mut self,
+        model: &mut Model,
+        (layer, writer): (usize, Writer),
+        reduce: &dyn Reduce,
+    ) -> Result<LayerRefit> {
+        self.fit.reduce(reduce)?;
+        self.held_out.reduce(reduce)?;
+        let Some(found) = ridge(&self.fit, &self.held_out)? else {
+            return Ok(LayerRefit { ridge: None, repaired: 0.0 });
+        };
+        let (id, bias) = model.writer(layer, writer);
+        let features = model.params().get(id).cols();
+        let rows = || found.change.data().chunks_exact(found.change.cols());
+        let device = model.device();
+        model.params_mut().edit(device, id, |weight| {
+            let lines = weight.data_mut().chunks_exact_mut(features).zip(rows());
+            lines.for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
+        });
+        if let Some(bias) = bias {
+            model.params_mut().edit(device, bias, |bias| {
+                bias.data_mut().iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
+            });
+        }
+        Ok(LayerRefit { ridge: Some(found.ridge), repaired: found.repaired })
+    }
+}
+
+/// What the student's stream lacks of its parent's, given what both read.
+fn missing(
+    from: (usize, Writer),
+    student: (&Model, &Tensor, &Tensor),
+    parent: (&Model, &Tensor, &Tensor),
+) -> Result<Tensor> {
+    let of =
+        |(model, x, read): (&Model, &Tensor, &Tensor)| Ok::<_, Error>(added(model, from, x, read)?.to_host());
+    let (mut missing, there) = (of(parent)?, of(student)?);
+    missing.data_mut().iter_mut().zip(there.data()).for_each(|(m, t)| *m -= t);
+    Ok(missing)
+}
+
+fn solve_attention(
     model: &mut Model,
     (parent, layer): (&Model, usize),
     pairs: &[Pair],
     contexts: &[(Tensor, Tensor)],
     reduce: &dyn Reduce,
 ) -> Result<LayerRefit> {
-    let (id, bias) = model.writer(layer, WRITER);
-    let (outputs, features) = (model.params().get(id).rows(), model.params().get(id).cols());
-    let inputs = features + usize::from(bias.is_some());
-    let (mut fit, mut held_out) = (Moments::new(inputs, outputs), Moments::new(inputs, outputs));
+    let from = (layer, Writer::Attention);
+    let mut sums = Sums::new(model, from);
     for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
-        let mut missing = added(parent, layer, &pair.parent, teacher)?.to_host();
-        let student_output = added(model, layer, &pair.student, student)?.to_host();
-        let student = &student.to_host();
-        missing.data_mut().iter_mut().zip(student_output.data()).for_each(|(m, t)| *m -= t);
-        let mut x = if bias.is_some() { with_ones(student) } else { student.clone() };
-        if let Some(mask) = &pair.batch.mask {
-            // Padding never counts.
-            x.blank_rows(mask);
-            missing.blank_rows(mask);
-        }
-        let moments = if i % JUDGES == JUDGES - 1 || (i + 1 == pairs.len() && i < JUDGES) {
-            &mut held_out
-        } else {
-            &mut fit
-        };
-        moments.add(model.device(), &x, &missing)?;
+        let lacks = missing(from, (model, &pair.student, student), (parent, &pair.parent, teacher))?;
+        sums.add(model, from, (i, pairs.len()), &pair.batch, &student.to_host(), lacks)?;
     }
-    fit.reduce(reduce)?;
-    held_out.reduce(reduce)?;
-    let Some(found) = ridge(&fit, &held_out)? else { return Ok(LayerRefit { ridge: None, repaired: 0.0 }) };
-    let rows = || found.change.data().chunks_exact(inputs);
-    let device = model.device();
-    model.params_mut().edit(device, id, |weight| {
-        let lines = weight.data_mut().chunks_exact_mut(features).zip(rows());
-        lines.for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
-    });
-    if let Some(bias) = bias {
-        model.params_mut().edit(device, bias, |bias| {
-            bias.data_mut().iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
-        });
+    sums.solve(model, from, reduce)
+}
+
+/// Hidden layers are wide: each is made when it is needed, and made again afterwards.
+fn solve_mlp(
+    model: &mut Model,
+    (parent, layer): (&Model, usize),
+    pairs: &[Pair],
+    reads: &[(Tensor, Tensor)],
+    reduce: &dyn Reduce,
+) -> Result<LayerRefit> {
+    let from = (layer, Writer::Mlp);
+    let mut sums = Sums::new(model, from);
+    for (i, (pair, (student, teacher))) in pairs.iter().zip(reads).enumerate() {
+        let (student, teacher) = (hidden(model, layer, student)?, hidden(parent, layer, teacher)?);
+        let lacks = missing(from, (model, &pair.student, &student), (parent, &pair.parent, &teacher))?;
+        sums.add(model, from, (i, pairs.len()), &pair.batch, &student.to_host(), lacks)?;
     }
-    Ok(LayerRefit { ridge: Some(found.ridge), repaired: found.repaired })
+    sums.solve(model, from, reduce)
 }
 
 /// `x (N, inputs)` with a column of ones at its end.
@@ -176,19 +266,34 @@ fn with_ones(x: &Tensor) -> Tensor {
 
 /// What is to be repaired: the stream with what the writer makes of its inputs added, before any norm; or what
 /// the writer makes alone, where a norm reads that.
-fn added(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+fn added(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
-    let (x, context) = (tape.constant(x.clone()), tape.constant(context.clone()));
-    let written = model.project(&mut tape, layer, WRITER, context, None)?;
-    if !model.adds_plainly(layer, WRITER) {
+    let (x, read) = (tape.constant(x.clone()), tape.constant(read.clone()));
+    let written = model.project(&mut tape, layer, writer, read, None)?;
+    if !model.adds_plainly(layer, writer) {
         return Ok(written.tensor().clone());
     }
     Ok(ops::add(&mut tape, &x, &written)?.tensor().clone())
 }
 
-/// The stream after the whole layer.
-fn finish(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<Tensor> {
+/// The stream after a layer's attention, and what its MLP reads.
+fn after_attention(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<(Tensor, Tensor)> {
     let mut tape = Tape::inference(model.device(), model.params());
     let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
-    Ok(model.after_attention(&mut tape, layer, x, context, (None, None))?.tensor().clone())
+    let (x, read) = model.after_attention(&mut tape, layer, x, context, &LayerVars::default())?;
+    Ok((x.tensor().clone(), read.tensor().clone()))
+}
+
+/// What a layer's MLP makes of what it reads, for its writer to read.
+fn hidden(model: &Model, layer: usize, read: &Tensor) -> Result<Tensor> {
+    let mut tape = Tape::inference(model.device(), model.params());
+    let read = tape.constant(read.clone());
+    Ok(model.mlp_hidden(&mut tape, layer, &read, None, &mut Hooks::default())?.tensor().clone())
+}
+
+/// The stream after a writer.
+fn written(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &Tensor) -> Result<Tensor> {
+    let mut tape = Tape::inference(model.device(), model.params());
+    let (x, read) = (tape.constant(x.clone()), tape.constant(read.clone()));
+    Ok(model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?.tensor().clone())
 }

@@ -109,7 +109,7 @@ impl RunDir {
             write_file(&dir.join("base/config.json"), config.as_bytes())?;
             if run.given.model {
                 write_weights(model, &dir.join("base"))?;
-                model.archive().save(&dir.join("base").join(ARCHIVE_FILE), &model.layer_names())?;
+                model.archive().save(&dir.join("base").join(ARCHIVE_FILE), &model.paths())?;
             }
             if let Some(set_aside) = set_aside {
                 let json = serde_json::to_vec(set_aside).map_err(|e| Error::malformed(e.to_string()))?;
@@ -268,7 +268,7 @@ impl RunDir {
             std::fs::remove_dir_all(&result).map_err(Error::io(&result, "replace"))?;
         }
         self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
-        model.archive().save(&self.path.join(ARCHIVE_FILE), &model.layer_names())?;
+        model.archive().save(&self.path.join(ARCHIVE_FILE), &model.paths())?;
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::malformed(e.to_string()))?;
         let path = self.path.join("summary.json");
         let beside = self.path.join(format!("{PARTIAL}summary.json"));

@@ -11,7 +11,7 @@ use crate::learner::{Learner, Step, Update};
 use crate::model::{Batch, Distill};
 use crate::named_enum;
 use crate::reduce::Reduce;
-use crate::units::Selection;
+use crate::units::{LayerSite, Selection};
 use crate::{Error, Model, Result, surgery};
 
 named_enum! {
@@ -99,7 +99,7 @@ pub struct Place {
 ///
 /// # Errors
 /// Returns what [`Learner::step`], `data` and `on_step` return, [`Error::Data`] if an epoch has no batches,
-/// and [`Error::Unsupported`] if `growing` names units other than heads.
+/// and [`Error::Unsupported`] if `growing` names units that have no gates.
 ///
 /// # Panics
 /// If `gradient_accumulation` is 0, or `growing` names a layer that the model does not have.
@@ -181,7 +181,10 @@ pub fn learn(
 
 /// Makes the gates part of the weights.
 pub(crate) fn fold_all_gates(model: &mut Model) {
-    (0..model.spec().num_layers()).for_each(|layer| surgery::fold_gates(model, layer));
+    for layer in 0..model.spec().num_layers() {
+        surgery::fold_gates(model, LayerSite::heads(layer));
+        surgery::fold_gates(model, LayerSite::channels(layer));
+    }
 }
 
 /// Steps of `total` over which heads are faded in.

@@ -264,7 +264,7 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         (1.0, vec![0.1; 8]),
         (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
-        let layers = builtin::model().unwrap().layer_names();
+        let layers = builtin::model().unwrap().paths().of(upgrayedd::units::Site::Head).to_vec();
         let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
         let timings = Some(Timings { rest: timings.0, attention });
         let given = Given { timings, ..Given::default() };

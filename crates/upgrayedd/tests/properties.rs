@@ -159,7 +159,7 @@ proptest! {
         prop_assert_eq!(&again.units(), &model.units());
         prop_assert!(weights(&again) == weights(&model));
         let file = dir.path().join("archive.safetensors");
-        model.archive().save(&file, &model.layer_names()).unwrap();
+        model.archive().save(&file, &model.paths()).unwrap();
         prop_assert!(upgrayedd::surgery::load_archive(&file, &again).unwrap() == *model.archive());
         // Dense: the original shape, the same logits.
         let dense = dir.path().join("dense");
@@ -354,7 +354,7 @@ fn a_regrown_head_at_gate_zero_changes_nothing() {
         }
         let gated = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(before == gated, "{name}");
-        (0..2).for_each(|layer| surgery::fold_gates(&mut model, layer));
+        (0..2).for_each(|layer| surgery::fold_gates(&mut model, LayerSite::heads(layer)));
         let folded = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(
             gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5),

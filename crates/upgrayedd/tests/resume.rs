@@ -280,12 +280,12 @@ impl Strategy for Lost {
         let scores = self.sane.importances(context)?;
         Ok(if std::mem::replace(&mut self.scores, true) { scores } else { scores.map(|_| f64::NAN) })
     }
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> upgrayedd::Result<Selection> {
-        self.sane.select_heads_to_prune(view)
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> upgrayedd::Result<Selection> {
+        self.sane.select_units_to_prune(view)
     }
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> upgrayedd::Result<BTreeMap<usize, usize>> {
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> upgrayedd::Result<BTreeMap<usize, usize>> {
         if std::mem::replace(&mut self.grows, true) {
-            return self.sane.select_heads_to_grow(view);
+            return self.sane.select_units_to_grow(view);
         }
         Err(Error::NotFinite("a gain is NaN".to_owned()))
     }

@@ -12,6 +12,7 @@ use upgrayedd::nn::{Tape, Tensor};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
 use upgrayedd::units::{LayerSite, Scores};
+use upgrayedd::weights::Writer;
 
 fn load(name: &str) -> Model {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -212,12 +213,14 @@ fn contexts(model: &Model, data: &Dataset) -> Vec<Vec<Vec<f32>>> {
     let mut contexts = vec![Vec::new(); model.spec().num_layers()];
     for sequence in 0..data.len() {
         let batch = data.batch(&[sequence], Pass::Fixed);
-        let mut look = |layer: usize, x: &Tensor| {
-            contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
+        let mut look = |(layer, writer): (usize, Writer), x: &Tensor| {
+            if writer == Writer::Attention {
+                contexts[layer].extend(x.data().chunks_exact(x.cols()).map(<[f32]>::to_vec));
+            }
             Ok(())
         };
         let mut tape = Tape::inference(model.device(), model.params());
-        model.hidden(&mut tape, &batch, &mut Hooks { context: Some(&mut look), ..Hooks::default() }).unwrap();
+        model.hidden(&mut tape, &batch, &mut Hooks { read: Some(&mut look), ..Hooks::default() }).unwrap();
     }
     contexts
 }

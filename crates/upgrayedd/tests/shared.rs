@@ -151,7 +151,7 @@ fn a_refit_sees_all_the_sequences() {
             .unwrap();
         let indices: Vec<usize> = range.collect();
         let layers = refit(&mut pruned, &parent, batches(&data(&parent), &indices, 1), reduce).unwrap();
-        layers.iter().map(|layer| layer.repaired).collect::<Vec<f64>>()
+        layers.values().flatten().map(|layer| layer.repaired).collect::<Vec<f64>>()
     });
     // Which sequences judge differs, but both halves know of all of them.
     assert!(first == second && first[0] > 0.0, "{first:?}");

@@ -18,30 +18,30 @@ use crate::{Error, Result};
 
 const MODELING_FILE: &str = "modeling_upgrayedd";
 
-/// Really smaller: layers with the heads that they have.
+/// Really smaller: layers with the units that they have.
 pub static HF: Format = Format {
     name: "hf",
     summary: "really smaller",
     note: |model| {
-        if model.units.num_pruned() > 0 {
+        if !model.units.is_full() {
             "really smaller: load it in transformers with trust_remote_code=True"
         } else {
-            "all heads are there: it loads anywhere"
+            "nothing is missing: it loads anywhere"
         }
     },
     write: |model, dtype, dir| write(model, false, dtype, dir),
 };
 
-/// In the original shape, zeros where heads were: loads anywhere, **no speed-up**.
+/// In the original shape, zeros where units were: loads anywhere, **no speed-up**.
 pub static HF_DENSE: Format = Format {
     name: "hf-dense",
     summary: "zeros in the original shape, no speed-up",
-    note: |_| "in its original shape with zeros where heads were: it loads anywhere and is no faster",
+    note: |_| "in its original shape with zeros where units were: it loads anywhere and is no faster",
     write: |model, dtype, dir| write(model, true, dtype, dir),
 };
 
 fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result<()> {
-    let pruned = model.units.num_pruned() > 0 && !dense;
+    let pruned = !model.units.is_full() && !dense;
     let config = config_json(model, pruned, dtype.unwrap_or(model.dtype()));
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::malformed(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
@@ -68,7 +68,7 @@ fn write_tensors(
 /// canonical names.
 const OWN_DTYPES: &str = "upgrayedd.dtypes";
 
-/// Writes the weights alone, with the heads that are left, exactly as they are: those that their own element
+/// Writes the weights alone, with the units that are left, exactly as they are: those that their own element
 /// type cannot hold in f32. [`own_dtypes`] has the types of those.
 ///
 /// # Errors
@@ -100,13 +100,13 @@ pub fn own_dtypes(dir: &Path) -> Result<BTreeMap<String, DType>> {
     serde_json::from_str(own).map_err(|e| Error::bad_file(&path, format!("{OWN_DTYPES}: {e}")))
 }
 
-/// The model with a config.json that describes it as it is, heads included.
+/// The model with a config.json that describes it as it is, units included.
 pub fn with_own_config(mut model: Model) -> Model {
-    model.config = config_json(&model, model.units.num_pruned() > 0, model.dtype());
+    model.config = config_json(&model, !model.units.is_full(), model.dtype());
     model
 }
 
-/// The config as it was read, with the heads that are left.
+/// The config as it was read, with the units that are left.
 fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     let mut config = model.config.clone();
     let Some(map) = config.as_object_mut() else { return config };
@@ -130,7 +130,7 @@ fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     if pruned {
         map.insert(
             CONFIG_KEY.to_owned(),
-            json!({ "format_version": FORMAT, "units": model.units.record(&model.layer_names()) }),
+            json!({ "format_version": FORMAT, "units": model.units.record(&model.paths()) }),
         );
         let class = |name: &str| format!("{MODELING_FILE}.{name}");
         let mut auto_map = json!({ "AutoModel": class("UpgrayeddModel") });
@@ -152,7 +152,7 @@ fn stored_name<'a>(model: &Model, hf_name: &'a str) -> &'a str {
 }
 
 /// All weights under their Hugging Face names, in their layout, and the type that each has in files; `dense`
-/// puts zeros where heads are missing. Those that nothing has changed may still be as their file has them
+/// puts zeros where units are missing. Those that nothing has changed may still be as their file has them
 /// ([`Tensor::to_host`]).
 pub fn tensors(model: &Model, dense: bool) -> Vec<(String, Tensor, DType)> {
     let table = (model.family.weights)(&model.spec);
@@ -215,7 +215,7 @@ fn assemble(pieces: &[Piece]) -> Tensor {
     if transposed && tensor.shape().len() == 2 { tensor.to_host().transposed() } else { tensor }
 }
 
-/// A weight in the unpruned shape, zeros where heads are missing.
+/// A weight in the unpruned shape, zeros where units are missing.
 fn expand(model: &Model, weight: &Weight, tensor: &Tensor) -> Tensor {
     let (lanes, owner) = (weight.lanes(), weight.owner());
     let Some((layer, (site, width))) = weight.layer.zip(owner) else { return tensor.clone() };

@@ -6,7 +6,8 @@ use super::task::Task;
 use crate::Result;
 use crate::keys::Keys;
 use crate::spec::ModelSpec;
-use crate::weights::Weight;
+use crate::units::Paths;
+use crate::weights::{Kind, Part, Role, Weight};
 
 /// A model family, as data.
 pub struct Family {
@@ -45,6 +46,19 @@ pub struct Family {
     pub weights: fn(&ModelSpec) -> Vec<Weight>,
     /// The module path of a layer's attention, the layer's name in files and in Python.
     pub module: fn(usize) -> String,
+}
+
+impl Family {
+    /// Module paths of where the layers' units belong: channels to the module that has the projection into them.
+    pub fn paths(&self, spec: &ModelSpec) -> Paths {
+        let table = (self.weights)(spec);
+        let up = table.iter().filter(|w| w.role == Role { part: Part::Up, kind: Kind::Weight });
+        let parent = |weight: &Weight| {
+            let path = weight.hf_name.rsplitn(3, '.').nth(2);
+            path.unwrap_or_default().to_owned()
+        };
+        Paths::new((0..spec.num_layers()).map(self.module).collect(), up.map(parent).collect())
+    }
 }
 
 /// Which tokenizer class transformers takes for a family.

@@ -1,6 +1,11 @@
 //! The Python file that lets transformers load a pruned model.
 
-/// A modeling file. Several families may share one that says `STOCK` where each has its own name.
+/// What modeling files share.
+const CHANNELS: &str = include_str!("channels.py");
+const NN: &str = "from torch import nn\n";
+
+/// A modeling file. Several families may share one that says `STOCK` where each has its own name. The line that
+/// imports from `channels` is replaced by `channels.py`, since a model brings one file along.
 #[derive(Debug, Clone, Copy)]
 pub struct Modeling {
     text: &'static str,
@@ -20,8 +25,21 @@ impl Modeling {
 
     /// The file.
     pub fn text(self) -> String {
-        self.names
+        let named = self
+            .names
             .iter()
-            .fold(self.text.to_owned(), |text, (placeholder, name)| text.replace(placeholder, name))
+            .fold(self.text.to_owned(), |text, (placeholder, name)| text.replace(placeholder, name));
+        let Some(import) = named.lines().find(|line| line.starts_with("from channels import")) else {
+            return named;
+        };
+        let mut text = named.replacen(&format!("{import}\n"), "", 1);
+        if !text.contains(NN) {
+            text = text.replacen("from transformers", &format!("{NN}from transformers"), 1);
+        }
+        // After the imports.
+        let first = ["\nclass ", "\ndef "].into_iter().filter_map(|word| text.find(word)).min();
+        let functions = CHANNELS.find("def ").map_or("", |at| &CHANNELS[at..]);
+        text.insert_str(first.map_or(text.len(), |at| at + 1), &format!("{}\n\n\n", functions.trim_end()));
+        text
     }
 }

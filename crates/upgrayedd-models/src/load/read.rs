@@ -209,8 +209,7 @@ fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Resul
             "config.json: {CONFIG_KEY}.format_version is {version}: this program reads version {FORMAT}"
         )));
     }
-    let layers: Vec<String> = (0..spec.num_layers()).map(family.module).collect();
-    let units = spec.full_units().with_record(&ours["units"], &layers);
+    let units = spec.full_units().with_record(&ours["units"], &family.paths(spec));
     units.map_err(|e| Error::malformed(format!("config.json: {CONFIG_KEY}.units: {e}")))
 }
 

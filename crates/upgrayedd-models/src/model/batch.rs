@@ -8,6 +8,7 @@ use upgrayedd_nn::{Tensor, Var};
 
 use super::state::Model;
 use crate::units::LayerSite;
+use crate::weights::Writer;
 
 /// Sequences of equal (padded) length, ready for the model.
 #[derive(Debug, Clone, Default)]
@@ -84,33 +85,66 @@ pub struct Distill<'a> {
     pub share: f32,
 }
 
-/// Looks at a layer's values as they come by.
-pub type Look<'a> = dyn FnMut(usize, &Tensor) -> upgrayedd_nn::Result<()> + 'a;
+/// Looks at what a layer's writer reads as it comes by.
+pub type Look<'a> = dyn FnMut((usize, Writer), &Tensor) -> upgrayedd_nn::Result<()> + 'a;
 
 /// What a caller wants from inside the forward pass.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    /// Gates by place, overruling the model's own there; `(H)` or `(batch, H)` for a layer's H heads.
+    /// Gates by place, overruling the model's own there; `(U)` or `(batch, U)` for U units.
     pub gates: Option<&'a BTreeMap<LayerSite, Var>>,
     /// Filled with each layer's attention entropy.
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,
     /// Filled with each layer's attention probabilities, `(batch, heads, queries, keys)`.
     pub maps: Option<&'a mut Vec<Tensor>>,
-    /// Per layer: added to what attention's writer makes, `(batch · len, d)`.
-    pub offsets: Option<&'a [Var]>,
+    /// By layer and writer: added to what the writer makes, `(batch · len, d)`.
+    pub offsets: Option<&'a BTreeMap<(usize, Writer), Var>>,
     /// Filled with each layer's input, `(batch · len, d)`.
     pub inputs: Option<&'a mut Vec<Tensor>>,
-    /// Called with each layer's attention output after the gates, `(batch · len, heads · head_dim)`.
-    pub context: Option<&'a mut Look<'a>>,
+    /// Called with what each writer reads after the gates, `(batch · len, in)`.
+    pub read: Option<&'a mut Look<'a>>,
     /// For plain encoders: [`Model::wanted_rows`] of the batch, for whoever measures it more than once.
     pub wanted: Option<&'a Tensor>,
     /// Continue from here.
     pub cache: Option<&'a mut KvCache>,
 }
 
-impl<'a> Hooks<'a> {
-    /// The gates given for a layer's heads.
-    pub(super) fn gates_at(&self, layer: usize) -> Option<&'a Var> {
-        self.gates?.get(&LayerSite::heads(layer))
+impl Hooks<'_> {
+    /// What is given for a layer.
+    pub(super) fn at(&self, layer: usize) -> LayerVars {
+        let gates = |writer: Writer| self.gates?.get(&LayerSite { layer, site: writer.site() }).cloned();
+        let offset = |writer| self.offsets?.get(&(layer, writer)).cloned();
+        LayerVars { gates: Writer::ALL.map(gates), offsets: Writer::ALL.map(offset) }
+    }
+}
+
+/// Values of a caller's own that take part in a layer, by writer.
+#[derive(Debug, Clone, Default)]
+pub struct LayerVars {
+    gates: [Option<Var>; 2],
+    offsets: [Option<Var>; 2],
+}
+
+impl LayerVars {
+    /// Gates of the units that write through a writer.
+    pub(super) fn gates(&self, writer: Writer) -> Option<&Var> {
+        self.gates[writer as usize].as_ref()
+    }
+
+    /// What is added to what a writer makes.
+    pub(super) fn offset(&self, writer: Writer) -> Option<&Var> {
+        self.offsets[writer as usize].as_ref()
+    }
+
+    /// All of them in a fixed order.
+    pub(super) fn vars(&self) -> impl Iterator<Item = &Var> {
+        self.gates.iter().chain(&self.offsets).flatten()
+    }
+
+    /// The same with other values, in the order of [`Self::vars`].
+    pub(super) fn with(&self, vars: &[Var]) -> Self {
+        let mut vars = vars.iter().cloned();
+        let mut next = |var: &Option<Var>| var.as_ref().and_then(|_| vars.next());
+        Self { gates: self.gates.each_ref().map(&mut next), offsets: self.offsets.each_ref().map(&mut next) }
     }
 }

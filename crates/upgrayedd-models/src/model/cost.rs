@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Model;
 use crate::spec::Objective;
-use crate::units::UnitMap;
+use crate::units::{Site, UnitMap};
 use crate::weights::{Kind, Part, Weight};
 
-/// Size and arithmetic of a model with the heads it has.
+/// Size and arithmetic of a model with the units it has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// Elements of all weights.
@@ -50,10 +50,10 @@ impl Model {
         let width = self.spec.head_dim;
         let attention = self.spec.layers.iter().zip(units.layers()).map(|(spec, layer)| {
             let visible = spec.window.map_or(context, |window| window.min(context));
-            (2 * layer.active().len() * width).saturating_mul(visible)
+            (2 * layer.count(Site::Head) * width).saturating_mul(visible)
         });
         let attention = attention.fold(0, usize::saturating_add);
-        let kv_heads: usize = units.layers().iter().map(|layer| layer.kv_active().len()).sum();
+        let kv_heads: usize = units.layers().iter().map(|layer| layer.count(Site::KvGroup)).sum();
         let generates = self.spec.objective == Objective::CausalLm;
         Cost {
             parameters,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use upgrayedd_nn::ops::{self, AttentionInputs, AttentionShape};
 use upgrayedd_nn::{Result, Tape, Tensor, Var};
 
-use super::batch::{Batch, Hooks, KvCache};
+use super::batch::{Batch, Hooks, KvCache, LayerVars};
 use super::state::{LinearIds, Model};
 use crate::spec::{Block, Norm, Pooling, Positions, distance_bucket};
 use crate::units::LayerSite;
@@ -92,7 +92,9 @@ impl Model {
         let x = self.embed(&mut tape, batch, &positions)?;
         let Some(last) = self.layers.len().checked_sub(1) else { return Ok(()) };
         let x = self.run_layers(&mut tape, 0..last, x, batch, &positions, hooks)?;
-        self.attention_context(&mut tape, last, &x, hooks.gates_at(last), batch, &positions, hooks)?;
+        let vars = hooks.at(last);
+        let gates = vars.gates(Writer::Attention);
+        self.attention_context(&mut tape, last, &x, gates, batch, &positions, hooks)?;
         Ok(())
     }
 
@@ -111,37 +113,22 @@ impl Model {
             if let Some(inputs) = hooks.inputs.as_deref_mut() {
                 inputs.push(x.tensor().clone());
             }
-            let (gates, offset) = (hooks.gates_at(layer).cloned(), hooks.offsets.map(|o| o[layer].clone()));
+            let vars = hooks.at(layer);
             x = match recomputed.clone() {
-                None => {
-                    self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)?
-                }
+                None => self.layer(tape, layer, x, &vars, batch, positions, hooks)?,
                 Some(kept_batch) => {
-                    let (gated, positions_again) = (gates.is_some(), positions.clone());
-                    let inputs: Vec<Var> = std::iter::once(x).chain(gates).chain(offset).collect();
-                    // In the order of `inputs`.
-                    let parts = move |inputs: &[Var]| {
-                        let mut rest = inputs.iter().skip(1).cloned();
-                        let gates = if gated { rest.next() } else { None };
-                        (inputs[0].clone(), gates, rest.next())
-                    };
+                    let positions_again = positions.clone();
+                    let inputs: Vec<Var> = std::iter::once(x).chain(vars.vars().cloned()).collect();
                     // What the hooks see, they see once.
                     let first = |tape: &mut Tape<'_>, inputs: &[Var]| {
-                        let (x, gates, offset) = parts(inputs);
-                        self.layer(tape, layer, x, (gates.as_ref(), offset.as_ref()), batch, positions, hooks)
+                        let given = vars.with(&inputs[1..]);
+                        self.layer(tape, layer, inputs[0].clone(), &given, batch, positions, hooks)
                     };
+                    let vars = vars.clone();
                     tape.segment(&inputs, first, move |tape, inputs| {
-                        let (x, gates, offset) = parts(inputs);
-                        let extra = (gates.as_ref(), offset.as_ref());
-                        self.layer(
-                            tape,
-                            layer,
-                            x,
-                            extra,
-                            &kept_batch,
-                            &positions_again,
-                            &mut Hooks::default(),
-                        )
+                        let (x, given, nothing) =
+                            (inputs[0].clone(), vars.with(&inputs[1..]), &mut Hooks::default());
+                        self.layer(tape, layer, x, &given, &kept_batch, &positions_again, nothing)
                     })?
                 }
             };
@@ -183,24 +170,28 @@ impl Model {
         self.normed(tape, sum, self.outside(Part::EmbedNorm))
     }
 
-    /// One layer, with gates that overrule its own and what is added to attention's output.
+    /// One layer, with gates that overrule its own and what is added to what its writers make.
     #[expect(clippy::too_many_arguments, reason = "a batch, where it is, and what is wanted of it")]
     fn layer(
         &self,
         tape: &mut Tape<'_>,
         index: usize,
         x: Var,
-        (gates, offset): (Option<&Var>, Option<&Var>),
+        vars: &LayerVars,
         batch: &Batch,
         positions: &Arc<Vec<u32>>,
         hooks: &mut Hooks<'_>,
     ) -> Result<Var> {
+        let gates = vars.gates(Writer::Attention);
         let context = self.attention_context(tape, index, &x, gates, batch, positions, hooks)?;
-        self.after_attention(tape, index, x, context, (gates, offset))
+        let (x, read) = self.after_attention(tape, index, x, context, vars)?;
+        let hidden = self.mlp_hidden(tape, index, &read, vars.gates(Writer::Mlp), hooks)?;
+        drop(read);
+        self.write(tape, index, Writer::Mlp, &x, hidden, vars)
     }
 
-    /// The residual stream after a layer, from what its attention has read and made; gates that overrule the
-    /// layer's own, and what is added to attention's output.
+    /// The residual stream after a layer's attention has read and made `context`, and what its MLP reads: the same
+    /// but where the two work side by side.
     ///
     /// # Errors
     /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
@@ -213,18 +204,35 @@ impl Model {
         index: usize,
         x: Var,
         context: Var,
-        (gates, offset): (Option<&Var>, Option<&Var>),
-    ) -> Result<Var> {
+        vars: &LayerVars,
+    ) -> Result<(Var, Var)> {
         let read = self.spec.parallel.then(|| x.clone());
-        let mut written = self.project(tape, index, Writer::Attention, context, gates)?;
-        if let Some(offset) = offset {
+        let x = self.write(tape, index, Writer::Attention, &x, context, vars)?;
+        let read = read.unwrap_or_else(|| x.clone());
+        Ok((x, read))
+    }
+
+    /// The residual stream after a writer has read `inputs`.
+    ///
+    /// # Errors
+    /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
+    ///
+    /// # Panics
+    /// If there is no such layer, or `inputs` are not as wide as the writer reads.
+    pub fn write(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        writer: Writer,
+        x: &Var,
+        inputs: Var,
+        vars: &LayerVars,
+    ) -> Result<Var> {
+        let mut written = self.project(tape, index, writer, inputs, vars.gates(writer))?;
+        if let Some(offset) = vars.offset(writer) {
             written = ops::add(tape, &written, offset)?;
         }
-        let x = self.join(tape, index, Writer::Attention, &x, written)?;
-        let hidden = self.mlp_hidden(tape, index, read.as_ref().unwrap_or(&x))?;
-        drop(read);
-        let written = self.project(tape, index, Writer::Mlp, hidden, None)?;
-        self.join(tape, index, Writer::Mlp, &x, written)
+        self.join(tape, index, writer, x, written)
     }
 
     /// What the output projection of attention reads, `(batch · len, heads · head_dim)`; `gates` overrule the
@@ -296,8 +304,8 @@ impl Model {
             }
             None => ops::attention(tape, inputs, &shape)?,
         };
-        if let Some(look) = &mut hooks.context {
-            look(index, context.tensor())?;
+        if let Some(look) = &mut hooks.read {
+            look((index, Writer::Attention), context.tensor())?;
         }
         Ok(context)
     }
@@ -341,11 +349,8 @@ impl Model {
     ) -> Result<Var> {
         let LinearIds { weight, bias } = self.writer_ids(index, writer);
         let (weight, bias) = (tape.param(weight), bias.map(|b| tape.param(b)));
-        let gates = match writer {
-            Writer::Attention => gates.map(Var::tensor).or(self.gates(LayerSite::heads(index))),
-            Writer::Mlp => None,
-        };
-        let open = gates.and_then(|gates| self.open_features(gates));
+        let gates = gates.map(Var::tensor).or(self.gates(LayerSite { layer: index, site: writer.site() }));
+        let open = gates.and_then(|gates| open_features(gates, inputs.tensor().cols()));
         ops::linear_over(tape, &inputs, &weight, bias.as_ref(), open.as_deref())
     }
 
@@ -369,36 +374,43 @@ impl Model {
         }
     }
 
-    /// The columns of what attention writes that are not zero for shut gates, `(H)` or `(batch, H)`; `None`
-    /// if there are none of those.
-    fn open_features(&self, gates: &Tensor) -> Option<Vec<Range<usize>>> {
-        let (heads, width, gates) = (gates.cols(), self.spec.head_dim, gates.to_host());
-        let is_open = |head: &usize| gates.data().iter().skip(*head).step_by(heads).any(|g| *g != 0.0);
-        let open: Vec<_> = (0..heads).filter(is_open).map(|head| head * width..(head + 1) * width).collect();
-        (open.len() < heads).then_some(open)
-    }
-
-    /// What the MLP's down projection reads, `(batch · len, intermediate)`.
+    /// What the MLP's down projection reads, `(batch · len, channels)`; `gates` overrule the layer's own.
     ///
     /// # Errors
     /// Returns [`upgrayedd_nn::Error::Interrupted`] if the work is stopped.
     ///
     /// # Panics
     /// If there is no such layer, or `x` is not as wide as the model.
-    fn mlp_hidden(&self, tape: &mut Tape<'_>, index: usize, x: &Var) -> Result<Var> {
+    pub fn mlp_hidden(
+        &self,
+        tape: &mut Tape<'_>,
+        index: usize,
+        x: &Var,
+        gates: Option<&Var>,
+        hooks: &mut Hooks<'_>,
+    ) -> Result<Var> {
         let ids = &self.layers[index];
         let x = match self.spec.layers[index].block {
             Block::PreNorm => self.normed(tape, x.clone(), ids.norm2)?,
             Block::PostNorm => x.clone(),
         };
         let up = self.linear(tape, &x, ids.up)?;
-        match ids.gate {
+        let mut hidden = match ids.gate {
             Some(gate) => {
                 let gate = self.linear(tape, &x, gate)?;
-                ops::gated_activation(tape, self.spec.activation, &gate, &up)
+                ops::gated_activation(tape, self.spec.activation, &gate, &up)?
             }
-            None => ops::activation(tape, self.spec.activation, &up),
+            None => ops::activation(tape, self.spec.activation, &up)?,
+        };
+        drop((x, up));
+        let own = self.gates(LayerSite::channels(index)).map(|g| tape.constant(g.clone()));
+        if let Some(gates) = gates.or(own.as_ref()) {
+            hidden = ops::gate(tape, &hidden, gates)?;
         }
+        if let Some(look) = &mut hooks.read {
+            look((index, Writer::Mlp), hidden.tensor())?;
+        }
+        Ok(hidden)
     }
 
     /// What stands between hidden states and the output projection, and the projection itself.
@@ -472,6 +484,18 @@ impl Model {
         self.device.settle()?;
         Ok(read)
     }
+}
+
+/// The columns of what a writer of so many inputs reads that are not zero for shut gates, `(U)` or `(batch, U)`;
+/// `None` if there are none of those.
+fn open_features(gates: &Tensor, inputs: usize) -> Option<Vec<Range<usize>>> {
+    let (units, gates) = (gates.cols(), gates.to_host());
+    let width = inputs / units.max(1);
+    let is_open = |unit: &usize| gates.data().iter().skip(*unit).step_by(units).any(|g| *g != 0.0);
+    let open: Vec<usize> = (0..units).filter(is_open).collect();
+    let runs = open.chunk_by(|a, b| a + 1 == *b).filter_map(|run| Some((run.first()?, run.last()?)));
+    let features = runs.map(|(first, last)| first * width..(last + 1) * width).collect();
+    (open.len() < units).then_some(features)
 }
 
 impl KvCache {

@@ -10,7 +10,7 @@ mod loss;
 mod state;
 mod text;
 
-pub use batch::{Batch, Distill, Hooks, KvCache, Look};
+pub use batch::{Batch, Distill, Hooks, KvCache, LayerVars, Look};
 pub use cost::Cost;
 pub use generate::{GenerateOptions, Generation};
 pub use state::{Companions, Model};

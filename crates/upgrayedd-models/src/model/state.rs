@@ -13,7 +13,7 @@ use crate::archive::Archive;
 use crate::family::Family;
 use crate::files::DType;
 use crate::spec::{ModelSpec, Norm, Rope};
-use crate::units::{LayerSite, Site, UnitMap};
+use crate::units::{LayerSite, Paths, Site, UnitMap};
 use crate::weights::{Kind, Part, Role, Weight, Writer};
 use crate::{Error, Result, rng};
 
@@ -312,9 +312,9 @@ impl Model {
         (self.family.module)(layer)
     }
 
-    /// All layers by these paths.
-    pub fn layer_names(&self) -> Vec<String> {
-        (0..self.spec.num_layers()).map(|layer| self.layer_name(layer)).collect()
+    /// Module paths of where the layers' units belong.
+    pub fn paths(&self) -> Paths {
+        self.family.paths(&self.spec)
     }
 
     /// Changes whenever the weights or heads do: what was computed for another state no longer holds.
@@ -428,16 +428,17 @@ impl Model {
     /// makes them part of the weights.
     ///
     /// # Errors
-    /// Returns [`Error::DoesNotFit`] for another number of them, and [`Error::Unsupported`] for units other
-    /// than heads, which have none.
+    /// Returns [`Error::DoesNotFit`] for another number of them, and [`Error::Unsupported`] for kinds of
+    /// units that have none.
     pub fn set_gates(&mut self, place: LayerSite, gates: Vec<f32>) -> Result<()> {
-        if place.site != Site::Head {
-            return Err(Error::unsupported(format!("{} have no gates: expected heads", place.site.name())));
+        let name = place.site.name();
+        if !matches!(place.site, Site::Head | Site::Channel) {
+            return Err(Error::unsupported(format!("{name} have no gates: expected heads or channels")));
         }
-        let units = self.units.layers().get(place.layer).map_or(0, |layer| layer.units(place.site).len());
+        let units = self.units.layers().get(place.layer).map_or(0, |layer| layer.count(place.site));
         if gates.len() != units {
             return Err(Error::does_not_fit(format!(
-                "layer {} has {units} heads, not {} to be gated",
+                "layer {} has {units} {name}, not {} to be gated",
                 place.layer,
                 gates.len()
             )));

@@ -2,11 +2,15 @@
 //! ones for the whole life of a model. Imports nothing but errors.
 
 mod map;
+mod paths;
 mod scores;
+mod sites;
 mod unit;
 
 pub use map::{LayerUnits, UnitMap};
+pub use paths::Paths;
 pub use scores::{Scores, rank_correlation};
+pub use sites::Sites;
 pub use unit::{LayerSite, Selection, Site, Unit, heads_by_layer};
 
 /// The key in config.json under which an optimised model keeps its units.

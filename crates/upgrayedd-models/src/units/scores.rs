@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::map::{LayerUnits, UnitMap};
+use super::sites::Sites;
 use super::unit::{LayerSite, Site};
 use crate::{Error, Result};
 
@@ -19,12 +20,30 @@ impl Scores {
         Self { places: layers.into_iter().enumerate().map(place).collect() }
     }
 
-    /// Zero for every unit of a kind.
-    pub fn zeros(units: &UnitMap, site: Site) -> Self {
-        let place = |(layer, known): (usize, &LayerUnits)| {
-            (LayerSite { layer, site }, vec![0.0; known.units(site).len()])
-        };
-        Self { places: units.layers().iter().enumerate().map(place).collect() }
+    /// Zero for every unit of some kinds.
+    pub fn zeros(units: &UnitMap, sites: Sites) -> Self {
+        Self::of_places(units, sites, |place, known| vec![0.0; known.count(place.site)])
+    }
+
+    /// What `of` says for each place of units of some kinds, kind after kind.
+    pub fn of_places(
+        units: &UnitMap,
+        sites: Sites,
+        mut of: impl FnMut(LayerSite, &LayerUnits) -> Vec<f64>,
+    ) -> Self {
+        let mut places = BTreeMap::new();
+        for site in sites.iter() {
+            for (layer, known) in units.layers().iter().enumerate() {
+                let place = LayerSite { layer, site };
+                places.insert(place, of(place, known));
+            }
+        }
+        Self { places }
+    }
+
+    /// The places themselves, layer after layer.
+    pub fn places(&self) -> impl Iterator<Item = LayerSite> + '_ {
+        self.places.keys().copied()
     }
 
     /// Those of one place; none where nothing was scored.
@@ -47,9 +66,10 @@ impl Scores {
         self.iter().filter(|(place, _)| place.site == Site::Head).map(|(_, scores)| scores)
     }
 
-    /// Mean of the query heads' scores, layer by layer.
-    pub fn layer_means(&self) -> Vec<f64> {
-        self.heads().map(|l| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
+    /// Mean of the scores of a kind of units, layer by layer.
+    pub fn layer_means(&self, site: Site) -> Vec<f64> {
+        let of_site = self.iter().filter(|(place, _)| place.site == site);
+        of_site.map(|(_, l)| l.iter().sum::<f64>() / l.len().max(1) as f64).collect()
     }
 
     /// The lists themselves, in the order of [`Self::iter`].
@@ -70,12 +90,12 @@ impl Scores {
         Self { places: self.places.iter().map(place).collect() }
     }
 
-    /// Checks that the scores are those of these units, and finite.
+    /// Checks that the scores are those of these units, of these kinds at least, and finite.
     ///
     /// # Errors
     /// Returns [`Error::DoesNotFit`] for another number of scores than there are units in a place, and for a
-    /// layer whose heads have none, and [`Error::NotFinite`] for a score that is not finite.
-    pub fn check(&self, units: &UnitMap) -> Result<()> {
+    /// place that has none, and [`Error::NotFinite`] for a score that is not finite.
+    pub fn check(&self, units: &UnitMap, sites: Sites) -> Result<()> {
         for (LayerSite { layer, site }, scores) in self.iter() {
             let known = units.layers().get(layer).map(|known| known.units(site)).unwrap_or_default();
             let name = site.name();
@@ -92,8 +112,13 @@ impl Scores {
                 )));
             }
         }
-        match (0..units.layers().len()).find(|&layer| !self.places.contains_key(&LayerSite::heads(layer))) {
-            Some(layer) => Err(Error::does_not_fit(format!("the heads of layer {layer} have no scores"))),
+        let layers = 0..units.layers().len();
+        let mut places =
+            sites.iter().flat_map(|site| layers.clone().map(move |layer| LayerSite { layer, site }));
+        match places.find(|place| !self.places.contains_key(place)) {
+            Some(LayerSite { layer, site }) => {
+                Err(Error::does_not_fit(format!("the {} of layer {layer} have no scores", site.name())))
+            }
             None => Ok(()),
         }
     }
@@ -131,8 +156,9 @@ mod tests {
     #[test]
     fn scores_that_do_not_fit_are_refused() {
         let units = UnitMap::full(2, 2, 1);
-        let error = |scores: Scores| scores.check(&units).expect_err("does not fit").to_string();
-        assert!(Scores::zeros(&units, Site::Head).check(&units).is_ok());
+        let heads = Sites::of(Site::Head);
+        let error = |scores: Scores| scores.check(&units, heads).expect_err("does not fit").to_string();
+        assert!(Scores::zeros(&units, heads).check(&units, heads).is_ok());
         assert!(
             error(Scores::of_heads([vec![1.0, 2.0], vec![1.0]])).contains("layer 1 has 1 scores for 2 heads")
         );
@@ -142,7 +168,7 @@ mod tests {
             error(Scores::of_heads([vec![1.0, f64::NAN], vec![1.0, 2.0]]))
                 .contains("heads 1 in layer 0 is NaN")
         );
-        let mut groups = Scores::zeros(&units, Site::Head);
+        let mut groups = Scores::zeros(&units, heads);
         *groups.at_mut(LayerSite { layer: 0, site: Site::KvGroup }) = vec![0.0, 0.0];
         assert!(error(groups).contains("2 scores for 1 kv-groups"));
     }

@@ -42,7 +42,27 @@ impl Site {
     ];
 
     /// The kinds that can be pruned.
-    pub const PRUNABLE: [Self; 2] = [Self::Head, Self::KvGroup];
+    pub const PRUNABLE: [Self; 3] = [Self::Head, Self::KvGroup, Self::Channel];
+
+    /// What messages call one of them.
+    pub fn one(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::KvGroup => "key/value head",
+            Self::Channel => "channel",
+            Self::Attention => "attention",
+            Self::Mlp => "mlp",
+            Self::Layer => "layer",
+        }
+    }
+
+    /// The units that leave when such units do: whole key/value heads are their query heads.
+    pub fn leaves(self) -> Self {
+        match self {
+            Self::KvGroup => Self::Head,
+            site => site,
+        }
+    }
 
     /// The name in files and options.
     pub fn name(self) -> &'static str {
@@ -54,8 +74,8 @@ impl std::str::FromStr for Site {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let found = Self::PRUNABLE.into_iter().find(|site| site.name() == name);
-        found.ok_or_else(|| Error::unknown_name("units", name, &Self::PRUNABLE.map(Self::name)))
+        let found = Self::ALL.into_iter().find(|(_, known)| *known == name).map(|(site, _)| site);
+        found.ok_or_else(|| Error::unknown_name("kind of units", name, &Self::ALL.map(|(_, name)| name)))
     }
 }
 
@@ -72,6 +92,11 @@ impl LayerSite {
     /// A layer's query heads.
     pub const fn heads(layer: usize) -> Self {
         Self { layer, site: Site::Head }
+    }
+
+    /// A layer's channels.
+    pub const fn channels(layer: usize) -> Self {
+        Self { layer, site: Site::Channel }
     }
 }
 

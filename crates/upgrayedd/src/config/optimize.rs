@@ -11,7 +11,7 @@ use crate::budget::Schedule;
 use crate::data::ReadOptions;
 use crate::price::Currency;
 use crate::strategy::{Strategy, get_strategy};
-use crate::units::Site;
+use crate::units::{Site, Sites};
 use crate::{Error, Result};
 
 /// `num_cycles` of a run that its caller ends, and the most that can be asked for.
@@ -216,15 +216,15 @@ impl PruneOptions {
                 "at least 0 and less than 1",
             ));
         }
-        if !Site::PRUNABLE.contains(&self.units) {
-            return Err(Error::unknown_name("units", self.units.name(), &Site::PRUNABLE.map(Site::name)));
+        if let Some(site) = self.units.iter().find(|site| !Site::PRUNABLE.contains(site)) {
+            return Err(Error::unknown_name("units", site.name(), &Sites::names()));
         }
         if self.min_heads < 1 {
             return Err(Error::out_of_range("min_heads", self.min_heads, "at least 1"));
         }
-        if self.budget != Currency::Heads && self.schedule == Schedule::Target {
+        if self.budget != Currency::Units && self.schedule == Schedule::Target {
             return Err(Error::malformed(format!(
-                "schedule target counts heads: with a budget in {} use schedule per-cycle",
+                "schedule target counts units: with a budget in {} use schedule per-cycle",
                 self.budget.name()
             )));
         }

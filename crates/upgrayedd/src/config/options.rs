@@ -7,7 +7,7 @@ use crate::files::DType;
 use crate::options;
 use crate::price::Currency;
 use crate::train::LrSchedule;
-use crate::units::Site;
+use crate::units::Sites;
 
 use super::strategy_option::{StrategyOption, from_table, to_table};
 
@@ -59,20 +59,21 @@ options! {
         strategy_option("NAME=VALUE"): Vec<StrategyOption> = Vec::new();
         /// Of the strategy's random choices; the run's seed if absent.
         strategy_seed("N"): Option<u64> = None;
-        /// Share of the active heads (of the model, where the budget is not heads) pruned per cycle, 0 ≤ R <
-        /// 1.
+        /// Share of the units that are there (of the model, where the budget is not units) pruned per cycle, 0 ≤ R
+        /// < 1.
         pruning_ratio("R"): f64 = 0.3;
         /// What the pruning ratio is a share of.
-        budget("NAME"): Currency = Currency::Heads;
+        budget("NAME"): Currency = Currency::Units;
         /// For a budget in latency: the times of the machine that it is meant for, as the run.toml of a run
         /// there has them; measured if absent.
         timings("FILE"): Option<PathBuf> = None;
-        /// Heads that every layer keeps.
+        /// Heads that every layer keeps; of channels it keeps one.
         min_heads("N"): usize = 1;
-        /// Where heads compete; what suits the strategy if absent, mostly layer.
+        /// Where units compete; what suits the strategy if absent, mostly layer.
         scope("SCOPE"): Option<Scope> = None;
-        /// What goes at once.
-        units("UNITS"): Site = Site::Head;
+        /// What may go, a list with commas: heads, kv-groups (key/value heads with their readers), channels (of MLPs), or
+        /// all.
+        units("UNITS"): Sites = Sites::default();
         /// How the ratio spreads over the cycles.
         schedule("SCHEDULE"): Schedule = Schedule::PerCycle;
         /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent, mostly
@@ -84,11 +85,11 @@ options! {
 options! {
     /// What comes back.
     GrowOptions {
-        /// Share of the pruned heads grown back per cycle, 0 ≤ R ≤ 1.
+        /// Share of the pruned units grown back per cycle, 0 ≤ R ≤ 1.
         growth_ratio("R"): f64 = 0.1;
-        /// Multiplies the learning rate of regrown heads in the cycle of their return.
+        /// Multiplies the learning rate of regrown units in the cycle of their return.
         growth_lr_multiplier("X"): f64 = 5.0;
-        /// Share of a cycle's steps over which regrown heads are faded in, where no refit has fitted them in.
+        /// Share of a cycle's steps over which regrown units are faded in, where no refit has fitted them in.
         gate_warmup("SHARE"): f64 = 0.25;
     }
 }
@@ -96,7 +97,7 @@ options! {
 options! {
     /// Repair by least squares.
     RefitOptions {
-        /// Whether the remaining output projections are solved for anew after pruning and growing.
+        /// Whether the projections that the remaining units write through are solved for anew after pruning and growing.
         #[cfg_attr(feature = "cli", arg(action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true"))]
         refit("BOOL"): bool = true;
         /// Sequences that the last refit of pruning and that of growing read; those set aside for scoring are

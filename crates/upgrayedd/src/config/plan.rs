@@ -1,5 +1,6 @@
 //! From what a user asked to what a run does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::optimize::OptimizeConfig;
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) config: OptimizeConfig,
-    /// Where heads compete.
+    /// Where units compete.
     pub scope: Scope,
     /// Parts in which a cycle prunes.
     pub pruning_steps: usize,
@@ -74,6 +75,7 @@ impl Plan {
         if own_strategy {
             plan.check_own_strategy()?;
         }
+        plan.check_units(strategy)?;
         check_length(model, sequence_length)?;
         plan.check_heads(model)?;
         plan.timings = plan.find_timings(model, timings)?;
@@ -101,7 +103,7 @@ impl Plan {
             ));
         }
         let budget = self.config.prune.budget;
-        if budget != Currency::Heads {
+        if budget != Currency::Units {
             return Err(Error::does_not_fit(format!(
                 "a budget in {} needs a built-in strategy: one of the caller's own decides how much goes",
                 budget.name()
@@ -110,9 +112,27 @@ impl Plan {
         Ok(())
     }
 
+    fn check_units(&self, strategy: &dyn Strategy) -> Result<()> {
+        let (units, known) = (self.config.prune.units.leaves(), strategy.units());
+        if let Some(site) = units.iter().find(|site| !known.contains(*site)) {
+            return Err(Error::does_not_fit(format!(
+                "strategy {} prunes {known}, not {}: use another strategy, or units {known}",
+                strategy.name(),
+                site.name()
+            )));
+        }
+        if self.config.prune.budget == Currency::Latency && units.contains(Site::Channel) {
+            return Err(Error::does_not_fit(
+                "a budget in latency has times of attention only: with channels use macs or parameters",
+            ));
+        }
+        Ok(())
+    }
+
     fn check_heads(&self, model: &Model) -> Result<()> {
         let prune = &self.config.prune;
-        if let Some(why) = model.spec().why_heads_stay() {
+        if let Some(why) = model.spec().why_heads_stay().filter(|_| prune.units.leaves().contains(Site::Head))
+        {
             return Err(Error::unsupported(format!(
                 "heads of a {} model cannot be pruned: {why}",
                 model.family().model_type
@@ -129,22 +149,25 @@ impl Plan {
         }
         let group = |layer: &LayerUnits| layer.total() / layer.kv_total();
         let alike = model.units().layers().windows(2).all(|pair| group(&pair[0]) == group(&pair[1]));
-        if prune.units == Site::KvGroup && !alike {
+        if prune.units.contains(Site::KvGroup) && !alike {
             return Err(Error::does_not_fit(
                 "units kv-groups needs layers whose key/value heads have as many readers each: use heads",
             ));
         }
         if prune.schedule == Schedule::Target {
-            let goal = budget::portion(prune.pruning_ratio, model.units().total());
-            let most =
-                model.units().num_pruned() + budget::prunable(model.units(), prune.units, prune.min_heads);
-            if goal > most {
-                return Err(Error::does_not_fit(format!(
-                    "pruning_ratio {} asks for {goal} of {} heads, but min_heads {} lets only {most} go",
-                    prune.pruning_ratio,
-                    model.units().total(),
-                    prune.min_heads
-                )));
+            for site in prune.units.iter() {
+                let (total, there) =
+                    (model.units().total_of(site.leaves()), model.units().count(site.leaves()));
+                let goal = budget::portion(prune.pruning_ratio, total);
+                let most = total - there + budget::prunable(model.units(), site, prune.min_heads);
+                if goal > most {
+                    return Err(Error::does_not_fit(format!(
+                        "pruning_ratio {} asks for {goal} of {total} {}, but min_heads {} lets only {most} go",
+                        prune.pruning_ratio,
+                        site.leaves().name(),
+                        prune.min_heads
+                    )));
+                }
             }
         }
         Ok(())
@@ -168,54 +191,55 @@ impl Plan {
         Ok(timings)
     }
 
-    /// Refuses a share of the model that all the heads together are not.
+    /// Refuses a share of the model that all the units together are not.
     fn check_reachable(&self, model: &Model) -> Result<()> {
         let prune = &self.config.prune;
-        if prune.budget == Currency::Heads {
+        if prune.budget == Currency::Units {
             return Ok(());
         }
         let prices = self.prices(model)?;
-        let all = Scores::zeros(model.units(), Site::Head);
-        let most = budget::prunable(model.units(), prune.units, prune.min_heads);
-        let budget = Budget { scope: Scope::Global, ..self.budget(most) };
+        let all = Scores::zeros(model.units(), prune.units.leaves());
+        let budget = Budget { scope: Scope::Global, ..self.budget(self.prunable(model)) };
         let mut least = model.units().clone();
-        least.remove(&budget::choose(model.units(), &all, budget), 1)?;
+        least.remove(&budget::choose(model.units(), &all, &budget), 1)?;
         let possible = 1.0 - prices.total(&least) / prices.total(model.units());
         if prune.pruning_ratio > possible {
             return Err(Error::does_not_fit(format!(
-                "pruning_ratio {} of the model's {} is more than its heads are: without all but min_heads {} a layer it would be {possible:.3} less",
+                "pruning_ratio {} of the model's {} is more than its {} are: without all but min_heads {} a layer it would be {possible:.3} less",
                 prune.pruning_ratio,
                 prune.budget.name(),
+                prune.units.leaves(),
                 prune.min_heads
             )));
         }
         Ok(())
     }
 
-    /// So many heads, where and as the plan has them go.
-    pub(crate) fn budget(&self, heads: usize) -> Budget {
-        let prune = &self.config.prune;
-        Budget { heads, scope: self.scope, units: prune.units, min_heads: prune.min_heads }
+    /// So many units of each kind, where and as the plan has them go.
+    pub(crate) fn budget(&self, counts: BTreeMap<Site, usize>) -> Budget {
+        Budget { counts, scope: self.scope, min_heads: self.config.prune.min_heads }
     }
 
-    /// Prices in the currency of the budget, for the heads that `model` has now.
+    /// Units of each kind that may go at most.
+    pub(crate) fn prunable(&self, model: &Model) -> BTreeMap<Site, usize> {
+        let prune = &self.config.prune;
+        let most = |site| (site, budget::prunable(model.units(), site, prune.min_heads));
+        prune.units.iter().map(most).collect()
+    }
+
+    /// Prices in the currency of the budget, for the units that `model` has now.
     pub(crate) fn prices<'m>(&self, model: &'m Model) -> Result<Prices<'m>> {
         Prices::new(model, self.config.prune.budget, self.sequence_length, self.timings.as_ref())
     }
 
-    /// How many heads go in a cycle, and how many are to be gone after growth.
-    pub(crate) fn cycle_counts(&self, model: &Model, cycle: usize) -> CycleCounts {
+    /// How many units of each kind go in a cycle, and how many are to be gone after growth.
+    pub(crate) fn cycle_counts(&self, model: &Model, cycle: usize) -> BTreeMap<Site, CycleCounts> {
         let OptimizeConfig { prune, grow, run, .. } = &self.config;
-        let ratios = (prune.pruning_ratio, grow.growth_ratio);
-        let most = budget::prunable(model.units(), prune.units, prune.min_heads);
-        budget::cycle_counts(
-            prune.schedule,
-            model.units(),
-            prune.units,
-            ratios,
-            (cycle, run.num_cycles),
-            most,
-        )
+        let (ratios, cycles) = ((prune.pruning_ratio, grow.growth_ratio), (cycle, run.num_cycles));
+        let counts = |(site, most)| {
+            (site, budget::cycle_counts(prune.schedule, model.units(), site, ratios, cycles, most))
+        };
+        self.prunable(model).into_iter().map(counts).collect()
     }
 
     /// A number that differs from cycle to cycle and depends on nothing but seed and cycle.
@@ -251,6 +275,7 @@ impl Plan {
         let Part { data, range } = &data.calibration;
         ScoreContext {
             model,
+            units: self.config.prune.units.leaves(),
             data: Some((data, range)),
             batch_size: self.config.learn.batch_size,
             samples: range.len(),

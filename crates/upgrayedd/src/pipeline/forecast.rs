@@ -5,15 +5,18 @@ use serde::Serialize;
 use super::state::Pipeline;
 use crate::event::Observer;
 use crate::price::Currency;
+use crate::units::Site;
 use crate::{Model, Result, budget, surgery};
 
-/// What pruning a share of the budget's currency (heads, parameters, …) would cost before learning.
+/// What pruning a share of the budget's currency (units, parameters, …) would cost before learning.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Forecast {
     /// Share that is gone.
     pub ratio: f64,
     /// Query heads left.
     pub active: usize,
+    /// Channels left.
+    pub channels: usize,
     /// Parameters left.
     pub parameters: usize,
     /// Held-out loss, after refit if the run refits.
@@ -25,8 +28,8 @@ const FORECAST: [f64; 5] = [0.1, 0.2, 0.3, 0.4, 0.5];
 
 impl Pipeline {
     /// What each of several ratios would cost before learning, one built on the other and each scored anew;
-    /// the model stays as it is. Heads are chosen as in a run; the refit reads the sequences to score on
-    /// alone, where a run may read more. Ratios that the heads which may go do not reach are left out.
+    /// the model stays as it is. Units are chosen as in a run; the refit reads the sequences to score on
+    /// alone, where a run may read more. Ratios that the units which may go do not reach are left out.
     /// Returns the held-out loss now as well.
     ///
     /// # Errors
@@ -44,30 +47,34 @@ impl Pipeline {
 
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
-        let (most, currency) = (self.prunable(), self.plan.config.prune.budget);
+        let (most, currency) = (self.plan.prunable(&self.learner.model), self.plan.config.prune.budget);
         let mut rows = Vec::new();
         for ratio in FORECAST {
-            if currency == Currency::Heads && budget::portion(ratio, parent.units().num_active()) > most {
+            let there = |model: &Model, site: Site| model.units().count(site.leaves());
+            let wanted = |site: Site| budget::portion(ratio, there(parent, site));
+            if currency == Currency::Units && most.iter().any(|(site, most)| wanted(*site) > *most) {
                 break;
             }
             let scores = self.score(1)?;
-            let selection = if currency == Currency::Heads {
-                let heads = budget::portion(ratio, parent.units().num_active());
-                let gone = parent.units().num_active() - self.learner.model.units().num_active();
-                self.select(&scores, heads.saturating_sub(gone))?
+            let selection = if currency == Currency::Units {
+                let gone = |site| there(parent, site) - there(&self.learner.model, site);
+                let left = |site: &Site| (*site, wanted(*site).saturating_sub(gone(*site)));
+                let counts = most.keys().map(left).collect();
+                self.select(&scores, counts)?
             } else {
                 self.select_by_cost(&scores, parent, ratio)?
             };
             surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
-            if currency != Currency::Heads && self.unmet_cost(parent, ratio)?.is_some() {
-                // There are not heads enough to go.
+            if currency != Currency::Units && self.unmet_cost(parent, ratio)?.is_some() {
+                // There are not units enough to go.
                 break;
             }
             self.refit(parent, 0)?;
             let loss = self.measure(&format!("{:.0} % pruned", 100.0 * ratio), observer)?.loss;
-            let (active, parameters) =
-                (self.learner.model.units().num_active(), self.learner.model.num_parameters());
-            rows.push(Forecast { ratio, active, parameters, loss });
+            let (active, channels) =
+                (there(&self.learner.model, Site::Head), there(&self.learner.model, Site::Channel));
+            let parameters = self.learner.model.num_parameters();
+            rows.push(Forecast { ratio, active, channels, parameters, loss });
         }
         Ok((before, rows))
     }

@@ -1,11 +1,14 @@
 //! A run under way: the cycle, step by step, and the result.
 
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
 use upgrayedd_nn::trim_buffers;
 
 use super::card::card;
-use super::select::{Chosen, PruneStep};
+use super::select::{Chosen, PruneStep, to_prune};
 use super::state::{Learning, Pipeline, Run};
-use crate::budget;
+use crate::budget::{self, CycleCounts};
 use crate::eval::measure_speed;
 use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
 use crate::export;
@@ -19,8 +22,8 @@ use crate::record::{CycleRecord, Evaluation, Snapshot, Summary};
 use crate::spec::Objective;
 use crate::strategy::GrowView;
 use crate::train::Place;
-use crate::units::{LayerSite, Scores, Selection};
-use crate::weights::Layout;
+use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::weights::{Layout, Writer};
 use crate::{Error, Result, checkpoint, grow, refit};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
@@ -31,8 +34,12 @@ const RECOMMENDED: &str = "auto";
 impl Run<'_> {
     pub(super) fn begin(&mut self) -> Result<()> {
         let (model, split) = (&self.pipeline.learner.model, &self.pipeline.data.split);
-        let lost =
-            model.units().num_pruned() - model.archive().restorable(model.units()).iter().sum::<usize>();
+        let units = model.units();
+        let lost = |site: Site| {
+            let back: usize = model.archive().restorable(units, site).iter().sum();
+            units.total_of(site) - units.count(site) - back
+        };
+        let lost = [(Site::Head, lost(Site::Head)), (Site::Channel, lost(Site::Channel))];
         let (wanted, calibration) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.journal.state.baseline.clone();
         self.journal.emit(Event::RunStarted {
@@ -40,7 +47,8 @@ impl Run<'_> {
             schema: 2,
             family: model.family().model_type,
             parameters: model.num_parameters(),
-            heads: model.units().num_active(),
+            heads: units.num_active(),
+            channels: self.pipeline.channels(),
             sequences: [split.train.len(), calibration, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
             gpu: self.pipeline.record.gpu.clone(),
@@ -49,9 +57,10 @@ impl Run<'_> {
         for message in self.pipeline.record.notices.clone() {
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
-        if lost > 0 {
+        for (site, lost) in lost.into_iter().filter(|(_, lost)| *lost > 0) {
             let message = format!(
-                "{lost} heads were pruned before this run and are in no archive: they cannot grow back"
+                "{lost} {} were pruned before this run and are in no archive: they cannot grow back",
+                site.name()
             );
             self.journal.emit(Event::Notice { cycle: 0, message })?;
         }
@@ -151,29 +160,30 @@ impl Run<'_> {
     /// What changes the model in a cycle, or what is left to do of it.
     fn change(&mut self, cycle: usize) -> Result<Evaluation> {
         if self.journal.state.learning.is_none() {
-            self.settle_heads(cycle)?;
+            self.settle_units(cycle)?;
         }
         self.learn(cycle)?;
         self.measure(cycle, Phase::Learned)
     }
 
     /// Prunes and grows: all of a cycle but learning.
-    fn settle_heads(&mut self, cycle: usize) -> Result<()> {
+    fn settle_units(&mut self, cycle: usize) -> Result<()> {
         let parent = self.pipeline.learner.model.clone();
         let counts = self.pipeline.plan.cycle_counts(&parent, cycle);
-        if let (Some(goal), false) = (counts.goal, counts.growth_fits) {
-            let ratio = self.pipeline.plan.config.grow.growth_ratio;
+        for (site, counts) in &counts {
+            let (Some(goal), false) = (counts.goal, counts.growth_fits) else { continue };
+            let (ratio, name) = (self.pipeline.plan.config.grow.growth_ratio, site.leaves().name());
             let message = format!(
-                "growth_ratio {ratio} cannot be had: for {goal} heads to be gone after growth, more than may go would have to go first; \
+                "growth_ratio {ratio} cannot be had: for {goal} {name} to be gone after growth, more than may go would have to go first; \
                  none go beyond those in this cycle"
             );
             self.journal.emit(Event::Notice { cycle, message })?;
         }
-        let (pruned, kept) = self.prune(cycle, counts.prune, &parent)?;
+        let (pruned, kept) = self.prune(cycle, &to_prune(&counts), &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.journal.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &kept, counts.goal, &after_pruning, &parent)?;
-        let count = |heads: &Selection| heads.values().map(Vec::len).sum();
+        let (grown, growing) = self.grow(cycle, &kept, &counts, &after_pruning, &parent)?;
+        let count = |units: &Selection| units.values().map(Vec::len).sum();
         self.journal.state.learning = Some(Learning {
             growing: named_units(&self.pipeline.learner.model, &growing),
             pruned: count(&pruned),
@@ -195,21 +205,26 @@ impl Run<'_> {
         format!("cycle {cycle} of {}: {what}", self.pipeline.plan.config.run.num_cycles)
     }
 
-    /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the heads that are
+    /// Prunes in steps, each scored anew and repaired; returns what went and the scores of the units that are
     /// left.
-    fn prune(&mut self, cycle: usize, budget: usize, parent: &Model) -> Result<(Selection, Scores)> {
+    fn prune(
+        &mut self,
+        cycle: usize,
+        budget: &BTreeMap<Site, usize>,
+        parent: &Model,
+    ) -> Result<(Selection, Scores)> {
         let of = self.pipeline.plan.pruning_steps;
         let task = self.task(cycle, "score");
         let all = self.pipeline.plan.config.refit.refit_samples;
-        let (mut pruned, mut count) = (Selection::new(), 0);
+        let mut pruned = Selection::new();
         let mut kept = Scores::default();
-        let (by_heads, ratio) = (
-            self.pipeline.plan.config.prune.budget == Currency::Heads,
+        let (by_units, ratio) = (
+            self.pipeline.plan.config.prune.budget == Currency::Units,
             self.pipeline.plan.config.prune.pruning_ratio,
         );
         for number in 1..=of {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-            let step = PruneStep { cycle, number, of, budget, before: count, parent };
+            let step = PruneStep { cycle, number, of, budget, before: &pruned, parent };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances =
@@ -220,49 +235,56 @@ impl Run<'_> {
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;
             kept = remaining(&learner.model, &scores, &selection);
-            let active = learner.model.units().num_active();
-            self.journal.emit(Event::Pruned { cycle, budget: share, units, active })?;
+            let (active, channels) = (learner.model.units().num_active(), self.pipeline.channels());
+            self.journal.emit(Event::Pruned { cycle, budget: share, units, active, channels })?;
             for (place, units) in selection {
-                count += units.len();
                 pruned.entry(place).or_insert_with(Vec::new).extend(units);
             }
             // What comes before another step need not be perfect.
             self.refit(cycle, parent, if number < of { 0 } else { all })?;
         }
         let unmet =
-            if by_heads { self.unmet(count, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
+            if by_units { self.unmet(&pruned, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
         if let Some(message) = unmet {
             self.journal.emit(Event::Notice { cycle, message })?;
         }
         Ok((pruned, kept))
     }
 
-    /// Why pruning took another number of heads than the budget asked for.
-    fn unmet(&self, count: usize, budget: usize) -> Option<String> {
+    /// Why pruning took another number of units than the budget asked for.
+    fn unmet(&self, pruned: &Selection, budget: &BTreeMap<Site, usize>) -> Option<String> {
         let Pipeline { plan, record, .. } = &self.pipeline;
         let config = &plan.config.prune;
-        match (count, budget) {
-            // A strategy of the caller's decides freely.
-            _ if record.given.strategy => None,
-            (0, 0) => Some(format!(
-                "nothing to prune: pruning_ratio {} with schedule {} comes to no head",
+        // A strategy of the caller's decides freely.
+        if record.given.strategy {
+            return None;
+        }
+        if pruned.is_empty() && budget.values().all(|count| *count == 0) {
+            let one = config.units.iter().map(|site| site.leaves().one()).collect::<Vec<_>>().join(" or ");
+            return Some(format!(
+                "nothing to prune: pruning_ratio {} with schedule {} comes to no {one}",
                 config.pruning_ratio,
                 config.schedule.name()
-            )),
-            (count, budget) if count > budget => Some(format!(
-                "{} heads pruned beyond the ratio: the strategy holds them for dead",
-                count - budget
-            )),
-            (count, budget) if count < budget => Some(format!(
-                "{count} of {budget} heads pruned: min_heads {} and units {} allow no more",
-                config.min_heads,
-                config.units.name()
-            )),
-            _ => None,
+            ));
         }
+        budget.iter().find_map(|(site, &budget)| {
+            let of_site = pruned.iter().filter(|(place, _)| place.site == site.leaves());
+            let (count, name) = (of_site.map(|(_, units)| units.len()).sum::<usize>(), site.leaves().name());
+            match count.cmp(&budget) {
+                Ordering::Equal => None,
+                Ordering::Greater => Some(format!(
+                    "{} {name} pruned beyond the ratio: the strategy holds them for dead",
+                    count - budget
+                )),
+                Ordering::Less => Some(format!(
+                    "{count} of {budget} {name} pruned: min_heads {} and units {} allow no more",
+                    config.min_heads, config.units
+                )),
+            }
+        })
     }
 
-    /// Repairs the output projections towards the model that the cycle started with, if that is asked for and
+    /// Repairs writers towards the model that the cycle started with, if that is asked for and
     /// possible.
     fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
         let task = self.task(cycle, "refit");
@@ -270,9 +292,11 @@ impl Run<'_> {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
         }
         match self.pipeline.refit(parent, sequences)? {
-            Some(layers) => {
+            Some(mut repairs) => {
                 self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-                self.journal.emit(Event::Refit { cycle, layers })?;
+                let mut of = |writer| repairs.remove(&writer).unwrap_or_default();
+                let (layers, mlp) = (of(Writer::Attention), of(Writer::Mlp));
+                self.journal.emit(Event::Refit { cycle, layers, mlp })?;
                 Ok(true)
             }
             None => Ok(false),
@@ -308,54 +332,71 @@ impl Run<'_> {
         self.journal.emit(Event::Notice { cycle, message })
     }
 
-    /// Brings heads back, and repairs the output projections for those that `parent`, the model that the
-    /// cycle started with, had; returns them, and those of them that are to be faded in.
+    /// Brings units back, and repairs writers for those that `parent`, the model that the cycle started with,
+    /// had; returns them, and those of them that are to be faded in.
     fn grow(
         &mut self,
         cycle: usize,
         importances: &Scores,
-        goal: Option<usize>,
+        counts: &BTreeMap<Site, CycleCounts>,
         evaluation: &Evaluation,
         parent: &Model,
     ) -> Result<(Selection, Selection)> {
-        let seed = self.pipeline.plan.cycle_seed(cycle);
-        let Pipeline { learner: Learner { model, .. }, plan, .. } = &self.pipeline;
-        let units = plan.config.prune.units;
-        let restorable = model.archive().restorable(model.units());
-        let can_return: usize = restorable.iter().sum();
-        let count = match goal {
-            Some(goal) => model.units().num_pruned().saturating_sub(goal).min(can_return),
-            None => budget::growth(plan.config.grow.growth_ratio, can_return, model.units(), units),
-        };
+        let Pipeline { learner: Learner { model, .. }, plan, record, .. } = &self.pipeline;
+        let known = model.units();
+        let room: Vec<(Site, Vec<usize>, usize)> = counts
+            .iter()
+            .map(|(&site, counts)| {
+                let leaves = site.leaves();
+                let restorable = model.archive().restorable(known, leaves);
+                let can_return: usize = restorable.iter().sum();
+                let gone = known.total_of(leaves) - known.count(leaves);
+                let count = match counts.goal {
+                    Some(goal) => gone.saturating_sub(goal).min(can_return),
+                    None => budget::growth(plan.config.grow.growth_ratio, can_return, known, site),
+                };
+                (site, restorable, count)
+            })
+            .collect();
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
-        let wanted = count > 0 || (self.pipeline.record.given.strategy && can_return > 0);
-        let gains = if wanted { self.pipeline.gains(cycle)? } else { Gains::new() };
-        trim_buffers();
-        let Pipeline { learner, strategy, plan, .. } = &mut self.pipeline;
-        let view = GrowView {
-            model: &learner.model,
-            gains: &gains,
-            restorable: &restorable,
-            importances,
-            count,
-            units,
-            seed,
-            cycle,
-            evaluation,
-            history: &self.journal.state.history,
+        let wanted = |(_, restorable, count): &(Site, Vec<usize>, usize)| {
+            *count > 0 || (record.given.strategy && restorable.iter().any(|n| *n > 0))
         };
-        let counts = strategy.select_heads_to_grow(&view)?;
-        let selection = grow::choose(learner.model.units(), &gains, &counts, units)?;
+        let gains = if room.iter().any(wanted) { self.pipeline.gains(cycle)? } else { Gains::new() };
+        trim_buffers();
+        let seed = self.pipeline.plan.cycle_seed(cycle);
+        let Pipeline { learner, strategy, plan, .. } = &mut self.pipeline;
+        let mut selection = Selection::new();
+        for (units, restorable, count) in room {
+            let view = GrowView {
+                model: &learner.model,
+                gains: &gains,
+                restorable: &restorable,
+                importances,
+                count,
+                units,
+                seed,
+                cycle,
+                evaluation,
+                history: &self.journal.state.history,
+            };
+            let counts = strategy.select_units_to_grow(&view)?;
+            selection.extend(grow::choose(learner.model.units(), &gains, &counts, units)?);
+        }
         let rate = plan.config.grow.growth_lr_multiplier as f32;
-        // A refit makes of the model what the parent was. Heads that were gone by then would be cancelled:
+        // A refit makes of the model what the parent was. Units that were gone by then would be cancelled:
         // they come after it.
-        let has = |layer: usize, head: usize| parent.units().layers()[layer].is_active(head);
+        let has = |place: LayerSite, unit: usize| parent.units().layers()[place.layer].has(place.site, unit);
         let (first, later) = partition(&selection, has);
         learner.restore(&first, rate)?;
         let model = &learner.model;
-        let active = model.units().num_active() + later.values().map(Vec::len).sum::<usize>();
         let units = named_units(model, &selection);
-        self.journal.emit(Event::Grown { cycle, units, active })?;
+        let later_of = |site: Site| -> usize {
+            later.iter().filter(|(place, _)| place.site == site).map(|(_, units)| units.len()).sum()
+        };
+        let active = model.units().num_active() + later_of(Site::Head);
+        let channels = self.pipeline.channels().map(|there| there + later_of(Site::Channel));
+        self.journal.emit(Event::Grown { cycle, units, active, channels })?;
         let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
         let fitted = if refits && self.pipeline.learner.model.units() == parent.units() {
             refit::undo(&mut self.pipeline.learner.model, parent);
@@ -364,7 +405,7 @@ impl Run<'_> {
             refits && self.refit(cycle, parent, self.pipeline.plan.config.refit.refit_samples)?
         };
         self.pipeline.learner.restore(&later, rate)?;
-        // Heads whose output projections have been solved for belong to the whole at once: no fading in.
+        // Units whose writers have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
         Ok((selection, fading))
     }
@@ -376,13 +417,16 @@ impl Run<'_> {
             (Some(loss), Some(loss_change), _, limit) if limit.is_none_or(|limit| loss_change <= limit) => {
                 self.journal.state.loss = loss;
                 let active = self.pipeline.learner.model.units().num_active();
-                self.journal.emit(Event::Accepted { cycle, loss_change, active })?;
+                let channels = self.pipeline.channels();
+                self.journal.emit(Event::Accepted { cycle, loss_change, active, channels })?;
                 Ok(true)
             }
             (_, _, Some(start), Some(max_loss_increase)) => {
                 self.pipeline.learner = start;
                 let active = self.pipeline.learner.model.units().num_active();
-                self.journal.emit(Event::RolledBack { cycle, loss_change, max_loss_increase, active })?;
+                let channels = self.pipeline.channels();
+                let event = Event::RolledBack { cycle, loss_change, max_loss_increase, active, channels };
+                self.journal.emit(event)?;
                 Ok(false)
             }
             _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),
@@ -415,11 +459,13 @@ impl Run<'_> {
             cost: model.cost(length),
             speed,
             heads: model.units().layers().iter().map(|l| l.active().to_vec()).collect(),
+            channels: model.units().layers().iter().map(|l| l.count(Site::Channel)).collect(),
         };
         let summary = Summary {
             before: snapshot(&dense, self.journal.state.baseline.clone(), speeds[0]),
             after: snapshot(model, evaluation, speeds[1]),
             heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
+            channels_per_layer: model.spec().layers.iter().map(|layer| layer.intermediate_size).collect(),
             cycles: self.journal.state.history.clone(),
             gpu: self.pipeline.record.gpu.clone(),
             tokens_learned: self.journal.state.tokens,
@@ -427,7 +473,7 @@ impl Run<'_> {
         };
         let (active, parameters) = (model.units().num_active(), model.num_parameters());
         // Written before the result, which makes the run complete, and told after it.
-        let finished = Event::RunFinished { active, parameters };
+        let finished = Event::RunFinished { active, channels: self.pipeline.channels(), parameters };
         self.journal.dir.write_event(&finished)?;
         let named = model
             .origin
@@ -444,14 +490,11 @@ impl Run<'_> {
     }
 }
 
-/// The heads for which `first` holds, and the others.
-fn partition(selection: &Selection, first: impl Fn(usize, usize) -> bool) -> (Selection, Selection) {
+/// The units for which `first` holds, and the others.
+fn partition(selection: &Selection, first: impl Fn(LayerSite, usize) -> bool) -> (Selection, Selection) {
     let some = |wanted: bool| {
         let place = |(&place, units): (&LayerSite, &Vec<usize>)| {
-            (
-                place,
-                units.iter().copied().filter(|&unit| first(place.layer, unit) == wanted).collect::<Vec<_>>(),
-            )
+            (place, units.iter().copied().filter(|&unit| first(place, unit) == wanted).collect::<Vec<_>>())
         };
         selection.iter().map(place).filter(|(_, units)| !units.is_empty()).collect()
     };
@@ -465,7 +508,8 @@ fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
         let units = model.units().layers()[place.layer].units(place.site);
         let mut before: Vec<usize> = units.iter().chain(gone).copied().collect();
         before.sort_unstable();
-        let stays = before.iter().zip(scores.at(place)).filter(|(unit, _)| !gone.contains(unit));
+        let left: BTreeSet<usize> = units.into_iter().collect();
+        let stays = before.iter().zip(scores.at(place)).filter(|(unit, _)| left.contains(unit));
         *kept.at_mut(place) = stays.map(|(_, score)| *score).collect();
     }
     kept

@@ -1,14 +1,17 @@
-//! Which heads go: the strategy's choice for a number of heads or a share of a cost, step by step.
+//! Which units go: the strategy's choice for a number of units or a share of a cost, step by step.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use upgrayedd_nn::trim_buffers;
 
 use super::state::Pipeline;
-use crate::budget;
+use crate::budget::{self, CycleCounts};
 use crate::model::Model;
 use crate::price::Currency;
 use crate::strategy::PruneView;
-use crate::units::{Scores, Selection};
-use crate::{Result, surgery};
+use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::{Error, Result, surgery};
 
 /// A step of a cycle that prunes in steps.
 pub(super) struct PruneStep<'a> {
@@ -16,10 +19,10 @@ pub(super) struct PruneStep<'a> {
     /// From 1.
     pub(super) number: usize,
     pub(super) of: usize,
-    /// Heads of the whole cycle.
-    pub(super) budget: usize,
-    /// Heads that have gone in this cycle.
-    pub(super) before: usize,
+    /// Units of the whole cycle.
+    pub(super) budget: &'a BTreeMap<Site, usize>,
+    /// What has gone in this cycle.
+    pub(super) before: &'a Selection,
     /// The model that the cycle started with.
     pub(super) parent: &'a Model,
 }
@@ -27,19 +30,19 @@ pub(super) struct PruneStep<'a> {
 /// What goes in a step.
 pub(super) struct Chosen {
     pub(super) scores: Scores,
-    /// How many heads the budget asked for.
+    /// How many units the budget asked for.
     pub(super) share: usize,
     pub(super) selection: Selection,
 }
 
 impl Pipeline {
-    /// The heads that the first cycle would prune, without changing anything.
+    /// The units that the first cycle would prune, without changing anything.
     ///
     /// # Errors
     /// Returns [`crate::Error::NotFinite`] if a score is not finite, [`crate::Error::DoesNotFit`] if the
-    /// scores are not those of the model's heads, [`crate::Error::Interrupted`] if the work is stopped, what
+    /// scores are not those of the model's units, [`crate::Error::Interrupted`] if the work is stopped, what
     /// the strategy returns, and what [`UnitMap::remove`](crate::units::UnitMap::remove) returns for the
-    /// heads that it names.
+    /// units that it names.
     pub fn preview(&mut self) -> Result<Selection> {
         let parent = self.learner.model.clone();
         let result = self.preview_from(&parent);
@@ -48,45 +51,68 @@ impl Pipeline {
     }
 
     fn preview_from(&mut self, parent: &Model) -> Result<Selection> {
-        let (budget, of) = (self.plan.cycle_counts(&self.learner.model, 1).prune, self.plan.pruning_steps);
+        let budget = to_prune(&self.plan.cycle_counts(&self.learner.model, 1));
+        let of = self.plan.pruning_steps;
         let mut gone = Selection::new();
         for number in 1..=of {
-            let before = gone.values().map(Vec::len).sum();
-            let Some(chosen) = self.prune_step(PruneStep { cycle: 1, number, of, budget, before, parent })?
-            else {
-                continue;
-            };
+            let step = PruneStep { cycle: 1, number, of, budget: &budget, before: &gone, parent };
+            let Some(chosen) = self.prune_step(step)? else { continue };
             surgery::remove(&mut self.learner.model, None, &chosen.selection, 1, None)?;
-            for (place, heads) in chosen.selection {
-                gone.entry(place).or_default().extend(heads);
+            for (place, units) in chosen.selection {
+                gone.entry(place).or_default().extend(units);
             }
             if number < of {
                 self.refit(parent, 0)?;
             }
         }
-        gone.values_mut().for_each(|heads| heads.sort_unstable());
+        gone.values_mut().for_each(|units| units.sort_unstable());
         Ok(gone)
     }
 
-    /// The heads that go such that `share` of the cost of `start` is gone: as few as the strategy's order
-    /// allows.
+    /// The units that go such that `share` of the cost of `start` is gone: as few as the strategy's order
+    /// allows. Units of different kinds compete by importance per price.
     pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
+        let kinds = self.plan.config.prune.units;
         let prices = self.plan.prices(start)?;
         let goal = prices.total(start.units()) * (1.0 - share);
-        let most = self.prunable();
-        let (mut low, mut high) = (0, most);
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            let mut heads = self.learner.model.units().clone();
-            heads.remove(&self.select(scores, middle)?, 1)?;
+        let scores = if kinds.is_mixed() {
+            let of_units = prices.of_units(self.learner.model.units(), kinds.leaves());
+            &per_price(scores, &of_units)
+        } else {
+            scores
+        };
+        let order = budget::order(self.learner.model.units(), scores, kinds.iter());
+        let most = self.plan.prunable(&self.learner.model);
+        let counts = |first: usize| {
+            let mut counts: BTreeMap<Site, usize> = most.keys().map(|site| (*site, 0)).collect();
+            for (site, size) in &order[..first] {
+                counts.entry(*site).and_modify(|count| *count = (*count + size).min(most[site]));
+            }
+            counts
+        };
+        let suffices = |pipeline: &mut Self, counts: BTreeMap<Site, usize>| {
+            let mut units = pipeline.learner.model.units().clone();
+            units.remove(&pipeline.select(scores, counts)?, 1)?;
             // Sums of prices are rounded.
-            if prices.total(&heads) <= goal * (1.0 + 1e-12) { high = middle } else { low = middle + 1 }
+            Ok::<bool, Error>(prices.total(&units) <= goal * (1.0 + 1e-12))
+        };
+        let first = lowest(0..order.len(), |first| suffices(self, counts(first)))?;
+        let mut chosen = counts(first);
+        // The last to go may have been dear: what is left over brings cheaper ones back.
+        for site in kinds.iter().filter(|_| kinds.is_mixed()) {
+            let with = |count| {
+                let mut counts = chosen.clone();
+                counts.insert(site, count);
+                counts
+            };
+            let fewest = lowest(0..chosen[&site], |count| suffices(self, with(count)))?;
+            chosen.insert(site, fewest);
         }
-        self.select(scores, low)
+        self.select(scores, chosen)
     }
 
     /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few
-    /// heads left.
+    /// units left.
     pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
         let prices = self.plan.prices(start)?;
         let gone = 1.0 - prices.total(self.learner.model.units()) / prices.total(start.units());
@@ -96,7 +122,7 @@ impl Pipeline {
             100.0 * gone,
             100.0 * share,
             self.plan.config.prune.min_heads,
-            self.plan.config.prune.units.name()
+            self.plan.config.prune.units
         );
         Ok((gone < share * (1.0 - 1e-9)).then_some(message))
     }
@@ -105,16 +131,22 @@ impl Pipeline {
     /// is due.
     pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
         let PruneStep { cycle, number, of, budget, before, parent } = step;
-        let by_heads = self.plan.config.prune.budget == Currency::Heads;
+        let by_units = self.plan.config.prune.budget == Currency::Units;
         // What an earlier step could not take is asked of the next.
-        let share = (budget * number / of).saturating_sub(before);
-        if by_heads && share == 0 && number < of {
+        let share = |(site, count): (&Site, &usize)| {
+            let gone = before.iter().filter(|(place, _)| place.site == site.leaves());
+            let gone: usize = gone.map(|(_, units)| units.len()).sum();
+            (*site, (count * number / of).saturating_sub(gone))
+        };
+        let counts: BTreeMap<Site, usize> = budget.iter().map(share).collect();
+        let share: usize = counts.values().sum();
+        if by_units && share == 0 && number < of {
             return Ok(None);
         }
         let scores = self.score(cycle)?;
         trim_buffers();
-        let selection = if by_heads {
-            self.select(&scores, share)?
+        let selection = if by_units {
+            self.select(&scores, counts)?
         } else {
             self.select_by_cost(
                 &scores,
@@ -122,22 +154,40 @@ impl Pipeline {
                 self.plan.config.prune.pruning_ratio * number as f64 / of as f64,
             )?
         };
-        let share = if by_heads { share } else { selection.values().map(Vec::len).sum() };
+        let share = if by_units { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))
     }
 
-    /// What the strategy takes of a budget of `heads`.
-    pub(super) fn select(&mut self, scores: &Scores, heads: usize) -> Result<Selection> {
-        let budget = self.plan.budget(heads);
-        let view = PruneView { model: &self.learner.model, importances: scores, budget };
-        let selection = self.strategy.select_heads_to_prune(&view)?;
+    /// What the strategy takes of a budget of so many units.
+    pub(super) fn select(&mut self, scores: &Scores, counts: BTreeMap<Site, usize>) -> Result<Selection> {
+        let budget = self.plan.budget(counts);
+        let view = PruneView { model: &self.learner.model, importances: scores, budget: &budget };
+        let selection = self.strategy.select_units_to_prune(&view)?;
         self.learner.model.units().clone().remove(&selection, budget.min_heads)?;
         Ok(selection)
     }
+}
 
-    /// Heads that may go at most.
-    pub(super) fn prunable(&self) -> usize {
-        let prune = &self.plan.config.prune;
-        budget::prunable(self.learner.model.units(), prune.units, prune.min_heads)
+/// How many units of each kind a cycle prunes.
+pub(super) fn to_prune(counts: &BTreeMap<Site, CycleCounts>) -> BTreeMap<Site, usize> {
+    counts.iter().map(|(site, counts)| (*site, counts.prune)).collect()
+}
+
+/// Scores divided by what a unit of their place costs; of a place that costs nothing as they are.
+fn per_price(scores: &Scores, prices: &BTreeMap<LayerSite, f64>) -> Scores {
+    let mut scores = scores.clone();
+    for (place, price) in prices.iter().filter(|(_, price)| **price > 0.0) {
+        scores.at_mut(*place).iter_mut().for_each(|score| *score /= price);
     }
+    scores
+}
+
+/// The lowest number for which something holds that holds for all above it, the range's end included.
+fn lowest(range: Range<usize>, mut holds: impl FnMut(usize) -> Result<bool>) -> Result<usize> {
+    let Range { start: mut low, end: mut high } = range;
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if holds(middle)? { high = middle } else { low = middle + 1 }
+    }
+    Ok(low)
 }

@@ -17,8 +17,9 @@ use crate::learner::Learner;
 use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
-use crate::record::{Evaluation, Gpu, LayerRefit, Summary};
+use crate::record::{Evaluation, Gpu, Summary};
 use crate::reduce::Alone;
+use crate::refit::Repairs;
 use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
 use crate::train;
@@ -206,11 +207,11 @@ impl Pipeline {
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let scores =
             self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
-        scores.check(self.learner.model.units())?;
+        scores.check(self.learner.model.units(), self.plan.config.prune.units.leaves())?;
         Ok(scores)
     }
 
-    /// What the return of each archived head promises.
+    /// What the return of each archived unit promises.
     pub(super) fn gains(&self, cycle: usize) -> Result<Gains> {
         grow::gains(&self.plan.score_context(&self.learner.model, &self.data, cycle))
     }
@@ -218,7 +219,7 @@ impl Pipeline {
     /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to
     /// judge by: on those set aside for scoring, and on some of those to learn from where that makes more of
     /// them, up to `sequences`.
-    pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Vec<LayerRefit>>> {
+    pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Repairs>> {
         let Self { learner: Learner { model, .. }, data, plan: Plan { config, .. }, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
         if !config.refit.refit || model.units() == parent.units() || range.len() < 2 {

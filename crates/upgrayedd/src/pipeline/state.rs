@@ -15,6 +15,7 @@ use crate::record::{CycleRecord, Evaluation};
 use crate::run_dir::{RunDir, RunRecord};
 use crate::strategy::Strategy;
 use crate::train::Place;
+use crate::units::Site;
 
 /// The parts of a run that a caller has made itself; what is absent comes from the configuration.
 #[derive(Default)]
@@ -57,6 +58,14 @@ pub struct Pipeline {
     pub(super) record: RunRecord,
 }
 
+impl Pipeline {
+    /// Channels that are there; `None` where none of them go.
+    pub(super) fn channels(&self) -> Option<usize> {
+        let goes = self.plan.config.prune.units.contains(Site::Channel);
+        goes.then(|| self.learner.model.units().count(Site::Channel))
+    }
+}
+
 /// A run under way: what it works on, and its journal.
 pub(super) struct Run<'a> {
     pub(super) pipeline: Pipeline,
@@ -84,7 +93,7 @@ pub(super) struct State {
     pub(super) baseline: Evaluation,
     pub(super) loss: f64,
     pub(super) history: Vec<CycleRecord>,
-    /// The cycle under way, once its heads are settled.
+    /// The cycle under way, once its units are settled.
     pub(super) learning: Option<Learning>,
     /// The caller has asked for the result: no cycle begins after this one.
     pub(super) ending: bool,
@@ -98,12 +107,12 @@ impl State {
     }
 }
 
-/// Where a cycle is once its heads are settled; part of every checkpoint inside a cycle.
+/// Where a cycle is once its units are settled; part of every checkpoint inside a cycle.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Learning {
     /// The units that are to be faded in: kind → layer name → original indices.
     pub(super) growing: Map<String, Value>,
-    /// Heads that went and came back.
+    /// Units that went and came back.
     pub(super) pruned: usize,
     pub(super) grown: usize,
     /// Held-out loss in between.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::data::Dataset;
 use crate::reduce::{Alone, Reduce};
+use crate::units::Sites;
 use crate::{Error, Model, Result};
 
 /// What a score may look at.
@@ -11,6 +12,8 @@ use crate::{Error, Model, Result};
 pub struct ScoreContext<'a> {
     /// The model as it is.
     pub model: &'a Model,
+    /// The kinds of units to be scored: heads, channels.
+    pub units: Sites,
     /// Calibration sequences; scores that read weights only do without.
     pub data: Option<(&'a Dataset, &'a Range<usize>)>,
     /// Sequences per batch.
@@ -27,11 +30,12 @@ pub struct ScoreContext<'a> {
 }
 
 impl<'a> ScoreContext<'a> {
-    /// On all of these sequences, four at a time, in this process alone.
+    /// Heads, on all of these sequences, four at a time, in this process alone.
     pub fn new(model: &'a Model, data: &'a Dataset, range: &'a Range<usize>) -> Self {
         let (batch_size, samples) = (4, range.len());
         Self {
             model,
+            units: Sites::default(),
             data: Some((data, range)),
             batch_size,
             samples,

@@ -2,8 +2,8 @@
 
 use super::context::ScoreContext;
 use super::statistics::{self, Needs, Statistics};
-use crate::Result;
-use crate::units::Scores;
+use crate::units::{Scores, Sites};
+use crate::{Error, Result};
 
 /// An importance score.
 ///
@@ -29,6 +29,8 @@ pub struct Score {
     /// Whether users see the number with the other sign: an entropy is one, though heads with little of it
     /// are kept.
     pub shown_negated: bool,
+    /// The kinds of units that it is defined for.
+    pub units: Sites,
     pub(super) needs: Needs,
     pub(super) compute: fn(&ScoreContext<'_>, &Statistics) -> Result<Scores>,
 }
@@ -39,13 +41,29 @@ impl Score {
         self.needs != Needs::Nothing
     }
 
-    /// The score of every active head: the higher, the rather it is kept.
+    /// The score of every active unit of the context's kinds: the higher, the rather it is kept.
     ///
     /// # Errors
     /// Returns what [`compute_all`] returns.
     pub fn compute(&self, context: &ScoreContext<'_>) -> Result<Scores> {
         let mut scores = compute_all(&[self], context)?;
         Ok(scores.swap_remove(0))
+    }
+
+    /// Refuses kinds of units that the score is not defined for.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] that names them.
+    pub fn check_units(&self, units: Sites) -> Result<()> {
+        match units.iter().find(|site| !self.units.contains(*site)) {
+            Some(site) => Err(Error::does_not_fit(format!(
+                "score {} is defined for {}, not for {}",
+                self.name,
+                self.units,
+                site.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The numbers as users see them.
@@ -57,11 +75,13 @@ impl Score {
 /// Several scores from one pass over the calibration data (`loss_impact` makes passes of its own).
 ///
 /// # Errors
-/// Returns [`crate::Error::DoesNotFit`] if a score needs data or labels and there are none,
+/// Returns [`crate::Error::DoesNotFit`] if a score needs data or labels and there are none, or is not defined
+/// for the context's units,
 /// [`crate::Error::Data`] if the data has no sequences or nothing to predict, [`crate::Error::NotFinite`] if
 /// a score is not finite, [`crate::Error::Interrupted`] if the work is stopped, and what `context.reduce`
 /// returns.
 pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<Scores>> {
+    scores.iter().try_for_each(|score| score.check_units(context.units))?;
     let needs: Vec<Needs> =
         scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
     let statistics =
@@ -70,7 +90,7 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
         let scores = (score.compute)(context, &statistics)?;
         // Numbers of a device that has failed are none.
         context.model.device().settle()?;
-        scores.check(context.model.units())?;
+        scores.check(context.model.units(), context.units)?;
         Ok(scores)
     };
     scores.iter().map(compute).collect()

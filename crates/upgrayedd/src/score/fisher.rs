@@ -2,11 +2,13 @@
 
 use super::definition::Score;
 use super::statistics::Needs;
+use crate::units::Sites;
 
 pub(super) static SCORE: Score = Score {
     name: "fisher",
     summary: "mean over sequences of (∂loss/∂gate)², the gates' diagonal Fisher information (Kwon et al. 2022)",
     shown_negated: false,
+    units: Sites::FINEST,
     needs: Needs::Gates,
     compute: |_, statistics| Ok(statistics.squared.clone()),
 };

@@ -10,13 +10,14 @@ use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
 use crate::model::{Hooks, Model};
 use crate::reduce::sum_counts;
-use crate::units::{LayerSite, Scores, Site};
+use crate::units::{LayerSite, Scores, Site, Sites};
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
     name: "loss_impact",
     summary: "loss without the head − loss, in nats per target, measured head by head with the layers below cached",
     shown_negated: false,
+    units: Sites::of(Site::Head),
     needs: Needs::Ablation,
     compute: |context, _: &Statistics| ablate(context),
 };
@@ -25,7 +26,7 @@ pub(super) static SCORE: Score = Score {
 fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     let (data, range) = context.calibration()?;
     let model = context.model;
-    let mut scores = Scores::zeros(model.units(), Site::Head);
+    let mut scores = Scores::zeros(model.units(), context.units);
     let mut targets = 0u64;
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
     for indices in indices.chunks(context.batch_size) {

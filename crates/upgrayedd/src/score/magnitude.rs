@@ -1,4 +1,4 @@
-//! Weight magnitude: L2 norm over a head's Q, K, V and O weights.
+//! Weight magnitude: L2 norm over a head's Q, K, V and O weights, or a channel's rows and columns.
 
 use upgrayedd_nn::optim::Lanes;
 use upgrayedd_nn::{ParamId, Tensor};
@@ -6,33 +6,34 @@ use upgrayedd_nn::{ParamId, Tensor};
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
-use crate::units::{Scores, Site};
+use crate::units::{LayerSite, Scores, Site, Sites};
 use crate::weights::Kind;
 use crate::{Model, Result};
 
 pub(super) static SCORE: Score = Score {
     name: "magnitude",
-    summary: "L2 norm over the head's Q, K, V and O weights (shared K and V count for each reader)",
+    summary: "L2 norm over a head's Q, K, V and O weights (shared K and V count for each reader), or a channel's",
     shown_negated: false,
+    units: Sites::FINEST,
     needs: Needs::Nothing,
     compute,
 };
 
 fn compute(context: &ScoreContext<'_>, _: &Statistics) -> Result<Scores> {
     let model = context.model;
-    let layers = (0..model.spec().num_layers())
-        .map(|layer| squared_norms(model, layer).into_iter().map(f64::sqrt).collect());
-    Ok(Scores::of_heads(layers))
+    Ok(Scores::of_places(model.units(), context.units, |place, _| {
+        squared_norms(model, place).into_iter().map(f64::sqrt).collect()
+    }))
 }
 
-/// The matrices of a layer whose rows or columns are those of heads and key/value heads, with the site and
-/// the width of a unit.
-fn matrices(model: &Model, layer: usize) -> impl Iterator<Item = (ParamId, Site, usize)> + '_ {
+/// The matrices of a layer whose rows or columns are those of units of a place (and of key/value heads, for
+/// heads), with the site and the width of a unit.
+fn matrices(model: &Model, place: LayerSite) -> impl Iterator<Item = (ParamId, Site, usize)> + '_ {
     model.params().ids().filter_map(move |id| {
         let weight = model.weight(id);
         let (site, width) = weight.owner()?;
-        let counts = weight.layer == Some(layer) && weight.role.kind == Kind::Weight;
-        (counts && matches!(site, Site::Head | Site::KvGroup)).then_some((id, site, width))
+        let counts = weight.layer == Some(place.layer) && weight.role.kind == Kind::Weight;
+        (counts && site.leaves() == place.site).then_some((id, site, width))
     })
 }
 
@@ -42,16 +43,17 @@ pub(crate) fn weights_per_head(model: &Model, layer: usize) -> usize {
         let matrix = model.params().get(id);
         width * if model.weight(id).lanes() == Lanes::Rows { matrix.cols() } else { matrix.rows() }
     };
-    matrices(model, layer).map(of_one).sum()
+    matrices(model, LayerSite::heads(layer)).map(of_one).sum()
 }
 
-fn squared_norms(model: &Model, layer: usize) -> Vec<f64> {
-    let groups = model.units().layers()[layer].kv_positions();
-    let mut sums = vec![0.0; groups.len()];
-    for (id, site, width) in matrices(model, layer) {
+fn squared_norms(model: &Model, place: LayerSite) -> Vec<f64> {
+    let known = &model.units().layers()[place.layer];
+    let groups = known.kv_positions();
+    let mut sums = vec![0.0; known.count(place.site)];
+    for (id, site, width) in matrices(model, place) {
         let of_units = by_unit(&model.params().get(id).to_host(), model.weight(id).lanes(), width);
-        for (head, sum) in sums.iter_mut().enumerate() {
-            *sum += of_units[if site == Site::KvGroup { groups[head] } else { head }];
+        for (unit, sum) in sums.iter_mut().enumerate() {
+            *sum += of_units[if site == Site::KvGroup { groups[unit] } else { unit }];
         }
     }
     sums

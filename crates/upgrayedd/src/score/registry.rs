@@ -39,11 +39,11 @@ pub fn applies(score: &Score, context: &ScoreContext<'_>) -> bool {
     score.name != task::SCORE.name || task::has_task(context).unwrap_or(false)
 }
 
-/// `fisher` or `task`, and per layer the `H × H` block of the Fisher information whose diagonal it is.
+/// `fisher` or `task`, and per layer the heads' `H × H` block of the Fisher information whose diagonal it is.
 pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(Scores, Vec<Vec<f64>>)> {
     let statistics = statistics::gather(context, &[score.needs])?;
     let scores = (score.compute)(context, &statistics)?;
-    scores.check(context.model.units())?;
+    scores.check(context.model.units(), context.units)?;
     Ok((scores, statistics.blocks))
 }
 

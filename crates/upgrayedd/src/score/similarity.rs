@@ -5,12 +5,13 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::Result;
-use crate::units::Scores;
+use crate::units::{Scores, Site, Sites};
 
 pub(super) static SCORE: Score = Score {
     name: "similarity",
     summary: "1 − mean cosine with the most similar head of its layer, of what both add to the residual stream; of a pair the weaker has it",
     shown_negated: false,
+    units: Sites::of(Site::Head),
     needs: Needs::Cosines,
     compute,
 };

@@ -1,8 +1,8 @@
 //! One pass over the calibration data for every score that wants data: gate gradients, attention entropy, and
-//! what the heads write.
+//! what the units write.
 //!
-//! ξ_h multiplies head h's output and is 1, so ∂L/∂ξ_h says to first order what the loss owes the head.
-//! Weights are frozen; a few numbers per head are all that is kept.
+//! ξ_u multiplies unit u's output and is 1, so ∂L/∂ξ_u says to first order what the loss owes the unit.
+//! Weights are frozen; a few numbers per unit are all that is kept.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use crate::linalg::multiply;
 use crate::model::{Batch, Hooks, Model};
 use crate::reduce::sum_counts;
 use crate::spec::Objective;
-use crate::units::{LayerSite, Scores, Site};
+use crate::units::{LayerSite, Scores, Site, Sites};
 use crate::weights::Writer;
 use crate::{Error, Result, rng};
 
@@ -33,11 +33,11 @@ pub(super) enum Needs {
     Slopes,
     /// Attention entropy.
     Entropy,
-    /// Norms of the output projection's input.
+    /// Norms of what the writers read.
     Norms,
     /// Cosines between the heads' outputs.
     Cosines,
-    /// Covariances of what the output projections read, and of the loss's gradients in what they write.
+    /// Covariances of what the writers read, and of the loss's gradients in what they write.
     Curvature,
     /// Losses with one head left out at a time: passes of its own.
     Ablation,
@@ -53,20 +53,19 @@ pub(super) struct Statistics {
     pub(super) absolute: Scores,
     /// Mean of G².
     pub(super) squared: Scores,
-    /// Per layer, `H × H`: mean of Gᵢ Gⱼ, the layer's block of the empirical Fisher information.
+    /// Per layer, `H × H`: mean of Gᵢ Gⱼ, the heads' block of the empirical Fisher information.
     pub(super) blocks: Vec<Vec<f64>>,
     /// Mean attention entropy over queries, each divided by the log of its visible keys.
     pub(super) entropy: Scores,
-    /// Per layer and feature of the output projection's input: root of its mean square.
-    pub(super) norms: Vec<Vec<f64>>,
+    /// By place, for each feature that its writer reads: root of its mean square.
+    pub(super) norms: BTreeMap<LayerSite, Vec<f64>>,
     /// Per layer, `H × H`: mean cosine of what two heads add to the residual stream, over up to 64 positions
     /// a sequence.
     pub(super) cosines: Vec<Vec<f64>>,
     /// Per layer and head, with the cosines: mean square of what it adds.
     pub(super) powers: Vec<Vec<f64>>,
-    /// Per layer: Σ x xᵀ of what the output projection reads, Σ g gᵀ of the summed loss's gradient in what it
-    /// writes.
-    pub(super) curvature: Vec<(Tensor, Tensor)>,
+    /// By place: Σ x xᵀ of what its writer reads, Σ g gᵀ of the summed loss's gradient in what it writes.
+    pub(super) curvature: BTreeMap<LayerSite, (Tensor, Tensor)>,
     /// Positions that are not padding.
     pub(super) positions: u64,
 }
@@ -92,8 +91,8 @@ struct Gathering<'m> {
     needs: &'m [Needs],
     sums: Statistics,
     outputs: Outputs<'m>,
-    /// Per layer Σ g gᵀ, where the curvature is wanted.
-    gradients: Vec<Tensor>,
+    /// By place Σ g gᵀ, where the curvature is wanted.
+    gradients: BTreeMap<LayerSite, Tensor>,
     /// The weights', which are frozen: stay empty.
     frozen: Gradients,
     /// Directions of the hidden states, where a plain encoder's loss is flat.
@@ -106,13 +105,13 @@ impl<'m> Gathering<'m> {
     fn new(context: &'m ScoreContext<'m>, model: &'m Model, needs: &'m [Needs]) -> Self {
         let wants = |need| needs.contains(&need);
         let heads = model.units().counts();
-        let per_head = || Scores::zeros(model.units(), Site::Head);
+        let per_unit = || Scores::zeros(model.units(), context.units);
         let sums = Statistics {
-            signed: per_head(),
-            absolute: per_head(),
-            squared: per_head(),
+            signed: per_unit(),
+            absolute: per_unit(),
+            squared: per_unit(),
             blocks: heads.iter().map(|&n| vec![0.0; n * n]).collect(),
-            entropy: per_head(),
+            entropy: Scores::zeros(model.units(), Sites::of(Site::Head)),
             ..Statistics::default()
         };
         // A plain encoder's loss is flat where scores are taken.
@@ -122,8 +121,13 @@ impl<'m> Gathering<'m> {
             model,
             needs,
             sums,
-            outputs: Outputs::new(model, wants(Needs::Norms), wants(Needs::Cosines), wants(Needs::Curvature)),
-            gradients: Vec::new(),
+            outputs: Outputs::new(
+                context,
+                wants(Needs::Norms),
+                wants(Needs::Cosines),
+                wants(Needs::Curvature),
+            ),
+            gradients: BTreeMap::new(),
             frozen: Gradients::for_params(model.params()),
             signs: flat.then(|| rng::stream(context.seed, "signs")),
             targets: 0,
@@ -146,8 +150,14 @@ impl<'m> Gathering<'m> {
         if self.goes_backward() {
             self.backward(batch, entropy)?;
         } else {
-            let mut look = |layer: usize, context: &Tensor| self.outputs.add(layer, context);
-            self.model.attend(batch, &mut Hooks { entropy, context: Some(&mut look), ..Hooks::default() })?;
+            let mut look = |from: (usize, Writer), x: &Tensor| self.outputs.add(from, x);
+            let hooks = &mut Hooks { entropy, read: Some(&mut look), ..Hooks::default() };
+            if self.context.units == Sites::of(Site::Head) {
+                self.model.attend(batch, hooks)?;
+            } else {
+                let mut tape = Tape::inference(self.model.device(), self.model.params());
+                self.model.hidden(&mut tape, batch, hooks)?;
+            }
         }
         self.queries += probes.first().map_or(0, |p| p.queries);
         for (layer, probe) in probes.iter().enumerate() {
@@ -158,23 +168,24 @@ impl<'m> Gathering<'m> {
     }
 
     fn backward(&mut self, batch: &Batch, entropy: Option<&mut Vec<EntropyProbe>>) -> Result<()> {
-        let (model, layers) = (self.model, self.model.spec().num_layers());
-        let curved = if self.wants(Needs::Curvature) { layers } else { 0 };
+        let (model, curved) = (self.model, self.wants(Needs::Curvature));
         let tape = Tape::recording(model.device(), model.params(), &mut self.frozen);
         let mut tape = tape.with_segments(self.context.gradient_checkpointing);
-        let gates = (0..layers).map(LayerSite::heads);
-        let gates: BTreeMap<_, _> =
-            gates.map(|place| (place, tape.leaf(gates_of(model, place, batch.batch)))).collect();
+        let places: Vec<LayerSite> = self.sums.signed.places().collect();
+        let gate = |place: &LayerSite| (*place, tape.leaf(gates_of(model, *place, batch.batch)));
+        let gates: BTreeMap<_, _> = places.iter().map(gate).collect();
         // Nothing is added, but its gradient is that of what the projection writes.
         let nothing = Tensor::zeros(&[batch.batch * batch.len, model.spec().hidden_size]);
-        let offsets: Vec<_> = (0..curved).map(|_| tape.leaf(nothing.clone())).collect();
+        let written = places.iter().filter_map(|place| Some((place.layer, Writer::of(place.site)?)));
+        let offsets: BTreeMap<_, _> =
+            written.filter(|_| curved).map(|from| (from, tape.leaf(nothing.clone()))).collect();
         let outputs = &mut self.outputs;
-        let mut look = |layer: usize, context: &Tensor| outputs.add(layer, context);
+        let mut look = |from: (usize, Writer), x: &Tensor| outputs.add(from, x);
         let hooks = &mut Hooks {
             entropy,
-            context: Some(&mut look),
+            read: Some(&mut look),
             gates: Some(&gates),
-            offsets: if curved > 0 { Some(&offsets[..]) } else { None },
+            offsets: Some(&offsets),
             ..Hooks::default()
         };
         let seeds = match &mut self.signs {
@@ -182,9 +193,10 @@ impl<'m> Gathering<'m> {
             None => model.loss(&mut tape, batch, 1.0, hooks)?.seeds,
         };
         let leaves = tape.backward(seeds)?;
-        for (layer, offset) in offsets.iter().enumerate() {
-            let Some(gradient) = leaves.get(offset) else { continue };
-            add_products(model.device(), &mut self.gradients, layer, gradient);
+        for ((layer, writer), offset) in offsets {
+            let Some(gradient) = leaves.get(&offset) else { continue };
+            let place = LayerSite { layer, site: writer.site() };
+            add_products(model.device(), &mut self.gradients, place, gradient);
         }
         self.targets += batch.counted();
         for (place, gate) in &gates {
@@ -202,8 +214,8 @@ impl<'m> Gathering<'m> {
         sum_counts(reduce, [targets, queries, &mut outputs.positions, &mut outputs.comparisons])?;
         sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
         gradients
-            .iter_mut()
-            .chain(outputs.grams.iter_mut().flatten())
+            .values_mut()
+            .chain(outputs.grams.iter_mut().flat_map(BTreeMap::values_mut))
             .try_for_each(|sum| reduce.sum_tensor(sum))
     }
 
@@ -226,15 +238,17 @@ impl<'m> Gathering<'m> {
         sums.blocks.iter_mut().flatten().for_each(|b| *b /= self.targets.max(1) as f64);
         let per_query = 1.0 / self.queries.max(1) as f64;
         sums.entropy = sums.entropy.map(|sum| sum * per_query);
-        let inputs = self.outputs.finish(&mut sums);
-        sums.curvature = inputs.into_iter().zip(self.gradients).collect();
+        let mut gradients = self.gradients;
+        let inputs = self.outputs.finish(&mut sums).into_iter();
+        sums.curvature =
+            inputs.filter_map(|(place, gram)| Some((place, (gram, gradients.remove(&place)?)))).collect();
         Ok(sums)
     }
 }
 
 /// A place's own gates (1 where it has none), a row a sequence.
 fn gates_of(model: &Model, place: LayerSite, sequences: usize) -> Tensor {
-    let units = model.units().layers()[place.layer].units(place.site).len();
+    let units = model.units().layers()[place.layer].count(place.site);
     match model.gates(place) {
         Some(gates) => Tensor::from_vec(&[sequences, units], gates.data().repeat(sequences)),
         None => Tensor::full(&[sequences, units], 1.0),
@@ -248,7 +262,7 @@ impl Statistics {
         [signed, absolute, squared, entropy].into_iter().flat_map(Scores::lists_mut).chain(blocks)
     }
 
-    /// Adds what one batch's `(batch, H)` gradient of the summed loss says.
+    /// Adds what one batch's `(batch, U)` gradient of the summed loss says.
     fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
         let gradient = gradient.to_host();
         let rows = gradient.data().chunks_exact(gradient.cols().max(1));
@@ -256,35 +270,39 @@ impl Statistics {
         let [signed, absolute, squared] = [signed, absolute, squared].map(|scores| scores.at_mut(place));
         for (row, count) in rows.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
             let count = count as f64;
-            for (head, &g) in row.iter().enumerate() {
+            for (unit, &g) in row.iter().enumerate() {
                 let mean = f64::from(g) / count;
-                signed[head] += count * mean;
-                absolute[head] += count * mean.abs();
-                squared[head] += count * mean * mean;
-                let block = &mut blocks[place.layer][head * row.len()..(head + 1) * row.len()];
+                signed[unit] += count * mean;
+                absolute[unit] += count * mean.abs();
+                squared[unit] += count * mean * mean;
+                if place.site != Site::Head {
+                    continue;
+                }
+                let block = &mut blocks[place.layer][unit * row.len()..(unit + 1) * row.len()];
                 block.iter_mut().zip(row).for_each(|(sum, &other)| *sum += mean * f64::from(other));
             }
         }
     }
 }
 
-/// Adds `xᵀ x` to a layer's sum, which is made when the first layer's rows come by.
-fn add_products(device: Device, sums: &mut Vec<Tensor>, layer: usize, x: &Tensor) {
+/// Adds `xᵀ x` to a place's sum, which is made when its first rows come by.
+fn add_products(device: Device, sums: &mut BTreeMap<LayerSite, Tensor>, place: LayerSite, x: &Tensor) {
     let products = ops::gram(device, &device.upload(x.clone())).to_host();
-    match sums.get_mut(layer) {
+    match sums.get_mut(&place) {
         Some(sum) => sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p),
-        None => sums.push(products),
+        None => _ = sums.insert(place, products),
     }
 }
 
-/// What the heads write, batch by batch.
+/// What the units write, batch by batch.
 struct Outputs<'m> {
     model: &'m Model,
-    norms: Option<Vec<Vec<f64>>>,
+    units: Sites,
+    norms: Option<BTreeMap<LayerSite, Vec<f64>>>,
     cosines: Option<Vec<Vec<f64>>>,
     powers: Vec<Vec<f64>>,
-    /// Per layer Σ x xᵀ of the contexts.
-    grams: Option<Vec<Tensor>>,
+    /// By place Σ x xᵀ of what its writer reads.
+    grams: Option<BTreeMap<LayerSite, Tensor>>,
     mask: Option<Vec<u8>>,
     /// This batch's rows that are not padding, and those of them at which heads are compared.
     rows: Vec<usize>,
@@ -300,14 +318,15 @@ const COMPARED: usize = 64;
 const ROWS: usize = 128;
 
 impl<'m> Outputs<'m> {
-    fn new(model: &'m Model, norms: bool, cosines: bool, grams: bool) -> Self {
+    fn new(context: &ScoreContext<'m>, norms: bool, cosines: bool, grams: bool) -> Self {
+        let model = context.model;
         let heads = model.units().counts();
-        let features = heads.iter().map(|n| n * model.spec().head_dim);
         Self {
             model,
-            norms: norms.then(|| features.map(|n| vec![0.0; n]).collect()),
+            units: context.units,
+            norms: norms.then(BTreeMap::new),
             cosines: cosines.then(|| heads.iter().map(|n| vec![0.0; n * n]).collect()),
-            grams: grams.then(Vec::new),
+            grams: grams.then(BTreeMap::new),
             powers: if cosines { heads.iter().map(|&n| vec![0.0; n]).collect() } else { Vec::new() },
             mask: None,
             rows: Vec::new(),
@@ -328,29 +347,32 @@ impl<'m> Outputs<'m> {
         self.comparisons += self.compared.len() as u64;
     }
 
-    fn add(&mut self, layer: usize, context: &Tensor) -> upgrayedd_nn::Result<()> {
-        if self.grams.is_none() && self.norms.is_none() && self.cosines.is_none() {
+    fn add(&mut self, (layer, writer): (usize, Writer), read: &Tensor) -> upgrayedd_nn::Result<()> {
+        let place = LayerSite { layer, site: writer.site() };
+        let nothing = self.grams.is_none() && self.norms.is_none() && self.cosines.is_none();
+        if nothing || !self.units.contains(place.site) {
             return Ok(());
         }
-        let context = &context.to_host();
+        let context = &read.to_host();
         if let Some(grams) = &mut self.grams {
             let mut x = context.clone();
             if let Some(mask) = &self.mask {
                 x.blank_rows(mask);
             }
-            add_products(self.model.device(), grams, layer, &x);
+            add_products(self.model.device(), grams, place, &x);
         }
         let d = self.model.spec().head_dim;
         if let Some(norms) = &mut self.norms {
+            let norms = norms.entry(place).or_insert_with(|| vec![0.0; context.cols()]);
             // Each task has features of its own, so that no sum depends on how many threads there are.
-            norms[layer].par_chunks_mut(d).enumerate().for_each(|(head, sums)| {
+            norms.par_chunks_mut(d).enumerate().for_each(|(part, sums)| {
                 for row in &self.rows {
-                    let values = &context.data()[row * context.cols() + head * d..][..d];
+                    let values = &context.data()[row * context.cols() + part * d..][..sums.len()];
                     sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
                 }
             });
         }
-        if let Some(cosines) = &mut self.cosines {
+        if let Some(cosines) = self.cosines.as_mut().filter(|_| writer == Writer::Attention) {
             let weight = &self.model.writer_weight(layer, Writer::Attention).to_host();
             let all: Vec<usize> = (0..weight.rows()).collect();
             let weights: Vec<Tensor> =
@@ -369,18 +391,23 @@ impl<'m> Outputs<'m> {
 
     /// All the sums but those of products.
     fn lists(&mut self) -> impl Iterator<Item = &mut Vec<f64>> {
-        self.norms.iter_mut().flatten().chain(self.cosines.iter_mut().flatten()).chain(&mut self.powers)
+        self.norms
+            .iter_mut()
+            .flat_map(BTreeMap::values_mut)
+            .chain(self.cosines.iter_mut().flatten())
+            .chain(&mut self.powers)
     }
 
     /// Leaves the means in `into` and returns the Σ x xᵀ.
-    fn finish(self, into: &mut Statistics) -> Vec<Tensor> {
+    fn finish(self, into: &mut Statistics) -> BTreeMap<LayerSite, Tensor> {
         into.positions = self.positions;
         let mean = |mut sums: Vec<Vec<f64>>, n: u64| {
             sums.iter_mut().flatten().for_each(|s| *s /= n.max(1) as f64);
             sums
         };
-        into.norms = mean(self.norms.unwrap_or_default(), self.positions);
-        into.norms.iter_mut().flatten().for_each(|s| *s = s.sqrt());
+        into.norms = self.norms.unwrap_or_default();
+        let positions = self.positions.max(1) as f64;
+        into.norms.values_mut().flatten().for_each(|s| *s = (*s / positions).sqrt());
         into.cosines = mean(self.cosines.unwrap_or_default(), self.comparisons);
         into.powers = mean(self.powers, self.comparisons);
         self.grams.unwrap_or_default()

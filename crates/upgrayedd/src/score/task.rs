@@ -7,13 +7,14 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
 use crate::spec::Objective;
-use crate::units::Scores;
+use crate::units::{Scores, Sites};
 use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
     name: "task",
     summary: "mean over labelled examples of (∂ task loss/∂gate)²: fisher, refused where the data has no labels of a task",
     shown_negated: false,
+    units: Sites::FINEST,
     needs: Needs::Gates,
     compute,
 };

@@ -9,7 +9,7 @@ use crate::grow::{self, Gains};
 use crate::record::{CycleRecord, Evaluation};
 use crate::score::ScoreContext;
 use crate::spec::Objective;
-use crate::units::{Scores, Selection, Site};
+use crate::units::{Scores, Selection, Site, Sites};
 use crate::{Error, Model, Result};
 
 /// What a strategy sees when it prunes.
@@ -17,10 +17,11 @@ use crate::{Error, Model, Result};
 pub struct PruneView<'a> {
     /// The model before pruning.
     pub model: &'a Model,
-    /// The strategy's importances of the active heads, higher = keep.
+    /// The strategy's importances of the units that are there, higher = keep; per price, where units of several
+    /// kinds compete.
     pub importances: &'a Scores,
     /// What the user's ratio comes to. Built-in strategies keep to it.
-    pub budget: Budget,
+    pub budget: &'a Budget,
 }
 
 /// What a strategy sees when it grows.
@@ -28,15 +29,15 @@ pub struct PruneView<'a> {
 pub struct GrowView<'a> {
     /// The model after pruning.
     pub model: &'a Model,
-    /// Per layer: how many heads can be restored.
+    /// Per layer: how many units of this kind can be restored.
     pub restorable: &'a [usize],
-    /// What each archived head's return promises; empty where nothing was measured.
+    /// What each archived unit's return promises; empty where nothing was measured.
     pub gains: &'a Gains,
-    /// The importances of the heads that are left, as scored before pruning.
+    /// The importances of the units that are left, as scored before pruning.
     pub importances: &'a Scores,
-    /// How many heads may come back.
+    /// How many units may come back.
     pub count: usize,
-    /// What comes back at once.
+    /// What comes back at once: each kind of units is asked for on its own.
     pub units: Site,
     /// Random choices of this cycle.
     pub seed: u64,
@@ -48,7 +49,7 @@ pub struct GrowView<'a> {
     pub history: &'a [CycleRecord],
 }
 
-/// Decides which heads go and where heads come back. `examples/own_strategy.rs` has one from outside.
+/// Decides which units go and where units come back. `examples/own_strategy.rs` has one from outside.
 ///
 /// ```
 /// use upgrayedd::strategy::{ALL, get_strategy};
@@ -67,7 +68,7 @@ pub trait Strategy: Send {
     fn calibration_samples(&self) -> Option<usize> {
         None
     }
-    /// Where heads compete unless the user says otherwise; by default within their layer.
+    /// Where units compete unless the user says otherwise; by default within their layer.
     fn scope(&self) -> Scope {
         Scope::Layer
     }
@@ -75,7 +76,12 @@ pub trait Strategy: Send {
     fn pruning_steps(&self) -> usize {
         1
     }
-    /// The importance of every active head: the higher, the rather it is kept. The archive remembers it.
+    /// The kinds of units that it decides about; by default heads.
+    fn units(&self) -> Sites {
+        Sites::of(Site::Head)
+    }
+    /// The importance of every unit of the context's kinds: the higher, the rather it is kept. The archive
+    /// remembers it.
     ///
     /// # Errors
     /// A built-in strategy returns what [`compute_all`](crate::score::compute_all) returns; one of the
@@ -85,16 +91,16 @@ pub trait Strategy: Send {
     fn shown(&self, importances: &Scores) -> Scores {
         importances.clone()
     }
-    /// The heads to prune, by layer and original index.
+    /// The units to prune, by place and original index.
     ///
     /// # Errors
     /// A built-in strategy has none; one of the caller's own wraps its errors in [`Error::Caller`].
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection>;
-    /// How many heads come back in which layer.
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection>;
+    /// How many units come back in which layer.
     ///
     /// # Errors
     /// A built-in strategy has none; one of the caller's own wraps its errors in [`Error::Caller`].
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>>;
 }
 
 /// Parameters of a single strategy, by name.
@@ -117,8 +123,8 @@ pub(super) fn parse_options<T: for<'de> Deserialize<'de>>(strategy: &str, option
         .map_err(|e| Error::malformed(format!("options of strategy {strategy:?}: {}", e.message())))
 }
 
-/// Spreads `count` heads over layers in the order given: one each (or one group each), round by round, where
-/// heads are missing.
+/// Spreads `count` units over layers in the order given: one each (or one group each), round by round, where
+/// units are missing.
 pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
     let size = budget::unit_size(view.model.units(), view.units);
     let mut room = view.restorable.to_vec();
@@ -139,7 +145,7 @@ pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
     }
 }
 
-/// Counts that bring back the archived heads with the highest gains, wherever they are.
+/// Counts that bring back the archived units with the highest gains, wherever they are.
 pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut remaining = view.count;
@@ -153,8 +159,8 @@ pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
 }
 
 /// Layers sorted by their mean importance, highest first; ties to the lower layer.
-pub fn by_mean(importances: &Scores) -> Vec<usize> {
-    let means = importances.layer_means();
+pub fn by_mean(importances: &Scores, site: Site) -> Vec<usize> {
+    let means = importances.layer_means(site.leaves());
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
     order
@@ -185,6 +191,7 @@ impl<T: Clone> Cache<T> {
             .data
             .map(|(d, r)| format!("{} {r:?} {} {seed:?}", d.hash, context.samples))
             .unwrap_or_default();
+        let data = format!("{} {data}", context.units);
         let state = context.model.state_id();
         match &self.entry {
             Some((cached, from, found)) if enabled && *cached == state && *from == data => Ok(found.clone()),
@@ -197,7 +204,7 @@ impl<T: Clone> Cache<T> {
     }
 }
 
-/// The heads that `budget` takes, lowest `keep` first.
+/// The units that `budget` takes, lowest `keep` first.
 pub fn within_budget(view: &PruneView<'_>, keep: &Scores) -> Selection {
     budget::choose(view.model.units(), keep, view.budget)
 }

@@ -63,11 +63,11 @@ impl Strategy for Entropy {
         importances.map(|entropy| -entropy)
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         Ok(within_budget(view, view.importances))
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view, &by_mean(view.importances)))
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        Ok(spread(view, &by_mean(view.importances, view.units)))
     }
 }

@@ -10,7 +10,7 @@ use super::definition::{
 };
 use crate::score::weights_per_head;
 use crate::score::{self, ScoreContext};
-use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::units::{LayerSite, Scores, Selection, Site, Sites};
 use crate::{Error, Result};
 
 pub(super) static INFO: StrategyInfo = StrategyInfo {
@@ -63,7 +63,7 @@ impl Magnitude {
                 .filter(|(h, _)| is_dead(**h))
                 .map(|(h, n)| (*n, *h))
                 .collect();
-            if view.budget.units == Site::KvGroup {
+            if view.budget.in_groups() {
                 let group_dead = |h: usize| {
                     heads
                         .active()
@@ -80,7 +80,7 @@ impl Magnitude {
             let fresh: Vec<usize> = dead.into_iter().map(|(_, h)| h).filter(|h| !entry.contains(h)).collect();
             // A group may have lost heads before: it goes with those that it has.
             let together = |a: &usize, b: &usize| {
-                view.budget.units == Site::KvGroup && heads.kv_group_of(*a) == heads.kv_group_of(*b)
+                view.budget.in_groups() && heads.kv_group_of(*a) == heads.kv_group_of(*b)
             };
             for unit in fresh.chunk_by(together) {
                 if heads.active().len() - entry.len() >= view.budget.min_heads + unit.len() {
@@ -98,6 +98,10 @@ impl Strategy for Magnitude {
         INFO.name
     }
 
+    fn units(&self) -> Sites {
+        Sites::FINEST
+    }
+
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { data: None, ..*context };
         self.cache.get_or(self.options.use_cached_magnitudes, &context, || {
@@ -105,14 +109,16 @@ impl Strategy for Magnitude {
         })
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
-        self.add_dead(view, &mut chosen);
+        if !view.budget.counts.keys().all(|site| *site == Site::Channel) {
+            self.add_dead(view, &mut chosen);
+        }
         Ok(chosen)
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        Ok(spread(view, &by_mean(view.importances)))
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        Ok(spread(view, &by_mean(view.importances, view.units)))
     }
 }
 
@@ -131,9 +137,9 @@ mod tests {
         // Four groups of two heads; one of them has lost a head.
         surgery::remove(&mut model, None, &Selection::from([(LayerSite::heads(0), vec![2])]), 1, None)
             .expect("it is there");
-        let norms = Scores::zeros(model.units(), Site::Head);
-        let budget = Budget { heads: 0, scope: Scope::Layer, units: Site::KvGroup, min_heads: 2 };
-        let view = PruneView { model: &model, importances: &norms, budget };
+        let norms = Scores::zeros(model.units(), Sites::of(Site::Head));
+        let budget = Budget::of(Site::KvGroup, 0, Scope::Layer, 2);
+        let view = PruneView { model: &model, importances: &norms, budget: &budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
         let strategy = Magnitude { options, cache: Cache::default() };
         let mut chosen = Selection::new();

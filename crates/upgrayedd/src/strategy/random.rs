@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::definition::{GrowView, Options, PruneView, Strategy, StrategyInfo, parse_options, within_budget};
 use crate::budget::unit_size;
 use crate::score::{self, ScoreContext};
-use crate::units::{Scores, Selection};
+use crate::units::{Scores, Selection, Sites};
 use crate::{Result, rng};
 
 pub(super) static INFO: StrategyInfo =
@@ -30,16 +30,20 @@ impl Strategy for Random {
         INFO.name
     }
 
+    fn units(&self) -> Sites {
+        Sites::FINEST
+    }
+
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         score::named("random")?.compute(context)
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         Ok(within_budget(view, view.importances))
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
-        // Every missing head is equally likely, so layers are drawn in proportion to what they miss.
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+        // Every missing unit is equally likely, so layers are drawn in proportion to what they miss.
         let mut random = rng::stream(view.seed, "random growth");
         let size = unit_size(view.model.units(), view.units);
         let mut missing: Vec<usize> =

@@ -1,5 +1,5 @@
-//! Strategies that follow one score: the heads with the lowest go, and the archived heads return whose gates
-//! the loss wants open (where that was not measured: in the layers whose remaining heads have the highest
+//! Strategies that follow one score: the units with the lowest go, and the archived ones return whose gates
+//! the loss wants open (where that was not measured: in the layers whose remaining units have the highest
 //! mean).
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::definition::{
 };
 use crate::budget::Scope;
 use crate::score::{self, Score, ScoreContext, fisher_blocks};
-use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::units::{LayerSite, Scores, Selection, Site, Sites};
 use crate::{Error, Result};
 
 macro_rules! scored {
@@ -95,6 +95,10 @@ impl Strategy for Scored {
         Some(self.samples)
     }
 
+    fn units(&self) -> Sites {
+        self.score.units
+    }
+
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { samples: self.samples, ..*context };
         let compute = || match self.score.name {
@@ -110,10 +114,12 @@ impl Strategy for Scored {
         self.score.shown(importances)
     }
 
-    fn select_heads_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
+    fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
-        if view.budget.units == Site::Head {
-            for (&LayerSite { layer, .. }, heads) in &mut chosen {
+        if view.budget.counts.contains_key(&Site::Head) {
+            for (&LayerSite { layer, .. }, heads) in
+                chosen.iter_mut().filter(|(place, _)| place.site == Site::Head)
+            {
                 let active = view.model.units().layers()[layer].active();
                 match self.blocks.get(layer).filter(|b| b.len() == active.len().pow(2)) {
                     Some(block) => swap_within(heads, active, block),
@@ -124,9 +130,9 @@ impl Strategy for Scored {
         Ok(chosen)
     }
 
-    fn select_heads_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
+    fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         if view.gains.is_empty() {
-            return Ok(spread(view, &by_mean(view.importances)));
+            return Ok(spread(view, &by_mean(view.importances, view.units)));
         }
         Ok(by_gain(view))
     }

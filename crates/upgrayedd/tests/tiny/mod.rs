@@ -116,8 +116,8 @@ pub fn everything(model: Model, learns: bool) -> Everything {
         .set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()])
         .unwrap();
     learner.restore(&back, 2.0).unwrap();
-    upgrayedd::surgery::fold_gates(&mut learner.model, 1);
-    let repaired: Vec<f64> = report.iter().map(|layer| layer.repaired).collect();
+    upgrayedd::surgery::fold_gates(&mut learner.model, LayerSite::heads(1));
+    let repaired: Vec<f64> = report.values().flatten().map(|layer| layer.repaired).collect();
     let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
     (before, after, repaired, moments, weights(learner.model))
 }

@@ -1,10 +1,13 @@
-"""Loads a STOCK whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a STOCK whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, by their original
-indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
+indices, as in `{"model.layers.0.self_attn": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import narrow
 from torch import nn
 from transformers.models.MODULE.modeling_MODULE import STOCKForCausalLM, STOCKModel
 
@@ -24,7 +27,7 @@ class SharedHeads(nn.Linear):
 
 
 def shrink(model, config):
-    """Gives every attention the projections of the heads it still has."""
+    """Gives every layer the projections of the units it still has."""
     group_size = config.num_attention_heads // config.num_key_value_heads
     for index, layer in enumerate(model.layers):
         heads = config.upgrayedd["units"]["heads"][f"model.layers.{index}.self_attn"]
@@ -42,6 +45,9 @@ def shrink(model, config):
             projection.readers, projection.head_dim = readers, dim
             setattr(attention, name, projection)
         attention.num_key_value_groups = per_group if even else 1
+        mlp = layer.mlp
+        path = f"model.layers.{index}.mlp"
+        narrow(config, path, [(mlp, "gate_proj"), (mlp, "up_proj")], (mlp, "down_proj"))
 
 
 class UpgrayeddModel(STOCKModel):

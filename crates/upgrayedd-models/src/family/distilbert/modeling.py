@@ -1,10 +1,13 @@
-"""Loads a DistilBERT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a DistilBERT whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"distilbert.transformer.layer.0.attention": [0, 2]}`. Use it through
+indices, as in `{"distilbert.transformer.layer.0.attention": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import narrow
 from torch import nn
 from transformers.models.distilbert.modeling_distilbert import (
     DistilBertForMaskedLM,
@@ -14,7 +17,7 @@ from transformers.models.distilbert.modeling_distilbert import (
 
 
 def shrink(model, config):
-    """Gives every attention the projections of the heads it still has."""
+    """Gives every layer the projections of the units it still has."""
     for index, layer in enumerate(model.transformer.layer):
         heads = config.upgrayedd["units"]["heads"][f"distilbert.transformer.layer.{index}.attention"]
         attention = layer.attention
@@ -23,6 +26,8 @@ def shrink(model, config):
         for name in ("q_lin", "k_lin", "v_lin"):
             setattr(attention, name, nn.Linear(config.dim, width))
         attention.out_lin = nn.Linear(width, config.dim)
+        path = f"distilbert.transformer.layer.{index}.ffn"
+        narrow(config, path, [(layer.ffn, "lin1")], (layer.ffn, "lin2"))
 
 
 class UpgrayeddModel(DistilBertModel):

@@ -1,16 +1,19 @@
-"""Loads a STOCK whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a STOCK whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"PREFIX.encoder.layer.0.attention.self": [0, 2]}`. Use it through
+indices, as in `{"PREFIX.encoder.layer.0.attention.self": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import narrow
 from torch import nn
 from transformers.models.MODULE.modeling_MODULE import STOCKForMaskedLM, STOCKForSequenceClassification, STOCKModel
 
 
 def shrink(model, config):
-    """Gives every attention the projections of the heads it still has."""
+    """Gives every layer the projections of the units it still has."""
     for index, layer in enumerate(model.encoder.layer):
         heads = config.upgrayedd["units"]["heads"][f"PREFIX.encoder.layer.{index}.attention.self"]
         attention = layer.attention.self
@@ -20,6 +23,8 @@ def shrink(model, config):
         for name in ("query", "key", "value"):
             setattr(attention, name, nn.Linear(config.hidden_size, width))
         layer.attention.output.dense = nn.Linear(width, config.hidden_size)
+        path = f"PREFIX.encoder.layer.{index}.intermediate"
+        narrow(config, path, [(layer.intermediate, "dense")], (layer.output, "dense"))
 
 
 class UpgrayeddModel(STOCKModel):

@@ -1,16 +1,19 @@
-"""Loads a GPT-2 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a GPT-2 whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"transformer.h.0.attn": [0, 2]}`. Use it through
+indices, as in `{"transformer.h.0.attn": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import channels
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 
 def shrink(model, config):
-    """Gives every attention the projections of the heads it still has."""
+    """Gives every layer the projections of the units it still has."""
     for index, block in enumerate(model.h):
         heads = config.upgrayedd["units"]["heads"][f"transformer.h.{index}.attn"]
         attention = block.attn
@@ -19,6 +22,10 @@ def shrink(model, config):
         attention.split_size = width
         attention.c_attn = Conv1D(3 * width, config.hidden_size)
         attention.c_proj = Conv1D(config.hidden_size, width)
+        count = channels(config, f"transformer.h.{index}.mlp")
+        if count is not None:
+            block.mlp.c_fc = Conv1D(count, config.hidden_size)
+            block.mlp.c_proj = Conv1D(config.hidden_size, count)
 
 
 class UpgrayeddModel(GPT2Model):

@@ -1,10 +1,13 @@
-"""Loads an MPNet whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads an MPNet whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"mpnet.encoder.layer.0.attention.attn": [0, 2]}`. Use it through
+indices, as in `{"mpnet.encoder.layer.0.attention.attn": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import narrow
 from torch import nn
 from transformers.models.mpnet.modeling_mpnet import (
     MPNetForMaskedLM,
@@ -32,10 +35,12 @@ class RemainingHeads(MPNetSelfAttention):
 
 
 def shrink(model, config):
-    """Gives every layer the attention of the heads it still has."""
+    """Gives every layer the attention and the projections of the units it still has."""
     for index, layer in enumerate(model.encoder.layer):
         heads = config.upgrayedd["units"]["heads"][f"mpnet.encoder.layer.{index}.attention.attn"]
         layer.attention.attn = RemainingHeads(config, heads)
+        path = f"mpnet.encoder.layer.{index}.intermediate"
+        narrow(config, path, [(layer.intermediate, "dense")], (layer.output, "dense"))
 
 
 class UpgrayeddModel(MPNetModel):

@@ -1,16 +1,19 @@
-"""Loads an OPT whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads an OPT whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the heads that each layer still has, by their original
-indices, as in `{"model.decoder.layers.0.self_attn": [0, 2]}`. Use it through
+indices, as in `{"model.decoder.layers.0.self_attn": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
+from channels import narrow
 from torch import nn
 from transformers.models.opt.modeling_opt import OPTForCausalLM, OPTModel
 
 
 def shrink(model, config):
-    """Gives every attention the projections of the heads it still has."""
+    """Gives every layer the projections of the units it still has."""
     for index, layer in enumerate(model.decoder.layers):
         heads = config.upgrayedd["units"]["heads"][f"model.decoder.layers.{index}.self_attn"]
         attention = layer.self_attn
@@ -19,6 +22,7 @@ def shrink(model, config):
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, nn.Linear(config.hidden_size, width, bias=config.enable_bias))
         attention.out_proj = nn.Linear(width, config.hidden_size, bias=config.enable_bias)
+        narrow(config, f"model.decoder.layers.{index}", [(layer, "fc1")], (layer, "fc2"))
 
 
 class UpgrayeddModel(OPTModel):

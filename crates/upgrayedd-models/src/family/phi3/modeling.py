@@ -1,13 +1,16 @@
-"""Loads a Phi-3 whose layers have lost attention heads: stock transformers, with smaller projections per layer.
+"""Loads a Phi-3 whose layers have lost attention heads or channels: stock transformers, with smaller projections per
+layer.
 
 Written by Upgrayedd. `config.upgrayedd["units"]["heads"]` lists the query heads that each layer still has, by their original
-indices, as in `{"model.layers.0.self_attn": [0, 2]}`. Use it through
+indices, as in `{"model.layers.0.self_attn": [0, 2]}`; `["channels"]`, where there are fewer of these, their
+ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 import copy
 
 import torch
+from channels import narrow
 from torch import nn
 from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3ForCausalLM, Phi3Model
 
@@ -48,10 +51,12 @@ def remaining(config, index, heads):
 
 
 def shrink(model, config):
-    """Gives every layer the attention of the heads it still has."""
+    """Gives every layer the attention and the projections of the units it still has."""
     for index, layer in enumerate(model.layers):
         heads = config.upgrayedd["units"]["heads"][f"model.layers.{index}.self_attn"]
         layer.self_attn = remaining(config, index, heads)
+        path = f"model.layers.{index}.mlp"
+        narrow(config, path, [(layer.mlp, "gate_up_proj")], (layer.mlp, "down_proj"), parts=2)
 
 
 class UpgrayeddModel(Phi3Model):
