@@ -21,7 +21,7 @@ use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerUnits, Sites, heads_by_layer};
+use upgrayedd::units::{LayerSite, LayerUnits, Selection, Site, Sites};
 use upgrayedd::weights::Writer;
 use upgrayedd::{Error, Result, surgery};
 
@@ -99,6 +99,23 @@ impl Weights for Arrays {
             None => Ok(tensor),
         }
     }
+}
+
+/// Units as Python has them: kind → layer → indices.
+type UnitsByKind = BTreeMap<String, BTreeMap<usize, Vec<usize>>>;
+
+fn site(kind: &str) -> PyResult<Site> {
+    let sites: Sites = kind.parse().map_err(to_py)?;
+    Ok(sites.iter().next().unwrap_or_default())
+}
+
+fn selection(units: UnitsByKind) -> PyResult<Selection> {
+    let mut selection = Selection::new();
+    for (kind, layers) in units {
+        let site = site(&kind)?;
+        selection.extend(layers.into_iter().map(|(layer, units)| (LayerSite { layer, site }, units)));
+    }
+    Ok(selection)
 }
 
 #[pymethods]
@@ -189,21 +206,31 @@ impl Model {
         .to_string()
     }
 
-    fn layer_names(&self) -> Vec<String> {
-        (0..self.inner.spec().num_layers()).map(|l| self.inner.layer_name(l)).collect()
+    /// Module paths of where units of a kind belong, layer by layer.
+    fn layer_names(&self, kind: &str) -> PyResult<Vec<String>> {
+        Ok(self.inner.paths().of(site(kind)?).to_vec())
     }
 
-    fn active_heads(&self) -> Vec<Vec<usize>> {
-        self.inner.units().layers().iter().map(|l| l.active().to_vec()).collect()
+    /// How many units of a kind the layers had unpruned.
+    fn original_units(&self, kind: &str) -> PyResult<Vec<usize>> {
+        let site = site(kind)?;
+        Ok(self.inner.units().layers().iter().map(|l| l.total_of(site)).collect())
     }
 
-    /// Pruned heads that are in the archive, by layer.
-    fn restorable_heads(&self) -> Vec<Vec<usize>> {
-        let layers = self.inner.units().layers().iter().enumerate();
-        let archived = |layer: usize, head: usize| {
-            self.inner.archive().contains(upgrayedd::units::Unit::head(layer, head))
-        };
-        layers.map(|(layer, l)| l.pruned().into_iter().filter(|&h| archived(layer, h)).collect()).collect()
+    /// Units of a kind that are there, by layer.
+    fn active_units(&self, kind: &str) -> PyResult<Vec<Vec<usize>>> {
+        let site = site(kind)?;
+        Ok(self.inner.units().layers().iter().map(|l| l.units(site)).collect())
+    }
+
+    /// Pruned units of a kind that are in the archive, by layer.
+    fn restorable_units(&self, kind: &str) -> PyResult<Vec<Vec<usize>>> {
+        let site = site(kind)?;
+        let mut layers = vec![Vec::new(); self.inner.spec().num_layers()];
+        for unit in self.inner.archive().all(site) {
+            layers[unit.layer].push(unit.index);
+        }
+        Ok(layers)
     }
 
     fn kv_group_of(&self, layer: usize, head: usize) -> PyResult<usize> {
@@ -230,12 +257,14 @@ impl Model {
         Ok(dict)
     }
 
-    fn prune(&mut self, heads: BTreeMap<usize, Vec<usize>>) -> PyResult<()> {
-        surgery::remove(&mut self.inner, None, &heads_by_layer(heads), 0, None).map_err(to_py)
+    /// `units`: kind → layer → indices.
+    fn prune(&mut self, units: UnitsByKind) -> PyResult<()> {
+        surgery::remove(&mut self.inner, None, &selection(units)?, 0, None).map_err(to_py)
     }
 
-    fn restore(&mut self, heads: BTreeMap<usize, Vec<usize>>) -> PyResult<()> {
-        surgery::restore(&mut self.inner, None, &heads_by_layer(heads), 1.0).map_err(to_py)
+    /// `units`: kind → layer → indices.
+    fn restore(&mut self, units: UnitsByKind) -> PyResult<()> {
+        surgery::restore(&mut self.inner, None, &selection(units)?, 1.0).map_err(to_py)
     }
 
     /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.
@@ -310,17 +339,21 @@ impl Model {
         serde_json::to_string(&result?).map_err(|e| to_py(Error::malformed(e.to_string())))
     }
 
-    /// A score by name: per layer the values of the active heads. `limits`: batch size, sequences, seed.
+    /// A score by name: per layer the values of the units of a kind that are there. `limits`: batch size,
+    /// sequences, seed.
+    #[pyo3(signature = (name, kind, data, options, limits))]
     fn score(
         &self,
         py: Python<'_>,
         name: &str,
+        kind: &str,
         data: Option<Source>,
         options: &str,
         limits: (usize, usize, u64),
     ) -> PyResult<Vec<Vec<f64>>> {
         let options = data_options(options)?;
         let (batch_size, samples, seed) = limits;
+        let units = Sites::of(site(kind)?);
         detached(py, || {
             let score = score::named(name)?;
             let mut dataset = data.map(|d| d.dataset(&self.inner, &options, false)).transpose()?;
@@ -331,7 +364,7 @@ impl Model {
             let model = &self.inner;
             let context = ScoreContext {
                 model,
-                units: Sites::default(),
+                units,
                 data,
                 batch_size,
                 samples,
@@ -339,7 +372,7 @@ impl Model {
                 gradient_checkpointing: false,
                 reduce: &Alone,
             };
-            Ok(score.shown(&score.compute(&context)?).heads().map(<[f64]>::to_vec).collect())
+            Ok(score.shown(&score.compute(&context)?).iter().map(|(_, scores)| scores.to_vec()).collect())
         })
     }
 
@@ -377,8 +410,8 @@ impl Model {
         })
     }
 
-    /// Repairs the output projections towards `parent`; per layer the share of the held-out error that is
-    /// gone.
+    /// Repairs writers towards `parent`: for each kind of units that are missing, per layer the share of the
+    /// held-out error that is gone.
     fn refit(
         &mut self,
         py: Python<'_>,
@@ -386,7 +419,7 @@ impl Model {
         data: Source,
         options: &str,
         limits: (usize, usize),
-    ) -> PyResult<Vec<f64>> {
+    ) -> PyResult<BTreeMap<&'static str, Vec<f64>>> {
         let options = data_options(options)?;
         let (batch_size, samples) = limits;
         let (model, parent) = (&mut self.inner, parent.inner.clone());
@@ -395,9 +428,11 @@ impl Model {
             warn(&dataset.notices)?;
             dataset.spread_over(dataset.len());
             let indices: Vec<usize> = (0..dataset.len().min(samples)).collect();
-            let mut repairs = refit(model, &parent, batches(&dataset, &indices, batch_size), &Alone)?;
-            let layers = repairs.remove(&Writer::Attention).unwrap_or_default();
-            Ok(layers.into_iter().map(|l| l.repaired).collect())
+            let repairs = refit(model, &parent, batches(&dataset, &indices, batch_size), &Alone)?;
+            let repaired =
+                |layers: Vec<upgrayedd::record::LayerRefit>| layers.into_iter().map(|l| l.repaired).collect();
+            let of = |(writer, layers): (Writer, _)| (writer.site().name(), repaired(layers));
+            Ok(repairs.into_iter().map(of).collect())
         })
     }
 

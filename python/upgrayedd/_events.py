@@ -70,8 +70,9 @@ class Dispatcher:
         elif kind == "evaluated":
             log.info("cycle %d, %s: held-out loss %.4f", event["cycle"], event["phase"], event["loss"])
         elif kind in ("pruned", "grown"):
-            count = sum(map(len, event["units"].get("heads", {}).values()))
-            log.info("cycle %d: %s %d heads, %d active", event["cycle"], kind, count, event["active"])
+            counts = {of: sum(map(len, layers.values())) for of, layers in event["units"].items()}
+            units = " and ".join(f"{count} {of}" for of, count in counts.items()) or "nothing"
+            log.info("cycle %d: %s %s, %d heads active", event["cycle"], kind, units, event["active"])
         elif kind == "rolled_back":
             change = event["loss_change"]
             why = "numbers were not finite any more" if change is None else f"held-out loss {change:+.4f}"

@@ -60,10 +60,10 @@ class Callback:
         """A held-out measurement: phase ("baseline", "pruned", "learned", "result"), loss, what goes with it, tokens."""
 
     def on_prune(self, control: Control, **event: Any) -> bool | None:
-        """Heads were removed: units ({"heads": {layer name: indices}}), budget, active."""
+        """Units were removed: units ({"heads": {layer name: indices}, "channels": …}), budget, active, channels."""
 
     def on_grow(self, control: Control, **event: Any) -> bool | None:
-        """Heads came back: units ({"heads": {layer name: indices}}), active."""
+        """Units came back: units ({"heads": {layer name: indices}, "channels": …}), active, channels."""
 
     def on_cycle_end(self, control: Control, **event: Any) -> bool | None:
         """A cycle was accepted or rolled back: accepted, loss_change (None where numbers were not finite any more)."""

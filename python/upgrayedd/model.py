@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from upgrayedd import _data, _native, _tokenizers, _transformers
 from upgrayedd.errors import InvalidValueError
@@ -154,8 +154,13 @@ class Model:
 
     @property
     def layer_names(self) -> list[str]:
-        """Names of the layers' attention modules: the keys of every dictionary by layer."""
-        return self._core.layer_names()
+        """Names of the layers' attention modules: the keys of every dictionary by layer that is about heads."""
+        return self._core.layer_names("heads")
+
+    @property
+    def mlp_names(self) -> list[str]:
+        """Names of the layers' MLP modules: the keys of every dictionary by layer that is about channels."""
+        return self._core.layer_names("channels")
 
     @property
     def original_heads(self) -> dict[str, int]:
@@ -171,12 +176,36 @@ class Model:
     @property
     def active_heads(self) -> dict[str, list[int]]:
         """Layer name → original indices of the query heads that it still has, ascending."""
-        return dict(zip(self.layer_names, self._core.active_heads(), strict=True))
+        return dict(zip(self.layer_names, self._core.active_units("heads"), strict=True))
 
     @property
     def pruned_heads(self) -> dict[str, list[int]]:
         """Layer name → original indices of the pruned heads that can be restored; layers without any are left out."""
-        return {name: heads for name, heads in zip(self.layer_names, self._core.restorable_heads(), strict=True) if heads}
+        return self._restorable("heads")
+
+    @property
+    def original_channels(self) -> dict[str, int]:
+        """MLP name → number of channels (columns of the hidden layer) that it has unpruned."""
+        return dict(zip(self.mlp_names, self._core.original_units("channels"), strict=True))
+
+    @property
+    def channels_per_layer(self) -> dict[str, int]:
+        """MLP name → number of channels that it still has."""
+        return {name: len(channels) for name, channels in self.active_channels.items()}
+
+    @property
+    def active_channels(self) -> dict[str, list[int]]:
+        """MLP name → original indices of the channels that it still has, ascending."""
+        return dict(zip(self.mlp_names, self._core.active_units("channels"), strict=True))
+
+    @property
+    def pruned_channels(self) -> dict[str, list[int]]:
+        """MLP name → original indices of the pruned channels that can be restored; layers without any are left out."""
+        return self._restorable("channels")
+
+    def _restorable(self, kind: str) -> dict[str, list[int]]:
+        names, units = self._core.layer_names(kind), self._core.restorable_units(kind)
+        return {name: indices for name, indices in zip(names, units, strict=True) if indices}
 
     def kv_group_of(self, layer: str | int, head: int) -> int:
         """The key/value head (original index) that a query head (original index) reads."""
@@ -201,30 +230,35 @@ class Model:
             context: Visible keys that attention is counted with, fewer in layers whose window shows fewer.
         """
         info = self._info(context)
-        return {**{k: v for k, v in info.items() if k != "cost"}, **info["cost"], "heads_per_layer": self.heads_per_layer}
+        return {**{k: v for k, v in info.items() if k != "cost"}, **info["cost"], **self._per_layer()}
 
-    def prune(self, heads: Mapping[str, list[int]]) -> None:
-        """Removes heads; their weights go into the model's archive.
+    def _per_layer(self) -> dict[str, dict[str, int]]:
+        return {"heads_per_layer": self.heads_per_layer, "channels_per_layer": self.channels_per_layer}
+
+    def prune(self, heads: Mapping[str, list[int]] | None = None, *, channels: Mapping[str, list[int]] | None = None) -> None:
+        """Removes heads and channels; their weights go into the model's archive.
 
         Args:
             heads: Layer name → original indices.
+            channels: MLP name → original indices.
 
         Raises:
-            InvalidValueError: (a ValueError) for an unknown layer, a head that is not there, or a layer's last head. Nothing
-                has changed then.
+            InvalidValueError: (a ValueError) for an unknown layer, a unit that is not there, or a layer's last one. Nothing has
+                changed then.
         """
-        self._core.prune(self._heads_by_layer(heads, "prune"))
+        self._core.prune(self._units(heads, channels, "prune"))
 
-    def restore(self, heads: Mapping[str, list[int]]) -> None:
-        """Brings pruned heads back, bit for bit as they were.
+    def restore(self, heads: Mapping[str, list[int]] | None = None, *, channels: Mapping[str, list[int]] | None = None) -> None:
+        """Brings pruned heads and channels back, bit for bit as they were.
 
         Args:
             heads: Layer name → original indices, of `pruned_heads`.
+            channels: MLP name → original indices, of `pruned_channels`.
 
         Raises:
-            InvalidValueError: (a ValueError) for a head that is not in the archive. Nothing has changed then.
+            InvalidValueError: (a ValueError) for a unit that is not in the archive. Nothing has changed then.
         """
-        self._core.restore(self._heads_by_layer(heads, "restore"))
+        self._core.restore(self._units(heads, channels, "restore"))
 
     def copy(self) -> Model:
         """An independent model; weights are shared until one of the two changes."""
@@ -312,17 +346,21 @@ class Model:
         name: str,
         dataloader: Any = None,
         *,
+        units: Literal["heads", "channels"] = "heads",
         samples: int = 128,
         sequence_length: int | None = None,
         batch_size: int = 4,
         seed: int = 42,
     ) -> dict[str, NDArray[np.float64]]:
-        """Importance of every active head: layer name → array in the order of `active_heads[layer]`.
+        """Importance of every head that is there: layer name → array in the order of `active_heads[layer]`.
+
+        Or of every channel: MLP name → array in the order of `active_channels[name]`.
 
         Args:
             name: "fisher", "gradient", "taylor", "task", "wanda", "similarity", "surgeon", "loss_impact", "entropy",
                 "magnitude" or "random".
             dataloader: Calibration data, for all but "magnitude" and "random".
+            units: What is scored. "similarity", "loss_impact" and "entropy" are about heads only.
             samples: Sequences to use at most.
             sequence_length: Tokens per window of texts and files; 256 or the model's limit.
             batch_size: Sequences at once.
@@ -335,8 +373,10 @@ class Model:
         check_limits(samples, batch_size)
         if dataloader is not None:
             source, options = self._source(dataloader, length, batch_size, seed)
-        layers = self._core.score(name, source, options, (batch_size, samples, seed))
-        return {name: np.asarray(values) for name, values in zip(self.layer_names, layers, strict=True)}
+        if units not in ("heads", "channels"):
+            raise InvalidValueError(f"units is {units!r}: expected 'heads' or 'channels'")
+        layers = self._core.score(name, units, source, options, (batch_size, samples, seed))
+        return {name: np.asarray(values) for name, values in zip(self._core.layer_names(units), layers, strict=True)}
 
     def growth_gains(
         self, dataloader: Any, *, samples: int = 128, sequence_length: int | None = None, batch_size: int = 4
@@ -367,7 +407,9 @@ class Model:
         sequence_length: int | None = None,
         batch_size: int = 4,
     ) -> dict[str, float]:
-        """Repairs what pruning has broken: least squares on the output projections, towards `parent`'s residual stream.
+        """Repairs what pruning has broken, by least squares towards `parent`'s residual stream.
+
+        Where heads are missing, attention's output projections change; where channels are, the MLPs'.
 
         A fifth of the batches only judges: a layer changes only if that brings it closer to `parent` there. Labels are not read.
 
@@ -379,13 +421,18 @@ class Model:
             batch_size: Sequences at once.
 
         Returns:
-            Layer name → share of the squared distance to `parent` (on what only judges) that is gone.
+            Layer name (of heads) or MLP name (of channels) → share of the squared distance to `parent` (on what only judges)
+            that is gone, for what was missing.
         """
         length = sequence_length or min(256, int(self._info()["max_positions"]))
         check_limits(samples, batch_size)
         source, options = self._source(dataloader, length, batch_size, 42)
         repaired = self._core.refit(parent._core, source, options, (batch_size, samples))
-        return dict(zip(self.layer_names, repaired, strict=True))
+        return {
+            name: share
+            for kind, shares in repaired.items()
+            for name, share in zip(self._core.layer_names(kind), shares, strict=True)
+        }
 
     def __repr__(self) -> str:
         info = self._info()
@@ -425,29 +472,36 @@ class Model:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return "loader", _data.Loader([batch], lambda: self.tokenizer, 1, 0)
 
-    def _layer(self, name: Any, who: str) -> int:
-        names = self.layer_names
+    def _layer(self, name: Any, who: str, kind: str = "heads") -> int:
+        names = self._core.layer_names(kind)
         if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(names):
             return name
         if name not in names:
             raise InvalidValueError(f"{who}: unknown layer {name!r}: the layers are {', '.join(names)}")
         return names.index(name)
 
-    def _heads_by_layer(self, heads: Any, who: str) -> dict[int, list[int]]:
-        if not isinstance(heads, Mapping):
-            raise InvalidValueError(f"{who}: {type(heads).__name__} given: expected layer name → list of head indices")
+    def _units(self, heads: Any, channels: Any, who: str) -> dict[str, dict[int, list[int]]]:
+        given = {"heads": heads, "channels": channels}
+        if all(units is None for units in given.values()):
+            raise InvalidValueError(f"{who}: nothing given: expected heads, channels or both")
+        return {kind: self._by_layer(units, who, kind) for kind, units in given.items() if units is not None}
+
+    def _by_layer(self, units: Any, who: str, kind: str = "heads") -> dict[int, list[int]]:
+        one = kind.removesuffix("s")
+        if not isinstance(units, Mapping):
+            raise InvalidValueError(f"{who}: {type(units).__name__} given: expected layer name → list of {one} indices")
         result: dict[int, list[int]] = {}
-        totals = list(self.original_heads.values())
-        for name, indices in heads.items():
-            layer = self._layer(name, who)
+        totals = self._core.original_units(kind)
+        for name, indices in units.items():
+            layer = self._layer(name, who, kind)
             try:
                 result[layer] = [int(i.__index__()) for i in indices]
             except (TypeError, AttributeError) as error:
-                raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of head indices") from error
+                raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of {one} indices") from error
             wrong = [i for i in result[layer] if not 0 <= i < totals[layer]]
             if wrong:
                 raise InvalidValueError(
-                    f"{who}: head {wrong[0]} of layer {name!r} does not exist: the layer has heads 0 to {totals[layer] - 1}"
+                    f"{who}: {one} {wrong[0]} of layer {name!r} does not exist: the layer has {kind} 0 to {totals[layer] - 1}"
                 )
         return result
 

@@ -11,7 +11,7 @@ class RunOptions(TypedDict, total=False):
     """What `UpgrayeddPipeline` takes beside its own arguments: `upgrayedd optimize --help` says what each does."""
 
     batch_size: int
-    budget: Literal["heads", "parameters", "macs", "latency"]
+    budget: Literal["units", "parameters", "macs", "latency"]
     chat_loss: Literal["assistant", "all"]
     checkpoint_every: int | None
     columns: Sequence[str] | None
@@ -43,6 +43,6 @@ class RunOptions(TypedDict, total=False):
     text_field: str | None
     text_pair_field: str | None
     timings: str | os.PathLike[str] | None
-    units: Literal["heads", "kv-groups"]
+    units: str
     warmup_steps: int
     weight_decay: float

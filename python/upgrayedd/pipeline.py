@@ -43,8 +43,8 @@ class Cycle:
 
     Attributes:
         cycle: From 1.
-        pruned: Heads removed, layer name → original indices.
-        grown: Heads grown back, layer name → original indices.
+        pruned: Units removed: layer name → original indices of heads, MLP name → those of channels.
+        grown: Units grown back, the same.
         active: Heads at the end.
         loss_pruned: Held-out loss after pruning, in nats; None where numbers were not finite any more.
         loss_learned: The same after learning.
@@ -138,9 +138,10 @@ class History(Sequence[Cycle]):
             self._cycles.append(Cycle(number))
         cycle = self._cycles[-1]
         if kind in ("pruned", "grown"):
-            heads = getattr(cycle, kind)
-            for layer, indices in event["units"].get("heads", {}).items():
-                heads[layer] = heads.get(layer, []) + indices
+            units = getattr(cycle, kind)
+            for layers in event["units"].values():
+                for layer, indices in layers.items():
+                    units[layer] = units.get(layer, []) + indices
             cycle.active = event["active"]
         elif kind == "evaluated" and event["phase"] == "pruned":
             cycle.loss_pruned = event["loss"]

@@ -26,6 +26,10 @@ named_enum! {
         Parameters = "parameters",
         /// Multiply-accumulates per token at the run's sequence length.
         Macs = "macs",
+        /// Bytes of all weights as they are stored.
+        Bytes = "bytes",
+        /// Bytes of keys and values per token.
+        KvCache = "kv-cache",
         /// Time of a forward pass, measured on this machine at the run's batch size and sequence length.
         Latency = "latency",
     }
@@ -44,6 +48,8 @@ enum Count {
     Units,
     Parameters,
     Macs,
+    Bytes,
+    KvCache,
     /// Seconds of everything else, and of each layer's attention with 0, 1, 2 … query heads.
     Seconds(f64, Vec<Vec<f64>>),
 }
@@ -64,6 +70,8 @@ impl<'a> Prices<'a> {
             (Currency::Units, _) => Count::Units,
             (Currency::Parameters, _) => Count::Parameters,
             (Currency::Macs, _) => Count::Macs,
+            (Currency::Bytes, _) => Count::Bytes,
+            (Currency::KvCache, _) => Count::KvCache,
             (Currency::Latency, Some(timings)) => Count::Seconds(
                 timings.rest,
                 timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect(),
@@ -82,6 +90,8 @@ impl<'a> Prices<'a> {
             Count::Units => Sites::FINEST.iter().map(|site| units.count(site)).sum::<usize>() as f64,
             Count::Parameters => self.model.cost_with(units, self.length).parameters as f64,
             Count::Macs => self.model.cost_with(units, self.length).macs_per_token as f64,
+            Count::Bytes => self.model.cost_with(units, self.length).bytes as f64,
+            Count::KvCache => self.model.cost_with(units, self.length).kv_cache_bytes_per_token as f64,
             Count::Seconds(rest, tables) => {
                 let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| {
                     table[layer.count(Site::Head).min(table.len() - 1)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use upgrayedd::archive::Archive;
 use upgrayedd::export::{HF, HF_DENSE, export};
 use upgrayedd::files::DType;
 use upgrayedd::learner::{Learner, Update};
@@ -70,14 +71,21 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
     Batch { tokens: Arc::new(tokens), batch: rows, len, targets, values, ..Batch::default() }
 }
 
-/// Some heads of each layer, never all, from the bits of `choice`.
+/// Some heads and some channels of each layer, never all, from the bits of `choice`.
 fn selection(model: &Model, choice: u64) -> Selection {
-    let heads = |layer: usize| {
-        let count = model.units().layers()[layer].active().len();
-        let chosen: Vec<usize> = (0..count).filter(|h| choice >> (layer * count + h) & 1 == 1).collect();
-        chosen.into_iter().take(count - 1).collect()
+    let units = |place: LayerSite| {
+        let count = model.units().layers()[place.layer].count(place.site);
+        let mut bits = if place.site == Site::Head { choice } else { choice.rotate_left(17) };
+        bits = bits.rotate_right((place.layer * count % 64) as u32);
+        let chosen = (0..count).filter(|unit| bits.rotate_right((unit % 64) as u32) & 1 == 1);
+        (place, chosen.take(count - 1).collect())
     };
-    (0..model.spec().num_layers()).map(|layer| (LayerSite::heads(layer), heads(layer))).collect()
+    places(model).map(units).collect()
+}
+
+/// Where units leave.
+fn places(model: &Model) -> impl Iterator<Item = LayerSite> + use<> {
+    (0..model.spec().num_layers()).flat_map(|layer| [LayerSite::heads(layer), LayerSite::channels(layer)])
 }
 
 fn weights(model: &Model) -> Vec<Tensor> {
@@ -88,19 +96,16 @@ fn all_slots(model: &Model) -> Vec<Vec<usize>> {
     model.units().layers().iter().map(|l| l.active().to_vec()).collect()
 }
 
-/// Logits of the dense model with gates that silence the chosen heads.
+/// Logits of the dense model with gates that silence the chosen units.
 fn masked_logits(model: &Model, pruned: &Selection, batch: &Batch) -> Tensor {
     let tape = Tape::inference(model.device(), model.params());
-    let gate = |layer: usize| {
-        let gone = pruned.get(&LayerSite::heads(layer)).cloned().unwrap_or_default();
-        let values: Vec<f32> = model.units().layers()[layer]
-            .active()
-            .iter()
-            .map(|h| if gone.contains(h) { 0.0 } else { 1.0 })
-            .collect();
-        (LayerSite::heads(layer), tape.constant(Tensor::from_vec(&[values.len()], values)))
+    let gate = |place: LayerSite| {
+        let gone = pruned.get(&place).cloned().unwrap_or_default();
+        let units = model.units().layers()[place.layer].units(place.site);
+        let values: Vec<f32> = units.iter().map(|u| if gone.contains(u) { 0.0 } else { 1.0 }).collect();
+        (place, tape.constant(Tensor::from_vec(&[values.len()], values)))
     };
-    let gates = (0..model.spec().num_layers()).map(gate).collect();
+    let gates = places(model).map(gate).collect();
     model.logits(batch, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap()
 }
 
@@ -119,7 +124,7 @@ proptest! {
         let mut learner = Learner::new(model, 0.0);
         learner.remove(&pruned, 1, None).unwrap();
         let Learner { mut model, mut optim } = learner;
-        prop_assert_eq!(model.units().num_pruned(), count);
+        prop_assert_eq!(model.units().pruned().values().map(Vec::len).sum::<usize>(), count);
         prop_assert!(count == 0 || model.num_parameters() < full);
         let got = model.logits(&batch, &mut Hooks::default()).unwrap();
         for (g, w) in got.data().iter().zip(want.data()) {
@@ -141,8 +146,8 @@ proptest! {
             surgery::restore(&mut model, Some(&mut optim), half, 1.0).unwrap();
         }
         prop_assert!(weights(&model) == before, "a weight changed");
-        prop_assert_eq!(model.units().num_pruned(), 0);
-        prop_assert_eq!(model.archive().heads().count(), 0);
+        prop_assert!(model.units().is_full());
+        prop_assert!(model.archive() == &Archive::default());
             }
     }
 
@@ -165,7 +170,7 @@ proptest! {
         let dense = dir.path().join("dense");
         export(&model, &HF_DENSE, Some(DType::F32), &dense).unwrap();
         let dense = Model::load(&dense, &LoadOptions::default()).unwrap();
-        prop_assert_eq!(dense.units().num_pruned(), 0);
+        prop_assert!(dense.units().is_full());
         let batch = batch(&model, 2, 7);
         let (a, b) = (model.logits(&batch, &mut Hooks::default()).unwrap(), dense.logits(&batch, &mut Hooks::default()).unwrap());
         for (a, b) in a.data().iter().zip(b.data()) {
@@ -266,40 +271,39 @@ fn frozen_weights_get_none_and_gate_gradients_still_flow() {
     let mut model = load("llama_gqa");
     model.params_mut().set_trainable(false);
     let batch = batch(&model, 3, 9);
-    let loss_at = |layer: usize, head: usize, delta: f32| {
-        let tape = Tape::inference(model.device(), model.params());
-        let gates = (0..2)
-            .map(|l| {
-                let mut values = vec![1.0; 6];
-                if l == layer {
-                    values[head] += delta;
-                }
-                (LayerSite::heads(l), tape.constant(Tensor::from_vec(&[6], values)))
-            })
-            .collect();
+    let count = |place: LayerSite| model.units().layers()[place.layer].count(place.site);
+    let loss_at = |at: LayerSite, unit: usize, delta: f32| {
         let mut tape = Tape::inference(model.device(), model.params());
-        model
-            .loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() })
-            .unwrap()
-            .sum
-            .read()
+        let gate = |place: LayerSite| {
+            let mut values = vec![1.0; count(place)];
+            if place == at {
+                values[unit] += delta;
+            }
+            (place, tape.constant(Tensor::from_vec(&[values.len()], values)))
+        };
+        let gates = places(&model).map(gate).collect();
+        let hooks = &mut Hooks { gates: Some(&gates), ..Hooks::default() };
+        model.loss(&mut tape, &batch, 1.0, hooks).unwrap().sum.read()
     };
     let mut grads = Gradients::for_params(model.params());
-    let mut tape = Tape::recording(model.device(), model.params(), &mut grads);
-    let gates = (0..2).map(|l| (LayerSite::heads(l), tape.leaf(Tensor::full(&[3, 6], 1.0)))).collect();
-    let loss =
-        model.loss(&mut tape, &batch, 1.0, &mut Hooks { gates: Some(&gates), ..Hooks::default() }).unwrap();
-    let leaves = tape.backward(loss.seeds).unwrap();
-    assert!(model.params().ids().all(|id| grads.get(id).is_none()));
-    for (&LayerSite { layer, .. }, gate) in &gates {
-        let per_sample = leaves.get(gate).unwrap();
-        for head in 0..6 {
-            let analytic: f32 = (0..3).map(|b| per_sample.data()[b * 6 + head]).sum();
-            let numeric = (loss_at(layer, head, 1e-2) - loss_at(layer, head, -1e-2)) / 2e-2;
-            assert!(
-                (f64::from(analytic) - numeric).abs() < 2e-2,
-                "layer {layer} head {head}: {analytic} against {numeric}"
-            );
+    for segmented in [false, true] {
+        let mut tape = Tape::recording(model.device(), model.params(), &mut grads).with_segments(segmented);
+        let gate = |place| (place, tape.leaf(Tensor::full(&[3, count(place)], 1.0)));
+        let gates = places(&model).map(gate).collect();
+        let hooks = &mut Hooks { gates: Some(&gates), ..Hooks::default() };
+        let loss = model.loss(&mut tape, &batch, 1.0, hooks).unwrap();
+        let leaves = tape.backward(loss.seeds).unwrap();
+        assert!(model.params().ids().all(|id| grads.get(id).is_none()));
+        for (&place, gate) in &gates {
+            let per_sample = leaves.get(gate).unwrap();
+            for unit in 0..count(place) {
+                let analytic: f32 = (0..3).map(|b| per_sample.data()[b * count(place) + unit]).sum();
+                let numeric = (loss_at(place, unit, 1e-2) - loss_at(place, unit, -1e-2)) / 2e-2;
+                assert!(
+                    (f64::from(analytic) - numeric).abs() < 2e-2,
+                    "{place:?} {unit}: {analytic} against {numeric}"
+                );
+            }
         }
     }
 }
@@ -318,43 +322,41 @@ fn gates_that_nothing_obeys_are_refused() {
     let mut refused = |layer: usize, site: Site, gates: usize| {
         model.set_gates(LayerSite { layer, site }, vec![1.0; gates]).expect_err("no such gates")
     };
-    assert!(matches!(refused(0, Site::Channel, 4), Error::Unsupported(_)));
+    assert!(matches!(refused(0, Site::KvGroup, 3), Error::Unsupported(_)));
+    assert!(matches!(refused(0, Site::Channel, 4), Error::DoesNotFit(_)));
     assert!(matches!(refused(0, Site::Head, 5), Error::DoesNotFit(_)));
     assert!(matches!(refused(9, Site::Head, 1), Error::DoesNotFit(_)));
 }
 
 #[test]
-fn a_regrown_head_at_gate_zero_changes_nothing() {
+fn regrown_units_at_gate_zero_change_nothing() {
+    let (heads, channels) = (LayerSite::heads, LayerSite::channels);
     for name in MODELS {
         let mut model = load(name);
         let batch = batch(&model, 2, 8);
-        surgery::remove(
-            &mut model,
-            None,
-            &Selection::from([(LayerSite::heads(0), vec![0, 1]), (LayerSite::heads(1), vec![2])]),
-            1,
-            None,
-        )
-        .unwrap();
+        let gone = [
+            (heads(0), vec![0, 1]),
+            (heads(1), vec![2]),
+            (channels(0), vec![1, 2, 5, 6]),
+            (channels(1), vec![0, 9]),
+        ];
+        surgery::remove(&mut model, None, &Selection::from(gone), 1, None).unwrap();
         let before = model.logits(&batch, &mut Hooks::default()).unwrap();
-        surgery::restore(
-            &mut model,
-            None,
-            &Selection::from([(LayerSite::heads(0), vec![1]), (LayerSite::heads(1), vec![2])]),
-            5.0,
-        )
-        .unwrap();
-        for (layer, back) in [(0, 1), (1, 2)] {
-            let gates = model.units().layers()[layer]
-                .active()
-                .iter()
-                .map(|h| if *h == back { 0.0 } else { 1.0 })
-                .collect();
-            model.set_gates(LayerSite::heads(layer), gates).unwrap();
+        let back = Selection::from([
+            (heads(0), vec![1]),
+            (heads(1), vec![2]),
+            (channels(0), vec![2, 5]),
+            (channels(1), vec![9]),
+        ]);
+        surgery::restore(&mut model, None, &back, 5.0).unwrap();
+        for (&place, back) in &back {
+            let units = model.units().layers()[place.layer].units(place.site);
+            let gates = units.iter().map(|u| if back.contains(u) { 0.0 } else { 1.0 }).collect();
+            model.set_gates(place, gates).unwrap();
         }
         let gated = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(before == gated, "{name}");
-        (0..2).for_each(|layer| surgery::fold_gates(&mut model, LayerSite::heads(layer)));
+        places(&model).for_each(|place| surgery::fold_gates(&mut model, place));
         let folded = model.logits(&batch, &mut Hooks::default()).unwrap();
         assert!(
             gated.data().iter().zip(folded.data()).all(|(x, y)| (x - y).abs() < 1e-5),

@@ -43,7 +43,7 @@ class Adapter:
         named = dict(zip(model.layer_names, map(np.asarray, importances), strict=True))
         with self._strategy._within(allowed):
             chosen = self._strategy.select_heads_to_prune(model, named)
-        return model._heads_by_layer(chosen, "select_heads_to_prune")
+        return model._by_layer(chosen, "select_heads_to_prune")
 
     def grow(self, core: Any, metrics: str, allowed: str) -> dict[int, int]:
         """`select_heads_to_grow`, checked; `allowed` is what the cycle lets return, in the core's words."""

@@ -181,7 +181,7 @@ class BuiltInStrategy(BasePruningStrategy):
     ) -> dict[str, int]:
         """Where this strategy grows heads back. See `BasePruningStrategy.select_heads_to_grow`."""
         restorable = [0] * len(model.layer_names)
-        for layer, heads in model._heads_by_layer(pruned_heads, "pruned_heads").items():
+        for layer, heads in model._by_layer(pruned_heads, "pruned_heads").items():
             restorable[layer] = len(heads)
         means = self._layer_means(model, metrics)
         gains = {model._layer(name, "metrics['gains']"): dict(heads) for name, heads in metrics.get("gains", {}).items()}

@@ -5,10 +5,13 @@ mod optimize;
 mod options;
 mod plan;
 mod strategy_option;
+mod target;
 
 pub use optimize::{OPEN_ENDED, OptimizeConfig};
 pub use options::{
     GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,
 };
+pub(crate) use plan::CostGoals;
 pub use plan::Plan;
 pub use strategy_option::StrategyOption;
+pub use target::Target;

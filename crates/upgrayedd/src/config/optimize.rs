@@ -7,9 +7,7 @@ use upgrayedd_nn::{Device, Precision};
 use super::options::{
     GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,
 };
-use crate::budget::Schedule;
 use crate::data::ReadOptions;
-use crate::price::Currency;
 use crate::strategy::{Strategy, get_strategy};
 use crate::units::{Site, Sites};
 use crate::{Error, Result};
@@ -98,8 +96,8 @@ impl OptimizeConfig {
     /// Checks all values but the strategy and its parameters ([`Self::build_strategy`]), before anything is read.
     ///
     /// # Errors
-    /// Returns [`Error::OutOfRange`] for a number that has no meaning, [`Error::UnknownName`] for `units`
-    /// that cannot be pruned, and [`Error::Malformed`] for a `schedule` that does not go with the `budget`.
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning, and [`Error::UnknownName`] for
+    /// `units` that cannot be pruned.
     pub fn check(&self) -> Result<()> {
         self.prune.check()?;
         self.grow.check()?;
@@ -206,8 +204,8 @@ impl PruneOptions {
     /// Checks the values.
     ///
     /// # Errors
-    /// Returns [`Error::OutOfRange`] for a number that has no meaning, [`Error::UnknownName`] for `units`
-    /// that cannot be pruned, and [`Error::Malformed`] for a `schedule` that does not go with the `budget`.
+    /// Returns [`Error::OutOfRange`] for a number that has no meaning, and [`Error::UnknownName`] for
+    /// `units` that cannot be pruned.
     pub fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.pruning_ratio) {
             return Err(Error::out_of_range(
@@ -221,12 +219,6 @@ impl PruneOptions {
         }
         if self.min_heads < 1 {
             return Err(Error::out_of_range("min_heads", self.min_heads, "at least 1"));
-        }
-        if self.budget != Currency::Units && self.schedule == Schedule::Target {
-            return Err(Error::malformed(format!(
-                "schedule target counts units: with a budget in {} use schedule per-cycle",
-                self.budget.name()
-            )));
         }
         more_than_zero(&[("pruning_steps", self.pruning_steps.map_or(1.0, |n| n as f64))])?;
         at_most(&[("pruning_steps", self.pruning_steps.unwrap_or(1), MANY)])

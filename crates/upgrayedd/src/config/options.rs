@@ -10,6 +10,7 @@ use crate::train::LrSchedule;
 use crate::units::Sites;
 
 use super::strategy_option::{StrategyOption, from_table, to_table};
+use super::target::Target;
 
 options! {
     /// The run as a whole.
@@ -64,6 +65,9 @@ options! {
         pruning_ratio("R"): f64 = 0.3;
         /// What the pruning ratio is a share of.
         budget("NAME"): Currency = Currency::Units;
+        /// What the result may have at most, in place of budget, pruning-ratio and schedule: parameters=100M, bytes=200M,
+        /// or a share of the unpruned model's as in macs=0.7x.
+        target("WHAT=AMOUNT"): Option<Target> = None;
         /// For a budget in latency: the times of the machine that it is meant for, as the run.toml of a run
         /// there has them; measured if absent.
         timings("FILE"): Option<PathBuf> = None;

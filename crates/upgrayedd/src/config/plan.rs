@@ -15,7 +15,7 @@ use crate::score::ScoreContext;
 use crate::spec::Objective;
 use crate::strategy::Strategy;
 use crate::train::TrainOptions;
-use crate::units::{LayerUnits, Scores, Site};
+use crate::units::{LayerUnits, Scores, Site, UnitMap};
 use crate::{Error, Result};
 
 /// What a run does: what was asked for with everything that follows from the model, the strategy and the
@@ -35,6 +35,19 @@ pub struct Plan {
     pub distill: f64,
     /// For a budget in latency.
     pub timings: Option<Timings>,
+}
+
+/// Costs that a cycle aims at, in the currency of its budget.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct CostGoals {
+    /// What the model costs that it starts with.
+    pub(crate) start: f64,
+    /// At most, after pruning.
+    pub(crate) pruned: f64,
+    /// At most, after growth.
+    pub(crate) grown: f64,
+    /// Whether enough can go that growth ends at the goal; if not, pruning stops at the goal.
+    pub(crate) growth_fits: bool,
 }
 
 impl Plan {
@@ -72,6 +85,9 @@ impl Plan {
             timings: None,
             config,
         };
+        if let Some(target) = plan.config.prune.target {
+            (plan.config.prune.budget, plan.config.prune.schedule) = (target.currency, Schedule::Target);
+        }
         if own_strategy {
             plan.check_own_strategy()?;
         }
@@ -79,6 +95,8 @@ impl Plan {
         check_length(model, sequence_length)?;
         plan.check_heads(model)?;
         plan.timings = plan.find_timings(model, timings)?;
+        plan.resolve_target(model)?;
+        plan.check_target(model)?;
         plan.check_reachable(model)?;
         Ok(plan)
     }
@@ -154,7 +172,27 @@ impl Plan {
                 "units kv-groups needs layers whose key/value heads have as many readers each: use heads",
             ));
         }
-        if prune.schedule == Schedule::Target {
+        Ok(())
+    }
+
+    /// Makes of a target the share of the unpruned model that goes.
+    fn resolve_target(&mut self, model: &Model) -> Result<()> {
+        let Some(target) = self.config.prune.target else { return Ok(()) };
+        let all = self.prices(model)?.total(&model.spec().full_units());
+        let ratio = 1.0 - target.amount_of(all) / all;
+        if !(0.0..1.0).contains(&ratio) {
+            return Err(Error::does_not_fit(format!(
+                "target {target} is more than the {all} that the unpruned model has: expected less"
+            )));
+        }
+        self.config.prune.pruning_ratio = ratio;
+        Ok(())
+    }
+
+    /// Refuses a share of the units that `min_heads` keeps.
+    fn check_target(&self, model: &Model) -> Result<()> {
+        let prune = &self.config.prune;
+        if prune.schedule == Schedule::Target && prune.budget == Currency::Units {
             for site in prune.units.iter() {
                 let (total, there) =
                     (model.units().total_of(site.leaves()), model.units().count(site.leaves()));
@@ -198,21 +236,62 @@ impl Plan {
             return Ok(());
         }
         let prices = self.prices(model)?;
-        let all = Scores::zeros(model.units(), prune.units.leaves());
-        let budget = Budget { scope: Scope::Global, ..self.budget(self.prunable(model)) };
-        let mut least = model.units().clone();
-        least.remove(&budget::choose(model.units(), &all, &budget), 1)?;
-        let possible = 1.0 - prices.total(&least) / prices.total(model.units());
+        let least = self.least(model)?;
+        // Shares are of what is there, or of the unpruned model.
+        let all = match prune.schedule {
+            Schedule::PerCycle => prices.total(model.units()),
+            Schedule::Target => prices.total(&model.spec().full_units()),
+        };
+        let possible = 1.0 - prices.total(&least) / all;
         if prune.pruning_ratio > possible {
+            let asked = prune
+                .target
+                .map_or(format!("pruning_ratio {}", prune.pruning_ratio), |t| format!("target {t}"));
             return Err(Error::does_not_fit(format!(
-                "pruning_ratio {} of the model's {} is more than its {} are: without all but min_heads {} a layer it would be {possible:.3} less",
-                prune.pruning_ratio,
+                "{asked} of the model's {} asks for more than its {} are: without all but min_heads {} a layer there would be {possible:.3} less",
                 prune.budget.name(),
                 prune.units.leaves(),
                 prune.min_heads
             )));
         }
         Ok(())
+    }
+
+    /// What a cycle that starts with `model` aims at, where the budget is a cost; `None` where units are counted.
+    pub(crate) fn cost_goals(&self, model: &Model, cycle: usize) -> Result<Option<CostGoals>> {
+        let OptimizeConfig { prune, grow, run, .. } = &self.config;
+        if prune.budget == Currency::Units {
+            return Ok(None);
+        }
+        let prices = self.prices(model)?;
+        let (start, back) = (prices.total(model.units()), grow.growth_ratio);
+        let mut whole = model.units().clone();
+        let mut archived = model.archive().selection();
+        archived.retain(|place, _| prune.units.leaves().contains(place.site));
+        whole.insert(&archived)?;
+        let whole = prices.total(&whole);
+        let grown_from = |pruned: f64| pruned + back * (whole - pruned);
+        if prune.schedule == Schedule::PerCycle {
+            let pruned = start * (1.0 - prune.pruning_ratio);
+            return Ok(Some(CostGoals { start, pruned, grown: grown_from(pruned), growth_fits: true }));
+        }
+        let end = prices.total(&model.spec().full_units()) * (1.0 - prune.pruning_ratio);
+        // An equal part of what is left to do; the last cycle does all of it.
+        let grown = start + (end - start) / (run.num_cycles + 1 - cycle) as f64;
+        let peak = (grown - back * whole) / (1.0 - back);
+        let least = prices.total(&self.least(model)?);
+        let growth_fits = back < 1.0 && peak >= least;
+        let pruned = if growth_fits { peak } else { grown };
+        Ok(Some(CostGoals { start, pruned: pruned.min(start), grown, growth_fits }))
+    }
+
+    /// What is left where all goes that may go.
+    fn least(&self, model: &Model) -> Result<UnitMap> {
+        let all = Scores::zeros(model.units(), self.config.prune.units.leaves());
+        let budget = Budget { scope: Scope::Global, ..self.budget(self.prunable(model)) };
+        let mut least = model.units().clone();
+        least.remove(&budget::choose(model.units(), &all, &budget), 1)?;
+        Ok(least)
     }
 
     /// So many units of each kind, where and as the plan has them go.

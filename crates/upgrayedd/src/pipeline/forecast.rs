@@ -48,8 +48,10 @@ impl Pipeline {
     fn forecast_from(&mut self, parent: &Model, observer: &mut dyn Observer) -> Result<(f64, Vec<Forecast>)> {
         let before = self.measure("baseline", observer)?.loss;
         let (most, currency) = (self.plan.prunable(&self.learner.model), self.plan.config.prune.budget);
+        let whole = self.plan.prices(parent)?.total(parent.units());
         let mut rows = Vec::new();
         for ratio in FORECAST {
+            let goal = whole * (1.0 - ratio);
             let there = |model: &Model, site: Site| model.units().count(site.leaves());
             let wanted = |site: Site| budget::portion(ratio, there(parent, site));
             if currency == Currency::Units && most.iter().any(|(site, most)| wanted(*site) > *most) {
@@ -62,10 +64,11 @@ impl Pipeline {
                 let counts = most.keys().map(left).collect();
                 self.select(&scores, counts)?
             } else {
-                self.select_by_cost(&scores, parent, ratio)?
+                self.select_by_cost(&scores, goal)?
             };
             surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
-            if currency != Currency::Units && self.unmet_cost(parent, ratio)?.is_some() {
+            let left = self.plan.prices(&self.learner.model)?.total(self.learner.model.units());
+            if currency != Currency::Units && left > goal * (1.0 + 1e-9) {
                 // There are not units enough to go.
                 break;
             }

@@ -6,9 +6,11 @@
 // itself, learn.rs its learning and saving, resume.rs how a run goes on, card.rs the result's model card, select.rs
 // which heads go, forecast.rs a look ahead.
 mod card;
+mod finish;
 mod forecast;
 mod learn;
 mod parts;
+mod regrow;
 mod resume;
 mod run;
 mod select;

@@ -1,30 +1,20 @@
-//! A run under way: the cycle, step by step, and the result.
+//! A run under way: the cycle, step by step.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use upgrayedd_nn::trim_buffers;
-
-use super::card::card;
 use super::select::{Chosen, PruneStep, to_prune};
 use super::state::{Learning, Pipeline, Run};
-use crate::budget::{self, CycleCounts};
-use crate::eval::measure_speed;
+use crate::config::CostGoals;
 use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
-use crate::export;
-use crate::files::DType;
-use crate::grow::Gains;
 use crate::learner::Learner;
 use crate::model::Model;
-use crate::open::base_of;
-use crate::price::Currency;
-use crate::record::{CycleRecord, Evaluation, Snapshot, Summary};
+use crate::record::{CycleRecord, Evaluation};
 use crate::spec::Objective;
-use crate::strategy::GrowView;
 use crate::train::Place;
-use crate::units::{LayerSite, Scores, Selection, Site};
-use crate::weights::{Layout, Writer};
-use crate::{Error, Result, checkpoint, grow, refit};
+use crate::units::{Scores, Selection, Site};
+use crate::weights::Writer;
+use crate::{Error, Result, checkpoint};
 
 /// Nats by which pruning may raise the held-out loss before the user is told.
 const DAMAGE: f64 = 0.5;
@@ -170,19 +160,28 @@ impl Run<'_> {
     fn settle_units(&mut self, cycle: usize) -> Result<()> {
         let parent = self.pipeline.learner.model.clone();
         let counts = self.pipeline.plan.cycle_counts(&parent, cycle);
-        for (site, counts) in &counts {
+        let goals = self.pipeline.plan.cost_goals(&parent, cycle)?;
+        let ratio = self.pipeline.plan.config.grow.growth_ratio;
+        if goals.is_some_and(|goals| !goals.growth_fits) {
+            let message = format!(
+                "growth_ratio {ratio} cannot be had: to end at the target after growth, more than may go would have to go \
+                 first; none go beyond it in this cycle"
+            );
+            self.journal.emit(Event::Notice { cycle, message })?;
+        }
+        for (site, counts) in counts.iter().filter(|_| goals.is_none()) {
             let (Some(goal), false) = (counts.goal, counts.growth_fits) else { continue };
-            let (ratio, name) = (self.pipeline.plan.config.grow.growth_ratio, site.leaves().name());
+            let name = site.leaves().name();
             let message = format!(
                 "growth_ratio {ratio} cannot be had: for {goal} {name} to be gone after growth, more than may go would have to go first; \
                  none go beyond those in this cycle"
             );
             self.journal.emit(Event::Notice { cycle, message })?;
         }
-        let (pruned, kept) = self.prune(cycle, &to_prune(&counts), &parent)?;
+        let (pruned, kept) = self.prune(cycle, &to_prune(&counts), goals, &parent)?;
         let after_pruning = self.measure(cycle, Phase::Pruned)?;
         self.warn_of_damage(cycle, after_pruning.loss - self.journal.state.loss)?;
-        let (grown, growing) = self.grow(cycle, &kept, &counts, &after_pruning, &parent)?;
+        let (grown, growing) = self.grow(cycle, &kept, (&counts, goals), &after_pruning, &parent)?;
         let count = |units: &Selection| units.values().map(Vec::len).sum();
         self.journal.state.learning = Some(Learning {
             growing: named_units(&self.pipeline.learner.model, &growing),
@@ -211,6 +210,7 @@ impl Run<'_> {
         &mut self,
         cycle: usize,
         budget: &BTreeMap<Site, usize>,
+        goals: Option<CostGoals>,
         parent: &Model,
     ) -> Result<(Selection, Scores)> {
         let of = self.pipeline.plan.pruning_steps;
@@ -218,13 +218,9 @@ impl Run<'_> {
         let all = self.pipeline.plan.config.refit.refit_samples;
         let mut pruned = Selection::new();
         let mut kept = Scores::default();
-        let (by_units, ratio) = (
-            self.pipeline.plan.config.prune.budget == Currency::Units,
-            self.pipeline.plan.config.prune.pruning_ratio,
-        );
         for number in 1..=of {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-            let step = PruneStep { cycle, number, of, budget, before: &pruned, parent };
+            let step = PruneStep { cycle, number, of, budget, goals, before: &pruned };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances =
@@ -243,8 +239,10 @@ impl Run<'_> {
             // What comes before another step need not be perfect.
             self.refit(cycle, parent, if number < of { 0 } else { all })?;
         }
-        let unmet =
-            if by_units { self.unmet(&pruned, budget) } else { self.pipeline.unmet_cost(parent, ratio)? };
+        let unmet = match goals {
+            None => self.unmet(&pruned, budget),
+            Some(goals) => self.pipeline.unmet_cost(goals.pruned)?,
+        };
         if let Some(message) = unmet {
             self.journal.emit(Event::Notice { cycle, message })?;
         }
@@ -286,7 +284,7 @@ impl Run<'_> {
 
     /// Repairs writers towards the model that the cycle started with, if that is asked for and
     /// possible.
-    fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
+    pub(super) fn refit(&mut self, cycle: usize, parent: &Model, sequences: usize) -> Result<bool> {
         let task = self.task(cycle, "refit");
         if self.pipeline.plan.config.refit.refit {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
@@ -332,84 +330,6 @@ impl Run<'_> {
         self.journal.emit(Event::Notice { cycle, message })
     }
 
-    /// Brings units back, and repairs writers for those that `parent`, the model that the cycle started with,
-    /// had; returns them, and those of them that are to be faded in.
-    fn grow(
-        &mut self,
-        cycle: usize,
-        importances: &Scores,
-        counts: &BTreeMap<Site, CycleCounts>,
-        evaluation: &Evaluation,
-        parent: &Model,
-    ) -> Result<(Selection, Selection)> {
-        let Pipeline { learner: Learner { model, .. }, plan, record, .. } = &self.pipeline;
-        let known = model.units();
-        let room: Vec<(Site, Vec<usize>, usize)> = counts
-            .iter()
-            .map(|(&site, counts)| {
-                let leaves = site.leaves();
-                let restorable = model.archive().restorable(known, leaves);
-                let can_return: usize = restorable.iter().sum();
-                let gone = known.total_of(leaves) - known.count(leaves);
-                let count = match counts.goal {
-                    Some(goal) => gone.saturating_sub(goal).min(can_return),
-                    None => budget::growth(plan.config.grow.growth_ratio, can_return, known, site),
-                };
-                (site, restorable, count)
-            })
-            .collect();
-        // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
-        let wanted = |(_, restorable, count): &(Site, Vec<usize>, usize)| {
-            *count > 0 || (record.given.strategy && restorable.iter().any(|n| *n > 0))
-        };
-        let gains = if room.iter().any(wanted) { self.pipeline.gains(cycle)? } else { Gains::new() };
-        trim_buffers();
-        let seed = self.pipeline.plan.cycle_seed(cycle);
-        let Pipeline { learner, strategy, plan, .. } = &mut self.pipeline;
-        let mut selection = Selection::new();
-        for (units, restorable, count) in room {
-            let view = GrowView {
-                model: &learner.model,
-                gains: &gains,
-                restorable: &restorable,
-                importances,
-                count,
-                units,
-                seed,
-                cycle,
-                evaluation,
-                history: &self.journal.state.history,
-            };
-            let counts = strategy.select_units_to_grow(&view)?;
-            selection.extend(grow::choose(learner.model.units(), &gains, &counts, units)?);
-        }
-        let rate = plan.config.grow.growth_lr_multiplier as f32;
-        // A refit makes of the model what the parent was. Units that were gone by then would be cancelled:
-        // they come after it.
-        let has = |place: LayerSite, unit: usize| parent.units().layers()[place.layer].has(place.site, unit);
-        let (first, later) = partition(&selection, has);
-        learner.restore(&first, rate)?;
-        let model = &learner.model;
-        let units = named_units(model, &selection);
-        let later_of = |site: Site| -> usize {
-            later.iter().filter(|(place, _)| place.site == site).map(|(_, units)| units.len()).sum()
-        };
-        let active = model.units().num_active() + later_of(Site::Head);
-        let channels = self.pipeline.channels().map(|there| there + later_of(Site::Channel));
-        self.journal.emit(Event::Grown { cycle, units, active, channels })?;
-        let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
-        let fitted = if refits && self.pipeline.learner.model.units() == parent.units() {
-            refit::undo(&mut self.pipeline.learner.model, parent);
-            true
-        } else {
-            refits && self.refit(cycle, parent, self.pipeline.plan.config.refit.refit_samples)?
-        };
-        self.pipeline.learner.restore(&later, rate)?;
-        // Units whose writers have been solved for belong to the whole at once: no fading in.
-        let fading = if fitted { later } else { selection.clone() };
-        Ok((selection, fading))
-    }
-
     /// Keeps the cycle or rolls it back; one that diverged has no loss.
     fn accept(&mut self, cycle: usize, loss: Option<f64>) -> Result<bool> {
         let loss_change = loss.map(|loss| loss - self.journal.state.loss);
@@ -432,73 +352,6 @@ impl Run<'_> {
             _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),
         }
     }
-
-    /// Rounds the weights to their stored type, measures that, compares it with the model as given, and
-    /// writes it all.
-    pub(super) fn finish(mut self) -> Result<Summary> {
-        let (config, length) = (self.pipeline.plan.config.clone(), self.pipeline.plan.sequence_length);
-        if let Some(dtype) = config.run.dtype {
-            self.pipeline.learner.model.set_dtype(dtype);
-        }
-        round_weights(&mut self.pipeline.learner.model);
-        self.pipeline.learner.optim.states.clear();
-        let evaluation = self.pipeline.measure("result", self.journal.observer)?;
-        self.journal.emit(Event::Evaluated {
-            cycle: self.journal.state.cycle,
-            phase: Phase::Result,
-            evaluation: evaluation.clone(),
-        })?;
-        self.journal.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
-        let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
-        dense.move_to(self.pipeline.learner.model.device());
-        let model = &self.pipeline.learner.model;
-        let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
-        self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
-        let snapshot = |model: &Model, evaluation, speed| Snapshot {
-            evaluation,
-            cost: model.cost(length),
-            speed,
-            heads: model.units().layers().iter().map(|l| l.active().to_vec()).collect(),
-            channels: model.units().layers().iter().map(|l| l.count(Site::Channel)).collect(),
-        };
-        let summary = Summary {
-            before: snapshot(&dense, self.journal.state.baseline.clone(), speeds[0]),
-            after: snapshot(model, evaluation, speeds[1]),
-            heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
-            channels_per_layer: model.spec().layers.iter().map(|layer| layer.intermediate_size).collect(),
-            cycles: self.journal.state.history.clone(),
-            gpu: self.pipeline.record.gpu.clone(),
-            tokens_learned: self.journal.state.tokens,
-            run: self.journal.dir.path().to_owned(),
-        };
-        let (active, parameters) = (model.units().num_active(), model.num_parameters());
-        // Written before the result, which makes the run complete, and told after it.
-        let finished = Event::RunFinished { active, channels: self.pipeline.channels(), parameters };
-        self.journal.dir.write_event(&finished)?;
-        let named = model
-            .origin
-            .as_deref()
-            .or(config.run.model.as_deref())
-            .or(Some("builtin"))
-            .filter(|_| !self.pipeline.record.given.model);
-        let card = card(named, model.origin.is_some(), model, &summary);
-        self.journal.dir.finish(model, &summary, |out| {
-            export::export_with(model, &export::HF, None, out, &[("README.md", &card)])
-        })?;
-        self.journal.observer.on_event(&finished);
-        Ok(summary)
-    }
-}
-
-/// The units for which `first` holds, and the others.
-fn partition(selection: &Selection, first: impl Fn(LayerSite, usize) -> bool) -> (Selection, Selection) {
-    let some = |wanted: bool| {
-        let place = |(&place, units): (&LayerSite, &Vec<usize>)| {
-            (place, units.iter().copied().filter(|&unit| first(place, unit) == wanted).collect::<Vec<_>>())
-        };
-        selection.iter().map(place).filter(|(_, units)| !units.is_empty()).collect()
-    };
-    (some(true), some(false))
 }
 
 /// The scores of the units that pruning has left.
@@ -513,24 +366,4 @@ fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
         *kept.at_mut(place) = stays.map(|(_, score)| *score).collect();
     }
     kept
-}
-
-/// Gives every weight numbers that its type in files has.
-fn round_weights(model: &mut Model) {
-    for id in model.params().ids() {
-        let dtype = model.dtype_of(id);
-        if dtype == DType::F32 || model.params().get(id).format() == Some(dtype.format()) {
-            continue;
-        }
-        let device = model.device();
-        model.params_mut().edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
-        // As the result will be when it is loaded, so that its speed is that of what is stored.
-        let weight = model.weight(id);
-        if weight.layout == Layout::Plain
-            && weight.axes.len() == 2
-            && let Some(stored) = dtype.store(model.params().get(id))
-        {
-            model.params_mut().set(id, device.upload(stored));
-        }
-    }
 }

@@ -7,8 +7,8 @@ use upgrayedd_nn::trim_buffers;
 
 use super::state::Pipeline;
 use crate::budget::{self, CycleCounts};
+use crate::config::CostGoals;
 use crate::model::Model;
-use crate::price::Currency;
 use crate::strategy::PruneView;
 use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result, surgery};
@@ -21,10 +21,10 @@ pub(super) struct PruneStep<'a> {
     pub(super) of: usize,
     /// Units of the whole cycle.
     pub(super) budget: &'a BTreeMap<Site, usize>,
+    /// Or what it may cost afterwards.
+    pub(super) goals: Option<CostGoals>,
     /// What has gone in this cycle.
     pub(super) before: &'a Selection,
-    /// The model that the cycle started with.
-    pub(super) parent: &'a Model,
 }
 
 /// What goes in a step.
@@ -52,10 +52,11 @@ impl Pipeline {
 
     fn preview_from(&mut self, parent: &Model) -> Result<Selection> {
         let budget = to_prune(&self.plan.cycle_counts(&self.learner.model, 1));
+        let goals = self.plan.cost_goals(&self.learner.model, 1)?;
         let of = self.plan.pruning_steps;
         let mut gone = Selection::new();
         for number in 1..=of {
-            let step = PruneStep { cycle: 1, number, of, budget: &budget, before: &gone, parent };
+            let step = PruneStep { cycle: 1, number, of, budget: &budget, goals, before: &gone };
             let Some(chosen) = self.prune_step(step)? else { continue };
             surgery::remove(&mut self.learner.model, None, &chosen.selection, 1, None)?;
             for (place, units) in chosen.selection {
@@ -69,12 +70,12 @@ impl Pipeline {
         Ok(gone)
     }
 
-    /// The units that go such that `share` of the cost of `start` is gone: as few as the strategy's order
-    /// allows. Units of different kinds compete by importance per price.
-    pub(super) fn select_by_cost(&mut self, scores: &Scores, start: &Model, share: f64) -> Result<Selection> {
+    /// The units that go such that what is left costs `goal` at most: as few as the strategy's order allows. Units
+    /// of different kinds compete by importance per price.
+    pub(super) fn select_by_cost(&mut self, scores: &Scores, goal: f64) -> Result<Selection> {
         let kinds = self.plan.config.prune.units;
-        let prices = self.plan.prices(start)?;
-        let goal = prices.total(start.units()) * (1.0 - share);
+        let model = self.learner.model.clone();
+        let prices = self.plan.prices(&model)?;
         let scores = if kinds.is_mixed() {
             let of_units = prices.of_units(self.learner.model.units(), kinds.leaves());
             &per_price(scores, &of_units)
@@ -111,27 +112,29 @@ impl Pipeline {
         self.select(scores, chosen)
     }
 
-    /// Says by how much less than `share` of the cost of `start` is gone: a later cycle may find too few
-    /// units left.
-    pub(super) fn unmet_cost(&self, start: &Model, share: f64) -> Result<Option<String>> {
-        let prices = self.plan.prices(start)?;
-        let gone = 1.0 - prices.total(self.learner.model.units()) / prices.total(start.units());
-        let name = self.plan.config.prune.budget.name();
-        let message = format!(
-            "{:.1} % of the {name} pruned, not the {:.1} % asked for: min_heads {} and units {} allow no more",
-            100.0 * gone,
-            100.0 * share,
-            self.plan.config.prune.min_heads,
-            self.plan.config.prune.units
-        );
-        Ok((gone < share * (1.0 - 1e-9)).then_some(message))
+    /// Says by how much the model misses `goal`: a later cycle may find too few units left, and whole units may
+    /// leave something over.
+    pub(super) fn unmet_cost(&self, goal: f64) -> Result<Option<String>> {
+        let total = self.plan.prices(&self.learner.model)?.total(self.learner.model.units());
+        let prune = &self.plan.config.prune;
+        let name = prune.budget.name();
+        let message = if total > goal * (1.0 + 1e-9) {
+            format!(
+                "{total} {name} are left, not the {goal:.0} asked for: min_heads {} and units {} allow no less",
+                prune.min_heads, prune.units
+            )
+        } else if total < goal * (1.0 - 1e-3) {
+            format!("{total} {name} are left of {goal:.0} that may stay: no unit fits into the difference")
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(message))
     }
 
     /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none
     /// is due.
     pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
-        let PruneStep { cycle, number, of, budget, before, parent } = step;
-        let by_units = self.plan.config.prune.budget == Currency::Units;
+        let PruneStep { cycle, number, of, budget, goals, before } = step;
         // What an earlier step could not take is asked of the next.
         let share = |(site, count): (&Site, &usize)| {
             let gone = before.iter().filter(|(place, _)| place.site == site.leaves());
@@ -140,21 +143,18 @@ impl Pipeline {
         };
         let counts: BTreeMap<Site, usize> = budget.iter().map(share).collect();
         let share: usize = counts.values().sum();
-        if by_units && share == 0 && number < of {
+        if goals.is_none() && share == 0 && number < of {
             return Ok(None);
         }
         let scores = self.score(cycle)?;
         trim_buffers();
-        let selection = if by_units {
-            self.select(&scores, counts)?
-        } else {
-            self.select_by_cost(
-                &scores,
-                parent,
-                self.plan.config.prune.pruning_ratio * number as f64 / of as f64,
-            )?
+        let selection = match goals {
+            None => self.select(&scores, counts)?,
+            Some(CostGoals { start, pruned, .. }) => {
+                self.select_by_cost(&scores, start - (start - pruned) * number as f64 / of as f64)?
+            }
         };
-        let share = if by_units { share } else { selection.values().map(Vec::len).sum() };
+        let share = if goals.is_none() { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))
     }
 

@@ -1,0 +1,92 @@
+//! The end of a run: its result, measured and written.
+
+use super::card::card;
+use super::state::Run;
+use crate::Result;
+use crate::eval::measure_speed;
+use crate::event::{Event, Phase, Progress};
+use crate::export;
+use crate::files::DType;
+use crate::model::Model;
+use crate::open::base_of;
+use crate::record::{Snapshot, Summary};
+use crate::units::Site;
+use crate::weights::Layout;
+
+impl Run<'_> {
+    /// Rounds the weights to their stored type, measures that, compares it with the model as given, and
+    /// writes it all.
+    pub(super) fn finish(mut self) -> Result<Summary> {
+        let (config, length) = (self.pipeline.plan.config.clone(), self.pipeline.plan.sequence_length);
+        if let Some(dtype) = config.run.dtype {
+            self.pipeline.learner.model.set_dtype(dtype);
+        }
+        round_weights(&mut self.pipeline.learner.model);
+        self.pipeline.learner.optim.states.clear();
+        let evaluation = self.pipeline.measure("result", self.journal.observer)?;
+        self.journal.emit(Event::Evaluated {
+            cycle: self.journal.state.cycle,
+            phase: Phase::Result,
+            evaluation: evaluation.clone(),
+        })?;
+        self.journal.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
+        let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
+        dense.move_to(self.pipeline.learner.model.device());
+        let model = &self.pipeline.learner.model;
+        let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
+        self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
+        let snapshot = |model: &Model, evaluation, speed| Snapshot {
+            evaluation,
+            cost: model.cost(length),
+            speed,
+            heads: model.units().layers().iter().map(|l| l.active().to_vec()).collect(),
+            channels: model.units().layers().iter().map(|l| l.count(Site::Channel)).collect(),
+        };
+        let summary = Summary {
+            before: snapshot(&dense, self.journal.state.baseline.clone(), speeds[0]),
+            after: snapshot(model, evaluation, speeds[1]),
+            heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
+            channels_per_layer: model.spec().layers.iter().map(|layer| layer.intermediate_size).collect(),
+            cycles: self.journal.state.history.clone(),
+            gpu: self.pipeline.record.gpu.clone(),
+            tokens_learned: self.journal.state.tokens,
+            run: self.journal.dir.path().to_owned(),
+        };
+        let (active, parameters) = (model.units().num_active(), model.num_parameters());
+        // Written before the result, which makes the run complete, and told after it.
+        let finished = Event::RunFinished { active, channels: self.pipeline.channels(), parameters };
+        self.journal.dir.write_event(&finished)?;
+        let named = model
+            .origin
+            .as_deref()
+            .or(config.run.model.as_deref())
+            .or(Some("builtin"))
+            .filter(|_| !self.pipeline.record.given.model);
+        let card = card(named, model.origin.is_some(), model, &summary);
+        self.journal.dir.finish(model, &summary, |out| {
+            export::export_with(model, &export::HF, None, out, &[("README.md", &card)])
+        })?;
+        self.journal.observer.on_event(&finished);
+        Ok(summary)
+    }
+}
+
+/// Gives every weight numbers that its type in files has.
+fn round_weights(model: &mut Model) {
+    for id in model.params().ids() {
+        let dtype = model.dtype_of(id);
+        if dtype == DType::F32 || model.params().get(id).format() == Some(dtype.format()) {
+            continue;
+        }
+        let device = model.device();
+        model.params_mut().edit(device, id, |t| t.data_mut().iter_mut().for_each(|v| *v = dtype.round(*v)));
+        // As the result will be when it is loaded, so that its speed is that of what is stored.
+        let weight = model.weight(id);
+        if weight.layout == Layout::Plain
+            && weight.axes.len() == 2
+            && let Some(stored) = dtype.store(model.params().get(id))
+        {
+            model.params_mut().set(id, device.upload(stored));
+        }
+    }
+}
