@@ -17,6 +17,17 @@ named_enum! {
 }
 
 named_enum! {
+    /// Which shape the result has.
+    Shape, "shape" {
+        /// Each layer as wide as suits it.
+        #[default]
+        Free = "free",
+        /// All layers alike, which every server loads.
+        Uniform = "uniform",
+    }
+}
+
+named_enum! {
     /// How the ratio spreads over the cycles.
     Schedule, "schedule" {
         /// In every cycle the ratio of what is there then.

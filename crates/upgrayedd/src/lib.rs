@@ -42,7 +42,7 @@
 //! let context = ScoreContext::new(&model, &data, &(0..16));
 //! let scores = score::named("fisher")?.compute(&context)?;
 //! let budget = Budget::of(Site::Head, 8, Scope::Global, 1);
-//! let heads = budget::choose(model.units(), &scores, budget);
+//! let heads = budget::choose(model.units(), &scores, &budget);
 //!
 //! let parent = model.clone();
 //! surgery::remove(&mut model, None, &heads, 1, Some(&scores))?;
@@ -87,6 +87,7 @@ mod run_dir;
 pub mod score;
 pub mod strategy;
 pub mod train;
+pub mod uniform;
 
 pub use config::OptimizeConfig;
 pub use open::open;

@@ -9,7 +9,7 @@ use upgrayedd::event::{Control, Event, Observer, Progress};
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::score::ScoreContext;
 use upgrayedd::strategy::{GrowView, PruneView, Strategy, get_strategy};
-use upgrayedd::units::{Scores, Selection};
+use upgrayedd::units::{Scores, Selection, Sites};
 use upgrayedd::{Error, OptimizeConfig};
 
 /// Interrupts when it has been asked so many times; remembers what it was told.
@@ -121,6 +121,15 @@ fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
                 c.learn.gradient_accumulation = 2;
                 c.run.checkpoint_every = Some(2);
                 c.learn.epochs_per_cycle = 2;
+            }),
+        ),
+        (
+            "heads and channels",
+            with(config(), |c| {
+                c.prune.units = Sites::FINEST;
+                c.prune.target = Some("parameters=0.8x".parse().unwrap());
+                c.refit.refit = false;
+                c.run.checkpoint_every = Some(3);
             }),
         ),
         (

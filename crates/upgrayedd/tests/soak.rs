@@ -11,7 +11,7 @@ use upgrayedd::event::{Event, Observer};
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::Model;
 use upgrayedd::pipeline::Pipeline;
-use upgrayedd::units::{LayerSite, Selection};
+use upgrayedd::units::Sites;
 use upgrayedd::{OptimizeConfig, surgery};
 
 /// Counts what is allocated, to the byte: the resident set also holds what the allocator keeps for later.
@@ -47,6 +47,7 @@ fn config() -> OptimizeConfig {
         c.run.model = std::env::var("UPGRAYEDD_SOAK_MODEL").ok();
         c.data.data = std::env::var("UPGRAYEDD_SOAK_DATA").ok().into_iter().map(Into::into).collect();
         c.prune.strategy = "random".to_owned();
+        c.prune.units = Sites::FINEST;
         c.run.num_cycles = cycles;
         c.prune.pruning_ratio = 0.4;
         // What goes comes back, so that every cycle has as much to do.
@@ -67,10 +68,10 @@ fn check_books(result: &Path) -> Model {
         let name = model.params().name(id);
         assert_eq!(model.params().get(id).shape(), model.weight(id).shape(model.units()), "{name}");
     }
-    assert_eq!(
-        model.archive().restorable(model.units(), upgrayedd::units::Site::Head).iter().sum::<usize>(),
-        model.units().num_pruned()
-    );
+    for site in Sites::FINEST.iter() {
+        let back: usize = model.archive().restorable(model.units(), site).iter().sum();
+        assert_eq!(back, model.units().total_of(site) - model.units().count(site));
+    }
     model
 }
 
@@ -85,16 +86,8 @@ fn heads_that_come_and_go_without_learning_come_back_to_the_bit() {
     });
     Pipeline::new(config).unwrap().run(&out, &mut Memory::default()).unwrap();
     let mut model = check_books(&out);
-    assert!(model.units().num_pruned() > 0);
-    let lost: Selection = (0..model.spec().num_layers())
-        .map(|layer| {
-            let active = model.units().layers()[layer].active();
-            (
-                LayerSite::heads(layer),
-                (0..model.spec().layers[0].num_heads).filter(|h| !active.contains(h)).collect(),
-            )
-        })
-        .collect();
+    assert!(Sites::FINEST.iter().all(|site| model.units().count(site) < model.units().total_of(site)));
+    let lost = model.units().pruned();
     surgery::restore(&mut model, None, &lost, 1.0).unwrap();
     let dense = dense();
     assert_eq!(model.units(), dense.units());

@@ -220,7 +220,10 @@ impl PruneOptions {
         if self.min_heads < 1 {
             return Err(Error::out_of_range("min_heads", self.min_heads, "at least 1"));
         }
-        more_than_zero(&[("pruning_steps", self.pruning_steps.map_or(1.0, |n| n as f64))])?;
+        more_than_zero(&[
+            ("pruning_steps", self.pruning_steps.map_or(1.0, |n| n as f64)),
+            ("multiple", self.multiple as f64),
+        ])?;
         at_most(&[("pruning_steps", self.pruning_steps.unwrap_or(1), MANY)])
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::budget::{Schedule, Scope};
+use crate::budget::{Schedule, Scope, Shape};
 use crate::files::DType;
 use crate::options;
 use crate::price::Currency;
@@ -78,6 +78,11 @@ options! {
         /// What may go, a list with commas: heads, kv-groups (key/value heads with their readers), channels (of MLPs), or
         /// all.
         units("UNITS"): Sites = Sites::default();
+        /// Whether all layers keep the same number of heads and channels, so that the result is a stock model of its family
+        /// (uniform), or each as many as suits it (free).
+        shape("SHAPE"): Shape = Shape::Free;
+        /// Of which layers keep a multiple in channels, with shape uniform.
+        multiple("N"): usize = 8;
         /// How the ratio spreads over the cycles.
         schedule("SCHEDULE"): Schedule = Schedule::PerCycle;
         /// Parts in which a cycle prunes, scoring anew before each; what suits the strategy if absent, mostly

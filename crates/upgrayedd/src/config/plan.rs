@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::optimize::OptimizeConfig;
 use super::options::SourceOptions;
-use crate::budget::{self, Budget, CycleCounts, Schedule, Scope};
+use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
 use crate::eval::EvalOptions;
 use crate::model::{Companions, Model};
@@ -15,6 +15,7 @@ use crate::score::ScoreContext;
 use crate::spec::Objective;
 use crate::strategy::Strategy;
 use crate::train::TrainOptions;
+use crate::uniform::Widths;
 use crate::units::{LayerUnits, Scores, Site, UnitMap};
 use crate::{Error, Result};
 
@@ -94,6 +95,7 @@ impl Plan {
         plan.check_units(strategy)?;
         check_length(model, sequence_length)?;
         plan.check_heads(model)?;
+        plan.check_shape(model, own_strategy)?;
         plan.timings = plan.find_timings(model, timings)?;
         plan.resolve_target(model)?;
         plan.check_target(model)?;
@@ -173,6 +175,30 @@ impl Plan {
             ));
         }
         Ok(())
+    }
+
+    fn check_shape(&self, model: &Model, own_strategy: bool) -> Result<()> {
+        let prune = &self.config.prune;
+        if prune.shape == Shape::Free {
+            return Ok(());
+        }
+        if own_strategy {
+            return Err(Error::does_not_fit(
+                "shape uniform needs a built-in strategy: one of the caller's own decides what goes",
+            ));
+        }
+        if self.config.grow.growth_ratio > 0.0 {
+            return Err(Error::does_not_fit(
+                "shape uniform grows nothing back, which would make layers differ: set growth_ratio to 0",
+            ));
+        }
+        self.widths(model).map(|_| ())
+    }
+
+    /// What the layers may be cut to, with shape uniform.
+    pub(crate) fn widths(&self, model: &Model) -> Result<Widths> {
+        let prune = &self.config.prune;
+        Widths::of(model.units(), prune.units, prune.min_heads, prune.multiple)
     }
 
     /// Makes of a target the share of the unpruned model that goes.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::select::Amount;
 use super::state::Pipeline;
 use crate::event::Observer;
 use crate::price::Currency;
@@ -58,14 +59,14 @@ impl Pipeline {
                 break;
             }
             let scores = self.score(1)?;
-            let selection = if currency == Currency::Units {
+            let amount = if currency == Currency::Units {
                 let gone = |site| there(parent, site) - there(&self.learner.model, site);
                 let left = |site: &Site| (*site, wanted(*site).saturating_sub(gone(*site)));
-                let counts = most.keys().map(left).collect();
-                self.select(&scores, counts)?
+                Amount::Units(most.keys().map(left).collect())
             } else {
-                self.select_by_cost(&scores, goal)?
+                Amount::Left(goal)
             };
+            let selection = self.choose(&scores, amount)?;
             surgery::remove(&mut self.learner.model, None, &selection, 0, None)?;
             let left = self.plan.prices(&self.learner.model)?.total(self.learner.model.units());
             if currency != Currency::Units && left > goal * (1.0 + 1e-9) {

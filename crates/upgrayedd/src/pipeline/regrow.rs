@@ -51,7 +51,9 @@ impl Run<'_> {
         let mut counts: BTreeMap<Site, usize> = counts.iter().map(due).collect();
         let has_room = match goals {
             None => counts.values().any(|count| *count > 0),
-            Some(goals) => plan.prices(model)?.total(known) < goals.grown,
+            Some(goals) => {
+                plan.config.grow.growth_ratio > 0.0 && plan.prices(model)?.total(known) < goals.grown
+            }
         };
         // A strategy of the caller's decides freely, so it may grow where the ratio comes to none.
         let some_left = counts.keys().any(|site| can_return(site) > 0);

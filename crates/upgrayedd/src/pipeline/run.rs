@@ -275,8 +275,10 @@ impl Run<'_> {
                     count - budget
                 )),
                 Ordering::Less => Some(format!(
-                    "{count} of {budget} {name} pruned: min_heads {} and units {} allow no more",
-                    config.min_heads, config.units
+                    "{count} of {budget} {name} pruned: min_heads {}, units {} and shape {} allow no more",
+                    config.min_heads,
+                    config.units,
+                    config.shape.name()
                 )),
             }
         })

@@ -6,7 +6,7 @@ use std::ops::Range;
 use upgrayedd_nn::trim_buffers;
 
 use super::state::Pipeline;
-use crate::budget::{self, CycleCounts};
+use crate::budget::{self, CycleCounts, Shape};
 use crate::config::CostGoals;
 use crate::model::Model;
 use crate::strategy::PruneView;
@@ -25,6 +25,14 @@ pub(super) struct PruneStep<'a> {
     pub(super) goals: Option<CostGoals>,
     /// What has gone in this cycle.
     pub(super) before: &'a Selection,
+}
+
+/// How much goes.
+pub(super) enum Amount {
+    /// So many units of each kind.
+    Units(BTreeMap<Site, usize>),
+    /// As much as it takes for what is left to cost this at most.
+    Left(f64),
 }
 
 /// What goes in a step.
@@ -72,7 +80,7 @@ impl Pipeline {
 
     /// The units that go such that what is left costs `goal` at most: as few as the strategy's order allows. Units
     /// of different kinds compete by importance per price.
-    pub(super) fn select_by_cost(&mut self, scores: &Scores, goal: f64) -> Result<Selection> {
+    fn select_by_cost(&mut self, scores: &Scores, goal: f64) -> Result<Selection> {
         let kinds = self.plan.config.prune.units;
         let model = self.learner.model.clone();
         let prices = self.plan.prices(&model)?;
@@ -148,18 +156,39 @@ impl Pipeline {
         }
         let scores = self.score(cycle)?;
         trim_buffers();
-        let selection = match goals {
-            None => self.select(&scores, counts)?,
+        let amount = match goals {
+            None => Amount::Units(counts),
             Some(CostGoals { start, pruned, .. }) => {
-                self.select_by_cost(&scores, start - (start - pruned) * number as f64 / of as f64)?
+                Amount::Left(start - (start - pruned) * number as f64 / of as f64)
             }
         };
+        let selection = self.choose(&scores, amount)?;
         let share = if goals.is_none() { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))
     }
 
+    /// What goes, in the shape that the plan has.
+    pub(super) fn choose(&mut self, scores: &Scores, amount: Amount) -> Result<Selection> {
+        if self.plan.config.prune.shape == Shape::Uniform {
+            let model = &self.learner.model;
+            let widths = self.plan.widths(model)?;
+            let width = match amount {
+                Amount::Units(counts) => widths.within_counts(model.units(), &counts),
+                Amount::Left(goal) => {
+                    let prices = self.plan.prices(model)?;
+                    widths.within_cost(model.units(), scores, goal, |units| prices.total(units))?
+                }
+            };
+            return Ok(widths.choose(model.units(), scores, width));
+        }
+        match amount {
+            Amount::Units(counts) => self.select(scores, counts),
+            Amount::Left(goal) => self.select_by_cost(scores, goal),
+        }
+    }
+
     /// What the strategy takes of a budget of so many units.
-    pub(super) fn select(&mut self, scores: &Scores, counts: BTreeMap<Site, usize>) -> Result<Selection> {
+    fn select(&mut self, scores: &Scores, counts: BTreeMap<Site, usize>) -> Result<Selection> {
         let budget = self.plan.budget(counts);
         let view = PruneView { model: &self.learner.model, importances: scores, budget: &budget };
         let selection = self.strategy.select_units_to_prune(&view)?;

@@ -14,7 +14,7 @@ use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
 use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::spec::Objective;
-use upgrayedd::units::{LayerSite, Scores, Selection};
+use upgrayedd::units::{LayerSite, Scores, Selection, Sites};
 
 /// A model of `tests/golden`; a plain encoder with a reference a little off.
 pub fn load(name: &str) -> Model {
@@ -96,7 +96,10 @@ pub fn everything(model: Model, learns: bool) -> Everything {
         let names =
             ["magnitude", "gradient", "fisher", "entropy", "wanda", "similarity", "surgeon", "loss_impact"];
         let scores: Vec<_> = names.iter().map(|name| score::named(name).unwrap()).collect();
-        compute_all(&scores, &context).unwrap()
+        let of_heads = compute_all(&scores, &context).unwrap();
+        let finest = ScoreContext { units: Sites::FINEST, ..context };
+        let both: Vec<_> = scores.into_iter().filter(|score| score.units == Sites::FINEST).collect();
+        of_heads.into_iter().chain(compute_all(&both, &finest).unwrap()).collect::<Vec<Scores>>()
     };
     let before = scores(&model);
     let parent = model.clone();
@@ -106,17 +109,27 @@ pub fn everything(model: Model, learns: bool) -> Everything {
     if learns {
         learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
     }
-    let gone = Selection::from([(LayerSite::heads(0), vec![0, 2]), (LayerSite::heads(1), vec![1])]);
+    let gone = Selection::from([
+        (LayerSite::heads(0), vec![0, 2]),
+        (LayerSite::heads(1), vec![1]),
+        (LayerSite::channels(0), vec![1, 2, 6]),
+        (LayerSite::channels(1), vec![0]),
+    ]);
     learner.remove(&gone, 1, Some(&before[0])).unwrap();
     let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
     let after = scores(&learner.model);
-    let back = Selection::from([(LayerSite::heads(0), vec![2])]);
+    let back = Selection::from([(LayerSite::heads(0), vec![2]), (LayerSite::channels(0), vec![2])]);
+    learner
+        .model
+        .set_gates(LayerSite::channels(1), vec![0.5; learner.model.units().layers()[1].channels().len()])
+        .unwrap();
     learner
         .model
         .set_gates(LayerSite::heads(1), vec![0.5; learner.model.units().layers()[1].active().len()])
         .unwrap();
     learner.restore(&back, 2.0).unwrap();
     upgrayedd::surgery::fold_gates(&mut learner.model, LayerSite::heads(1));
+    upgrayedd::surgery::fold_gates(&mut learner.model, LayerSite::channels(1));
     let repaired: Vec<f64> = report.values().flatten().map(|layer| layer.repaired).collect();
     let moments = learner.optim.states.iter().map(|s| s.m.as_ref().map(Tensor::to_host)).collect::<Vec<_>>();
     (before, after, repaired, moments, weights(learner.model))
