@@ -148,9 +148,9 @@ def test_what_is_wrong_is_said_in_pythons_terms(model: Model, tmp_path: pathlib.
         model.score("entrpy", [[1, 2, 3]])
     with pytest.raises(ValueError, match="unknown layer"):
         model.kv_group_of(-1, 0)
-    for limits in ({"samples": 0}, {"samples": -1}, {"batch_size": 0}):
+    for samples, batch_size in ((0, 4), (-1, 4), (128, 0)):
         with pytest.raises(ValueError, match="expected 1 or more"):
-            model.score("wanda", [[1, 2, 3]], **limits)
+            model.score("wanda", [[1, 2, 3]], samples=samples, batch_size=batch_size)
     with pytest.raises(ValueError, match="max_new_tokens is -1"):
         model.generate([1], max_new_tokens=-1)
     with pytest.raises(ValueError, match="unknown format"):
@@ -163,3 +163,41 @@ def test_a_tokenizer_is_read_from_a_folder(model: Model, tmp_path: pathlib.Path)
     ids = tokenizer.encode("Mia had a ball.")
     assert tokenizer.decode(ids) == "Mia had a ball." and ids == model.tokenizer.encode("Mia had a ball.")
     assert tokenizer.frame == ([1], []) and max(ids) < tokenizer.vocab_size
+
+
+def test_channels_are_pruned_scored_and_restored_like_heads(model: Model, texts: list[str]) -> None:
+    dense = model.copy()
+    first, second = model.mlp_names[:2]
+    assert first != model.layer_names[0] and model.channels_per_layer == model.original_channels
+    scores = model.score("surgeon", texts, units="channels")
+    assert list(scores) == model.mlp_names and len(scores[first]) == model.channels_per_layer[first]
+    gone = [int(i) for i in scores[first].argsort()[:20]]
+    model.prune({model.layer_names[0]: [1]}, channels={first: gone, second: [4]})
+    assert model.pruned_channels == {first: sorted(gone), second: [4]}
+    assert model.channels_per_layer[first] == dense.channels_per_layer[first] - 20
+    assert model.num_parameters < dense.num_parameters
+    repaired = model.refit(dense, texts)
+    assert set(repaired) == {*model.layer_names, *model.mlp_names}
+    model.restore({model.layer_names[0]: [1]}, channels={first: gone, second: [4]})
+    assert model.active_channels == dense.active_channels and model.active_heads == dense.active_heads
+    for wrong, message in (
+        ({"channels": {first: [100_000]}}, "channel 100000 of layer"),
+        ({"channels": {"no.such.mlp": [0]}}, "unknown layer"),
+        ({}, "nothing given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.prune(**wrong)
+    with pytest.raises(ValueError, match="defined for heads, not for channels"):
+        model.score("entropy", texts, units="channels")
+
+
+def test_a_pipeline_reaches_a_target_with_heads_and_channels(texts: list[str], tmp_path: pathlib.Path) -> None:
+    dense = Model.from_pretrained("builtin")
+    pipeline = UpgrayeddPipeline(
+        "builtin", units="all", target="parameters=0.7x", max_steps_per_cycle=1, sequence_length=32, output_dir=tmp_path / "run"
+    )
+    smaller = pipeline.run_optimization(texts, num_cycles=1)
+    assert 0.69 * dense.num_parameters < smaller.num_parameters <= 0.7 * dense.num_parameters
+    assert sum(smaller.channels_per_layer.values()) < sum(dense.channels_per_layer.values())
+    pruned = pipeline.history[0].pruned
+    assert any(name in pruned for name in dense.mlp_names)

@@ -11,7 +11,7 @@ class RunOptions(TypedDict, total=False):
     """What `UpgrayeddPipeline` takes beside its own arguments: `upgrayedd optimize --help` says what each does."""
 
     batch_size: int
-    budget: Literal["units", "parameters", "macs", "latency"]
+    budget: Literal["units", "parameters", "macs", "bytes", "kv-cache", "latency"]
     chat_loss: Literal["assistant", "all"]
     checkpoint_every: int | None
     columns: Sequence[str] | None
@@ -31,14 +31,17 @@ class RunOptions(TypedDict, total=False):
     max_gradient_norm: float
     max_loss_increase: float | None
     max_steps_per_cycle: int | None
+    multiple: int
     patience: int
     refit: bool
     refit_samples: int
     schedule: Literal["per-cycle", "target"]
     scope: Literal["layer", "global"] | None
     sequence_length: int | None
+    shape: Literal["free", "uniform"]
     precision: Literal["bf16", "tf32", "f32"]
     pruning_steps: int | None
+    target: str | None
     teacher: str | os.PathLike[str] | None
     text_field: str | None
     text_pair_field: str | None

@@ -9,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+import upgrayedd
+
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 LOADERS = {
     "ForCausalLM": AutoModelForCausalLM,
@@ -68,6 +70,28 @@ def test_pruned_exports_load_in_stock_transformers(name, program, tmp_path):
         assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad and "pooler" not in n)
         model.eval().save_pretrained(tmp_path / "again")
         padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask, **types), golden["logits"], mask)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.iterdir() if (p / "golden.safetensors").is_file()))
+def test_narrower_mlps_load_in_stock_transformers(name, tmp_path):
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    ours = upgrayedd.Model.from_pretrained(GOLDEN / name)
+    before = ours.num_parameters
+    ours.prune(channels={0: [0, 3, 4], 1: [*range(5, ours.channels_per_layer[ours.mlp_names[1]])]})
+    assert ours.channels_per_layer[ours.mlp_names[1]] == 5 and ours.num_parameters < before
+    ours.save_pretrained(tmp_path / "narrow")
+    ids, mask = golden["input_ids"].long(), golden["attention_mask"].long()
+    more = [golden["token_type_ids"]] if "token_type_ids" in golden else []
+    theirs = load(tmp_path / "narrow", loader(name))
+    got = logits(theirs, ids, mask, **({"token_type_ids": more[0].long()} if more else {}))
+    compute = ours.hidden_states if ours.summary()["objective"] == "encoder" else ours.logits
+    want = torch.tensor(compute(ids.numpy(), mask.numpy(), *(types.long().numpy() for types in more)))
+    padded_equal(got, want, mask)
+    # What transformers saves again comes back as it was.
+    theirs.save_pretrained(tmp_path / "again")
+    again = upgrayedd.Model.from_pretrained(tmp_path / "again")
+    assert again.active_channels == ours.active_channels
+    padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask), logits(theirs, ids, mask), mask)
 
 
 def test_dense_export_needs_no_remote_code(program, tmp_path):

@@ -82,6 +82,9 @@ impl Widths {
     }
 
     /// The width that costs `goal` at most and loses least importance; the narrowest where none does.
+    ///
+    /// # Errors
+    /// Returns [`Error::DoesNotFit`] for units that these widths are not of.
     pub fn within_cost(
         &self,
         units: &UnitMap,
@@ -207,7 +210,7 @@ mod tests {
             prop_assert!(cost(&after) <= goal * (1.0 + 1e-12) || width == narrowest);
             for layer in after.layers() {
                 prop_assert_eq!((layer.count(Site::Head), layer.count(Site::Channel)), (width.heads, width.channels));
-                prop_assert!(width.channels == channels || width.channels % multiple == 0);
+                prop_assert!(width.channels == channels || width.channels.is_multiple_of(multiple));
                 let of = layer.kv_positions();
                 let group = |g: usize| of.iter().filter(|k| **k == g).count();
                 prop_assert!((0..layer.count(Site::KvGroup)).all(|g| group(g) == group(0)));

@@ -234,7 +234,7 @@ impl Run<'_> {
             let (active, channels) = (learner.model.units().num_active(), self.pipeline.channels());
             self.journal.emit(Event::Pruned { cycle, budget: share, units, active, channels })?;
             for (place, units) in selection {
-                pruned.entry(place).or_insert_with(Vec::new).extend(units);
+                pruned.entry(place).or_default().extend(units);
             }
             // What comes before another step need not be perfect.
             self.refit(cycle, parent, if number < of { 0 } else { all })?;
