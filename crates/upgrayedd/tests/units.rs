@@ -42,13 +42,12 @@ fn data(model: &Model, sequences: u64) -> Dataset {
 #[test]
 fn a_target_is_reached_and_not_passed_by_more_than_a_unit() {
     let dense = builtin::model().unwrap();
-    let cost = dense.cost(16);
     for (name, strategy, units) in [
         ("parameters=0.7x", "fisher", "all"),
         ("parameters=700K", "auto", "all"),
         ("macs=0.8x", "random", "all"),
         ("bytes=0.75x", "magnitude", "channels"),
-        ("kv-cache=0.75x", "wanda", "heads"),
+        ("kv-cache=0.75x", "wanda", "all"),
         ("parameters=0.9x", "taylor", "kv-groups,channels"),
     ] {
         let model = result(with(|c| {
@@ -72,11 +71,14 @@ fn a_target_is_reached_and_not_passed_by_more_than_a_unit() {
         let dearest = (amounts(&dense) / 16.0).max(amounts(&dense) * 0.02);
         assert!(got <= goal && got > goal - dearest, "{name} by {strategy} of {units}: {got} of {goal}");
         let sites: Sites = units.parse().unwrap();
-        for site in Sites::FINEST.iter().filter(|site| !sites.leaves().contains(*site)) {
+        // Channels have no keys and values, so none of them goes for these.
+        let may = |site: Site| {
+            sites.leaves().contains(site) && (site == Site::Head || !name.starts_with("kv-cache"))
+        };
+        for site in Sites::FINEST.iter().filter(|site| !may(*site)) {
             assert_eq!(model.units().count(site), dense.units().count(site), "{name}");
         }
     }
-    assert!(cost.parameters > 0);
 }
 
 #[test]

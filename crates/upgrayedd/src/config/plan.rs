@@ -205,6 +205,10 @@ impl Plan {
     fn resolve_target(&mut self, model: &Model) -> Result<()> {
         let Some(target) = self.config.prune.target else { return Ok(()) };
         let all = self.prices(model)?.total(&model.spec().full_units());
+        if all <= 0.0 {
+            let name = target.currency.name();
+            return Err(Error::does_not_fit(format!("target {target}: the model has no {name}")));
+        }
         let ratio = 1.0 - target.amount_of(all) / all;
         if !(0.0..1.0).contains(&ratio) {
             return Err(Error::does_not_fit(format!(
@@ -268,6 +272,10 @@ impl Plan {
             Schedule::PerCycle => prices.total(model.units()),
             Schedule::Target => prices.total(&model.spec().full_units()),
         };
+        if all <= 0.0 {
+            let name = prune.budget.name();
+            return Err(Error::does_not_fit(format!("the model has no {name}: use another budget")));
+        }
         let possible = 1.0 - prices.total(&least) / all;
         if prune.pruning_ratio > possible {
             let asked = prune

@@ -26,17 +26,19 @@ pub(super) fn card(base: Option<&str>, from_hub: bool, model: &Model, summary: &
     let (before, after) = (&summary.before, &summary.after);
     let heads = |heads: &[Vec<usize>]| heads.iter().map(Vec::len).sum::<usize>();
     text.push_str(&format!(
-        ".\n\n| | before | after |\n|---|---|---|\n| held-out loss ({}) | {:.4} | {:.4} |\n| attention heads | {} | {} |\n| parameters | {} | {} |\n",
+        ".\n\n| | before | after |\n|---|---|---|\n| held-out loss ({}) | {:.4} | {:.4} |\n| attention heads | {} | {} |\n| MLP channels | {} | {} |\n| parameters | {} | {} |\n",
         after.evaluation.protocol,
         before.evaluation.loss,
         after.evaluation.loss,
         heads(&before.heads),
         heads(&after.heads),
+        before.channels.iter().sum::<usize>(),
+        after.channels.iter().sum::<usize>(),
         before.cost.parameters,
         after.cost.parameters,
     ));
-    if model.units().num_pruned() > 0 {
-        text.push_str("\nLoad it in transformers with `trust_remote_code=True`: its layers differ in their number of heads.\n");
+    if !model.units().is_full() {
+        text.push_str("\nLoad it in transformers with `trust_remote_code=True`: its layers differ in their numbers of heads or channels.\n");
     }
     text
 }

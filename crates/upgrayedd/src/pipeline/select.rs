@@ -132,7 +132,10 @@ impl Pipeline {
                 prune.min_heads, prune.units
             )
         } else if total < goal * (1.0 - 1e-3) {
-            format!("{total} {name} are left of {goal:.0} that may stay: no unit fits into the difference")
+            let shape = prune.shape.name();
+            format!(
+                "{total} {name} are left of {goal:.0} that may stay: units go whole, and with shape {shape}"
+            )
         } else {
             return Ok(None);
         };
@@ -202,11 +205,12 @@ pub(super) fn to_prune(counts: &BTreeMap<Site, CycleCounts>) -> BTreeMap<Site, u
     counts.iter().map(|(site, counts)| (*site, counts.prune)).collect()
 }
 
-/// Scores divided by what a unit of their place costs; of a place that costs nothing as they are.
+/// Scores divided by what a unit of their place costs. Nothing is gained where that is nothing: such units go last.
 fn per_price(scores: &Scores, prices: &BTreeMap<LayerSite, f64>) -> Scores {
     let mut scores = scores.clone();
-    for (place, price) in prices.iter().filter(|(_, price)| **price > 0.0) {
-        scores.at_mut(*place).iter_mut().for_each(|score| *score /= price);
+    for (place, &price) in prices {
+        let own = scores.at_mut(*place).iter_mut();
+        own.for_each(|score| *score = if price > 0.0 { *score / price } else { f64::INFINITY });
     }
     scores
 }
