@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use upgrayedd::OptimizeConfig;
 use upgrayedd::data::{DataOptions, ReadOptions};
+use upgrayedd::units::Sites;
 
 use crate::given::{Given, listed};
 
@@ -118,6 +119,9 @@ pub struct ScoreArgs {
     /// Every score, and the rank correlation of each with exact ablation (loss_impact)
     #[arg(long, conflicts_with = "score")]
     pub all: bool,
+    /// What is scored, a list with commas: heads, channels, or all
+    #[arg(long, value_name = "UNITS", default_value = "heads", conflicts_with = "all")]
+    pub units: Sites,
     /// With --all: sequences that ablation measures each head on [default: 16]
     #[arg(long, value_name = "N")]
     pub ablation_samples: Option<usize>,

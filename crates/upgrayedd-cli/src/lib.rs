@@ -23,7 +23,7 @@ use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt::watch;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
-use upgrayedd::units::{LayerUnits, Scores, Site, Sites};
+use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
 use upgrayedd::{Error, Model};
 
 use args::{
@@ -209,7 +209,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let range = 0..data.as_ref().map_or(0, Dataset::len);
     let context = ScoreContext {
         model: &model,
-        units: Sites::default(),
+        units: args.units.leaves(),
         data: data.as_ref().map(|data| (data, &range)),
         batch_size: args.batch_size,
         samples: args.samples,
@@ -217,11 +217,14 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         gradient_checkpointing: args.gradient_checkpointing,
         reduce: &Alone,
     };
+    let paths = model.paths();
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
-        let heads = model.units().layers().iter().map(|l| l.active());
-        let layer =
-            |(layer, (values, heads))| (model.layer_name(layer), json!({ "heads": heads, "scores": values }));
-        scores.heads().zip(heads).enumerate().map(layer).collect()
+        let place = |(place, values): (LayerSite, &[f64])| {
+            let units = model.units().layers()[place.layer].units(place.site);
+            let entry = json!({ place.site.name(): units, "scores": values });
+            (paths.of(place.site)[place.layer].clone(), entry)
+        };
+        scores.iter().map(place).collect()
     };
     let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
     let scores = score.shown(&score.compute(&context)?);

@@ -193,10 +193,22 @@ pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
     // Four digits of the largest score: those of a loss's gradients are small.
     let largest = scores.values().map(f64::abs).filter(|v| v.is_finite()).fold(0.0, f64::max);
     let decimals = if largest > 0.0 { (3.0 - largest.log10().floor()).clamp(4.0, 16.0) as usize } else { 4 };
-    for (layer, values) in scores.heads().enumerate() {
-        let heads = model.units().layers()[layer].active().iter().zip(values);
-        let row: Vec<String> = heads.map(|(h, v)| format!("{h}:{v:.decimals$}")).collect();
-        let _ = writeln!(out, "  {}  {}", model.layer_name(layer), row.join("  "));
+    let paths = model.paths();
+    for (place, values) in scores.iter() {
+        let units = model.units().layers()[place.layer].units(place.site);
+        let row = if place.site == Site::Head {
+            let each = units.iter().zip(values).map(|(unit, v)| format!("{unit}:{v:.decimals$}"));
+            each.collect::<Vec<String>>().join("  ")
+        } else {
+            // There are too many to be named.
+            let mut sorted = values.to_vec();
+            sorted.sort_by(f64::total_cmp);
+            let at =
+                |share: f64| sorted.get((share * (sorted.len().max(1) - 1) as f64) as usize).unwrap_or(&0.0);
+            let shown = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| format!("{:.2e}", at(share)));
+            format!("{} {}: least, quartiles and most {}", units.len(), place.site.name(), shown.join("  "))
+        };
+        let _ = writeln!(out, "  {}  {row}", paths.of(place.site)[place.layer]);
     }
     out.trim_end().to_owned()
 }
