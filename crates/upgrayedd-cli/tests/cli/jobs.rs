@@ -93,11 +93,19 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     b.ok(&optimize("later", &["--budget", "parameters", "--pruning-ratio", "0.2", "--growth-ratio", "0"]));
     let notices: Vec<String> =
         events(&b.path("later")).iter().filter_map(|e| Some(e["message"].as_str()?.to_owned())).collect();
-    assert!(notices.iter().any(|n| n.contains("not the 20.0 % asked for")), "{notices:?}");
+    let says = |part: &str| notices.iter().any(|n| n.contains(part));
+    assert!(
+        says("that may stay: units go whole") && says("asked for: min_heads 1 and units heads"),
+        "{notices:?}"
+    );
     let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
     b.refused(2, &["parameters", "more than its heads are"], &more);
-    let more = optimize("target", &["--budget", "macs", "--schedule", "target"]);
-    b.refused(2, &["target", "macs", "per-cycle"], &more);
+    // Growth included, a target is where the last cycle ends.
+    let more = ["--target", "macs=0.85x", "--units", "all", "--growth-ratio", "0.2"];
+    let saved = share(&b.json(&optimize("to", &more)), "macs_per_token");
+    assert!((0.15..0.17).contains(&saved), "{saved}");
+    let wrong = optimize("wrong", &["--target", "heads=12"]);
+    b.refused(2, &["unknown budget", "parameters"], &wrong);
 }
 
 #[test]
@@ -284,8 +292,8 @@ fn options_come_from_a_file_and_the_command_line_wins() {
         &["given.toml", "parts that a program made"],
         &["optimize", "--config", "given.toml", "--out", "third"],
     );
-    fs::write(b.path("old.toml"), text.replace("format_version = 3", "format_version = 1")).unwrap();
-    b.refused(1, &["old.toml", "has format 1: this program reads 3"], &["optimize", "--config", "old.toml"]);
+    fs::write(b.path("old.toml"), text.replace("format_version = 4", "format_version = 1")).unwrap();
+    b.refused(1, &["old.toml", "has format 1: this program reads 4"], &["optimize", "--config", "old.toml"]);
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
     b.refused(
         2,
