@@ -20,7 +20,7 @@ ARMS += ["all/auto/free", "all/auto/free+all", "all/auto/uniform", "heads/auto/f
 
 
 def inspect(program: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
-    command = [str(program), "inspect", "--model", str(model), "--json"]
+    command = [str(program), "inspect", str(model), "--json"]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 

@@ -132,6 +132,7 @@ pub fn select_to_prune(
         let selection = strategy.select_units_to_prune(&PruneView {
             model: &model.inner,
             importances: &importances,
+            priced: false,
             budget: &budget,
         })?;
         Ok(selection.into_iter().map(|(place, heads)| (place.layer, heads)).collect())

@@ -8,7 +8,7 @@ use upgrayedd_nn::{ParamId, Tensor};
 use crate::archive::{Archive, Archived, Departure, Slices};
 use crate::files::DType;
 use crate::model::Model;
-use crate::units::{LayerSite, Scores, Selection, Site, Unit, UnitMap};
+use crate::units::{LayerSite, Scores, Selection, Site, Unit, UnitMap, listed};
 use crate::weights::{Weight, Writer};
 use crate::{Error, Result};
 
@@ -253,8 +253,9 @@ pub fn restore(
             let there: Vec<usize> =
                 model.archive.all(site).filter(|id| id.layer == layer).map(|id| id.index).collect();
             return Err(Error::does_not_fit(format!(
-                "{} {unit} of layer {layer} is not in the archive, which has {there:?} of that layer",
-                site.one()
+                "{} {unit} of layer {layer} is not in the archive, which has {} of that layer",
+                site.one(),
+                listed(&there)
             )));
         }
     }

@@ -22,7 +22,7 @@ named_enum! {
         /// Each layer as wide as suits it.
         #[default]
         Free = "free",
-        /// All layers alike, which every server loads.
+        /// All layers alike.
         Uniform = "uniform",
     }
 }
@@ -213,6 +213,9 @@ impl Queue {
 /// whole groups forbid.
 ///
 /// `keep` is higher for units to keep. Ties go to the lower layer and index.
+///
+/// # Panics
+/// If units of a kind of the budget have no scores in `keep` ([`Scores::check`]).
 pub fn choose(units: &UnitMap, keep: &Scores, budget: &Budget) -> Selection {
     let each = |(&site, &count): (&Site, &usize)| choose_of(units, keep, site, count, budget);
     budget.counts.iter().flat_map(each).collect()

@@ -1,5 +1,5 @@
 //! The same width in every layer: how much goes follows from the budget, which units go from their importances.
-//! The result has a shape that stock implementations know.
+//! What is left is a plain model of its family, but smaller.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +74,7 @@ impl Widths {
         let width = |all: &[usize], site: Site| {
             let gone: usize =
                 counts.iter().filter(|(kind, _)| kind.leaves() == site).map(|(_, count)| count).sum();
-            let stay = units.count(site) - gone;
+            let stay = units.count(site).saturating_sub(gone);
             // Nothing goes beyond the budget.
             all.iter().copied().find(|n| n * layers >= stay).unwrap_or_default()
         };
@@ -92,6 +92,8 @@ impl Widths {
         goal: f64,
         mut cost: impl FnMut(&UnitMap) -> f64,
     ) -> Result<Width> {
+        // Importances may be below zero: what goes costs at least nothing.
+        let least = keep.values().fold(f64::INFINITY, f64::min).min(0.0);
         let mut best: Option<(f64, Width)> = None;
         for &heads in &self.heads {
             let mut fits = |at: usize| {
@@ -108,7 +110,7 @@ impl Widths {
             }
             let Some(at) = low.checked_sub(1) else { continue };
             let width = Width { heads, channels: self.channels[at] };
-            let lost = lost(keep, units, &self.choose(units, keep, width));
+            let lost = lost(keep, units, &self.choose(units, keep, width), least);
             if best.is_none_or(|(least, _)| lost < least) {
                 best = Some((lost, width));
             }
@@ -160,6 +162,9 @@ impl Widths {
 
 /// The `count` units with the lowest scores, ascending; ties go to the lower index.
 fn lowest(units: &[usize], scores: &[f64], count: usize) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut order: Vec<usize> = (0..units.len().min(scores.len())).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
     let mut chosen: Vec<usize> = order.into_iter().take(count).map(|at| units[at]).collect();
@@ -167,12 +172,15 @@ fn lowest(units: &[usize], scores: &[f64], count: usize) -> Vec<usize> {
     chosen
 }
 
-/// The importances of what is chosen, added up.
-fn lost(keep: &Scores, units: &UnitMap, chosen: &Selection) -> f64 {
+/// The importances of what is chosen over the least there may be, added up.
+fn lost(keep: &Scores, units: &UnitMap, chosen: &Selection, least: f64) -> f64 {
     let of_place = |(place, gone): (&LayerSite, &Vec<usize>)| {
         let there = units.layers()[place.layer].units(place.site);
         let scores = keep.at(*place);
-        gone.iter().filter_map(|unit| scores.get(there.binary_search(unit).ok()?)).sum::<f64>()
+        gone.iter()
+            .filter_map(|unit| scores.get(there.binary_search(unit).ok()?))
+            .map(|s| s - least)
+            .sum::<f64>()
     };
     chosen.iter().map(of_place).sum()
 }

@@ -46,7 +46,7 @@ fn a_target_is_reached_and_not_passed_by_more_than_a_unit() {
         ("parameters=0.7x", "fisher", "all"),
         ("parameters=700K", "auto", "all"),
         ("macs=0.8x", "random", "all"),
-        ("bytes=0.75x", "magnitude", "channels"),
+        ("bytes=0.75x", "magnitude", "all"),
         ("kv-cache=0.75x", "wanda", "all"),
         ("parameters=0.9x", "taylor", "kv-groups,channels"),
     ] {
@@ -175,7 +175,8 @@ fn what_nothing_stands_in_for_goes_last() {
 
 #[test]
 fn uniform_layers_are_alike_within_the_target() {
-    for (units, target) in [("all", "parameters=0.7x"), ("channels", "macs=0.8x"), ("heads", "units=0.6x")] {
+    for (units, target) in [("all", "parameters=0.7x"), ("channels", "macs=0.8x"), ("heads", "kv-cache=0.6x")]
+    {
         let model = result(with(|c| {
             c.prune.units = units.parse().unwrap();
             c.prune.target = Some(target.parse().unwrap());
@@ -195,7 +196,7 @@ fn uniform_layers_are_alike_within_the_target() {
         match target {
             "parameters=0.7x" => assert!(now.parameters as f64 <= 0.7 * then.parameters as f64),
             "macs=0.8x" => assert!(now.macs_per_token as f64 <= 0.8 * then.macs_per_token as f64),
-            _ => assert!(model.units().num_active() * 10 >= 32 * 6),
+            _ => assert!(model.units().num_active() * 10 <= 32 * 6),
         }
     }
     let grows = with(|c| c.prune.shape = Shape::Uniform);

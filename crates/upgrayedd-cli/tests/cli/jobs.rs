@@ -95,7 +95,7 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
         events(&b.path("later")).iter().filter_map(|e| Some(e["message"].as_str()?.to_owned())).collect();
     let says = |part: &str| notices.iter().any(|n| n.contains(part));
     assert!(
-        says("that may stay: units go whole") && says("asked for: min_heads 1 and units heads"),
+        says("may stay: units go whole") && says("asked for: min_heads 1 and units heads"),
         "{notices:?}"
     );
     let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
@@ -106,6 +106,8 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     assert!((0.15..0.17).contains(&saved), "{saved}");
     let wrong = optimize("wrong", &["--target", "heads=12"]);
     b.refused(2, &["unknown budget", "parameters"], &wrong);
+    let units = optimize("wrong", &["--target", "units=0.7x"]);
+    b.refused(2, &["units=0.7x", "pruning_ratio"], &units);
 }
 
 #[test]

@@ -207,8 +207,9 @@ impl UnitMap {
             let ascending = active.windows(2).all(|w| w[0] < w[1]);
             if active.is_empty() || !ascending || active.iter().any(|&h| h >= total) {
                 return Err(Error::malformed(format!(
-                    "layer {index} lists the {} {active:?}: expected ascending indices below {total}, at least one",
-                    site.name()
+                    "layer {index} lists the {} {}: expected ascending indices below {total}, at least one",
+                    site.name(),
+                    listed(&active)
                 )));
             }
             present.active = active;
@@ -342,8 +343,9 @@ impl UnitMap {
             let least = if site == Site::Head { min_heads.max(1) } else { 1 };
             if remaining < least && !units.is_empty() {
                 return Err(Error::malformed(format!(
-                    "pruning {} {units:?} would leave layer {layer} with {remaining} of its {there} {}: at least {least} must stay",
+                    "pruning {} {} would leave layer {layer} with {remaining} of its {there} {}: at least {least} must stay",
                     site.name(),
+                    listed(units),
                     site.name(),
                 )));
             }
@@ -399,7 +401,7 @@ impl UnitMap {
                         ("is not pruned", "pruned")
                     };
                     let choices = if expect_active { known.units(site) } else { known.pruned_of(site) };
-                    format!("{state}: the {list} {} are {choices:?}", site.name())
+                    format!("{state}: the {list} {} are {}", site.name(), listed(&choices))
                 } else if !seen.insert(index) {
                     "is named twice".to_owned()
                 } else {
@@ -410,6 +412,17 @@ impl UnitMap {
             }
         }
         Ok(())
+    }
+}
+
+/// Indices for a message, cut short where there are many.
+pub(crate) fn listed(indices: &[usize]) -> String {
+    const MOST: usize = 40;
+    let shown = &indices[..indices.len().min(MOST)];
+    if shown.len() == indices.len() {
+        format!("{indices:?}")
+    } else {
+        format!("{shown:?} and {} more", indices.len() - MOST)
     }
 }
 
@@ -427,8 +440,9 @@ fn from_ranges(ranges: &str, total: usize) -> Option<Vec<usize>> {
     let mut indices = Vec::new();
     for range in ranges.split_whitespace() {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        if last >= total || indices.len() > total {
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?;
+        let (first, last): (usize, usize) = (number(first)?, number(last)?);
+        if first > last || last >= total || indices.len() > total {
             return None;
         }
         indices.extend(first..=last);
@@ -481,7 +495,7 @@ mod tests {
         let record = map.record(&paths);
         assert_eq!(record["channels"], json!({ "x": "0-2 4 7", "y": "0-3" }));
         assert_eq!(full.clone().with_record(&record, &paths).expect("its own"), map);
-        for ranges in ["0-2 9", "3-1", "", "1-2 2", "a", "0-99999999999", "-1"] {
+        for ranges in ["0-2 9", "3-1", "3-1 0-2", "+5", "", "1-2 2", "a", "0-99999999999", "-1"] {
             let record = json!({ "heads": record["heads"], "channels": { "x": ranges, "y": "0" } });
             assert!(full.clone().with_record(&record, &paths).is_err(), "{ranges}");
         }

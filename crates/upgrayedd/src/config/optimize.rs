@@ -217,6 +217,11 @@ impl PruneOptions {
         if let Some(site) = self.units.iter().find(|site| !Site::PRUNABLE.contains(site)) {
             return Err(Error::unknown_name("units", site.name(), &Sites::names()));
         }
+        if self.units.contains(Site::Head) && self.units.contains(Site::KvGroup) {
+            return Err(Error::malformed(
+                "units has heads and kv-groups, which are made of heads: expected one of them",
+            ));
+        }
         if self.min_heads < 1 {
             return Err(Error::out_of_range("min_heads", self.min_heads, "at least 1"));
         }

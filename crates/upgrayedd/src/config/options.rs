@@ -78,8 +78,7 @@ options! {
         /// What may go, a list with commas: heads, kv-groups (key/value heads with their readers), channels (of MLPs), or
         /// all.
         units("UNITS"): Sites = Sites::default();
-        /// Whether all layers keep the same number of heads and channels, so that the result is a stock model of its family
-        /// (uniform), or each as many as suits it (free).
+        /// Whether all layers keep the same number of heads and channels (uniform), or each as many as suits it (free).
         shape("SHAPE"): Shape = Shape::Free;
         /// Of which layers keep a multiple in channels, with shape uniform.
         multiple("N"): usize = 8;

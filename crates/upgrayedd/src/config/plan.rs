@@ -209,11 +209,15 @@ impl Plan {
             let name = target.currency.name();
             return Err(Error::does_not_fit(format!("target {target}: the model has no {name}")));
         }
-        let ratio = 1.0 - target.amount_of(all) / all;
-        if !(0.0..1.0).contains(&ratio) {
+        let amount = target.amount_of(all);
+        if amount > all {
             return Err(Error::does_not_fit(format!(
                 "target {target} is more than the {all} that the unpruned model has: expected less"
             )));
+        }
+        let ratio = 1.0 - amount / all;
+        if ratio >= 1.0 {
+            return Err(Error::does_not_fit(format!("target {target} leaves nothing of the model's {all}")));
         }
         self.config.prune.pruning_ratio = ratio;
         Ok(())

@@ -53,6 +53,11 @@ impl FromStr for Target {
         let malformed = || Error::malformed(format!("target {text:?}: {FORM}"));
         let (currency, amount) = text.split_once('=').ok_or_else(malformed)?;
         let currency: Currency = currency.trim().parse()?;
+        if currency == Currency::Units {
+            return Err(Error::malformed(format!(
+                "target {text:?}: a share of the units is a pruning_ratio, with schedule target one of the unpruned model"
+            )));
+        }
         let amount = amount.trim();
         let end = amount.chars().last().ok_or_else(malformed)?;
         let (digits, scale) = match end {
@@ -65,9 +70,6 @@ impl FromStr for Target {
         let number: f64 = digits.trim().parse().map_err(|_| malformed())?;
         if !(number.is_finite() && number > 0.0) || (scale.is_none() && number > 1.0) {
             return Err(Error::out_of_range("target", amount, "more than 0, and a share at most 1x"));
-        }
-        if currency == Currency::Units && scale.is_some() {
-            return Err(Error::malformed(format!("target {text:?}: of units a share, as in units=0.7x")));
         }
         let amount = scale.map_or(Amount::Share(number), |scale| Amount::Absolute(number * scale));
         Ok(Self { currency, amount })

@@ -22,6 +22,9 @@ impl Run<'_> {
             self.pipeline.learner.model.set_dtype(dtype);
         }
         round_weights(&mut self.pipeline.learner.model);
+        if let Some(message) = self.pipeline.above_target()? {
+            self.journal.emit(Event::Notice { cycle: self.journal.state.cycle, message })?;
+        }
         self.pipeline.learner.optim.states.clear();
         let evaluation = self.pipeline.measure("result", self.journal.observer)?;
         self.journal.emit(Event::Evaluated {

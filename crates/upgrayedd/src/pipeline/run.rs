@@ -241,7 +241,7 @@ impl Run<'_> {
         }
         let unmet = match goals {
             None => self.unmet(&pruned, budget),
-            Some(goals) => self.pipeline.unmet_cost(goals.pruned)?,
+            Some(goals) => self.pipeline.unmet_cost(goals)?,
         };
         if let Some(message) = unmet {
             self.journal.emit(Event::Notice { cycle, message })?;

@@ -9,6 +9,7 @@ use super::state::Pipeline;
 use crate::budget::{self, CycleCounts, Shape};
 use crate::config::CostGoals;
 use crate::model::Model;
+use crate::price::Currency;
 use crate::strategy::PruneView;
 use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result, surgery};
@@ -122,24 +123,37 @@ impl Pipeline {
 
     /// Says by how much the model misses `goal`: a later cycle may find too few units left, and whole units may
     /// leave something over.
-    pub(super) fn unmet_cost(&self, goal: f64) -> Result<Option<String>> {
+    pub(super) fn unmet_cost(
+        &self,
+        CostGoals { start, pruned: goal, .. }: CostGoals,
+    ) -> Result<Option<String>> {
         let total = self.plan.prices(&self.learner.model)?.total(self.learner.model.units());
         let prune = &self.plan.config.prune;
         let name = prune.budget.name();
+        let number = |cost: f64| if cost < 100.0 { format!("{cost:.6}") } else { format!("{cost:.0}") };
+        let (has, may) = (number(total), number(goal));
         let message = if total > goal * (1.0 + 1e-9) {
             format!(
-                "{total} {name} are left, not the {goal:.0} asked for: min_heads {} and units {} allow no less",
+                "{name}: {has}, not the {may} asked for: min_heads {} and units {} allow no less",
                 prune.min_heads, prune.units
             )
-        } else if total < goal * (1.0 - 1e-3) {
-            let shape = prune.shape.name();
-            format!(
-                "{total} {name} are left of {goal:.0} that may stay: units go whole, and with shape {shape}"
-            )
+        } else if start > goal && total < goal * (1.0 - 1e-3) {
+            let whole =
+                if prune.shape == Shape::Uniform { "widths are whole steps" } else { "units go whole" };
+            format!("{name}: {has}, where {may} may stay: {whole}")
         } else {
             return Ok(None);
         };
         Ok(Some(message))
+    }
+
+    /// Says that the model is above the target, as it is where the last cycle was rolled back.
+    pub(super) fn above_target(&self) -> Result<Option<String>> {
+        let Some(target) = self.plan.config.prune.target else { return Ok(None) };
+        let (model, prices) = (&self.learner.model, self.plan.prices(&self.learner.model)?);
+        let (total, whole) = (prices.total(model.units()), prices.total(&model.spec().full_units()));
+        let above = total > target.amount_of(whole) * (1.0 + 1e-9);
+        Ok(above.then(|| format!("the result has more than the target {target}: {total}")))
     }
 
     /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none
@@ -193,7 +207,9 @@ impl Pipeline {
     /// What the strategy takes of a budget of so many units.
     fn select(&mut self, scores: &Scores, counts: BTreeMap<Site, usize>) -> Result<Selection> {
         let budget = self.plan.budget(counts);
-        let view = PruneView { model: &self.learner.model, importances: scores, budget: &budget };
+        let priced =
+            self.plan.config.prune.budget != Currency::Units && self.plan.config.prune.units.is_mixed();
+        let view = PruneView { model: &self.learner.model, importances: scores, priced, budget: &budget };
         let selection = self.strategy.select_units_to_prune(&view)?;
         self.learner.model.units().clone().remove(&selection, budget.min_heads)?;
         Ok(selection)

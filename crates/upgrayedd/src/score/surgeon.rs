@@ -10,15 +10,15 @@
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::{DenseSolveCore, Solve};
-use faer::{Accum, Mat, Par, Side};
+use faer::{Accum, Mat, MatMut, Par, Side};
 use rayon::prelude::*;
-use upgrayedd_nn::Tensor;
+use upgrayedd_nn::{Tensor, interrupt};
 
 use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::linalg::multiply;
-use crate::units::{LayerSite, Scores, Sites};
+use crate::units::{Scores, Sites};
 use crate::weights::Writer;
 use crate::{Error, Result};
 
@@ -38,31 +38,22 @@ const RIDGE: f64 = 1e-3;
 fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores> {
     let model = context.model;
     let scale = 0.5 / (statistics.positions.max(1) as f64).powi(2);
-    let places: Vec<(&LayerSite, &(Tensor, Tensor))> = statistics.curvature.iter().collect();
     let mut scores = Scores::zeros(model.units(), context.units);
-    // As many layers at a time as there are threads: the products between them are where a Ctrl-C is heard.
-    for places in places.chunks(rayon::current_num_threads()) {
-        // P = Wᵀ B W, in the engine's precision and on all its threads.
-        let mut weighted = Vec::with_capacity(places.len());
-        for &(&place, (inputs, outputs)) in places {
-            let Some(writer) = Writer::of(place.site) else { continue };
-            let by_feature = model.writer_weight(place.layer, writer).to_host().transposed();
-            let product = multiply(model.device(), &by_feature, outputs)?;
-            let width = by_feature.rows() / model.units().layers()[place.layer].count(place.site).max(1);
-            weighted.push((place, inputs, multiply(model.device(), &product, &by_feature)?, width));
-        }
-        let found: Vec<Option<Vec<f64>>> =
-            weighted.par_iter().map(|(_, gram, p, width)| leave_one_by_one(gram, p, *width)).collect();
-        for ((place, ..), found) in weighted.iter().zip(found) {
-            let found = found.ok_or_else(|| {
-                let name = model.layer_name(place.layer);
-                Error::NotFinite(format!(
-                    "{name}: what the {} write on the calibration data has no finite covariance",
-                    place.site.name()
-                ))
-            })?;
-            *scores.at_mut(*place) = found.into_iter().map(|s| s * scale).collect();
-        }
+    for (&place, (gram, outputs)) in &statistics.curvature {
+        let Some(writer) = Writer::of(place.site) else { continue };
+        // P = Wᵀ B W, in the engine's precision.
+        let by_feature = model.writer_weight(place.layer, writer).to_host().transposed();
+        let product = multiply(model.device(), &by_feature, outputs)?;
+        let p = multiply(model.device(), &product, &by_feature)?;
+        let width = by_feature.rows() / model.units().layers()[place.layer].count(place.site).max(1);
+        let found = leave_one_by_one(gram, &p, width)?.ok_or_else(|| {
+            let name = model.layer_name(place.layer);
+            Error::NotFinite(format!(
+                "{name}: what the {} write on the calibration data has no finite covariance",
+                place.site.name()
+            ))
+        })?;
+        *scores.at_mut(place) = found.into_iter().map(|s| s * scale).collect();
     }
     Ok(scores)
 }
@@ -73,24 +64,26 @@ fn square(t: &Tensor) -> Mat<f64> {
 
 /// tr(Pₕₕ Kₕₕ⁻¹) of each unit of `d` features when it leaves, never less than that of a unit before it. `None`
 /// if G has no inverse.
-fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Option<Vec<f64>> {
+fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Result<Option<Vec<f64>>> {
     let mut gram = square(gram);
     let units = gram.nrows() / d;
     let mean = gram.diagonal().column_vector().sum() / gram.nrows().max(1) as f64;
     if mean <= 0.0 {
         // The layer reads nothing but zeros: nothing is lost with any unit.
-        return Some(vec![0.0; units]);
+        return Ok(Some(vec![0.0; units]));
     }
     (0..gram.nrows()).for_each(|i| gram[(i, i)] += RIDGE * mean);
-    let k = gram.llt(Side::Lower).ok()?.inverse();
-    let mut remaining = Remaining::new(k, square(p), d);
+    let Ok(factor) = gram.llt(Side::Lower) else { return Ok(None) };
+    let mut remaining = Remaining::new(factor.inverse(), square(p), d);
     let (mut scores, mut highest) = (vec![0.0; units], 0.0f64);
     for _ in 0..units {
-        let (cost, unit) = remaining.cheapest()?;
+        interrupt::check()?;
+        let Some((cost, place)) = remaining.cheapest() else { return Ok(None) };
         highest = highest.max(cost);
-        scores[remaining.leave(unit)?] = highest;
+        let Some(unit) = remaining.leave(place) else { return Ok(None) };
+        scores[unit] = highest;
     }
-    Some(scores)
+    Ok(Some(scores))
 }
 
 /// Features by which the changes of a matrix are taken together.
@@ -190,9 +183,9 @@ impl Remaining {
     /// quarter.
     fn settle(&mut self) {
         let [columns, z, q] = &self.aside;
-        matmul(self.k.as_mut(), Accum::Add, columns, z.transpose(), -1.0, Par::Seq);
-        matmul(self.p.as_mut(), Accum::Add, q, z.transpose(), -1.0, Par::Seq);
-        matmul(self.p.as_mut(), Accum::Add, z, q.transpose(), -1.0, Par::Seq);
+        take_off(&mut self.k, columns, z);
+        take_off(&mut self.p, q, z);
+        take_off(&mut self.p, z, q);
         self.count = 0;
         let left: Vec<usize> = (0..self.units.len()).filter(|at| !self.gone[*at]).collect();
         if 4 * left.len() > 3 * self.units.len() {
@@ -209,6 +202,22 @@ impl Remaining {
         let width = self.aside[0].ncols();
         self.aside = std::array::from_fn(|_| Mat::zeros(size, width));
     }
+}
+
+/// `m −= a bᵀ`, some columns at a time, whatever the number of threads.
+fn take_off(m: &mut Mat<f64>, a: &Mat<f64>, b: &Mat<f64>) {
+    const COLUMNS: usize = 64;
+    let (mut pieces, mut rest): (Vec<MatMut<'_, f64>>, _) = (Vec::new(), m.as_mut());
+    while rest.ncols() > COLUMNS {
+        let (piece, more) = rest.split_at_col_mut(COLUMNS);
+        pieces.push(piece);
+        rest = more;
+    }
+    pieces.push(rest);
+    pieces.into_par_iter().enumerate().for_each(|(i, piece)| {
+        let rows = b.submatrix(i * COLUMNS, 0, piece.ncols(), b.ncols());
+        matmul(piece, Accum::Add, a, rows.transpose(), -1.0, Par::Seq);
+    });
 }
 
 #[cfg(test)]
@@ -258,7 +267,8 @@ mod tests {
             let b = random(4, 20, 5);
             let b = b.transpose() * &b;
             let (gram, p) = (x.transpose() * &x, w.transpose() * &b * &w);
-            let scores = leave_one_by_one(&tensor(&gram), &tensor(&p), d).expect("finite");
+            let scores =
+                leave_one_by_one(&tensor(&gram), &tensor(&p), d).expect("not stopped").expect("finite");
             let mut order: Vec<usize> = (0..units).collect();
             order.sort_by(|&a, &c| scores[a].total_cmp(&scores[c]));
             // The first to leave is the cheapest of all, and its score is what refitting without it costs.
@@ -290,6 +300,7 @@ mod tests {
         let from = |r: usize, c: usize| if c < 2 * d { one[(r, c % d)] } else { other[(r, c - 2 * d)] };
         let x = Mat::from_fn(40, 3 * d, from);
         let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&Mat::identity(6, 6)), d)
+            .expect("not stopped")
             .expect("finite");
         let mut sorted = scores.clone();
         sorted.sort_by(f64::total_cmp);

@@ -20,6 +20,8 @@ pub struct PruneView<'a> {
     /// The strategy's importances of the units that are there, higher = keep; per price, where units of several
     /// kinds compete.
     pub importances: &'a Scores,
+    /// Whether these are per price, and so no longer what was scored.
+    pub priced: bool,
     /// What the user's ratio comes to. Built-in strategies keep to it.
     pub budget: &'a Budget,
 }

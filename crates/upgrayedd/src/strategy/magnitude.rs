@@ -111,7 +111,8 @@ impl Strategy for Magnitude {
 
     fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
-        if !view.budget.counts.keys().all(|site| *site == Site::Channel) {
+        // Whether a head is dead is said by its norm, whatever it costs.
+        if !view.priced && view.budget.counts.keys().any(|site| site.leaves() == Site::Head) {
             self.add_dead(view, &mut chosen);
         }
         Ok(chosen)
@@ -139,7 +140,7 @@ mod tests {
             .expect("it is there");
         let norms = Scores::zeros(model.units(), Sites::of(Site::Head));
         let budget = Budget::of(Site::KvGroup, 0, Scope::Layer, 2);
-        let view = PruneView { model: &model, importances: &norms, budget: &budget };
+        let view = PruneView { model: &model, importances: &norms, priced: false, budget: &budget };
         let options = MagnitudeOptions { weight_threshold: 1000.0, use_cached_magnitudes: true };
         let strategy = Magnitude { options, cache: Cache::default() };
         let mut chosen = Selection::new();
