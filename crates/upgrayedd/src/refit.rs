@@ -106,10 +106,11 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
     Ok(repairs)
 }
 
-/// Takes back what repairs have changed, where all units of `parent` are there again.
+/// Takes back what repairs have changed of the writers that have all units of `parent` again.
 pub(crate) fn undo(model: &mut Model, parent: &Model) {
-    for layer in 0..model.spec().num_layers() {
-        for writer in Writer::ALL {
+    let missing = writers(model, parent);
+    for writer in Writer::ALL.into_iter().filter(|writer| !missing.contains(writer)) {
+        for layer in 0..model.spec().num_layers() {
             let (id, bias) = model.writer(layer, writer);
             for id in [Some(id), bias].into_iter().flatten() {
                 model.params_mut().set(id, parent.params().get(id).clone());
@@ -296,4 +297,35 @@ fn written(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &T
     let mut tape = Tape::inference(model.device(), model.params());
     let (x, read) = (tape.constant(x.clone()), tape.constant(read.clone()));
     Ok(model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?.tensor().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataOptions;
+    use crate::reduce::Alone;
+    use crate::units::{LayerSite, Selection};
+    use crate::{builtin, surgery};
+
+    #[test]
+    fn a_writer_that_has_its_units_again_is_as_it_was() {
+        let parent = builtin::model().expect("it is there");
+        let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
+        let tokenizer = parent.tokenizer().expect("it has one");
+        let data = Dataset::from_documents(builtin::stories(1, 20), &parent, &tokenizer, &options);
+        let data = data.expect("there is text");
+        let mut model = parent.clone();
+        let channels = Selection::from([(LayerSite::channels(1), (0..200).collect())]);
+        let heads = Selection::from([(LayerSite::heads(1), vec![0, 1, 2])]);
+        for gone in [&channels, &heads] {
+            surgery::remove(&mut model, None, gone, 1, None).expect("they are there");
+        }
+        let indices: Vec<usize> = (0..12).collect();
+        refit(&mut model, &parent, batches(&data, &indices, 2), &Alone).expect("not stopped");
+        surgery::restore(&mut model, None, &channels, 1.0).expect("they are archived");
+        let same = |model: &Model, writer| model.writer_weight(1, writer) == parent.writer_weight(1, writer);
+        assert!(!same(&model, Writer::Mlp), "the repair for missing channels is still in");
+        undo(&mut model, &parent);
+        assert!(same(&model, Writer::Mlp) && !same(&model, Writer::Attention));
+    }
 }

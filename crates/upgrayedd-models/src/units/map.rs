@@ -183,15 +183,7 @@ impl UnitMap {
         Self::new(std::iter::repeat_n((heads, kv_heads, 0), layers))
     }
 
-    /// With just the given heads, one list a layer.
-    ///
-    /// # Errors
-    /// Returns [`Error::Malformed`] for lists of another number of layers, and for a list that is empty, not
-    /// ascending, or has a head that does not exist.
-    pub fn with_active(self, active: Vec<Vec<usize>>) -> Result<Self> {
-        self.with(Site::Head, active)
-    }
-
+    /// With just the given units of a kind, one list a layer: ascending, at least one.
     fn with(mut self, site: Site, active: Vec<Vec<usize>>) -> Result<Self> {
         if active.len() != self.layers.len() {
             return Err(Error::malformed(format!(

@@ -81,12 +81,13 @@ impl Run<'_> {
         let channels = self.pipeline.channels().map(|there| there + later_of(Site::Channel));
         self.journal.emit(Event::Grown { cycle, units, active, channels })?;
         let refits = self.pipeline.plan.config.refit.refit && !first.is_empty();
-        let fitted = if refits && self.pipeline.learner.model.units() == parent.units() {
+        if refits {
+            // What was repaired for units that are back would now be there twice.
             refit::undo(&mut self.pipeline.learner.model, parent);
-            true
-        } else {
-            refits && self.refit(cycle, parent, self.pipeline.plan.config.refit.refit_samples)?
-        };
+        }
+        let complete = self.pipeline.learner.model.units() == parent.units();
+        let fitted = refits
+            && (complete || self.refit(cycle, parent, self.pipeline.plan.config.refit.refit_samples)?);
         self.pipeline.learner.restore(&later, rate)?;
         // Units whose writers have been solved for belong to the whole at once: no fading in.
         let fading = if fitted { later } else { selection.clone() };
