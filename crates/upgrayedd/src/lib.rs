@@ -86,6 +86,7 @@ pub mod refit;
 mod run_dir;
 pub mod score;
 pub mod strategy;
+pub mod timings;
 pub mod train;
 pub mod uniform;
 

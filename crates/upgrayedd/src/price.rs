@@ -2,19 +2,12 @@
 //! units.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-use upgrayedd_nn::{Tape, Tensor, ops};
-
-use crate::eval::median;
-use crate::model::{Batch, Hooks, Model};
+use crate::model::Model;
 use crate::named_enum;
-use crate::spec::LayerSpec;
-use crate::units::{LayerSite, LayerUnits, Selection, Site, Sites, UnitMap};
-use crate::weights::Writer;
-use crate::{Error, Result, surgery};
+use crate::timings::Timings;
+use crate::units::{LayerSite, Selection, Site, Sites, UnitMap};
+use crate::{Error, Result};
 
 named_enum! {
     /// What a pruning ratio is a share of.
@@ -50,12 +43,12 @@ enum Count {
     Macs,
     Bytes,
     KvCache,
-    /// Seconds of everything else, and of each layer's attention with 0, 1, 2 … query heads.
-    Seconds(f64, Vec<Vec<f64>>),
+    /// With each layer's tables.
+    Seconds(Timings, Vec<(Site, Vec<usize>)>),
 }
 
 impl<'a> Prices<'a> {
-    /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`], which
+    /// Prices in `currency` for sequences of `length` tokens. `timings` are those of [`time_layers`](crate::timings::time_layers), which
     /// latency needs.
     ///
     /// # Errors
@@ -72,10 +65,7 @@ impl<'a> Prices<'a> {
             (Currency::Macs, _) => Count::Macs,
             (Currency::Bytes, _) => Count::Bytes,
             (Currency::KvCache, _) => Count::KvCache,
-            (Currency::Latency, Some(timings)) => Count::Seconds(
-                timings.rest,
-                timings.by_layer(model)?.into_iter().map(<[f64]>::to_vec).collect(),
-            ),
+            (Currency::Latency, Some(timings)) => Count::Seconds(timings.clone(), timings.by_layer(model)?),
             (Currency::Latency, None) => {
                 return Err(Error::does_not_fit("a budget in latency needs timings of the layers"));
             }
@@ -92,12 +82,7 @@ impl<'a> Prices<'a> {
             Count::Macs => self.model.cost_with(units, self.length).macs_per_token as f64,
             Count::Bytes => self.model.cost_with(units, self.length).bytes as f64,
             Count::KvCache => self.model.cost_with(units, self.length).kv_cache_bytes_per_token as f64,
-            Count::Seconds(rest, tables) => {
-                let seconds = |(layer, table): (&LayerUnits, &Vec<f64>)| {
-                    table[layer.count(Site::Head).min(table.len() - 1)]
-                };
-                rest + units.layers().iter().zip(tables).map(seconds).sum::<f64>()
-            }
+            Count::Seconds(timings, tables) => timings.total(tables, units),
         }
     }
 }
@@ -119,174 +104,11 @@ impl Prices<'_> {
     }
 }
 
-/// Times of this machine, in seconds; medians.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Timings {
-    /// Everything up to the last hidden states but the layers' attention.
-    pub rest: f64,
-    /// One table for all layers of one shape.
-    pub attention: Vec<AttentionTimes>,
-}
-
-/// What attention takes in layers that are alike.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AttentionTimes {
-    /// The layers' module paths.
-    pub layers: Vec<String>,
-    /// With 0, 1, 2 … query heads; never less with more of them.
-    pub seconds: Vec<f64>,
-}
-
-impl Timings {
-    /// The times that a file has: the `run.toml` of a run with a budget in latency.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Record {
-            timings: Timings,
-        }
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let record: Record = toml::from_str(&text).map_err(|e| {
-            Error::bad_file(
-                path,
-                format!("has no times of layers, as the run.toml of a run has them: {}", e.message()),
-            )
-        })?;
-        Ok(record.timings)
-    }
-
-    /// Each layer's table. Refuses times that are none, layers without any, and tables that are too short for
-    /// the heads that a layer has or may have again.
-    pub(crate) fn by_layer(&self, model: &Model) -> Result<Vec<&[f64]>> {
-        let is_time = |t: &f64| t.is_finite() && *t >= 0.0;
-        let is_table =
-            |times: &AttentionTimes| times.seconds.iter().all(is_time) && times.seconds.is_sorted();
-        if !is_time(&self.rest) || !self.attention.iter().all(is_table) {
-            return Err(Error::does_not_fit(
-                "timings: expected seconds, of attention none less than the one before",
-            ));
-        }
-        let restorable = model.archive().restorable(model.units(), Site::Head);
-        let table = |(layer, gone): (usize, &usize)| {
-            let name = model.layer_name(layer);
-            let found = self.attention.iter().find(|times| times.layers.contains(&name));
-            let seconds = found.map(|times| times.seconds.as_slice());
-            let seconds = seconds.ok_or_else(|| Error::does_not_fit(format!("timings: {name} has none")))?;
-            let need = model.units().layers()[layer].active().len() + gone + 1;
-            if seconds.len() < need {
-                let have = seconds.len();
-                return Err(Error::does_not_fit(format!(
-                    "timings: {name} has {have} times: expected {need}, for 0 to {} heads",
-                    need - 1
-                )));
-            }
-            Ok(seconds)
-        };
-        restorable.iter().enumerate().map(table).collect()
-    }
-}
-
-/// Counted runs, after one that warms up.
-const RUNS: usize = 5;
-
-/// Times a forward pass, and for each shape of layer the attention of one at every number of heads that it
-/// has or may have again.
-///
-/// # Errors
-/// Returns [`Error::Interrupted`] if the work is stopped, and [`Error::DoesNotFit`] if the archive holds
-/// heads that the model still has or never had.
-///
-/// # Panics
-/// If `length` is more than a model that has a table of positions takes.
-pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
-    let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec().vocab_size) as u32).collect();
-    let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
-    let forward = timed(|| {
-        let mut tape = Tape::inference(model.device(), model.params());
-        model.hidden(&mut tape, &batch, &mut Hooks::default())?;
-        Ok(())
-    })?;
-    let mut full = model.clone();
-    let mut back = model.archive().selection();
-    back.retain(|place, _| place.site == Site::Head);
-    surgery::restore(&mut full, None, &back, 1.0)?;
-    let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
-    for (layer, spec) in model.spec().layers.iter().enumerate() {
-        match shapes.iter_mut().find(|(known, _)| known == spec) {
-            Some((_, layers)) => layers.push(layer),
-            None => shapes.push((*spec, vec![layer])),
-        }
-    }
-    let (mut attention, mut spent) = (Vec::new(), 0.0);
-    for (_, layers) in shapes {
-        // The layer of this shape that has most of its heads.
-        let Some(&layer) = layers.iter().max_by_key(|&&l| full.units().layers()[l].active().len()) else {
-            continue;
-        };
-        let seconds = time_attention(&full, layer, &batch)?;
-        spent += layers.iter().map(|&l| seconds[model.units().layers()[l].active().len()]).sum::<f64>();
-        attention
-            .push(AttentionTimes { layers: layers.iter().map(|&l| model.layer_name(l)).collect(), seconds });
-    }
-    // Noise must not make attention dearer than everything.
-    Ok(Timings { rest: (forward - spent).max(0.0), attention })
-}
-
-/// Seconds of a layer's attention with 0, 1, 2 … of its query heads.
-fn time_attention(model: &Model, layer: usize, batch: &Batch) -> Result<Vec<f64>> {
-    let active = spread_over_groups(&model.units().layers()[layer]);
-    let positions = model.positions_for(batch, 0);
-    let x = Tensor::full(&[batch.batch * batch.len, model.spec().hidden_size], 0.1);
-    let mut seconds = vec![0.0];
-    for count in 1..=active.len() {
-        let mut less = model.clone();
-        surgery::remove(
-            &mut less,
-            None,
-            &Selection::from([(LayerSite::heads(layer), active[count..].to_vec())]),
-            0,
-            None,
-        )?;
-        let time = timed(|| {
-            let mut tape = Tape::inference(less.device(), less.params());
-            let x = tape.constant(x.clone());
-            let context =
-                less.attention_context(&mut tape, layer, &x, None, batch, &positions, &mut Hooks::default())?;
-            let written = less.project(&mut tape, layer, Writer::Attention, context, None)?;
-            ops::add(&mut tape, &x, &written)?;
-            Ok(less.device().settle()?)
-        })?;
-        // Noise must not make a head's removal look like a loss.
-        seconds.push(time.max(seconds[count - 1]));
-    }
-    Ok(seconds)
-}
-
-/// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
-fn spread_over_groups(layer: &LayerUnits) -> Vec<usize> {
-    let mut order: Vec<(usize, usize)> = Vec::new();
-    for &head in layer.active() {
-        let before = order.iter().filter(|(_, h)| layer.kv_group_of(*h) == layer.kv_group_of(head)).count();
-        order.push((before, head));
-    }
-    order.sort_unstable();
-    order.into_iter().map(|(_, head)| head).collect()
-}
-
-fn timed(work: impl Fn() -> Result<()>) -> Result<f64> {
-    work()?;
-    let mut seconds = Vec::with_capacity(RUNS);
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        work()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(&mut seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::builtin;
+    use crate::surgery;
     use crate::units::heads_by_layer;
 
     fn pruned(selection: &[(usize, Vec<usize>)]) -> (Model, Model) {
@@ -328,60 +150,5 @@ mod tests {
         assert_eq!(model.cost(32).macs_per_token as f64, all - hidden);
         let prices = Prices::new(&model, Currency::Macs, 32, None).expect("no timings needed");
         assert_eq!(prices.total(less.units()), less.cost(32).macs_per_token as f64 - hidden * 6.0 / 8.0);
-    }
-
-    #[test]
-    fn timings_cover_every_number_of_heads_and_never_fall() {
-        let (model, less) = pruned(&[(1, vec![0, 2, 4])]);
-        let timings = time_layers(&model, 2, 32).expect("it runs");
-        let seconds = &timings.attention[0].seconds;
-        assert_eq!((timings.attention.len(), seconds.len()), (1, 9));
-        assert!(seconds.is_sorted() && seconds[1] > 0.0);
-        let prices = Prices::new(&model, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-        assert!(prices.total(less.units()) <= prices.total(model.units()));
-        // What has gone may come back.
-        assert_eq!(time_layers(&less, 2, 32).expect("it runs").attention[0].seconds.len(), 9);
-    }
-
-    #[test]
-    fn latency_is_that_of_the_heads_whatever_was_there_before() {
-        let all: Vec<(usize, Vec<usize>)> = (0..4).map(|layer| (layer, vec![0, 1, 2, 3])).collect();
-        let (model, less) = pruned(&all);
-        let times = |seconds: std::ops::Range<u32>| {
-            vec![AttentionTimes {
-                layers: model.paths().of(Site::Head).to_vec(),
-                seconds: seconds.map(f64::from).collect(),
-            }]
-        };
-        let timings = Timings { rest: 2.0, attention: times(0..9) };
-        for from in [&model, &less] {
-            let prices = Prices::new(from, Currency::Latency, 32, Some(&timings)).expect("timings are there");
-            assert_eq!((prices.total(model.units()), prices.total(less.units())), (34.0, 18.0));
-        }
-        let error = |timings: &Timings| {
-            Prices::new(&less, Currency::Latency, 32, Some(timings)).expect_err("too few").to_string()
-        };
-        let short = error(&Timings { attention: times(0..6), ..timings });
-        assert!(short.contains("expected 9"), "four may come back: {short}");
-        assert!(
-            error(&Timings { attention: Vec::new(), ..timings })
-                .contains("model.layers.0.self_attn has none")
-        );
-    }
-
-    #[test]
-    fn layers_of_different_shapes_have_times_of_their_own() {
-        let model = with_window(&pruned(&[]).0, 2, 4);
-        let timings = time_layers(&model, 1, 16).expect("it runs");
-        let layers: Vec<usize> = timings.attention.iter().map(|times| times.layers.len()).collect();
-        assert_eq!(layers, [3, 1]);
-        assert_eq!(timings.attention[1].layers, [model.layer_name(2)]);
-        assert_eq!(timings.by_layer(&model).expect("all there")[2], timings.attention[1].seconds);
-    }
-
-    #[test]
-    fn one_head_of_each_group_comes_first() {
-        let layer = UnitMap::full(1, 6, 2).layers()[0].clone();
-        assert_eq!(spread_over_groups(&layer), [0, 3, 1, 4, 2, 5]);
     }
 }

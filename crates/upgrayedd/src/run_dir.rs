@@ -29,8 +29,8 @@ use crate::export::{write_companions, write_weights};
 use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
-use crate::price::Timings;
 use crate::record::Gpu;
+use crate::timings::Timings;
 use crate::{Error, Result};
 
 const RUN_FILE: &str = "run.toml";
@@ -39,7 +39,7 @@ const LOCK_FILE: &str = ".lock";
 const SET_ASIDE_FILE: &str = "set_aside.json";
 
 /// Version of a run folder's layout.
-pub const RUN_FORMAT: u32 = 4;
+pub const RUN_FORMAT: u32 = 5;
 
 /// `run.toml`: everything that decides the result.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 
 use upgrayedd::event::{Control, Event, Observer, Phase, Silent, named_units};
 use upgrayedd::pipeline::{Given, Pipeline};
-use upgrayedd::price::{AttentionTimes, Currency, Timings};
+use upgrayedd::price::Currency;
+use upgrayedd::timings::{PartTimes, Timings};
 use upgrayedd::train::LrSchedule;
-use upgrayedd::units::{LayerSite, Selection};
+use upgrayedd::units::{LayerSite, Selection, Site};
 use upgrayedd::{Error, OptimizeConfig, builtin, surgery};
 
 /// Remembers losses and notices.
@@ -264,9 +265,16 @@ fn lengths_and_times_that_mean_nothing_are_refused() {
         (1.0, vec![0.1; 8]),
         (1.0, vec![0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
-        let layers = builtin::model().unwrap().paths().of(upgrayedd::units::Site::Head).to_vec();
-        let attention = vec![AttentionTimes { layers, seconds: timings.1 }];
-        let timings = Some(Timings { rest: timings.0, attention });
+        let model = builtin::model().unwrap();
+        let part = |units, counts: Vec<usize>, seconds| PartTimes {
+            units,
+            layers: model.paths().of(units).to_vec(),
+            counts,
+            seconds,
+        };
+        let heads = part(Site::Head, (0..timings.1.len()).collect(), timings.1);
+        let channels = part(Site::Channel, vec![0, model.spec().layers[0].intermediate_size], vec![0.0, 1.0]);
+        let timings = Some(Timings { rest: timings.0, parts: vec![heads, channels] });
         let given = Given { timings, ..Given::default() };
         let error = Pipeline::with(latency.clone(), given).err().unwrap();
         assert!(matches!(error, Error::DoesNotFit(_)), "{error:?}");

@@ -88,7 +88,7 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     b.ok(&optimize("latency", &["--budget", "latency", "--pruning-ratio", "0.02"]));
     // What was measured decides, so it is on record.
     let record = fs::read_to_string(b.path("latency/run.toml")).unwrap();
-    assert!(record.contains("[[timings.attention]]") && record.contains("seconds = ["));
+    assert!(record.contains("[[timings.parts]]") && record.contains("seconds = ["));
     // The first cycle can save a quarter, the second has too few heads left: it says so.
     b.ok(&optimize("later", &["--budget", "parameters", "--pruning-ratio", "0.2", "--growth-ratio", "0"]));
     let notices: Vec<String> =
@@ -294,7 +294,7 @@ fn options_come_from_a_file_and_the_command_line_wins() {
         &["given.toml", "parts that a program made"],
         &["optimize", "--config", "given.toml", "--out", "third"],
     );
-    fs::write(b.path("old.toml"), text.replace("format_version = 4", "format_version = 1")).unwrap();
+    fs::write(b.path("old.toml"), text.replace("format_version = 5", "format_version = 1")).unwrap();
     b.refused(1, &["old.toml", "has format 1: this program reads 4"], &["optimize", "--config", "old.toml"]);
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
     b.refused(

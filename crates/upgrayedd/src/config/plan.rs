@@ -9,11 +9,12 @@ use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
 use crate::eval::EvalOptions;
 use crate::model::{Companions, Model};
-use crate::price::{Currency, Prices, Timings, time_layers};
+use crate::price::{Currency, Prices};
 use crate::reduce::Alone;
 use crate::score::ScoreContext;
 use crate::spec::Objective;
 use crate::strategy::Strategy;
+use crate::timings::{Timings, time_layers};
 use crate::train::TrainOptions;
 use crate::uniform::Widths;
 use crate::units::{LayerUnits, Scores, Site, UnitMap};
@@ -140,11 +141,6 @@ impl Plan {
                 strategy.name(),
                 site.name()
             )));
-        }
-        if self.config.prune.budget == Currency::Latency && units.contains(Site::Channel) {
-            return Err(Error::does_not_fit(
-                "a budget in latency has times of attention only: with channels use macs or parameters",
-            ));
         }
         Ok(())
     }

@@ -10,10 +10,10 @@ use crate::data::RunData;
 use crate::event::Observer;
 use crate::learner::Learner;
 use crate::model::Model;
-use crate::price::Timings;
 use crate::record::{CycleRecord, Evaluation};
 use crate::run_dir::{RunDir, RunRecord};
 use crate::strategy::Strategy;
+use crate::timings::Timings;
 use crate::train::Place;
 use crate::units::Site;
 
