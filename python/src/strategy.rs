@@ -214,7 +214,7 @@ impl PyStrategy {
         let (scope, steps) = match built_in {
             Some(name) => {
                 let strategy = params.strategy(&name).map_err(to_py)?;
-                (strategy.scope(), strategy.pruning_steps())
+                (strategy.scope(), strategy.pruning_steps(Sites::default()))
             }
             None => (Scope::Layer, 1),
         };
@@ -246,7 +246,7 @@ impl Strategy for PyStrategy {
         self.scope
     }
 
-    fn pruning_steps(&self) -> usize {
+    fn pruning_steps(&self, _: Sites) -> usize {
         self.steps
     }
 

@@ -167,9 +167,16 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Per layer: how many of its pruned units of a kind can be restored. A model may have lost units before it
-    /// came to this program.
+    /// Per layer: how many of its pruned units of a kind can be restored; of blocks those that have gone whole. A
+    /// model may have lost units before it came to this program.
     pub fn restorable(&self, units: &UnitMap, site: Site) -> Vec<usize> {
+        if site.is_block() {
+            let leaves = site.leaves().iter().map(|&leaf| self.restorable(units, leaf));
+            let mut any = vec![0; units.layers().len()];
+            leaves
+                .for_each(|of| any.iter_mut().zip(of).for_each(|(any, count)| *any = count.min(1).max(*any)));
+            return any.into_iter().zip(units.layers()).map(|(any, l)| any * (1 - l.count(site))).collect();
+        }
         let mut counts = vec![0; units.layers().len()];
         for Unit { layer, index, .. } in self.all(site) {
             let known = units.layers().get(layer);

@@ -172,7 +172,7 @@ pub fn remove(
         )));
     }
     let before = model.units.clone();
-    model.units.remove(selection, 1)?;
+    model.units.remove(selection)?;
     model.touch();
     for (&place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
         let LayerSite { layer, site } = place;

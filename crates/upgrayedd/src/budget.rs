@@ -3,7 +3,8 @@
 use crate::named_enum;
 use std::collections::BTreeMap;
 
-use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, UnitMap};
+use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site, UnitMap, listed};
+use crate::{Error, Result};
 
 named_enum! {
     /// Where units compete.
@@ -45,7 +46,7 @@ pub struct Budget {
     pub counts: BTreeMap<Site, usize>,
     /// Where they compete.
     pub scope: Scope,
-    /// Query heads that every layer keeps. Of channels it keeps one.
+    /// Query heads that every layer keeps where heads go one by one or in groups. Of channels it keeps one.
     pub min_heads: usize,
 }
 
@@ -61,9 +62,38 @@ impl Budget {
     }
 }
 
-/// Units that every layer keeps.
+/// Units that every layer keeps. Blocks go whole.
 fn least(site: Site, min_heads: usize) -> usize {
-    if site.leaves() == Site::Head { min_heads } else { 1 }
+    match site.counted() {
+        Site::Head => min_heads,
+        Site::Channel => 1,
+        _ => 0,
+    }
+}
+
+/// Refuses a selection that leaves a layer less than it has to keep. A whole block may go where blocks do.
+///
+/// # Errors
+/// Returns what [`UnitMap::remove`] returns, and [`Error::DoesNotFit`] for a layer that would keep too few
+/// units.
+pub fn check_kept(units: &UnitMap, selection: &Selection, budget: &Budget) -> Result<()> {
+    let mut after = units.clone();
+    after.remove(selection)?;
+    let may_go_whole =
+        |leaf| budget.counts.keys().any(|site| site.is_block() && site.leaves().contains(&leaf));
+    for (&LayerSite { layer, site }, gone) in selection.iter().filter(|(_, gone)| !gone.is_empty()) {
+        let (there, left) = (units.layers()[layer].count(site), after.layers()[layer].count(site));
+        let least = least(site, budget.min_heads).max(1);
+        if left < least && !(left == 0 && may_go_whole(site)) {
+            return Err(Error::does_not_fit(format!(
+                "pruning {} {} would leave layer {layer} with {left} of its {there} {}: at least {least} must stay",
+                site.name(),
+                listed(gone),
+                site.name(),
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// ⌊ratio · n⌋ as decimal numbers have it: 0.29 of 100 is 29, though the nearest `f64` product lies below.
@@ -74,7 +104,7 @@ pub fn portion(ratio: f64, n: usize) -> usize {
 /// Units that could go at most, as [`Budget::counts`] counts them.
 pub fn prunable(units_there: &UnitMap, site: Site, min_heads: usize) -> usize {
     let layer = |l: &LayerUnits| {
-        let spare = l.count(site.leaves()).saturating_sub(least(site, min_heads));
+        let spare = l.count(site.counted()).saturating_sub(least(site, min_heads));
         match site {
             Site::KvGroup => {
                 let mut sizes: Vec<usize> = units(l, site).iter().map(Vec::len).collect();
@@ -117,14 +147,14 @@ pub fn cycle_counts(
     let (pruning, growth) = ratios;
     if schedule == Schedule::PerCycle {
         return CycleCounts {
-            prune: portion(pruning, units.count(site.leaves())),
+            prune: portion(pruning, units.count(site.counted())),
             goal: None,
             growth_fits: true,
         };
     }
     // In whole units throughout, so that groups add up too.
     let size = unit_size(units, site);
-    let (total, there) = (units.total_of(site.leaves()), units.count(site.leaves()));
+    let (total, there) = (units.total_of(site.counted()), units.count(site.counted()));
     let (target, gone) = (portion(pruning, total) / size, (total - there) / size);
     // An equal part of what is left to do, whatever the run started from; the last cycle does all of it.
     let cycles_left = cycles + 1 - cycle;
@@ -159,7 +189,7 @@ pub(crate) fn unit_size(units: &UnitMap, site: Site) -> usize {
 
 /// What can be pruned at once in a layer: positions among its units that are there.
 fn units(layer: &LayerUnits, site: Site) -> Vec<Vec<usize>> {
-    let positions = 0..layer.count(site.leaves());
+    let positions = 0..layer.count(site.counted());
     match site {
         Site::KvGroup => {
             let of = layer.kv_positions();
@@ -183,7 +213,7 @@ struct Queue {
 
 impl Queue {
     fn new(layer: &LayerUnits, scores: &[f64], site: Site, share: usize, least: usize) -> Self {
-        let there = layer.units(site.leaves());
+        let there = layer.units(site.counted());
         let mut sorted: Vec<(f64, Vec<usize>)> = units(layer, site)
             .into_iter()
             .map(|positions| {
@@ -210,24 +240,47 @@ impl Queue {
 }
 
 /// The least important units within the budget: exactly `budget.counts` of each kind, unless `min_heads` or
-/// whole groups forbid.
+/// whole groups forbid, or units are in blocks that go.
 ///
 /// `keep` is higher for units to keep. Ties go to the lower layer and index.
 ///
 /// # Panics
 /// If units of a kind of the budget have no scores in `keep` ([`Scores::check`]).
 pub fn choose(units: &UnitMap, keep: &Scores, budget: &Budget) -> Selection {
-    let each = |(&site, &count): (&Site, &usize)| choose_of(units, keep, site, count, budget);
-    budget.counts.iter().flat_map(each).collect()
+    let mut chosen = Selection::new();
+    // Blocks first, the largest before the others: what is in them goes with them.
+    for (&site, &count) in budget.counts.iter().rev() {
+        let of_kind = choose_of(units, keep, site, count, &chosen, budget);
+        let leaves = |layer: usize| site.leaves().iter().map(move |&site| LayerSite { layer, site });
+        if site.is_block() {
+            let places = of_kind.keys().flat_map(|place| leaves(place.layer));
+            chosen.extend(places.map(|place| (place, units.layers()[place.layer].units(place.site))));
+        } else {
+            chosen.extend(of_kind);
+        }
+    }
+    chosen.retain(|_, units| !units.is_empty());
+    chosen
 }
 
-/// The same for one kind.
-fn choose_of(units: &UnitMap, keep: &Scores, site: Site, count: usize, budget: &Budget) -> Selection {
-    let there = units.count(site.leaves()).max(1);
+/// Those of one kind, where nothing goes yet.
+fn choose_of(
+    units: &UnitMap,
+    keep: &Scores,
+    site: Site,
+    count: usize,
+    gone: &Selection,
+    budget: &Budget,
+) -> Selection {
+    let there = units.count(site.counted()).max(1);
     let queue = |(layer, known): (usize, &LayerUnits)| {
-        let place = LayerSite { layer, site: site.leaves() };
+        let place = LayerSite { layer, site: site.counted() };
         let share = count * known.count(place.site) / there;
-        Queue::new(known, keep.at(place), site, share, least(site, budget.min_heads))
+        let mut queue = Queue::new(known, keep.at(place), site, share, least(site, budget.min_heads));
+        if site.leaves().iter().any(|&site| gone.contains_key(&LayerSite { layer, site })) {
+            queue.units.clear();
+        }
+        queue
     };
     let mut queues: Vec<Queue> = units.layers().iter().enumerate().map(queue).collect();
     let mut chosen = Selection::new();
@@ -236,7 +289,7 @@ fn choose_of(units: &UnitMap, keep: &Scores, site: Site, count: usize, budget: &
         let units = queues[layer].take(unit);
         *remaining -= units.len();
         let count = units.len();
-        chosen.entry(LayerSite { layer, site: site.leaves() }).or_default().extend(units);
+        chosen.entry(LayerSite { layer, site: site.counted() }).or_default().extend(units);
         count
     };
     if budget.scope == Scope::Layer {
@@ -273,7 +326,7 @@ pub(crate) fn order(
     let mut all: Vec<(f64, Site, usize)> = Vec::new();
     for site in kinds {
         for (layer, known) in units_there.layers().iter().enumerate() {
-            let scores = keep.at(LayerSite { layer, site: site.leaves() });
+            let scores = keep.at(LayerSite { layer, site: site.counted() });
             all.extend(units(known, site).into_iter().map(|positions| {
                 let mean = positions.iter().map(|&p| scores[p]).sum::<f64>() / positions.len() as f64;
                 (mean, site, positions.len())
@@ -294,7 +347,7 @@ mod tests {
         let mut map = UnitMap::full(layers, group * kv, kv);
         for (layer, &n) in gone.iter().enumerate().take(layers) {
             let heads = (0..n.min(group * kv - 1)).collect();
-            map.remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1).expect("leaves one");
+            map.remove(&Selection::from([(LayerSite::heads(layer), heads)])).expect("leaves one");
         }
         map
     }
@@ -326,7 +379,7 @@ mod tests {
             let count: usize = chosen.values().map(Vec::len).sum();
             prop_assert_eq!(count, want.min(prunable(&map, Site::Head, min_heads)));
             let mut after = map.clone();
-            after.remove(&chosen, 1).expect("valid selection");
+            after.remove(&chosen).expect("valid selection");
             for (before, after) in map.layers().iter().zip(after.layers()) {
                 prop_assert!(after.active().len() >= min_heads.min(before.active().len()));
             }
@@ -381,7 +434,7 @@ mod tests {
                 prop_assert!(counts.prune <= most);
                 let keep = scores(&map, 1);
                 let chosen = choose(&map, &keep, &Budget::of(unit, counts.prune, Scope::Global, 1));
-                map.remove(&chosen, 1).expect("valid");
+                map.remove(&chosen).expect("valid");
                 let mut grow = (map.num_pruned() - counts.goal.expect("a target has one")) / size;
                 while grow > 0 {
                     let pruned = map.pruned();
@@ -415,7 +468,7 @@ mod tests {
     #[test]
     fn a_group_that_is_too_large_does_not_hide_a_smaller_one() {
         let mut map = UnitMap::full(1, 6, 3);
-        map.remove(&Selection::from([(LayerSite::heads(0), vec![5])]), 1).expect("leaves five");
+        map.remove(&Selection::from([(LayerSite::heads(0), vec![5])])).expect("leaves five");
         let keep = Scores::of_heads([vec![1.0, 1.0, 2.0, 2.0, 3.0]]);
         let budget = Budget::of(Site::KvGroup, 1, Scope::Layer, 1);
         for scope in [Scope::Layer, Scope::Global] {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::score::{ScoreContext, gate_gradients};
 use crate::spec::Objective;
 use crate::surgery;
-use crate::units::{LayerSite, Selection, Site, Unit, UnitMap};
+use crate::units::{Selection, Site, Unit, UnitMap};
 use crate::{Error, Model, Result};
 
 /// How much opening a unit's gate promises, by unit: above zero if the loss wants it open, and the more so,
@@ -62,22 +62,39 @@ pub fn gains(context: &ScoreContext<'_>) -> Result<Gains> {
     Ok(gains)
 }
 
-/// What of a kind can come back at once, the highest gain per unit first: gain per unit, layer, units.
-pub(crate) fn candidates(known: &UnitMap, gains: &Gains, site: Site) -> Vec<(f64, usize, Vec<usize>)> {
-    let mut units: BTreeMap<(usize, usize), Vec<(usize, f64)>> = BTreeMap::new();
-    for (id, &gain) in gains.iter().filter(|(id, _)| id.site == site.leaves()) {
+/// What can come back at once.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Candidate {
+    /// Per unit.
+    pub(crate) gain: f64,
+    pub(crate) layer: usize,
+    pub(crate) units: Vec<Unit>,
+    /// As budgets count it: a block is one.
+    pub(crate) count: usize,
+}
+
+/// What of a kind can come back at once, the highest gain per unit first. Blocks come back that have gone whole.
+pub(crate) fn candidates(known: &UnitMap, gains: &Gains, site: Site) -> Vec<Candidate> {
+    let mut units: BTreeMap<(usize, usize), Vec<(Unit, f64)>> = BTreeMap::new();
+    for (id, &gain) in gains.iter().filter(|(id, _)| site.leaves().contains(&id.site)) {
+        let layer = &known.layers()[id.layer];
         let of = match site {
-            Site::KvGroup => known.layers()[id.layer].kv_group_of(id.index),
+            Site::KvGroup => layer.kv_group_of(id.index),
+            _ if site.is_block() && layer.count(site) > 0 => continue,
+            _ if site.is_block() => 0,
             _ => id.index,
         };
-        units.entry((id.layer, of)).or_default().push((id.index, gain));
+        units.entry((id.layer, of)).or_default().push((*id, gain));
     }
-    let each = |((layer, _), members): ((usize, usize), Vec<(usize, f64)>)| {
+    let each = |((layer, _), members): ((usize, usize), Vec<(Unit, f64)>)| {
         let gain = members.iter().map(|m| m.1).sum::<f64>() / members.len() as f64;
-        (gain, layer, members.into_iter().map(|m| m.0).collect::<Vec<_>>())
+        let count = if site.is_block() { 1 } else { members.len() };
+        Candidate { gain, layer, units: members.into_iter().map(|m| m.0).collect(), count }
     };
-    let mut found: Vec<_> = units.into_iter().map(each).collect();
-    found.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, &a.2).cmp(&(b.1, &b.2))));
+    let mut found: Vec<Candidate> = units.into_iter().map(each).collect();
+    found.sort_by(|a, b| {
+        b.gain.total_cmp(&a.gain).then_with(|| (a.layer, &a.units).cmp(&(b.layer, &b.units)))
+    });
     found
 }
 
@@ -101,21 +118,23 @@ pub fn choose(
                 units.layers().len()
             )));
         }
-        let archived = gains.keys().filter(|id| id.layer == layer && id.site == site.leaves()).count();
-        if count > archived {
+        let there: usize = candidates.iter().filter(|c| c.layer == layer).map(|c| c.count).sum();
+        if count > there {
             return Err(Error::does_not_fit(format!(
-                "{count} {} are to grow in layer {layer}, which has {archived} to restore",
-                site.leaves().name()
+                "{count} {} are to grow in layer {layer}, which has {there} to restore",
+                site.counted().name()
             )));
         }
-        let mut picked: Vec<usize> = Vec::new();
-        for (_, _, unit) in candidates.iter().filter(|c| c.1 == layer) {
-            if picked.len() + unit.len() <= count {
-                picked.extend(unit);
+        let mut left = count;
+        for candidate in candidates.iter().filter(|c| c.layer == layer) {
+            if candidate.count <= left {
+                left -= candidate.count;
+                for unit in &candidate.units {
+                    chosen.entry(unit.place()).or_default().push(unit.index);
+                }
             }
         }
-        picked.sort_unstable();
-        chosen.insert(LayerSite { layer, site: site.leaves() }, picked);
     }
+    chosen.values_mut().for_each(|units| units.sort_unstable());
     Ok(chosen)
 }

@@ -36,6 +36,10 @@ impl Moments {
         Self { inputs, gram: vec![0.0; inputs * inputs], cross: vec![0.0; inputs * outputs], power: 0.0 }
     }
 
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
     /// Adds the rows of `x (N, inputs)` and `y (N, outputs)`.
     pub(crate) fn add(&mut self, device: Device, x: &Tensor, y: &Tensor) -> Result<()> {
         add_to(&mut self.gram, &ops::gram(device, &device.upload(x.clone())).to_host());

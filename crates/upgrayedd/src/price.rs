@@ -88,15 +88,20 @@ impl<'a> Prices<'a> {
 }
 
 impl Prices<'_> {
-    /// What a unit of each place costs on average, with all that goes with it.
+    /// What a unit of each place costs on average, with all that goes with it. One of several stays, so that what
+    /// goes with the last alone does not count.
     pub(crate) fn of_units(&self, units: &UnitMap, sites: Sites) -> BTreeMap<LayerSite, f64> {
         let all = self.total(units);
-        let price = |place: LayerSite| {
-            let there = units.layers()[place.layer].units(place.site);
+        let price = |LayerSite { layer, site }: LayerSite| {
+            let known = &units.layers()[layer];
+            let kept = usize::from(!site.is_block());
+            let of = |&site: &Site| {
+                (LayerSite { layer, site }, known.units(site).into_iter().skip(kept).collect())
+            };
+            let gone: Selection = site.leaves().iter().map(of).collect();
+            let count = known.count(site).saturating_sub(kept).max(1) as f64;
             let mut less = units.clone();
-            let gone = there.get(1..).unwrap_or_default().to_vec();
-            let count = gone.len().max(1) as f64;
-            less.remove(&Selection::from([(place, gone)]), 1).ok().map(|()| (all - self.total(&less)) / count)
+            less.remove(&gone).ok().map(|()| (all - self.total(&less)) / count)
         };
         let layers = 0..units.layers().len();
         let places = sites.iter().flat_map(|site| layers.clone().map(move |layer| LayerSite { layer, site }));

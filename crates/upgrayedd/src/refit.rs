@@ -188,7 +188,9 @@ impl Sums {
     ) -> Result<LayerRefit> {
         self.fit.reduce(reduce)?;
         self.held_out.reduce(reduce)?;
-        let Some(found) = ridge(&self.fit, &self.held_out)? else {
+        // A block that has gone leaves nothing to change where it has no bias.
+        let found = if self.fit.inputs() > 0 { ridge(&self.fit, &self.held_out)? } else { None };
+        let Some(found) = found else {
             return Ok(LayerRefit { ridge: None, repaired: 0.0 });
         };
         let (id, bias) = model.writer(layer, writer);
@@ -196,7 +198,7 @@ impl Sums {
         let rows = || found.change.data().chunks_exact(found.change.cols());
         let device = model.device();
         model.params_mut().edit(device, id, |weight| {
-            let lines = weight.data_mut().chunks_exact_mut(features).zip(rows());
+            let lines = weight.data_mut().chunks_exact_mut(features.max(1)).zip(rows());
             lines.for_each(|(w, change)| w.iter_mut().zip(change).for_each(|(w, c)| *w += c));
         });
         if let Some(bias) = bias {
@@ -257,10 +259,10 @@ fn solve_mlp(
 
 /// `x (N, inputs)` with a column of ones at its end.
 fn with_ones(x: &Tensor) -> Tensor {
-    let mut wider = Tensor::zeros(&[x.rows(), x.cols() + 1]);
-    for (wider, row) in wider.data_mut().chunks_exact_mut(x.cols() + 1).zip(x.data().chunks_exact(x.cols())) {
+    let mut wider = Tensor::full(&[x.rows(), x.cols() + 1], 1.0);
+    let rows = x.data().chunks_exact(x.cols().max(1));
+    for (wider, row) in wider.data_mut().chunks_exact_mut(x.cols() + 1).zip(rows) {
         wider[..row.len()].copy_from_slice(row);
-        wider[row.len()] = 1.0;
     }
     wider
 }

@@ -44,13 +44,14 @@ impl Widths {
                 "shape uniform needs layers that are alike, with as many readers for each key/value head: these differ already",
             )
         };
-        let (heads, kv_heads, channels) = units.layers().first().map(width).ok_or_else(differ)?;
+        let there = || units.layers().iter().filter(|layer| layer.count(Site::Layer) > 0);
+        let (heads, kv_heads, channels) = there().next().map(width).ok_or_else(differ)?;
         let readers = heads / kv_heads.max(1);
         let even = |layer: &LayerUnits| {
             let of = layer.kv_positions();
             (0..kv_heads).all(|group| of.iter().filter(|g| **g == group).count() == readers)
         };
-        if !units.layers().iter().all(|layer| width(layer) == (heads, kv_heads, channels) && even(layer)) {
+        if !there().all(|layer| width(layer) == (heads, kv_heads, channels) && even(layer)) {
             return Err(differ());
         }
         // Where each head has keys and values of its own, these leave together.
@@ -70,10 +71,10 @@ impl Widths {
 
     /// The narrowest for which no more than so many units of each kind go.
     pub fn within_counts(&self, units: &UnitMap, counts: &BTreeMap<Site, usize>) -> Width {
-        let layers = units.layers().len().max(1);
+        let layers = units.count(Site::Layer).max(1);
         let width = |all: &[usize], site: Site| {
             let gone: usize =
-                counts.iter().filter(|(kind, _)| kind.leaves() == site).map(|(_, count)| count).sum();
+                counts.iter().filter(|(kind, _)| kind.counted() == site).map(|(_, count)| count).sum();
             let stay = units.count(site).saturating_sub(gone);
             // Nothing goes beyond the budget.
             all.iter().copied().find(|n| n * layers >= stay).unwrap_or_default()
@@ -99,7 +100,7 @@ impl Widths {
             let mut fits = |at: usize| {
                 let width = Width { heads, channels: self.channels[at] };
                 let mut after = units.clone();
-                after.remove(&self.choose(units, keep, width), 1)?;
+                after.remove(&self.choose(units, keep, width))?;
                 Ok::<bool, Error>(cost(&after) <= goal * (1.0 + 1e-12))
             };
             // The widest MLP that fits beside so many heads.
@@ -122,7 +123,8 @@ impl Widths {
     /// The least important units of each layer, as many as lie beyond the width.
     pub fn choose(&self, units: &UnitMap, keep: &Scores, width: Width) -> Selection {
         let mut chosen = Selection::new();
-        for (layer, known) in units.layers().iter().enumerate() {
+        let there = units.layers().iter().enumerate().filter(|(_, known)| known.count(Site::Layer) > 0);
+        for (layer, known) in there {
             let (heads, channels) = (LayerSite::heads(layer), LayerSite::channels(layer));
             let gone = self.heads_beyond(known, keep.at(heads), self.now.heads - width.heads);
             chosen.insert(heads, gone);
@@ -213,7 +215,7 @@ mod tests {
             let goal = share * cost(&full);
             let width = widths.within_cost(&full, &keep, goal, cost).expect("they can go");
             let mut after = full.clone();
-            after.remove(&widths.choose(&full, &keep, width), 1).expect("they are there");
+            after.remove(&widths.choose(&full, &keep, width)).expect("they are there");
             let narrowest = Width { heads: widths.heads[0], channels: widths.channels[0] };
             prop_assert!(cost(&after) <= goal * (1.0 + 1e-12) || width == narrowest);
             for layer in after.layers() {
@@ -231,7 +233,7 @@ mod tests {
     #[test]
     fn layers_that_differ_are_refused() {
         let mut units = UnitMap::new([(4, 2, 16), (4, 2, 16)]);
-        units.remove(&Selection::from([(LayerSite::channels(1), vec![3])]), 1).expect("it is there");
+        units.remove(&Selection::from([(LayerSite::channels(1), vec![3])])).expect("it is there");
         assert!(Widths::of(&units, Sites::FINEST, 1, 8).is_err());
     }
 }

@@ -71,10 +71,14 @@ fn batch(model: &Model, rows: usize, len: usize) -> Batch {
     Batch { tokens: Arc::new(tokens), batch: rows, len, targets, values, ..Batch::default() }
 }
 
-/// Some heads and some channels of each layer, never all, from the bits of `choice`.
+/// Some heads and some channels of each layer, and all of one place, from the bits of `choice`.
 fn selection(model: &Model, choice: u64) -> Selection {
+    let whole = places(model).nth(choice as usize % (2 * model.spec().num_layers()));
     let units = |place: LayerSite| {
         let count = model.units().layers()[place.layer].count(place.site);
+        if whole == Some(place) {
+            return (place, model.units().layers()[place.layer].units(place.site));
+        }
         let mut bits = if place.site == Site::Head { choice } else { choice.rotate_left(17) };
         bits = bits.rotate_right((place.layer * count % 64) as u32);
         let chosen = (0..count).filter(|unit| bits.rotate_right((unit % 64) as u32) & 1 == 1);

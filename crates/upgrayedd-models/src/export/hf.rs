@@ -205,7 +205,7 @@ fn assemble(pieces: &[Piece]) -> Tensor {
             let mut whole = Tensor::zeros(&shape);
             for piece in pieces {
                 let values = piece.tensor.to_host();
-                for (from, &to) in values.data().chunks_exact(width).zip(&piece.rows) {
+                for (from, &to) in values.data().chunks_exact(width.max(1)).zip(&piece.rows) {
                     whole.data_mut()[to * width..(to + 1) * width].copy_from_slice(from);
                 }
             }
@@ -226,11 +226,11 @@ fn expand(model: &Model, weight: &Weight, tensor: &Tensor) -> Tensor {
     let (from_cols, to_cols) = (tensor.cols(), full.cols());
     let out = full.data_mut();
     if lanes == Lanes::Rows {
-        for (row, &to) in tensor.data().chunks_exact(from_cols).zip(&features) {
+        for (row, &to) in tensor.data().chunks_exact(from_cols.max(1)).zip(&features) {
             out[to * to_cols..(to + 1) * to_cols].copy_from_slice(row);
         }
     } else {
-        for (row, out) in tensor.data().chunks_exact(from_cols).zip(out.chunks_exact_mut(to_cols)) {
+        for (row, out) in tensor.data().chunks_exact(from_cols.max(1)).zip(out.chunks_exact_mut(to_cols)) {
             for (&value, &to) in row.iter().zip(&features) {
                 out[to] = value;
             }

@@ -1,11 +1,11 @@
 //! The Python file that lets transformers load a pruned model.
 
 /// What modeling files share.
-const CHANNELS: &str = include_str!("channels.py");
+const SHARED: &str = include_str!("shared.py");
 const NN: &str = "from torch import nn\n";
 
 /// A modeling file. Several families may share one that says `STOCK` where each has its own name. The line that
-/// imports from `channels` is replaced by `channels.py`, since a model brings one file along.
+/// imports from `shared` is replaced by `shared.py`, since a model brings one file along.
 #[derive(Debug, Clone, Copy)]
 pub struct Modeling {
     text: &'static str,
@@ -29,7 +29,7 @@ impl Modeling {
             .names
             .iter()
             .fold(self.text.to_owned(), |text, (placeholder, name)| text.replace(placeholder, name));
-        let Some(import) = named.lines().find(|line| line.starts_with("from channels import")) else {
+        let Some(import) = named.lines().find(|line| line.starts_with("from shared import")) else {
             return named;
         };
         let mut text = named.replacen(&format!("{import}\n"), "", 1);
@@ -38,7 +38,7 @@ impl Modeling {
         }
         // After the imports.
         let first = ["\nclass ", "\ndef "].into_iter().filter_map(|word| text.find(word)).min();
-        let functions = CHANNELS.find("def ").map_or("", |at| &CHANNELS[at..]);
+        let functions = SHARED.find("def ").map_or("", |at| &SHARED[at..]);
         text.insert_str(first.map_or(text.len(), |at| at + 1), &format!("{}\n\n\n", functions.trim_end()));
         text
     }

@@ -222,7 +222,7 @@ fn pruned_by_transformers(config: &Value, spec: &ModelSpec) -> Result<UnitMap> {
             ))
         })?;
     let mut heads = spec.full_units();
-    heads.remove(&heads_by_layer(pruned), 1)?;
+    heads.remove(&heads_by_layer(pruned))?;
     Ok(heads)
 }
 

@@ -8,6 +8,7 @@ mod forward;
 mod generate;
 mod loss;
 mod state;
+mod sublayer;
 mod text;
 
 pub use batch::{Batch, Distill, Hooks, KvCache, LayerVars, Look};

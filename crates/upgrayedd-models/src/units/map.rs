@@ -82,14 +82,15 @@ impl LayerUnits {
         &self.channels.active
     }
 
-    /// The units of a kind that are there, ascending original indices. Heads and channels leave, and key/value
-    /// heads with their heads.
+    /// The units of a kind that are there, ascending original indices. Heads and channels leave; key/value heads with
+    /// their last head, attention with the last of all, the MLP with its last channel. Of these a layer has one
+    /// or none.
     pub fn units(&self, site: Site) -> Vec<usize> {
         match site {
             Site::Head => self.heads.active.clone(),
             Site::KvGroup => self.kv_active(),
             Site::Channel => self.channels.active.clone(),
-            Site::Attention | Site::Mlp | Site::Layer => vec![0],
+            Site::Attention | Site::Mlp | Site::Layer => (0..self.count(site)).collect(),
         }
     }
 
@@ -99,7 +100,9 @@ impl LayerUnits {
             Site::Head => self.heads.active.len(),
             Site::KvGroup => self.kv_active().len(),
             Site::Channel => self.channels.active.len(),
-            Site::Attention | Site::Mlp | Site::Layer => 1,
+            Site::Attention | Site::Mlp | Site::Layer => {
+                usize::from(site.leaves().iter().any(|leaf| self.count(*leaf) > 0))
+            }
         }
     }
 
@@ -109,7 +112,9 @@ impl LayerUnits {
             Site::Head => self.heads.total,
             Site::KvGroup => self.kv_total,
             Site::Channel => self.channels.total,
-            Site::Attention | Site::Mlp | Site::Layer => 1,
+            Site::Attention | Site::Mlp | Site::Layer => {
+                usize::from(site.leaves().iter().any(|leaf| self.total_of(*leaf) > 0))
+            }
         }
     }
 
@@ -122,7 +127,7 @@ impl LayerUnits {
     pub fn has(&self, site: Site, index: usize) -> bool {
         match site {
             Site::KvGroup => self.kv_active().binary_search(&index).is_ok(),
-            _ => self.present(site).map_or(index == 0, |present| present.has(index)),
+            _ => self.present(site).map_or(index < self.count(site), |present| present.has(index)),
         }
     }
 
@@ -157,7 +162,7 @@ impl LayerUnits {
 ///
 /// // Two layers of four heads, of which two read the same keys and values.
 /// let mut units = UnitMap::full(2, 4, 2);
-/// units.remove(&Selection::from([(LayerSite::heads(0), vec![2, 3])]), 1)?;
+/// units.remove(&Selection::from([(LayerSite::heads(0), vec![2, 3])]))?;
 /// assert_eq!((units.num_active(), units.layers()[0].kv_active()), (6, vec![0]));
 /// # Ok::<(), upgrayedd_models::Error>(())
 /// ```
@@ -183,7 +188,7 @@ impl UnitMap {
         Self::new(std::iter::repeat_n((heads, kv_heads, 0), layers))
     }
 
-    /// With just the given units of a kind, one list a layer: ascending, at least one.
+    /// With just the given units of a kind, one list a layer: ascending.
     fn with(mut self, site: Site, active: Vec<Vec<usize>>) -> Result<Self> {
         if active.len() != self.layers.len() {
             return Err(Error::malformed(format!(
@@ -197,9 +202,9 @@ impl UnitMap {
             let total = layer.total_of(site);
             let Some(present) = layer.present_mut(site) else { continue };
             let ascending = active.windows(2).all(|w| w[0] < w[1]);
-            if active.is_empty() || !ascending || active.iter().any(|&h| h >= total) {
+            if !ascending || active.iter().any(|&h| h >= total) {
                 return Err(Error::malformed(format!(
-                    "layer {index} lists the {} {}: expected ascending indices below {total}, at least one",
+                    "layer {index} lists the {} {}: expected ascending indices below {total}",
                     site.name(),
                     listed(&active)
                 )));
@@ -321,27 +326,14 @@ impl UnitMap {
             .collect()
     }
 
-    /// Takes heads and channels out.
+    /// Takes heads and channels out. A layer that loses all its heads has no attention any more, and without
+    /// channels no MLP.
     ///
     /// # Errors
-    /// Returns [`Error::DoesNotFit`] for units that are not there or named twice, [`Error::Malformed`] if a
-    /// layer would be left with fewer than `min_heads` heads or without channels, and [`Error::Unsupported`]
+    /// Returns [`Error::DoesNotFit`] for units that are not there or named twice, and [`Error::Unsupported`]
     /// for units of other kinds. Nothing changes then.
-    pub fn remove(&mut self, selection: &Selection, min_heads: usize) -> Result<()> {
+    pub fn remove(&mut self, selection: &Selection) -> Result<()> {
         self.check(selection, true)?;
-        for (&LayerSite { layer, site }, units) in selection {
-            let there = self.layers[layer].count(site);
-            let remaining = there - units.len();
-            let least = if site == Site::Head { min_heads.max(1) } else { 1 };
-            if remaining < least && !units.is_empty() {
-                return Err(Error::malformed(format!(
-                    "pruning {} {} would leave layer {layer} with {remaining} of its {there} {}: at least {least} must stay",
-                    site.name(),
-                    listed(units),
-                    site.name(),
-                )));
-            }
-        }
         for (&LayerSite { layer, site }, units) in selection {
             let gone: BTreeSet<usize> = units.iter().copied().collect();
             if let Some(present) = self.layers[layer].present_mut(site) {
@@ -408,7 +400,7 @@ impl UnitMap {
 }
 
 /// Indices for a message, cut short where there are many.
-pub(crate) fn listed(indices: &[usize]) -> String {
+pub fn listed(indices: &[usize]) -> String {
     const MOST: usize = 40;
     let shown = &indices[..indices.len().min(MOST)];
     if shown.len() == indices.len() {
@@ -449,7 +441,7 @@ mod tests {
     #[test]
     fn key_value_heads_leave_with_their_last_reader() {
         let mut map = UnitMap::full(1, 6, 3);
-        map.remove(&Selection::from([(LayerSite::heads(0), vec![0, 2, 3])]), 1).expect("heads are there");
+        map.remove(&Selection::from([(LayerSite::heads(0), vec![0, 2, 3])])).expect("heads are there");
         let layer = &map.layers()[0];
         assert_eq!(layer.active(), [1, 4, 5]);
         assert_eq!(layer.kv_active(), [0, 2]);
@@ -459,14 +451,11 @@ mod tests {
     #[test]
     fn impossible_selections_are_refused_and_change_nothing() {
         let mut map = UnitMap::full(2, 4, 4);
-        for (layer, heads, word) in [
-            (2, vec![0], "layer 2"),
-            (0, vec![4], "does not exist"),
-            (0, vec![1, 1], "twice"),
-            (1, vec![0, 1, 2, 3], "at least 1"),
-        ] {
+        for (layer, heads, word) in
+            [(2, vec![0], "layer 2"), (0, vec![4], "does not exist"), (0, vec![1, 1], "twice")]
+        {
             let error = map
-                .remove(&Selection::from([(LayerSite::heads(layer), heads)]), 1)
+                .remove(&Selection::from([(LayerSite::heads(layer), heads)]))
                 .expect_err("impossible")
                 .to_string();
             assert!(error.contains(word), "{error}");
@@ -482,17 +471,21 @@ mod tests {
         let paths = Paths::new(vec!["a".into(), "b".into()], vec!["x".into(), "y".into()]);
         assert_eq!(full.record(&paths), json!({ "heads": { "a": [0, 1], "b": [0, 1] } }));
         let mut map = full.clone();
-        map.remove(&Selection::from([(place(0), vec![3, 5, 6])]), 1).expect("channels are there");
+        map.remove(&Selection::from([(place(0), vec![3, 5, 6])])).expect("channels are there");
         assert_eq!((map.count(Site::Channel), map.num_active(), map.is_full()), (9, 4, false));
         let record = map.record(&paths);
         assert_eq!(record["channels"], json!({ "x": "0-2 4 7", "y": "0-3" }));
         assert_eq!(full.clone().with_record(&record, &paths).expect("its own"), map);
-        for ranges in ["0-2 9", "3-1", "3-1 0-2", "+5", "", "1-2 2", "a", "0-99999999999", "-1"] {
+        for ranges in ["0-2 9", "3-1", "3-1 0-2", "+5", "1-2 2", "a", "0-99999999999", "-1"] {
             let record = json!({ "heads": record["heads"], "channels": { "x": ranges, "y": "0" } });
             assert!(full.clone().with_record(&record, &paths).is_err(), "{ranges}");
         }
-        assert!(map.remove(&Selection::from([(place(1), vec![0, 1, 2, 3])]), 1).is_err());
-        map.insert(&Selection::from([(place(0), vec![6, 3, 5])])).expect("they had gone");
+        map.remove(&Selection::from([(place(1), vec![0, 1, 2, 3])])).expect("an MLP may go whole");
+        let record = map.record(&paths);
+        assert_eq!(record["channels"], json!({ "x": "0-2 4 7", "y": "" }));
+        assert_eq!(full.clone().with_record(&record, &paths).expect("its own"), map);
+        let back = [(place(0), vec![6, 3, 5]), (place(1), vec![0, 1, 2, 3])];
+        map.insert(&Selection::from(back)).expect("they had gone");
         assert_eq!(map, full);
     }
 }

@@ -7,8 +7,7 @@ mod scores;
 mod sites;
 mod unit;
 
-pub(crate) use map::listed;
-pub use map::{LayerUnits, UnitMap};
+pub use map::{LayerUnits, UnitMap, listed};
 pub use paths::Paths;
 pub use scores::{Scores, rank_correlation};
 pub use sites::Sites;

@@ -41,6 +41,20 @@ impl Scores {
         Self { places }
     }
 
+    /// With a number for each block of some kinds that has none yet: the sum of its units'.
+    #[must_use]
+    pub fn with_blocks(mut self, units: &UnitMap, sites: Sites) -> Self {
+        for site in sites.blocks() {
+            for (layer, known) in units.layers().iter().enumerate() {
+                let leaves = site.leaves().iter().flat_map(|&site| self.at(LayerSite { layer, site }));
+                let sum: f64 = leaves.sum();
+                let there = vec![sum; known.count(site)];
+                self.places.entry(LayerSite { layer, site }).or_insert(there);
+            }
+        }
+        self
+    }
+
     /// The places themselves, layer after layer.
     pub fn places(&self) -> impl Iterator<Item = LayerSite> + '_ {
         self.places.keys().copied()

@@ -45,6 +45,19 @@ impl Sites {
         self
     }
 
+    /// With all kinds of another.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        other.iter().fold(self, Self::and)
+    }
+
+    /// The kinds in which budgets count these: whole key/value heads are so many query heads.
+    #[must_use]
+    pub fn counted(self) -> Self {
+        let none = Self { wanted: [false; Site::ALL.len()] };
+        self.iter().fold(none, |all, site| all.and(site.counted()))
+    }
+
     /// The kinds, finest first.
     pub fn iter(self) -> impl Iterator<Item = Site> {
         Site::ALL.into_iter().map(|(site, _)| site).filter(move |site| self.contains(*site))
@@ -59,7 +72,12 @@ impl Sites {
     #[must_use]
     pub fn leaves(self) -> Self {
         let none = Self { wanted: [false; Site::ALL.len()] };
-        self.iter().fold(none, |all, site| all.and(site.leaves()))
+        self.iter().flat_map(|site| site.leaves()).fold(none, |all, site| all.and(*site))
+    }
+
+    /// Those that are all of a layer's attention, of its MLP, or both.
+    pub fn blocks(self) -> impl Iterator<Item = Site> {
+        self.iter().filter(|site| site.is_block())
     }
 
     /// Whether units of different kinds compete.
@@ -69,7 +87,7 @@ impl Sites {
 
     /// Names of what can be asked for.
     pub fn names() -> Vec<&'static str> {
-        Site::PRUNABLE.into_iter().map(Site::name).chain([ALL]).collect()
+        Site::ALL.iter().map(|(_, name)| *name).chain([ALL]).collect()
     }
 }
 
@@ -94,7 +112,7 @@ impl FromStr for Sites {
         }
         let mut sites: Option<Self> = None;
         for name in names.split(',').map(str::trim) {
-            let site = Site::PRUNABLE.into_iter().find(|site| site.name() == name);
+            let site = Site::ALL.iter().find(|(_, known)| *known == name).map(|(site, _)| *site);
             let site = site.ok_or_else(|| Error::unknown_name("units", name, &Self::names()))?;
             if sites.is_some_and(|sites| sites.contains(site)) {
                 return Err(Error::malformed(format!("units names {name} twice")));

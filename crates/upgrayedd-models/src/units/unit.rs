@@ -41,9 +41,6 @@ impl Site {
         (Self::Layer, "layers"),
     ];
 
-    /// The kinds that can be pruned.
-    pub const PRUNABLE: [Self; 3] = [Self::Head, Self::KvGroup, Self::Channel];
-
     /// What messages call one of them.
     pub fn one(self) -> &'static str {
         match self {
@@ -56,12 +53,26 @@ impl Site {
         }
     }
 
-    /// The units that leave when such units do: whole key/value heads are their query heads.
-    pub fn leaves(self) -> Self {
+    /// The units that leave when such units do, by themselves as weights have them: heads, channels.
+    pub const fn leaves(self) -> &'static [Self] {
+        match self {
+            Self::Head | Self::KvGroup | Self::Attention => &[Self::Head],
+            Self::Channel | Self::Mlp => &[Self::Channel],
+            Self::Layer => &[Self::Head, Self::Channel],
+        }
+    }
+
+    /// The kind in which budgets count such units: whole key/value heads are so many query heads.
+    pub const fn counted(self) -> Self {
         match self {
             Self::KvGroup => Self::Head,
             site => site,
         }
+    }
+
+    /// Whether it is all of a layer's attention, of its MLP, or both.
+    pub const fn is_block(self) -> bool {
+        matches!(self, Self::Attention | Self::Mlp | Self::Layer)
     }
 
     /// The name in files and options.

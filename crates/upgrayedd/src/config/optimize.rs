@@ -9,7 +9,7 @@ use super::options::{
 };
 use crate::data::ReadOptions;
 use crate::strategy::{Strategy, get_strategy};
-use crate::units::{Site, Sites};
+use crate::units::Site;
 use crate::{Error, Result};
 
 /// `num_cycles` of a run that its caller ends, and the most that can be asked for.
@@ -213,9 +213,6 @@ impl PruneOptions {
                 self.pruning_ratio,
                 "at least 0 and less than 1",
             ));
-        }
-        if let Some(site) = self.units.iter().find(|site| !Site::PRUNABLE.contains(site)) {
-            return Err(Error::unknown_name("units", site.name(), &Sites::names()));
         }
         if self.units.contains(Site::Head) && self.units.contains(Site::KvGroup) {
             return Err(Error::malformed(

@@ -17,7 +17,7 @@ use crate::strategy::Strategy;
 use crate::timings::{Timings, time_layers};
 use crate::train::TrainOptions;
 use crate::uniform::Widths;
-use crate::units::{LayerUnits, Scores, Site, UnitMap};
+use crate::units::{LayerUnits, Scores, Site, Sites, UnitMap};
 use crate::{Error, Result};
 
 /// What a run does: what was asked for with everything that follows from the model, the strategy and the
@@ -80,7 +80,10 @@ impl Plan {
         });
         let mut plan = Self {
             scope: config.prune.scope.unwrap_or_else(|| strategy.scope()),
-            pruning_steps: config.prune.pruning_steps.unwrap_or_else(|| strategy.pruning_steps()),
+            pruning_steps: config
+                .prune
+                .pruning_steps
+                .unwrap_or_else(|| strategy.pruning_steps(config.prune.units)),
             sequence_length,
             train: train_options(&config, learning_rate),
             distill,
@@ -134,8 +137,12 @@ impl Plan {
     }
 
     fn check_units(&self, strategy: &dyn Strategy) -> Result<()> {
-        let (units, known) = (self.config.prune.units.leaves(), strategy.units());
-        if let Some(site) = units.iter().find(|site| !known.contains(*site)) {
+        let (units, known) = (self.config.prune.units.counted(), strategy.units());
+        let knows = |site: Site| {
+            known.contains(site)
+                || Sites::of(site).leaves().iter().all(|leaf| known.contains(leaf) && site.is_block())
+        };
+        if let Some(site) = units.iter().find(|site| !knows(*site)) {
             return Err(Error::does_not_fit(format!(
                 "strategy {} prunes {known}, not {}: use another strategy, or units {known}",
                 strategy.name(),
@@ -188,7 +195,18 @@ impl Plan {
                 "shape uniform grows nothing back, which would make layers differ: set growth_ratio to 0",
             ));
         }
+        if prune.units.blocks().next().is_some() && !self.takes_layers() {
+            return Err(Error::does_not_fit(format!(
+                "shape uniform takes heads and channels, or whole layers alone, not units {}",
+                prune.units
+            )));
+        }
         self.widths(model).map(|_| ())
+    }
+
+    /// Whether layers go whole and nothing else does: those that are left are alike, whichever go.
+    pub(crate) fn takes_layers(&self) -> bool {
+        self.config.prune.units == Sites::of(Site::Layer)
     }
 
     /// What the layers may be cut to, with shape uniform.
@@ -225,14 +243,14 @@ impl Plan {
         if prune.schedule == Schedule::Target && prune.budget == Currency::Units {
             for site in prune.units.iter() {
                 let (total, there) =
-                    (model.units().total_of(site.leaves()), model.units().count(site.leaves()));
+                    (model.units().total_of(site.counted()), model.units().count(site.counted()));
                 let goal = budget::portion(prune.pruning_ratio, total);
                 let most = total - there + budget::prunable(model.units(), site, prune.min_heads);
                 if goal > most {
                     return Err(Error::does_not_fit(format!(
                         "pruning_ratio {} asks for {goal} of {total} {}, but min_heads {} lets only {most} go",
                         prune.pruning_ratio,
-                        site.leaves().name(),
+                        site.counted().name(),
                         prune.min_heads
                     )));
                 }
@@ -284,7 +302,7 @@ impl Plan {
             return Err(Error::does_not_fit(format!(
                 "{asked} of the model's {} asks for more than its {} are: without all but min_heads {} a layer there would be {possible:.3} less",
                 prune.budget.name(),
-                prune.units.leaves(),
+                prune.units.counted(),
                 prune.min_heads
             )));
         }
@@ -321,10 +339,10 @@ impl Plan {
 
     /// What is left where all goes that may go.
     fn least(&self, model: &Model) -> Result<UnitMap> {
-        let all = Scores::zeros(model.units(), self.config.prune.units.leaves());
+        let all = Scores::zeros(model.units(), self.config.prune.units.counted());
         let budget = Budget { scope: Scope::Global, ..self.budget(self.prunable(model)) };
         let mut least = model.units().clone();
-        least.remove(&budget::choose(model.units(), &all, &budget), 1)?;
+        least.remove(&budget::choose(model.units(), &all, &budget))?;
         Ok(least)
     }
 
@@ -388,7 +406,7 @@ impl Plan {
         let Part { data, range } = &data.calibration;
         ScoreContext {
             model,
-            units: self.config.prune.units.leaves(),
+            units: self.config.prune.units.counted(),
             data: Some((data, range)),
             batch_size: self.config.learn.batch_size,
             samples: range.len(),

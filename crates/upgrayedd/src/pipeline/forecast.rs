@@ -53,7 +53,7 @@ impl Pipeline {
         let mut rows = Vec::new();
         for ratio in FORECAST {
             let goal = whole * (1.0 - ratio);
-            let there = |model: &Model, site: Site| model.units().count(site.leaves());
+            let there = |model: &Model, site: Site| model.units().count(site.counted());
             let wanted = |site: Site| budget::portion(ratio, there(parent, site));
             if currency == Currency::Units && most.iter().any(|(site, most)| wanted(*site) > *most) {
                 break;

@@ -38,10 +38,10 @@ impl Run<'_> {
         let Pipeline { learner: Learner { model, .. }, plan, record, .. } = &self.pipeline;
         let known = model.units();
         let restorable: BTreeMap<Site, Vec<usize>> =
-            counts.keys().map(|site| (*site, model.archive().restorable(known, site.leaves()))).collect();
+            counts.keys().map(|site| (*site, model.archive().restorable(known, site.counted()))).collect();
         let can_return = |site: &Site| restorable[site].iter().sum::<usize>();
         let due = |(site, counts): (&Site, &CycleCounts)| {
-            let gone = known.total_of(site.leaves()) - known.count(site.leaves());
+            let gone = known.total_of(site.counted()) - known.count(site.counted());
             let count = match counts.goal {
                 Some(goal) => gone.saturating_sub(goal).min(can_return(site)),
                 None => budget::growth(plan.config.grow.growth_ratio, can_return(site), known, *site),
@@ -113,7 +113,9 @@ impl Run<'_> {
                 history: &self.journal.state.history,
             };
             let counts = strategy.select_units_to_grow(&view)?;
-            selection.extend(grow::choose(learner.model.units(), asked.gains, &counts, units)?);
+            for (place, units) in grow::choose(learner.model.units(), asked.gains, &counts, units)? {
+                merge(selection.entry(place).or_default(), units);
+            }
         }
         Ok(selection)
     }
@@ -125,16 +127,21 @@ impl Run<'_> {
         let (known, kinds) = (model.units(), self.pipeline.plan.config.prune.units);
         let plan = self.pipeline.plan.clone();
         let prices = plan.prices(&model)?;
-        let of_units = prices.of_units(known, kinds.leaves());
+        let of_units = prices.of_units(known, kinds.counted());
+        // Where nothing is left, a unit costs what it did.
+        let mut whole = known.clone();
+        whole.insert(&model.archive().selection())?;
+        let of_whole = prices.of_units(&whole, kinds.counted());
         let mut order: Vec<(f64, Site, usize)> = Vec::new();
         for site in kinds.iter() {
-            order.extend(grow::candidates(known, asked.gains, site).into_iter().map(
-                |(gain, layer, units)| {
-                    let price =
-                        of_units.get(&LayerSite { layer, site: site.leaves() }).copied().unwrap_or(0.0);
-                    (if price > 0.0 { gain / price } else { gain }, site, units.len())
-                },
-            ));
+            order.extend(grow::candidates(known, asked.gains, site).into_iter().map(|candidate| {
+                let place = LayerSite { layer: candidate.layer, site: site.counted() };
+                let prices =
+                    if known.layers()[place.layer].count(place.site) > 0 { &of_units } else { &of_whole };
+                let price = prices.get(&place).copied().unwrap_or(0.0);
+                let gain = candidate.gain * candidate.units.len() as f64 / candidate.count as f64;
+                (if price > 0.0 { gain / price } else { gain }, site, candidate.count)
+            }));
         }
         order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let counts = |first: usize| {
@@ -153,6 +160,13 @@ impl Run<'_> {
         }
         Ok(counts(fits))
     }
+}
+
+/// Adds units, each once.
+fn merge(all: &mut Vec<usize>, more: Vec<usize>) {
+    all.extend(more);
+    all.sort_unstable();
+    all.dedup();
 }
 
 /// The units for which `first` holds, and the others.

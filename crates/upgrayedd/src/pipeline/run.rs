@@ -171,7 +171,7 @@ impl Run<'_> {
         }
         for (site, counts) in counts.iter().filter(|_| goals.is_none()) {
             let (Some(goal), false) = (counts.goal, counts.growth_fits) else { continue };
-            let name = site.leaves().name();
+            let name = site.counted().name();
             let message = format!(
                 "growth_ratio {ratio} cannot be had: for {goal} {name} to be gone after growth, more than may go would have to go first; \
                  none go beyond those in this cycle"
@@ -220,7 +220,7 @@ impl Run<'_> {
         let mut kept = Scores::default();
         for number in 1..=of {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
-            let step = PruneStep { cycle, number, of, budget, goals, before: &pruned };
+            let step = PruneStep { cycle, number, of, budget, goals, parent };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let importances =
@@ -240,7 +240,7 @@ impl Run<'_> {
             self.refit(cycle, parent, if number < of { 0 } else { all })?;
         }
         let unmet = match goals {
-            None => self.unmet(&pruned, budget),
+            None => self.unmet(parent, budget),
             Some(goals) => self.pipeline.unmet_cost(goals)?,
         };
         if let Some(message) = unmet {
@@ -250,15 +250,15 @@ impl Run<'_> {
     }
 
     /// Why pruning took another number of units than the budget asked for.
-    fn unmet(&self, pruned: &Selection, budget: &BTreeMap<Site, usize>) -> Option<String> {
-        let Pipeline { plan, record, .. } = &self.pipeline;
+    fn unmet(&self, parent: &Model, budget: &BTreeMap<Site, usize>) -> Option<String> {
+        let Pipeline { plan, record, learner: Learner { model, .. }, .. } = &self.pipeline;
         let config = &plan.config.prune;
         // A strategy of the caller's decides freely.
         if record.given.strategy {
             return None;
         }
-        if pruned.is_empty() && budget.values().all(|count| *count == 0) {
-            let one = config.units.iter().map(|site| site.leaves().one()).collect::<Vec<_>>().join(" or ");
+        if model.units() == parent.units() && budget.values().all(|count| *count == 0) {
+            let one = config.units.iter().map(|site| site.counted().one()).collect::<Vec<_>>().join(" or ");
             return Some(format!(
                 "nothing to prune: pruning_ratio {} with schedule {} comes to no {one}",
                 config.pruning_ratio,
@@ -266,8 +266,9 @@ impl Run<'_> {
             ));
         }
         budget.iter().find_map(|(site, &budget)| {
-            let of_site = pruned.iter().filter(|(place, _)| place.site == site.leaves());
-            let (count, name) = (of_site.map(|(_, units)| units.len()).sum::<usize>(), site.leaves().name());
+            let counted = site.counted();
+            let count = parent.units().count(counted) - model.units().count(counted);
+            let name = counted.name();
             match count.cmp(&budget) {
                 Ordering::Equal => None,
                 Ordering::Greater => Some(format!(

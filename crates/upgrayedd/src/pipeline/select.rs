@@ -6,7 +6,7 @@ use std::ops::Range;
 use upgrayedd_nn::trim_buffers;
 
 use super::state::Pipeline;
-use crate::budget::{self, CycleCounts, Shape};
+use crate::budget::{self, CycleCounts, Shape, check_kept};
 use crate::config::CostGoals;
 use crate::model::Model;
 use crate::price::Currency;
@@ -24,8 +24,8 @@ pub(super) struct PruneStep<'a> {
     pub(super) budget: &'a BTreeMap<Site, usize>,
     /// Or what it may cost afterwards.
     pub(super) goals: Option<CostGoals>,
-    /// What has gone in this cycle.
-    pub(super) before: &'a Selection,
+    /// The model that the cycle started with.
+    pub(super) parent: &'a Model,
 }
 
 /// How much goes.
@@ -65,7 +65,7 @@ impl Pipeline {
         let of = self.plan.pruning_steps;
         let mut gone = Selection::new();
         for number in 1..=of {
-            let step = PruneStep { cycle: 1, number, of, budget: &budget, goals, before: &gone };
+            let step = PruneStep { cycle: 1, number, of, budget: &budget, goals, parent };
             let Some(chosen) = self.prune_step(step)? else { continue };
             surgery::remove(&mut self.learner.model, None, &chosen.selection, 1, None)?;
             for (place, units) in chosen.selection {
@@ -86,7 +86,7 @@ impl Pipeline {
         let model = self.learner.model.clone();
         let prices = self.plan.prices(&model)?;
         let scores = if kinds.is_mixed() {
-            let of_units = prices.of_units(self.learner.model.units(), kinds.leaves());
+            let of_units = prices.of_units(self.learner.model.units(), kinds.counted());
             &per_price(scores, &of_units)
         } else {
             scores
@@ -102,7 +102,7 @@ impl Pipeline {
         };
         let suffices = |pipeline: &mut Self, counts: BTreeMap<Site, usize>| {
             let mut units = pipeline.learner.model.units().clone();
-            units.remove(&pipeline.select(scores, counts)?, 1)?;
+            units.remove(&pipeline.select(scores, counts)?)?;
             // Sums of prices are rounded.
             Ok::<bool, Error>(prices.total(&units) <= goal * (1.0 + 1e-12))
         };
@@ -156,29 +156,29 @@ impl Pipeline {
         Ok(above.then(|| format!("the result has more than the target {target}: {total}")))
     }
 
-    /// What goes in one of a cycle's steps, `before` heads having gone in those before it; nothing where none
-    /// is due.
+    /// What goes in one of a cycle's steps; nothing where none is due.
     pub(super) fn prune_step(&mut self, step: PruneStep<'_>) -> Result<Option<Chosen>> {
-        let PruneStep { cycle, number, of, budget, goals, before } = step;
+        let PruneStep { cycle, number, of, budget, goals, parent } = step;
+        let there = self.learner.model.units();
         // What an earlier step could not take is asked of the next.
         let share = |(site, count): (&Site, &usize)| {
-            let gone = before.iter().filter(|(place, _)| place.site == site.leaves());
-            let gone: usize = gone.map(|(_, units)| units.len()).sum();
+            let gone = parent.units().count(site.counted()) - there.count(site.counted());
             (*site, (count * number / of).saturating_sub(gone))
         };
         let counts: BTreeMap<Site, usize> = budget.iter().map(share).collect();
         let share: usize = counts.values().sum();
-        if goals.is_none() && share == 0 && number < of {
+        let left =
+            goals.map(|CostGoals { start, pruned, .. }| start - (start - pruned) * number as f64 / of as f64);
+        let is_due = match left {
+            None => share > 0,
+            Some(left) => self.plan.prices(&self.learner.model)?.total(there) > left * (1.0 + 1e-12),
+        };
+        if number < of && !is_due {
             return Ok(None);
         }
         let scores = self.score(cycle)?;
         trim_buffers();
-        let amount = match goals {
-            None => Amount::Units(counts),
-            Some(CostGoals { start, pruned, .. }) => {
-                Amount::Left(start - (start - pruned) * number as f64 / of as f64)
-            }
-        };
+        let amount = left.map_or(Amount::Units(counts), Amount::Left);
         let selection = self.choose(&scores, amount)?;
         let share = if goals.is_none() { share } else { selection.values().map(Vec::len).sum() };
         Ok(Some(Chosen { scores, share, selection }))
@@ -186,7 +186,7 @@ impl Pipeline {
 
     /// What goes, in the shape that the plan has.
     pub(super) fn choose(&mut self, scores: &Scores, amount: Amount) -> Result<Selection> {
-        if self.plan.config.prune.shape == Shape::Uniform {
+        if self.plan.config.prune.shape == Shape::Uniform && !self.plan.takes_layers() {
             let model = &self.learner.model;
             let widths = self.plan.widths(model)?;
             let width = match amount {
@@ -211,7 +211,7 @@ impl Pipeline {
             self.plan.config.prune.budget != Currency::Units && self.plan.config.prune.units.is_mixed();
         let view = PruneView { model: &self.learner.model, importances: scores, priced, budget: &budget };
         let selection = self.strategy.select_units_to_prune(&view)?;
-        self.learner.model.units().clone().remove(&selection, budget.min_heads)?;
+        check_kept(self.learner.model.units(), &selection, &budget)?;
         Ok(selection)
     }
 }

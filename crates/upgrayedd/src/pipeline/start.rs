@@ -207,7 +207,7 @@ impl Pipeline {
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
         let scores =
             self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
-        scores.check(self.learner.model.units(), self.plan.config.prune.units.leaves())?;
+        scores.check(self.learner.model.units(), self.plan.config.prune.units.counted())?;
         Ok(scores)
     }
 

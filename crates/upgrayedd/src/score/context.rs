@@ -12,7 +12,7 @@ use crate::{Error, Model, Result};
 pub struct ScoreContext<'a> {
     /// The model as it is.
     pub model: &'a Model,
-    /// The kinds of units to be scored: heads, channels.
+    /// The kinds of units to be scored.
     pub units: Sites,
     /// Calibration sequences; scores that read weights only do without.
     pub data: Option<(&'a Dataset, &'a Range<usize>)>,

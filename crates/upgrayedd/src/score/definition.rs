@@ -2,7 +2,7 @@
 
 use super::context::ScoreContext;
 use super::statistics::{self, Needs, Statistics};
-use crate::units::{Scores, Sites};
+use crate::units::{Scores, Site, Sites};
 use crate::{Error, Result};
 
 /// An importance score.
@@ -50,12 +50,20 @@ impl Score {
         Ok(scores.swap_remove(0))
     }
 
+    /// What the score itself says numbers of, for units of these kinds: blocks that it does not measure get the
+    /// sums of their units'.
+    pub(crate) fn own_units(&self, units: Sites) -> Sites {
+        let of =
+            |site: Site| if self.units.contains(site) { Sites::of(site) } else { Sites::of(site).leaves() };
+        units.iter().map(of).reduce(Sites::or).unwrap_or_default()
+    }
+
     /// Refuses kinds of units that the score is not defined for.
     ///
     /// # Errors
     /// Returns [`Error::DoesNotFit`] that names them.
     pub fn check_units(&self, units: Sites) -> Result<()> {
-        match units.iter().find(|site| !self.units.contains(*site)) {
+        match self.own_units(units).iter().find(|site| !self.units.contains(*site)) {
             Some(site) => Err(Error::does_not_fit(format!(
                 "score {} is defined for {}, not for {}",
                 self.name,
@@ -86,12 +94,19 @@ pub fn compute_all(scores: &[&Score], context: &ScoreContext<'_>) -> Result<Vec<
         scores.iter().map(|s| s.needs).filter(|n| !matches!(n, Needs::Nothing | Needs::Ablation)).collect();
     let statistics =
         if needs.is_empty() { Statistics::default() } else { statistics::gather(context, &needs)? };
-    let compute = |score: &&Score| {
-        let scores = (score.compute)(context, &statistics)?;
-        // Numbers of a device that has failed are none.
-        context.model.device().settle()?;
-        scores.check(context.model.units(), context.units)?;
-        Ok(scores)
-    };
-    scores.iter().map(compute).collect()
+    scores.iter().map(|score| from_statistics(score, context, &statistics)).collect()
+}
+
+/// What a score makes of what has been gathered, for all of the context's kinds.
+pub(super) fn from_statistics(
+    score: &Score,
+    context: &ScoreContext<'_>,
+    statistics: &Statistics,
+) -> Result<Scores> {
+    let own = ScoreContext { units: score.own_units(context.units), ..*context };
+    let scores = (score.compute)(&own, statistics)?.with_blocks(context.model.units(), context.units);
+    // Numbers of a device that has failed are none.
+    context.model.device().settle()?;
+    scores.check(context.model.units(), context.units)?;
+    Ok(scores)
 }

@@ -1,4 +1,4 @@
-//! Exact ablation: what the loss rises by without a head. The truth that cheaper scores approximate.
+//! Exact ablation: what the loss rises by without a head or a block. The truth that cheaper scores approximate.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
     name: "loss_impact",
-    summary: "loss without the head − loss, in nats per target, measured head by head with the layers below cached",
+    summary: "loss without the head (or attention, mlp, layer) − loss, in nats per target, measured one by one with the layers below cached",
     shown_negated: false,
-    units: Sites::of(Site::Head),
+    units: Sites::of(Site::Head).and(Site::Attention).and(Site::Mlp).and(Site::Layer),
     needs: Needs::Ablation,
     compute: |context, _: &Statistics| ablate(context),
 };
 
-/// Leaves each head out alone.
+/// Leaves each unit out alone.
 fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     let (data, range) = context.calibration()?;
     let model = context.model;
@@ -40,14 +40,14 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
         targets += whole.count;
         let whole = whole.sum.read();
         for (layer, start) in inputs.into_iter().enumerate() {
-            for position in 0..model.units().layers()[layer].active().len() {
+            for (place, position) in units_of(model, context.units, layer) {
                 let mut tape = Tape::inference(model.device(), model.params());
-                let gates = without(model, layer, position);
+                let gates = without(model, place, position);
                 let gates = gates.into_iter().map(|(place, gates)| (place, tape.constant(gates))).collect();
                 let start = (layer, tape.constant(start.clone()));
                 let hooks = &mut Hooks { gates: Some(&gates), wanted: wanted.as_ref(), ..Hooks::default() };
                 let loss = model.loss_from(&mut tape, Some(start), &batch, 1.0, hooks)?.sum.read();
-                scores.at_mut(LayerSite::heads(layer))[position] += loss - whole;
+                scores.at_mut(place)[position] += loss - whole;
             }
         }
     }
@@ -57,21 +57,35 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
             "the calibration data has nothing to predict: the impact on the loss is undefined",
         ));
     }
-    for layer in 0..model.spec().num_layers() {
-        let impacts = scores.at_mut(LayerSite::heads(layer));
+    for impacts in scores.lists_mut() {
         context.reduce.sum(impacts)?;
         impacts.iter_mut().for_each(|impact| *impact /= targets as f64);
     }
     Ok(scores)
 }
 
-/// Gates of all layers that shut the head at this position.
-fn without(model: &Model, layer: usize, position: usize) -> BTreeMap<LayerSite, Tensor> {
-    let open = |(layer, n): (usize, usize)| (LayerSite::heads(layer), Tensor::full(&[n], 1.0));
-    let mut gates: BTreeMap<LayerSite, Tensor> =
-        model.units().counts().into_iter().enumerate().map(open).collect();
-    if let Some(gates) = gates.get_mut(&LayerSite::heads(layer)) {
-        gates.data_mut()[position] = 0.0;
+/// What of some kinds a layer has, by place and position.
+fn units_of(model: &Model, units: Sites, layer: usize) -> Vec<(LayerSite, usize)> {
+    let of = |site| {
+        let place = LayerSite { layer, site };
+        (0..model.units().layers()[layer].count(site)).map(move |position| (place, position))
+    };
+    units.iter().flat_map(of).collect()
+}
+
+/// Gates that shut the unit at this position, of all layers' places of the kinds that it has.
+fn without(model: &Model, place: LayerSite, position: usize) -> BTreeMap<LayerSite, Tensor> {
+    let mut all = BTreeMap::new();
+    for &site in place.site.leaves() {
+        for (layer, known) in model.units().layers().iter().enumerate() {
+            let mut gates = Tensor::full(&[known.count(site)], 1.0);
+            if layer == place.layer && place.site.is_block() {
+                gates.data_mut().fill(0.0);
+            } else if layer == place.layer {
+                gates.data_mut()[position] = 0.0;
+            }
+            all.insert(LayerSite { layer, site }, gates);
+        }
     }
-    gates
+    all
 }

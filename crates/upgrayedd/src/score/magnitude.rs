@@ -33,7 +33,7 @@ fn matrices(model: &Model, place: LayerSite) -> impl Iterator<Item = (ParamId, S
         let weight = model.weight(id);
         let (site, width) = weight.owner()?;
         let counts = weight.layer == Some(place.layer) && weight.role.kind == Kind::Weight;
-        (counts && site.leaves() == place.site).then_some((id, site, width))
+        (counts && site.counted() == place.site).then_some((id, site, width))
     })
 }
 

@@ -1,7 +1,7 @@
 //! The scores there are.
 
 use super::context::ScoreContext;
-use super::definition::Score;
+use super::definition::{Score, from_statistics};
 use super::statistics::{self, Needs};
 use super::{
     entropy, fisher, gradient, loss_impact, magnitude, random, similarity, surgeon, task, taylor, wanda,
@@ -42,8 +42,7 @@ pub fn applies(score: &Score, context: &ScoreContext<'_>) -> bool {
 /// `fisher` or `task`, and per layer the heads' `H × H` block of the Fisher information whose diagonal it is.
 pub(crate) fn fisher_blocks(score: &Score, context: &ScoreContext<'_>) -> Result<(Scores, Vec<Vec<f64>>)> {
     let statistics = statistics::gather(context, &[score.needs])?;
-    let scores = (score.compute)(context, &statistics)?;
-    scores.check(context.model.units(), context.units)?;
+    let scores = from_statistics(score, context, &statistics)?;
     Ok((scores, statistics.blocks))
 }
 

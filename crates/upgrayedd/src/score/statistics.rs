@@ -73,6 +73,7 @@ pub(super) struct Statistics {
 /// Runs the pass over `context.data`.
 pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Statistics> {
     let (data, range) = context.calibration()?;
+    let context = &ScoreContext { units: context.units.leaves(), ..*context };
     let mut model = context.model.clone();
     model.params_mut().set_trainable(false);
     let mut gathering = Gathering::new(context, &model, needs);

@@ -74,8 +74,8 @@ pub trait Strategy: Send {
     fn scope(&self) -> Scope {
         Scope::Layer
     }
-    /// Parts in which a cycle prunes unless the user says otherwise; by default one.
-    fn pruning_steps(&self) -> usize {
+    /// Parts in which a cycle prunes such units unless the user says otherwise; by default one.
+    fn pruning_steps(&self, _: Sites) -> usize {
         1
     }
     /// The kinds of units that it decides about; by default heads.
@@ -151,10 +151,10 @@ pub fn spread(view: &GrowView<'_>, order: &[usize]) -> BTreeMap<usize, usize> {
 pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     let mut remaining = view.count;
-    for (_, layer, unit) in grow::candidates(view.model.units(), view.gains, view.units) {
-        if unit.len() <= remaining {
-            remaining -= unit.len();
-            *counts.entry(layer).or_insert(0) += unit.len();
+    for candidate in grow::candidates(view.model.units(), view.gains, view.units) {
+        if candidate.count <= remaining {
+            remaining -= candidate.count;
+            *counts.entry(candidate.layer).or_insert(0) += candidate.count;
         }
     }
     counts
@@ -162,7 +162,7 @@ pub fn by_gain(view: &GrowView<'_>) -> BTreeMap<usize, usize> {
 
 /// Layers sorted by their mean importance, highest first; ties to the lower layer.
 pub fn by_mean(importances: &Scores, site: Site) -> Vec<usize> {
-    let means = importances.layer_means(site.leaves());
+    let means = importances.layer_means(site.counted());
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|&a, &b| means[b].total_cmp(&means[a]));
     order

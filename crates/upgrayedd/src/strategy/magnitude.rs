@@ -112,7 +112,7 @@ impl Strategy for Magnitude {
     fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let mut chosen = within_budget(view, view.importances);
         // Whether a head is dead is said by its norm, whatever it costs.
-        if !view.priced && view.budget.counts.keys().any(|site| site.leaves() == Site::Head) {
+        if !view.priced && view.budget.counts.keys().any(|site| site.counted() == Site::Head) {
             self.add_dead(view, &mut chosen);
         }
         Ok(chosen)

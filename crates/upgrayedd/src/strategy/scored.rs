@@ -34,6 +34,11 @@ struct Settings {
     steps: usize,
 }
 
+/// Steps in which blocks go where each is measured.
+const BLOCK_STEPS: usize = 8;
+/// Sequences that a block is measured on at most.
+const BLOCK_SAMPLES: usize = 32;
+
 const fn by(score: &'static str) -> Settings {
     Settings { score, samples: 128, scope: Scope::Layer, steps: 1 }
 }
@@ -78,6 +83,35 @@ struct Scored {
     blocks: Vec<Vec<f64>>,
 }
 
+impl Scored {
+    /// Whether attention, MLPs and layers are left out one by one: what their units add up to is a rough guide.
+    fn measures_blocks(&self) -> bool {
+        self.name == AUTO.name || self.score.units.contains(Site::Layer)
+    }
+
+    fn compute(&self, context: &ScoreContext<'_>) -> Result<(Scores, Vec<Vec<f64>>)> {
+        if matches!(self.score.name, "fisher" | "task") {
+            return fisher_blocks(self.score, context);
+        }
+        if !self.measures_blocks() || self.score.units.contains(Site::Layer) {
+            return Ok((self.score.compute(context)?, Vec::new()));
+        }
+        let (blocks, rest): (Vec<Site>, Vec<Site>) = context.units.iter().partition(|site| site.is_block());
+        let of = |sites: Vec<Site>| sites.into_iter().map(Sites::of).reduce(Sites::or);
+        let mut scores = Scores::default();
+        if let Some(units) = of(rest) {
+            scores = self.score.compute(&ScoreContext { units, ..*context })?;
+        }
+        if let Some(units) = of(blocks) {
+            let samples = context.samples.min(BLOCK_SAMPLES);
+            let measured =
+                score::named("loss_impact")?.compute(&ScoreContext { units, samples, ..*context })?;
+            measured.iter().for_each(|(place, impacts)| *scores.at_mut(place) = impacts.to_vec());
+        }
+        Ok((scores, Vec::new()))
+    }
+}
+
 impl Strategy for Scored {
     fn name(&self) -> &str {
         self.name
@@ -87,8 +121,13 @@ impl Strategy for Scored {
         self.settings.scope
     }
 
-    fn pruning_steps(&self) -> usize {
-        self.settings.steps
+    fn pruning_steps(&self, units: Sites) -> usize {
+        // What a block is worth depends on which others are there.
+        if self.measures_blocks() && units.iter().all(Site::is_block) {
+            BLOCK_STEPS
+        } else {
+            self.settings.steps
+        }
     }
 
     fn calibration_samples(&self) -> Option<usize> {
@@ -101,11 +140,10 @@ impl Strategy for Scored {
 
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let context = ScoreContext { samples: self.samples, ..*context };
-        let compute = || match self.score.name {
-            "fisher" | "task" => fisher_blocks(self.score, &context),
-            _ => Ok((self.score.compute(&context)?, Vec::new())),
-        };
-        let (scores, blocks) = self.cache.get_or(true, &context, compute)?;
+        let mut cache = std::mem::take(&mut self.cache);
+        let found = cache.get_or(true, &context, || self.compute(&context));
+        self.cache = cache;
+        let (scores, blocks) = found?;
         self.blocks = blocks;
         Ok(scores)
     }
@@ -121,6 +159,9 @@ impl Strategy for Scored {
                 chosen.iter_mut().filter(|(place, _)| place.site == Site::Head)
             {
                 let active = view.model.units().layers()[layer].active();
+                if heads.len() == active.len() {
+                    continue;
+                }
                 match self.blocks.get(layer).filter(|b| b.len() == active.len().pow(2)) {
                     Some(block) => swap_within(heads, active, block),
                     None => continue,

@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.MODULE.modeling_MODULE import STOCKForCausalLM, STOCKModel
 
@@ -34,7 +34,7 @@ def shrink(model, config):
         attention = layer.self_attn
         groups = sorted({head // group_size for head in heads})
         readers = [groups.index(head // group_size) for head in heads]
-        per_group = len(heads) // len(groups)
+        per_group = len(heads) // max(len(groups), 1)
         even = readers == [group for group in range(len(groups)) for _ in range(per_group)]
         hidden, dim = config.hidden_size, attention.head_dim
         attention.q_proj = nn.Linear(hidden, len(heads) * dim, bias=attention.q_proj.bias is not None)
@@ -45,6 +45,8 @@ def shrink(model, config):
             projection.readers, projection.head_dim = readers, dim
             setattr(attention, name, projection)
         attention.num_key_value_groups = per_group if even else 1
+        if not heads:
+            layer.self_attn = NoHeads(attention, "o_proj")
         mlp = layer.mlp
         path = f"model.layers.{index}.mlp"
         narrow(config, path, [(mlp, "gate_proj"), (mlp, "up_proj")], (mlp, "down_proj"))

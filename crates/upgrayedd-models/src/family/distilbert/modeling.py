@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.distilbert.modeling_distilbert import (
     DistilBertForMaskedLM,
@@ -26,6 +26,8 @@ def shrink(model, config):
         for name in ("q_lin", "k_lin", "v_lin"):
             setattr(attention, name, nn.Linear(config.dim, width))
         attention.out_lin = nn.Linear(width, config.dim)
+        if not heads:
+            layer.attention = NoHeads(attention, "out_lin")
         path = f"distilbert.transformer.layer.{index}.ffn"
         narrow(config, path, [(layer.ffn, "lin1")], (layer.ffn, "lin2"))
 

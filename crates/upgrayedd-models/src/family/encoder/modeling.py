@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.MODULE.modeling_MODULE import STOCKForMaskedLM, STOCKForSequenceClassification, STOCKModel
 
@@ -23,6 +23,8 @@ def shrink(model, config):
         for name in ("query", "key", "value"):
             setattr(attention, name, nn.Linear(config.hidden_size, width))
         layer.attention.output.dense = nn.Linear(width, config.hidden_size)
+        if not heads:
+            layer.attention.self = NoHeads(attention)
         path = f"PREFIX.encoder.layer.{index}.intermediate"
         narrow(config, path, [(layer.intermediate, "dense")], (layer.output, "dense"))
 

@@ -7,9 +7,16 @@ ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import channels
+from shared import NoHeads, channels
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel, GPT2Model
 from transformers.pytorch_utils import Conv1D
+
+
+class Projection(Conv1D):
+    """A projection out of as many features as are left, none as well."""
+
+    def forward(self, x):
+        return super().forward(x) if x.shape[-1] > 0 else x.new_zeros(*x.shape[:-1], self.nf) + self.bias
 
 
 def shrink(model, config):
@@ -21,11 +28,13 @@ def shrink(model, config):
         attention.num_heads = len(heads)
         attention.split_size = width
         attention.c_attn = Conv1D(3 * width, config.hidden_size)
-        attention.c_proj = Conv1D(config.hidden_size, width)
+        attention.c_proj = Projection(config.hidden_size, width)
+        if not heads:
+            block.attn = NoHeads(attention, "c_proj")
         count = channels(config, f"transformer.h.{index}.mlp")
         if count is not None:
             block.mlp.c_fc = Conv1D(count, config.hidden_size)
-            block.mlp.c_proj = Conv1D(config.hidden_size, count)
+            block.mlp.c_proj = Projection(config.hidden_size, count)
 
 
 class UpgrayeddModel(GPT2Model):

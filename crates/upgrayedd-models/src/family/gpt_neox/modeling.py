@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXForCausalLM, GPTNeoXModel
 
@@ -20,6 +20,8 @@ def shrink(model, config):
         width = len(heads) * attention.head_size
         attention.query_key_value = nn.Linear(config.hidden_size, 3 * width, bias=config.attention_bias)
         attention.dense = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        if not heads:
+            layer.attention = NoHeads(attention, "dense")
         mlp = layer.mlp
         narrow(config, f"gpt_neox.layers.{index}.mlp", [(mlp, "dense_h_to_4h")], (mlp, "dense_4h_to_h"))
 

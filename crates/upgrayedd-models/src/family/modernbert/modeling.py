@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.modernbert.modeling_modernbert import (
     ModernBertForMaskedLM,
@@ -24,6 +24,8 @@ def shrink(model, config):
         width = len(heads) * attention.head_dim
         attention.Wqkv = nn.Linear(config.hidden_size, 3 * width, bias=config.attention_bias)
         attention.Wo = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        if not heads:
+            layer.attn = NoHeads(attention, "Wo")
         narrow(config, f"model.layers.{index}.mlp", [(layer.mlp, "Wi")], (layer.mlp, "Wo"), parts=2)
 
 

@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModel…from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.mpnet.modeling_mpnet import (
     MPNetForMaskedLM,
@@ -38,7 +38,8 @@ def shrink(model, config):
     """Gives every layer the attention and the projections of the units it still has."""
     for index, layer in enumerate(model.encoder.layer):
         heads = config.upgrayedd["units"]["heads"][f"mpnet.encoder.layer.{index}.attention.attn"]
-        layer.attention.attn = RemainingHeads(config, heads)
+        attention = RemainingHeads(config, heads)
+        layer.attention.attn = attention if heads else NoHeads(attention, "o")
         path = f"mpnet.encoder.layer.{index}.intermediate"
         narrow(config, path, [(layer.intermediate, "dense")], (layer.output, "dense"))
 

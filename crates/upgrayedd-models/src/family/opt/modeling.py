@@ -7,7 +7,7 @@ ranges. Use it through
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.opt.modeling_opt import OPTForCausalLM, OPTModel
 
@@ -22,6 +22,8 @@ def shrink(model, config):
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, nn.Linear(config.hidden_size, width, bias=config.enable_bias))
         attention.out_proj = nn.Linear(width, config.hidden_size, bias=config.enable_bias)
+        if not heads:
+            layer.self_attn = NoHeads(attention, "out_proj")
         narrow(config, f"model.decoder.layers.{index}", [(layer, "fc1")], (layer, "fc2"))
 
 

@@ -10,7 +10,7 @@ ranges. Use it through
 import copy
 
 import torch
-from channels import narrow
+from shared import NoHeads, narrow
 from torch import nn
 from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3ForCausalLM, Phi3Model
 
@@ -29,6 +29,13 @@ class SharedHeads(nn.Linear):
         queries, *shared = super().forward(hidden_states).split(self.sizes, dim=-1)
         heads = (part.unflatten(-1, (-1, self.head_dim))[..., self.readers, :].flatten(-2) for part in shared)
         return torch.cat([queries, *heads], dim=-1)
+
+
+def without_heads(config, attention):
+    """The attention of a layer that has lost all heads."""
+    attention.qkv_proj = nn.Linear(config.hidden_size, 0, bias=False)
+    attention.o_proj = nn.Linear(0, config.hidden_size, bias=False)
+    return NoHeads(attention, "o_proj")
 
 
 def remaining(config, index, heads):
@@ -54,7 +61,8 @@ def shrink(model, config):
     """Gives every layer the attention and the projections of the units it still has."""
     for index, layer in enumerate(model.layers):
         heads = config.upgrayedd["units"]["heads"][f"model.layers.{index}.self_attn"]
-        layer.self_attn = remaining(config, index, heads)
+        attention = layer.self_attn
+        layer.self_attn = remaining(config, index, heads) if heads else without_heads(config, attention)
         path = f"model.layers.{index}.mlp"
         narrow(config, path, [(layer.mlp, "gate_up_proj")], (layer.mlp, "down_proj"), parts=2)
 
