@@ -94,6 +94,31 @@ def test_narrower_mlps_load_in_stock_transformers(name, tmp_path):
     padded_equal(logits(load(tmp_path / "again", loader(name)), ids, mask), logits(theirs, ids, mask), mask)
 
 
+@pytest.mark.parametrize("name", sorted(p.name for p in GOLDEN.iterdir() if (p / "golden.safetensors").is_file()))
+def test_missing_blocks_load_in_stock_transformers(name, tmp_path):
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    ours = upgrayedd.Model.from_pretrained(GOLDEN / name)
+    # The first attention: others look there for how many tokens the cache has.
+    heads = {} if "olmo2" in name else {0: ours.active_heads[ours.layer_names[0]]}
+    ours.prune(heads=heads, channels={1: range(ours.channels_per_layer[ours.mlp_names[1]])})
+    assert heads == {} or ours.heads_per_layer[ours.layer_names[0]] == 0
+    assert ours.channels_per_layer[ours.mlp_names[1]] == 0
+    ours.save_pretrained(tmp_path / "gaps")
+    ids, mask = golden["input_ids"].long(), golden["attention_mask"].long()
+    types = [golden["token_type_ids"].long()] if "token_type_ids" in golden else []
+    theirs = load(tmp_path / "gaps", loader(name))
+    got = logits(theirs, ids, mask, **({"token_type_ids": types[0]} if types else {}))
+    compute = ours.hidden_states if ours.summary()["objective"] == "encoder" else ours.logits
+    padded_equal(got, torch.tensor(compute(ids.numpy(), mask.numpy(), *(t.numpy() for t in types))), mask)
+    if loader(name) is AutoModelForCausalLM:
+        prompt = ids[:1, :4]
+        with_cache, without = (
+            theirs.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=cache, pad_token_id=0)
+            for cache in (True, False)
+        )
+        assert torch.equal(with_cache, without)
+
+
 def test_dense_export_needs_no_remote_code(program, tmp_path):
     program.example("prune", GOLDEN / "gpt2", '{"0": [0, 2], "1": [3]}', tmp_path / "small")
     program.run("export", "--model", tmp_path / "small", "--format", "hf-dense", "--out", tmp_path / "dense")
