@@ -102,17 +102,17 @@ impl Weights for Arrays {
 }
 
 /// Units as Python has them: kind → layer → indices.
-type UnitsByKind = BTreeMap<String, BTreeMap<usize, Vec<usize>>>;
+pub type UnitsByKind = BTreeMap<String, BTreeMap<usize, Vec<usize>>>;
 
 fn site(kind: &str) -> PyResult<Site> {
     let sites: Sites = kind.parse().map_err(to_py)?;
     Ok(sites.iter().next().unwrap_or_default())
 }
 
-fn selection(units: UnitsByKind) -> PyResult<Selection> {
+pub fn selection(units: UnitsByKind) -> Result<Selection> {
     let mut selection = Selection::new();
     for (kind, layers) in units {
-        let site = site(&kind)?;
+        let site: Site = kind.parse()?;
         selection.extend(layers.into_iter().map(|(layer, units)| (LayerSite { layer, site }, units)));
     }
     Ok(selection)
@@ -259,12 +259,14 @@ impl Model {
 
     /// `units`: kind → layer → indices.
     fn prune(&mut self, units: UnitsByKind) -> PyResult<()> {
-        surgery::remove(&mut self.inner, None, &selection(units)?, 0, None).map_err(to_py)
+        let gone = selection(units).map_err(to_py)?;
+        surgery::remove(&mut self.inner, None, &gone, 0, None).map_err(to_py)
     }
 
     /// `units`: kind → layer → indices.
     fn restore(&mut self, units: UnitsByKind) -> PyResult<()> {
-        surgery::restore(&mut self.inner, None, &selection(units)?, 1.0).map_err(to_py)
+        let back = selection(units).map_err(to_py)?;
+        surgery::restore(&mut self.inner, None, &back, 1.0).map_err(to_py)
     }
 
     /// Logits `(batch, length, vocabulary)`, or `(batch, classes)`.

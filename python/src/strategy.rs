@@ -16,11 +16,11 @@ use upgrayedd::record::Evaluation;
 use upgrayedd::score::ScoreContext;
 use upgrayedd::spec::Objective;
 use upgrayedd::strategy::{GrowView, Options, PruneView, Strategy, get_strategy};
-use upgrayedd::units::{Scores, Selection, Site, Sites, Unit, heads_by_layer};
+use upgrayedd::units::{LayerSite, Scores, Selection, Site, Sites, Unit};
 use upgrayedd::{Error, Result};
 
 use crate::errors::{from_py, to_py};
-use crate::model::Model;
+use crate::model::{Model, UnitsByKind, selection};
 
 /// What every strategy has in Python, and what is its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -204,6 +204,7 @@ pub struct PyStrategy {
     samples: Option<usize>,
     scope: Scope,
     steps: usize,
+    units: Sites,
 }
 
 impl PyStrategy {
@@ -224,6 +225,7 @@ impl PyStrategy {
             samples: adapter.getattr("samples")?.extract()?,
             scope,
             steps,
+            units: if adapter.getattr("all_units")?.extract()? { Sites::FINEST } else { Sites::default() },
             adapter: adapter.unbind(),
         })
     }
@@ -250,13 +252,24 @@ impl Strategy for PyStrategy {
         self.steps
     }
 
+    fn units(&self) -> Sites {
+        self.units
+    }
+
     fn importances(&mut self, context: &ScoreContext<'_>) -> Result<Scores> {
         let model = Model::of(context.model.clone());
-        let layers: Vec<Vec<f64>> = self.ask(|adapter| {
+        let kinds: Vec<&str> = context.units.iter().map(Site::name).collect();
+        let found: BTreeMap<String, Vec<Vec<f64>>> = self.ask(|adapter| {
             let batches = batches(adapter.py(), context)?;
-            adapter.call_method1("importances", (model, batches, context.seed))?.extract()
+            adapter.call_method1("importances", (model, batches, context.seed, kinds))?.extract()
         })?;
-        Ok(self.shown(&Scores::of_heads(layers)))
+        let mut scores = Scores::default();
+        for (kind, layers) in found {
+            let site: Site = kind.parse()?;
+            let places = layers.into_iter().enumerate();
+            places.for_each(|(layer, values)| *scores.at_mut(LayerSite { layer, site }) = values);
+        }
+        Ok(self.shown(&scores))
     }
 
     fn shown(&self, importances: &Scores) -> Scores {
@@ -265,29 +278,35 @@ impl Strategy for PyStrategy {
 
     fn select_units_to_prune(&mut self, view: &PruneView<'_>) -> Result<Selection> {
         let model = Model::of(view.model.clone());
-        let importances: Vec<Vec<f64>> = self.shown(view.importances).heads().map(<[f64]>::to_vec).collect();
+        let mut importances: BTreeMap<&str, Vec<Vec<f64>>> = BTreeMap::new();
+        for (place, values) in self.shown(view.importances).iter() {
+            importances.entry(place.site.name()).or_default().push(values.to_vec());
+        }
         let allowed = json!(Prunable::of(view.budget)).to_string();
-        let chosen: HeadsByLayer =
+        let chosen: UnitsByKind =
             self.ask(|adapter| adapter.call_method1("prune", (model, importances, allowed))?.extract())?;
-        Ok(heads_by_layer(chosen))
+        selection(chosen)
     }
 
     fn select_units_to_grow(&mut self, view: &GrowView<'_>) -> Result<BTreeMap<usize, usize>> {
         let model = Model::of(view.model.clone());
         let allowed = json!(Growable { count: view.count, units: view.units, seed: view.seed }).to_string();
         let mut gains: BTreeMap<String, BTreeMap<usize, f64>> = BTreeMap::new();
-        for (id, &gain) in view.gains {
-            gains.entry(view.model.layer_name(id.layer)).or_default().insert(id.index, gain);
+        let (kind, paths) = (view.units.counted(), view.model.paths());
+        for (id, &gain) in view.gains.iter().filter(|(id, _)| id.site == kind) {
+            gains.entry(paths.of(kind)[id.layer].clone()).or_default().insert(id.index, gain);
         }
         let metrics = json!({
             "gains": gains,
             "cycle": view.cycle,
             "evaluation": view.evaluation,
-            "layer_means": self.shown(view.importances).layer_means(Site::Head),
+            "layer_means": self.shown(view.importances).layer_means(kind),
             "allowed": view.count,
             "history": view.history,
         });
-        self.ask(|adapter| adapter.call_method1("grow", (model, metrics.to_string(), allowed))?.extract())
+        self.ask(|adapter| {
+            adapter.call_method1("grow", (model, kind.name(), metrics.to_string(), allowed))?.extract()
+        })
     }
 }
 

@@ -32,8 +32,8 @@ class Fixed(BasePruningStrategy):
         return self.grow(model)  # type: ignore[no-any-return]
 
 
-def run(strategy: BasePruningStrategy, texts: list[str], out: pathlib.Path, cycles: int = 2) -> Model:
-    options: dict[str, Any] = {"max_steps_per_cycle": 2, "sequence_length": 64}
+def run(strategy: BasePruningStrategy, texts: list[str], out: pathlib.Path, cycles: int = 2, **more: Any) -> Model:
+    options: dict[str, Any] = {"max_steps_per_cycle": 2, "sequence_length": 64, **more}
     return UpgrayeddPipeline("builtin", strategy=strategy, output_dir=out, **options).run_optimization(texts, num_cycles=cycles)
 
 
@@ -138,3 +138,46 @@ def test_a_subclass_of_a_built_in_strategy_decides_as_it_does(
         return [e for e in events if e["event"] in ("pruned", "grown", "step", "evaluated")]
 
     assert decisions(out) == decisions(out.parent / "built-in")
+
+
+class Narrow(BasePruningStrategy):
+    """Takes the weakest channel of every layer and its first head, and brings a channel back."""
+
+    def select_heads_to_prune(self, model: Model, head_importances: Any) -> dict[str, list[int]]:
+        raise AssertionError("asked about units")
+
+    def select_heads_to_grow(self, model: Model, pruned_heads: Any, metrics: Any) -> dict[str, int]:
+        assert metrics["gains"].keys() == pruned_heads.keys()
+        return {}
+
+    def select_units_to_prune(self, model: Model, importances: Any) -> dict[str, dict[str, list[int]]]:
+        weakest = {
+            mlp: [model.active_channels[mlp][int(values.argmin())]] for mlp, values in importances.get("channels", {}).items()
+        }
+        return {"heads": {name: heads[:1] for name, heads in model.active_heads.items()}, "channels": weakest}
+
+    def select_units_to_grow(self, model: Model, kind: str, pruned_units: Any, metrics: Any) -> dict[str, int]:
+        if kind == "heads":
+            return super().select_units_to_grow(model, kind, pruned_units, metrics)
+        first = model.mlp_names[0]
+        assert list(metrics["gains"][first]) == pruned_units[first] and first in metrics["layer_means"]
+        return {first: 1}
+
+
+def test_a_strategy_may_decide_about_channels_too(texts: list[str], tmp_path: pathlib.Path) -> None:
+    smaller = run(Narrow(), texts, tmp_path / "run", 1, units="all")
+    assert list(smaller.channels_per_layer.values()) == [352, 351, 351, 351]
+    assert set(smaller.heads_per_layer.values()) == {7}
+    # Asked about heads alone, it answers about heads alone.
+    with pytest.raises(ValueError, match="expected heads → layer name"):
+        run(Narrow(), texts, tmp_path / "heads", 1, units="heads")
+
+
+class Wrong(Narrow):
+    def select_units_to_prune(self, model: Model, importances: Any) -> dict[str, dict[str, list[int]]]:
+        return {"channels": {model.mlp_names[0]: [4000]}}
+
+
+def test_channels_that_do_not_exist_are_refused(texts: list[str], tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="channel 4000 of layer .* does not exist"):
+        run(Wrong(), texts, tmp_path / "run", 1, units="all")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from upgrayedd import _data, _native, _tokenizers, _transformers
+from upgrayedd import _data, _native, _tokenizers, _transformers, _units
 from upgrayedd.errors import InvalidValueError
 from upgrayedd.tokenizer import Tokenizer
 
@@ -209,7 +209,7 @@ class Model:
 
     def kv_group_of(self, layer: str | int, head: int) -> int:
         """The key/value head (original index) that a query head (original index) reads."""
-        return self._core.kv_group_of(self._layer(layer, "kv_group_of"), head)
+        return self._core.kv_group_of(_units.layer_index(self._core, layer, "kv_group_of"), head)
 
     @property
     def num_parameters(self) -> int:
@@ -243,8 +243,7 @@ class Model:
             channels: MLP name → original indices.
 
         Raises:
-            InvalidValueError: (a ValueError) for an unknown layer, a unit that is not there, or a layer's last one. Nothing has
-                changed then.
+            InvalidValueError: (a ValueError) for an unknown layer or a unit that is not there. Nothing has changed then.
         """
         self._core.prune(self._units(heads, channels, "prune"))
 
@@ -472,63 +471,8 @@ class Model:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         return "loader", _data.Loader([batch], lambda: self.tokenizer, 1, 0)
 
-    def _layer(self, name: Any, who: str, kind: str = "heads") -> int:
-        names = self._core.layer_names(kind)
-        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(names):
-            return name
-        if name not in names:
-            raise InvalidValueError(f"{who}: unknown layer {name!r}: the layers are {', '.join(names)}")
-        return names.index(name)
-
     def _units(self, heads: Any, channels: Any, who: str) -> dict[str, dict[int, list[int]]]:
         given = {"heads": heads, "channels": channels}
         if all(units is None for units in given.values()):
             raise InvalidValueError(f"{who}: nothing given: expected heads, channels or both")
-        return {kind: self._by_layer(units, who, kind) for kind, units in given.items() if units is not None}
-
-    def _by_layer(self, units: Any, who: str, kind: str = "heads") -> dict[int, list[int]]:
-        one = kind.removesuffix("s")
-        if not isinstance(units, Mapping):
-            raise InvalidValueError(f"{who}: {type(units).__name__} given: expected layer name → list of {one} indices")
-        result: dict[int, list[int]] = {}
-        totals = self._core.original_units(kind)
-        for name, indices in units.items():
-            layer = self._layer(name, who, kind)
-            try:
-                result[layer] = [int(i.__index__()) for i in indices]
-            except (TypeError, AttributeError) as error:
-                raise InvalidValueError(f"{who}: {indices!r} for layer {name!r}: expected a list of {one} indices") from error
-            wrong = [i for i in result[layer] if not 0 <= i < totals[layer]]
-            if wrong:
-                raise InvalidValueError(
-                    f"{who}: {one} {wrong[0]} of layer {name!r} does not exist: the layer has {kind} 0 to {totals[layer] - 1}"
-                )
-        return result
-
-    def _values_by_layer(self, values: Any, who: str) -> list[list[float]]:
-        import numpy as np
-
-        if not isinstance(values, Mapping):
-            raise InvalidValueError(f"{who}: {type(values).__name__} given: expected layer name → values of its active heads")
-        for name in values:
-            self._layer(name, who)
-        result = []
-        for name, heads in self.active_heads.items():
-            if name not in values:
-                raise InvalidValueError(f"{who}: no values for layer {name!r}")
-            given = values[name]
-            try:
-                given = given.detach().cpu().tolist() if hasattr(given, "detach") else given
-                numbers = np.asarray(given if hasattr(given, "ndim") else list(given), dtype=np.float64)
-            except (TypeError, ValueError) as error:
-                raise InvalidValueError(f"{who}: {given!r} for layer {name!r}: expected a number for each active head") from error
-            if numbers.ndim != 1:
-                raise InvalidValueError(
-                    f"{who}: {numbers.ndim} dimensions for layer {name!r}: expected a number for each active head"
-                )
-            if len(numbers) != len(heads):
-                raise InvalidValueError(f"{who}: {len(numbers)} values for the {len(heads)} active heads of layer {name!r}")
-            if not np.isfinite(numbers).all():
-                raise InvalidValueError(f"{who}: {numbers[~np.isfinite(numbers)][0]} for layer {name!r}: expected finite numbers")
-            result.append(numbers.tolist())
-        return result
+        return {kind: _units.by_layer(self._core, units, who, kind) for kind, units in given.items() if units is not None}

@@ -113,8 +113,7 @@ def test_missing_blocks_load_in_stock_transformers(name, tmp_path):
     if loader(name) is AutoModelForCausalLM:
         prompt = ids[:1, :4]
         with_cache, without = (
-            theirs.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=cache, pad_token_id=0)
-            for cache in (True, False)
+            theirs.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=cache, pad_token_id=0) for cache in (True, False)
         )
         assert torch.equal(with_cache, without)
 

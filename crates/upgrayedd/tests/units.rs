@@ -49,6 +49,7 @@ fn a_target_is_reached_and_not_passed_by_more_than_a_unit() {
         ("bytes=0.75x", "magnitude", "all"),
         ("kv-cache=0.75x", "wanda", "all"),
         ("parameters=0.9x", "taylor", "kv-groups,channels"),
+        ("macs=0.75x", "surgeon", "channels"),
     ] {
         let model = result(with(|c| {
             c.prune.target = Some(name.parse().unwrap());
@@ -107,7 +108,6 @@ fn what_cannot_be_is_refused_before_anything_runs() {
             "asks for more than its heads,channels are",
         ),
         (&|c| c.prune.target = Some("parameters=2G".parse().unwrap()), "is more than the"),
-        (&|c| c.prune.target = Some("latency=0.7x".parse().unwrap()), "times of attention only"),
     ] {
         let message = error(with(|c| {
             c.prune.units = Sites::FINEST;

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from upgrayedd import _native
+from upgrayedd._units import by_layer, layer_index, values_by_layer
 from upgrayedd.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class BasePruningStrategy(ABC):
     A strategy of your own implements `select_heads_to_prune` and `select_heads_to_grow`, and may override
     `calculate_head_importances`. Head indices are the original ones for the whole life of a model; arrays of importances
     follow the order of `model.active_heads[layer]`.
+
+    One that decides about channels too overrides `select_units_to_prune`, and `calculate_unit_importances` and
+    `select_units_to_grow` where it wants to. What the run's option `units` names is what it is asked about.
 
     Args:
         pruning_ratio: Share of the active heads pruned per cycle, 0 ≤ r < 1.
@@ -84,6 +88,44 @@ class BasePruningStrategy(ABC):
                 of shape (batch, length).
         """
         return dict(self.calculate_head_magnitudes(model))
+
+    def select_units_to_prune(
+        self, model: Model, importances: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, dict[str, list[int]]]:
+        """The units to prune: kind (`heads`, `channels`) → layer name → original indices; by default heads alone.
+
+        Args:
+            model: The model before pruning.
+            importances: Kind → layer name → importance of each active unit, in the order of `model.active_heads` and
+                `model.active_channels`.
+        """
+        return {"heads": self.select_heads_to_prune(model, importances["heads"])}
+
+    def select_units_to_grow(
+        self, model: Model, kind: str, pruned_units: Mapping[str, list[int]], metrics: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """How many units of a kind come back in which layer: layer name → count; by default heads, and no channels.
+
+        Args:
+            model: The model after pruning.
+            kind: `heads` or `channels`.
+            pruned_units: Layer name → original indices of those that can come back.
+            metrics: As for `select_heads_to_grow`, about units of this kind.
+        """
+        return self.select_heads_to_grow(model, pruned_units, metrics) if kind == "heads" else {}
+
+    def calculate_unit_importances(self, model: Model, dataloader: Iterable[Mapping[str, Any]], kind: str) -> dict[str, Any]:
+        """The importances of a kind that `select_units_to_prune` gets; by default `calculate_head_importances`, and weight
+        magnitudes of channels.
+
+        Args:
+            model: The model before pruning.
+            dataloader: The calibration batches, as for `calculate_head_importances`.
+            kind: `heads` or `channels`.
+        """
+        if kind == "heads":
+            return self.calculate_head_importances(model, dataloader)
+        return dict(model.score("magnitude", units="channels"))
 
     def calculate_heads_per_layer(self, model: Model) -> dict[str, int]:
         """Layer name → number of heads that it still has."""
@@ -171,7 +213,7 @@ class BuiltInStrategy(BasePruningStrategy):
 
     def select_heads_to_prune(self, model: Model, head_importances: Mapping[str, Any]) -> dict[str, list[int]]:
         """The heads that this strategy prunes. See `BasePruningStrategy.select_heads_to_prune`."""
-        layers = model._values_by_layer(head_importances, "head_importances")
+        layers = values_by_layer(model._core, head_importances, "head_importances")
         self._last_importances = dict(head_importances)
         chosen = _native.select_to_prune(self.name, self._params(), model._core, layers, self._allowed)
         return {model.layer_names[layer]: heads for layer, heads in chosen.items() if heads}
@@ -181,10 +223,11 @@ class BuiltInStrategy(BasePruningStrategy):
     ) -> dict[str, int]:
         """Where this strategy grows heads back. See `BasePruningStrategy.select_heads_to_grow`."""
         restorable = [0] * len(model.layer_names)
-        for layer, heads in model._by_layer(pruned_heads, "pruned_heads").items():
+        for layer, heads in by_layer(model._core, pruned_heads, "pruned_heads").items():
             restorable[layer] = len(heads)
         means = self._layer_means(model, metrics)
-        gains = {model._layer(name, "metrics['gains']"): dict(heads) for name, heads in metrics.get("gains", {}).items()}
+        given = metrics.get("gains", {}).items()
+        gains = {layer_index(model._core, name, "metrics['gains']"): dict(heads) for name, heads in given}
         counts = _native.select_to_grow(self.name, self._params(), model._core, restorable, means, gains, self._allowed)
         return {model.layer_names[layer]: count for layer, count in counts.items() if count}
 

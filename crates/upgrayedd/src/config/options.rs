@@ -71,12 +71,12 @@ options! {
         /// For a budget in latency: the times of the machine that it is meant for, as the run.toml of a run
         /// there has them; measured if absent.
         timings("FILE"): Option<PathBuf> = None;
-        /// Heads that every layer keeps; of channels it keeps one.
+        /// Heads that every layer keeps, unless all of its attention goes; of channels it keeps one.
         min_heads("N"): usize = 1;
         /// Where units compete; what suits the strategy if absent, mostly layer.
         scope("SCOPE"): Option<Scope> = None;
-        /// What may go, a list with commas: heads, kv-groups (key/value heads with their readers), channels (of MLPs), or
-        /// all.
+        /// What may go, a list with commas: heads, kv-groups (key/value heads with their readers), channels (of MLPs),
+        /// attention, mlp (all of it in a layer), layers (both), or all (heads and channels).
         units("UNITS"): Sites = Sites::default();
         /// Whether all layers keep the same number of heads and channels (uniform), or each as many as suits it (free).
         shape("SHAPE"): Shape = Shape::Free;
