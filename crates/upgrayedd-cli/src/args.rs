@@ -119,7 +119,7 @@ pub struct ScoreArgs {
     /// Every score, and the rank correlation of each with exact ablation (loss_impact)
     #[arg(long, conflicts_with = "score")]
     pub all: bool,
-    /// What is scored, a list with commas: heads, channels, or all
+    /// What is scored, a list with commas: heads, channels, attention, mlp, layers, or all (heads and channels)
     #[arg(long, value_name = "UNITS", default_value = "heads", conflicts_with = "all")]
     pub units: Sites,
     /// With --all: sequences that ablation measures each head on [default: 16]

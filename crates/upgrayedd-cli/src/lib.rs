@@ -209,7 +209,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     let range = 0..data.as_ref().map_or(0, Dataset::len);
     let context = ScoreContext {
         model: &model,
-        units: args.units.leaves(),
+        units: args.units.counted(),
         data: data.as_ref().map(|data| (data, &range)),
         batch_size: args.batch_size,
         samples: args.samples,
@@ -219,12 +219,17 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
     };
     let paths = model.paths();
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
-        let place = |(place, values): (LayerSite, &[f64])| {
-            let units = model.units().layers()[place.layer].units(place.site);
-            let entry = json!({ place.site.name(): units, "scores": values });
-            (paths.of(place.site)[place.layer].clone(), entry)
-        };
-        scores.iter().map(place).collect()
+        let mut layers = serde_json::Map::new();
+        for (LayerSite { layer, site }, values) in scores.iter() {
+            let of_layer = layers.entry(paths.of(site)[layer].clone()).or_insert_with(|| json!({}));
+            if site.is_block() {
+                of_layer[site.name()] = values.first().copied().into();
+            } else {
+                of_layer[site.name()] = model.units().layers()[layer].units(site).into();
+                of_layer["scores"] = values.into();
+            }
+        }
+        layers
     };
     let Some(score) = only else { return score_all(&context, ablation_samples, layers, args.json) };
     let scores = score.shown(&score.compute(&context)?);

@@ -199,6 +199,9 @@ pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
         let row = if place.site == Site::Head {
             let each = units.iter().zip(values).map(|(unit, v)| format!("{unit}:{v:.decimals$}"));
             each.collect::<Vec<String>>().join("  ")
+        } else if place.site.is_block() {
+            let each = values.iter().map(|v| format!("{} {v:.decimals$}", place.site.one()));
+            each.collect::<String>()
         } else {
             // There are too many to be named.
             let mut sorted = values.to_vec();

@@ -37,7 +37,7 @@ struct Settings {
 /// Steps in which blocks go where each is measured.
 const BLOCK_STEPS: usize = 8;
 /// Sequences that a block is measured on at most.
-const BLOCK_SAMPLES: usize = 32;
+const BLOCK_SAMPLES: usize = 8;
 
 const fn by(score: &'static str) -> Settings {
     Settings { score, samples: 128, scope: Scope::Layer, steps: 1 }
