@@ -51,7 +51,7 @@ pub(super) struct Statistics {
     pub(super) signed: Scores,
     /// Mean of |G|.
     pub(super) absolute: Scores,
-    /// Mean of G².
+    /// Mean of G²; of channels, as stretches of the sequences show it.
     pub(super) squared: Scores,
     /// Per layer, `H × H`: mean of Gᵢ Gⱼ, the heads' block of the empirical Fisher information.
     pub(super) blocks: Vec<Vec<f64>>,
@@ -68,6 +68,11 @@ pub(super) struct Statistics {
     pub(super) curvature: BTreeMap<LayerSite, (Tensor, Tensor)>,
     /// Positions that are not padding.
     pub(super) positions: u64,
+    /// Sequences with something to predict, and how many targets they have.
+    pub(super) sequences: u64,
+    pub(super) targets: u64,
+    /// By place, summed over its units: G², and the squares of G's parts from stretches of the sequence.
+    stretched: BTreeMap<LayerSite, Vec<f64>>,
 }
 
 /// Runs the pass over `context.data`.
@@ -99,6 +104,7 @@ struct Gathering<'m> {
     /// Directions of the hidden states, where a plain encoder's loss is flat.
     signs: Option<rng::Stream>,
     targets: u64,
+    sequences: u64,
     queries: u64,
 }
 
@@ -132,6 +138,7 @@ impl<'m> Gathering<'m> {
             frozen: Gradients::for_params(model.params()),
             signs: flat.then(|| rng::stream(context.seed, "signs")),
             targets: 0,
+            sequences: 0,
             queries: 0,
         }
     }
@@ -173,7 +180,8 @@ impl<'m> Gathering<'m> {
         let tape = Tape::recording(model.device(), model.params(), &mut self.frozen);
         let mut tape = tape.with_segments(self.context.gradient_checkpointing);
         let places: Vec<LayerSite> = self.sums.signed.places().collect();
-        let gate = |place: &LayerSite| (*place, tape.leaf(gates_of(model, *place, batch.batch)));
+        let rows = |place: &LayerSite| batch.batch * stretches(*place, batch.len);
+        let gate = |place: &LayerSite| (*place, tape.leaf(gates_of(model, *place, rows(place))));
         let gates: BTreeMap<_, _> = places.iter().map(gate).collect();
         // Nothing is added, but its gradient is that of what the projection writes.
         let nothing = Tensor::zeros(&[batch.batch * batch.len, model.spec().hidden_size]);
@@ -200,6 +208,7 @@ impl<'m> Gathering<'m> {
             add_products(model.device(), &mut self.gradients, place, gradient);
         }
         self.targets += batch.counted();
+        self.sequences += batch.counted_per_sequence().iter().filter(|count| **count > 0).count() as u64;
         for (place, gate) in &gates {
             // A head that no target sees has no gradient.
             let Some(gradient) = leaves.get(gate) else { continue };
@@ -211,8 +220,9 @@ impl<'m> Gathering<'m> {
     /// Over all processes.
     fn sum(&mut self) -> Result<()> {
         let reduce = self.context.reduce;
-        let Self { targets, queries, outputs, sums, gradients, .. } = self;
-        sum_counts(reduce, [targets, queries, &mut outputs.positions, &mut outputs.comparisons])?;
+        let Self { targets, sequences, queries, outputs, sums, gradients, .. } = self;
+        let Outputs { positions, comparisons, .. } = outputs;
+        sum_counts(reduce, [targets, sequences, queries, positions, comparisons])?;
         sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
         gradients
             .values_mut()
@@ -232,6 +242,8 @@ impl<'m> Gathering<'m> {
             ));
         }
         let mut sums = self.sums;
+        (sums.sequences, sums.targets) = (self.sequences, self.targets);
+        sums.join_stretches();
         let per_target = 1.0 / self.targets.max(1) as f64;
         for sums in [&mut sums.signed, &mut sums.absolute, &mut sums.squared] {
             *sums = sums.map(|sum| sum * per_target);
@@ -247,41 +259,75 @@ impl<'m> Gathering<'m> {
     }
 }
 
-/// A place's own gates (1 where it has none), a row a sequence.
-fn gates_of(model: &Model, place: LayerSite, sequences: usize) -> Tensor {
+/// Parts of a sequence with gates of their own, at most.
+const STRETCHES: usize = 128;
+
+/// Into how many equal parts the gates of a place cut a sequence. There are far more channels than sequences, and a
+/// channel's gradients in different parts have little to do with each other: their squares are that many more
+/// looks at the same number.
+fn stretches(place: LayerSite, length: usize) -> usize {
+    match place.site {
+        Site::Channel => (1..=STRETCHES).rev().find(|n| length.is_multiple_of(*n)).unwrap_or(1),
+        _ => 1,
+    }
+}
+
+/// A place's own gates (1 where it has none), a row for each stretch of each sequence.
+fn gates_of(model: &Model, place: LayerSite, rows: usize) -> Tensor {
     let units = model.units().layers()[place.layer].count(place.site);
     match model.gates(place) {
-        Some(gates) => Tensor::from_vec(&[sequences, units], gates.data().repeat(sequences)),
-        None => Tensor::full(&[sequences, units], 1.0),
+        Some(gates) => Tensor::from_vec(&[rows, units], gates.data().repeat(rows)),
+        None => Tensor::full(&[rows, units], 1.0),
     }
 }
 
 impl Statistics {
     /// All the sums.
     fn lists(&mut self) -> impl Iterator<Item = &mut Vec<f64>> {
-        let Self { signed, absolute, squared, entropy, blocks, .. } = self;
-        [signed, absolute, squared, entropy].into_iter().flat_map(Scores::lists_mut).chain(blocks)
+        let Self { signed, absolute, squared, entropy, blocks, stretched, .. } = self;
+        let scores = [signed, absolute, squared, entropy].into_iter().flat_map(Scores::lists_mut);
+        scores.chain(blocks).chain(stretched.values_mut())
     }
 
-    /// Adds what one batch's `(batch, U)` gradient of the summed loss says.
+    /// Adds what one batch's gradient of the summed loss says, `(batch · stretches, U)`.
     fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
         let gradient = gradient.to_host();
-        let rows = gradient.data().chunks_exact(gradient.cols().max(1));
-        let Self { signed, absolute, squared, blocks, .. } = self;
+        let (units, parts) = (gradient.cols(), stretches(place, batch.len));
+        let sequences = gradient.data().chunks_exact((units * parts).max(1));
+        let Self { signed, absolute, squared, blocks, stretched, .. } = self;
         let [signed, absolute, squared] = [signed, absolute, squared].map(|scores| scores.at_mut(place));
-        for (row, count) in rows.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
+        let stretched = stretched.entry(place).or_insert_with(|| vec![0.0; 2]);
+        for (rows, count) in sequences.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
             let count = count as f64;
-            for (unit, &g) in row.iter().enumerate() {
-                let mean = f64::from(g) / count;
+            for unit in 0..units {
+                let of_unit = rows[unit..].iter().step_by(units).map(|g| f64::from(*g) / count);
+                let (mut mean, mut square) = (0.0, 0.0);
+                of_unit.for_each(|g| (mean, square) = (mean + g, square + g * g));
                 signed[unit] += count * mean;
                 absolute[unit] += count * mean.abs();
-                squared[unit] += count * mean * mean;
+                squared[unit] += count * square;
+                stretched[0] += count * mean * mean;
+                stretched[1] += count * square;
                 if place.site != Site::Head {
                     continue;
                 }
-                let block = &mut blocks[place.layer][unit * row.len()..(unit + 1) * row.len()];
-                block.iter_mut().zip(row).for_each(|(sum, &other)| *sum += mean * f64::from(other));
+                let block = &mut blocks[place.layer][unit * units..(unit + 1) * units];
+                block.iter_mut().zip(rows).for_each(|(sum, &other)| *sum += mean * f64::from(other));
             }
+        }
+    }
+
+    /// Times a mean of G²: nats per target that the loss rises by without the unit, ½ T G² to second order with T
+    /// targets a sequence.
+    pub(super) fn nats_per_square(&self) -> f64 {
+        0.5 * self.targets as f64 / self.sequences.max(1) as f64
+    }
+
+    /// Brings the squares of stretches to the scale of whole sequences': both have the same sum over a place.
+    fn join_stretches(&mut self) {
+        for (place, sums) in &self.stretched {
+            let factor = if sums[1] > 0.0 { sums[0] / sums[1] } else { 1.0 };
+            self.squared.at_mut(*place).iter_mut().for_each(|square| *square *= factor);
         }
     }
 }

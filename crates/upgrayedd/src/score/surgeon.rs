@@ -7,6 +7,12 @@
 //! the others' weights in the best way costs ½ tr(Pₕₕ Kₕₕ⁻¹) / N² with K = G⁻¹ and P = Wᵀ B W. Units leave
 //! one after the other, the cheapest first, each seeing what the ones before have changed: of two units that
 //! can stand in for each other one is cheap, and then the other is not.
+//!
+//! The two factors take x and g for independent, which is far from true of an MLP's hidden layer: what a channel
+//! costs is thus measured at its gate (½ T F, see `fisher`), and the factors say what share of it the others
+//! cannot take over. Where heads compete with channels, their costs are those measured at their gates, too: by the
+//! factors alone they are 2 to 8 times too cheap, and with the share that others take over far more of them went than
+//! was good (docs/lab-notebook.md).
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::{DenseSolveCore, Solve};
@@ -18,7 +24,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::linalg::multiply;
-use crate::units::{Scores, Sites};
+use crate::units::{Scores, Site, Sites};
 use crate::weights::Writer;
 use crate::{Error, Result};
 
@@ -41,12 +47,25 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
     let mut scores = Scores::zeros(model.units(), context.units);
     for (&place, (gram, outputs)) in &statistics.curvature {
         let Some(writer) = Writer::of(place.site) else { continue };
+        if place.site == Site::Head && context.units.contains(Site::Channel) {
+            let nats = statistics.nats_per_square();
+            *scores.at_mut(place) = statistics.squared.at(place).iter().map(|square| nats * square).collect();
+            continue;
+        }
         // P = Wᵀ B W, in the engine's precision.
         let by_feature = model.writer_weight(place.layer, writer).to_host().transposed();
         let product = multiply(model.device(), &by_feature, outputs)?;
         let p = multiply(model.device(), &product, &by_feature)?;
-        let width = by_feature.rows() / model.units().layers()[place.layer].count(place.site).max(1);
-        let found = leave_one_by_one(gram, &p, width)?.ok_or_else(|| {
+        let units = model.units().layers()[place.layer].count(place.site);
+        let width = by_feature.rows() / units.max(1);
+        let factors = match place.site {
+            Site::Channel => at_gates(statistics.squared.at(place), gram, &p)
+                .into_iter()
+                .map(|factor| factor * statistics.nats_per_square() / scale)
+                .collect(),
+            _ => vec![1.0; units],
+        };
+        let found = leave_one_by_one(gram, &p, width, factors)?.ok_or_else(|| {
             let name = model.layer_name(place.layer);
             Error::NotFinite(format!(
                 "{name}: what the {} write on the calibration data has no finite covariance",
@@ -58,13 +77,24 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
     Ok(scores)
 }
 
+/// The squares measured at the gates of single features, as multiples of what the factors make of these.
+fn at_gates(squares: &[f64], gram: &Tensor, p: &Tensor) -> Vec<f64> {
+    let own = |t: &Tensor, i: usize| f64::from(t.data()[i * (t.cols() + 1)]);
+    let factor = |(i, square): (usize, &f64)| match own(gram, i) * own(p, i) {
+        cost if cost > 0.0 => square / cost,
+        // It writes nothing, or nothing that matters.
+        _ => 0.0,
+    };
+    squares.iter().enumerate().map(factor).collect()
+}
+
 fn square(t: &Tensor) -> Mat<f64> {
     Mat::from_fn(t.rows(), t.cols(), |r, c| f64::from(t.data()[r * t.cols() + c]))
 }
 
-/// tr(Pₕₕ Kₕₕ⁻¹) of each unit of `d` features when it leaves, never less than that of a unit before it. `None`
-/// if G has no inverse.
-fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Result<Option<Vec<f64>>> {
+/// tr(Pₕₕ Kₕₕ⁻¹) of each unit of `d` features when it leaves, times its factor, never less than that of a unit
+/// before it. `None` if G has no inverse.
+fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize, factors: Vec<f64>) -> Result<Option<Vec<f64>>> {
     let mut gram = square(gram);
     let units = gram.nrows() / d;
     let mean = gram.diagonal().column_vector().sum() / gram.nrows().max(1) as f64;
@@ -74,7 +104,7 @@ fn leave_one_by_one(gram: &Tensor, p: &Tensor, d: usize) -> Result<Option<Vec<f6
     }
     (0..gram.nrows()).for_each(|i| gram[(i, i)] += RIDGE * mean);
     let Ok(factor) = gram.llt(Side::Lower) else { return Ok(None) };
-    let mut remaining = Remaining::new(factor.inverse(), square(p), d);
+    let mut remaining = Remaining::new(factor.inverse(), square(p), d, factors);
     let (mut scores, mut highest) = (vec![0.0; units], 0.0f64);
     for _ in 0..units {
         interrupt::check()?;
@@ -99,6 +129,8 @@ struct Remaining {
     /// Whose features these are.
     units: Vec<usize>,
     gone: Vec<bool>,
+    /// What each unit's cost is multiplied with, by unit.
+    factors: Vec<f64>,
     /// The `d × d` blocks on the diagonals of K and P, up to date.
     blocks: Vec<(Mat<f64>, Mat<f64>)>,
     /// K:ₕ, Z and Q of the units that have left since, side by side.
@@ -107,12 +139,22 @@ struct Remaining {
 }
 
 impl Remaining {
-    fn new(k: Mat<f64>, p: Mat<f64>, d: usize) -> Self {
+    fn new(k: Mat<f64>, p: Mat<f64>, d: usize, factors: Vec<f64>) -> Self {
         let units = k.nrows() / d;
         let block = |m: &Mat<f64>, unit: usize| m.submatrix(unit * d, unit * d, d, d).to_owned();
         let blocks = (0..units).map(|unit| (block(&k, unit), block(&p, unit))).collect();
         let aside = std::array::from_fn(|_| Mat::zeros(k.nrows(), TOGETHER.max(d).div_ceil(d) * d));
-        Self { d, k, p, units: (0..units).collect(), gone: vec![false; units], blocks, aside, count: 0 }
+        Self {
+            d,
+            k,
+            p,
+            units: (0..units).collect(),
+            gone: vec![false; units],
+            factors,
+            blocks,
+            aside,
+            count: 0,
+        }
     }
 
     /// The unit whose leaving costs least, by its place, and what that costs. `None` where a number is not finite.
@@ -127,6 +169,7 @@ impl Remaining {
                     solved.diagonal().column_vector().sum()
                 }
             };
+            let cost = cost * self.factors[self.units[at]];
             if !cost.is_finite() {
                 return None;
             }
@@ -267,8 +310,9 @@ mod tests {
             let b = random(4, 20, 5);
             let b = b.transpose() * &b;
             let (gram, p) = (x.transpose() * &x, w.transpose() * &b * &w);
-            let scores =
-                leave_one_by_one(&tensor(&gram), &tensor(&p), d).expect("not stopped").expect("finite");
+            let scores = leave_one_by_one(&tensor(&gram), &tensor(&p), d, vec![1.0; units])
+                .expect("not stopped")
+                .expect("finite");
             let mut order: Vec<usize> = (0..units).collect();
             order.sort_by(|&a, &c| scores[a].total_cmp(&scores[c]));
             // The first to leave is the cheapest of all, and its score is what refitting without it costs.
@@ -299,9 +343,10 @@ mod tests {
         let other = random(6, 40, d);
         let from = |r: usize, c: usize| if c < 2 * d { one[(r, c % d)] } else { other[(r, c - 2 * d)] };
         let x = Mat::from_fn(40, 3 * d, from);
-        let scores = leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&Mat::identity(6, 6)), d)
-            .expect("not stopped")
-            .expect("finite");
+        let scores =
+            leave_one_by_one(&tensor(&(x.transpose() * &x)), &tensor(&Mat::identity(6, 6)), d, vec![1.0; 3])
+                .expect("not stopped")
+                .expect("finite");
         let mut sorted = scores.clone();
         sorted.sort_by(f64::total_cmp);
         assert!(sorted[0] < 0.02 * sorted[1] && scores[2] > sorted[0], "{scores:?}");

@@ -31,6 +31,7 @@ struct Settings {
     score: &'static str,
     samples: usize,
     scope: Scope,
+    /// Steps in which channels go.
     steps: usize,
 }
 
@@ -98,11 +99,13 @@ impl Scored {
         }
         let (blocks, rest): (Vec<Site>, Vec<Site>) = context.units.iter().partition(|site| site.is_block());
         let of = |sites: Vec<Site>| sites.into_iter().map(Sites::of).reduce(Sites::or);
-        let mut scores = Scores::default();
-        if let Some(units) = of(rest) {
-            scores = self.score.compute(&ScoreContext { units, ..*context })?;
-        }
-        if let Some(units) = of(blocks) {
+        let (blocks, rest) = (of(blocks), of(rest));
+        let mut scores = match rest {
+            Some(units) => self.score.compute(&ScoreContext { units, ..*context })?,
+            None => Scores::default(),
+        };
+        if let Some(units) = blocks {
+            // In nats per target, as the surgeon's numbers are.
             let samples = context.samples.min(BLOCK_SAMPLES);
             let measured =
                 score::named("loss_impact")?.compute(&ScoreContext { units, samples, ..*context })?;
@@ -125,8 +128,10 @@ impl Strategy for Scored {
         // What a block is worth depends on which others are there.
         if self.measures_blocks() && units.iter().all(Site::is_block) {
             BLOCK_STEPS
-        } else {
+        } else if units.leaves().contains(Site::Channel) {
             self.settings.steps
+        } else {
+            1
         }
     }
 
