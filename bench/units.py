@@ -4,7 +4,7 @@
 and refitted on; the last fifth is measured on, in non-overlapping windows. A share S of the blocks' weights (all but what the
 embedding has) is a target in parameters for `upgrayedd optimize`. Every row is written to FILE.json as soon as it is known, and
 rows that are there already are not computed again. An arm is UNITS/STRATEGY/SHAPE, with `+all` at its end if the refit reads all
-of the text and `-refit` if there is none.
+of the text, `-refit` if there is none, and `+steps` where pruning takes three.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import time
 from typing import Any
 
 ARMS = ["channels/fisher/free-refit", "channels/fisher/free", "channels/auto/free", "all/fisher/free-refit", "all/fisher/free"]
-ARMS += ["all/auto/free", "all/auto/free+all", "all/auto/uniform", "heads/auto/free"]
+ARMS += ["all/auto/free", "all/auto/free+all", "all/auto/free+steps", "all/auto/uniform", "heads/auto/free"]
+ARMS += ["attention/auto/free", "mlp/auto/free", "layers/auto/free"]
 
 
 def inspect(program: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
@@ -36,9 +37,10 @@ def blocks(program: pathlib.Path, model: pathlib.Path) -> int:
 
 def run(args: argparse.Namespace, texts: tuple[pathlib.Path, pathlib.Path], arm: str, target: int) -> dict[str, Any]:
     units, strategy, rest = arm.split("/")
-    shape = rest.removesuffix("+all").removesuffix("-refit")
+    shape = rest.removesuffix("+all").removesuffix("-refit").removesuffix("+steps")
     options = ["--refit", "false"] if rest.endswith("-refit") else []
     options += ["--refit-samples", str(1 << 20)] if rest.endswith("+all") else []
+    options += ["--pruning-steps", "3"] if rest.endswith("+steps") else []
     with tempfile.TemporaryDirectory() as folder:
         command = [args.program, "optimize", "--json", "--model", args.model, "--data", texts[0], "--eval-data", texts[1]]
         command += ["--units", units, "--strategy", strategy, "--shape", shape, "--scope", "global", *options]

@@ -8,6 +8,7 @@ mod fisher;
 mod gradient;
 mod loss_impact;
 mod magnitude;
+mod outputs;
 mod random;
 mod registry;
 mod similarity;

@@ -337,6 +337,19 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_costs_what_its_gate_says_where_none_stands_in_for_it() {
+        // Inputs that have nothing to do with each other.
+        let (gram, p) = (Mat::from_fn(3, 3, |r, c| f64::from(u8::from(r == c))), random(7, 3, 3));
+        let p = &p * p.transpose();
+        let squares = [0.5, 0.0, 2.0];
+        let factors = at_gates(&squares, &tensor(&gram), &tensor(&p));
+        let scores = leave_one_by_one(&tensor(&gram), &tensor(&p), 1, factors).expect("not stopped");
+        for (score, square) in scores.expect("finite").iter().zip(squares) {
+            assert!((score - square).abs() < 2.0 * RIDGE, "{score} {square}");
+        }
+    }
+
+    #[test]
     fn of_two_heads_that_say_the_same_one_is_nearly_free() {
         let d = 2;
         let one = random(5, 40, d);
