@@ -133,6 +133,16 @@ fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
             }),
         ),
         (
+            "whole blocks",
+            with(config(), |c| {
+                c.prune.units = "attention,mlp".parse().unwrap();
+                c.prune.strategy = "fisher".to_owned();
+                c.prune.pruning_ratio = 0.3;
+                c.grow.growth_ratio = 0.5;
+                c.run.checkpoint_every = Some(3);
+            }),
+        ),
+        (
             "rolled back",
             with(config(), |c| {
                 c.measure.max_loss_increase = Some(0.0);

@@ -100,6 +100,18 @@ fn budgets_in_parameters_macs_and_time_are_met_by_as_few_heads_as_needed() {
     );
     let more = optimize("much", &["--budget", "parameters", "--pruning-ratio", "0.9"]);
     b.refused(2, &["parameters", "more than its heads are"], &more);
+    // Whole layers, to the one that is enough.
+    let more = ["--target", "parameters=0.8x", "--units", "layers", "--growth-ratio", "0"];
+    let summary = b.json(&optimize("layers", &more));
+    assert_eq!(
+        summary["after"]["heads"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|l| l.as_array().is_some_and(Vec::is_empty))
+            .count(),
+        1
+    );
     // Growth included, a target is where the last cycle ends.
     let more = ["--target", "macs=0.85x", "--units", "all", "--growth-ratio", "0.2"];
     let saved = share(&b.json(&optimize("to", &more)), "macs_per_token");
@@ -361,6 +373,11 @@ fn scoring_evaluating_inspecting_and_generating() {
             );
         }
     }
+    let layers =
+        ["score", "--model", "model", "--data", "text.txt", "--score", "loss_impact", "--samples", "4"];
+    let scores = b.json(&[&layers[..], &["--units", "attention,mlp", "--sequence-length", "64"]].concat());
+    assert!(scores["layers"]["model.layers.3.self_attn"]["attention"].is_f64());
+    assert!(scores["layers"]["model.layers.0.mlp"]["mlp"].is_f64());
     let e = b.json(&["evaluate", "--model", "model", "--data", "text.txt", "--sequence-length", "64"]);
     assert!((e["loss"].as_f64().unwrap().exp() - e["perplexity"].as_f64().unwrap()).abs() < 1e-9);
     assert_eq!(e["protocol"], "chunks");
