@@ -75,7 +75,8 @@ struct Prunable {
 impl Prunable {
     /// Python's strategies decide about heads.
     fn of(Budget { counts, scope, min_heads }: &Budget) -> Self {
-        let (units, heads) = counts.iter().next().map_or((Site::Head, 0), |(site, count)| (*site, *count));
+        let of_heads = counts.iter().find(|(site, _)| site.counted() == Site::Head);
+        let (units, heads) = of_heads.map_or((Site::Head, 0), |(site, count)| (*site, *count));
         Self { heads, scope: *scope, units, min_heads: *min_heads }
     }
 

@@ -155,8 +155,8 @@ fn insert(
 /// The archive remembers `cycle` (0 outside of a run) and `scores` (higher = keep) with the units.
 ///
 /// # Errors
-/// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns where each layer has to keep a
-/// head: [`Error::DoesNotFit`], [`Error::Malformed`] or [`Error::Unsupported`]. Nothing changes then.
+/// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns, [`Error::DoesNotFit`] or
+/// [`Error::Unsupported`]. Nothing changes then.
 pub fn remove(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,

@@ -6,14 +6,13 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use upgrayedd_nn::{Tape, Tensor};
 
-use crate::eval::median;
 use crate::model::{Batch, Hooks, LayerVars, Model};
 use crate::spec::LayerSpec;
 use crate::units::{LayerSite, LayerUnits, Selection, Site, Sites, UnitMap};
 use crate::weights::Writer;
 use crate::{Error, Result, surgery};
 
-/// Times of this machine, in seconds; medians.
+/// Times of this machine, in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     /// Everything up to the last hidden states but the layers' attention and MLPs.
@@ -118,14 +117,23 @@ impl Timings {
     }
 }
 
-/// Counted runs, after one that warms up.
-const RUNS: usize = 5;
+/// Rounds that count, after one that warms up.
+const ROUNDS: usize = 5;
 
 /// Widths of an MLP that are timed.
 const WIDTHS: usize = 16;
 
+/// A part of a layer with so many units, and the least that it took.
+struct Timed {
+    model: Model,
+    place: LayerSite,
+    count: usize,
+    seconds: f64,
+}
+
 /// Times a forward pass, and for each shape of layer the attention and the MLP of one at numbers of units that
-/// it has or may have again: at every number of heads, and at sixteenths of the channels.
+/// it has or may have again: at every number of heads, and at sixteenths of the channels. Everything in turn, round
+/// by round, the least of each: what else a machine does only adds.
 ///
 /// # Errors
 /// Returns [`Error::Interrupted`] if the work is stopped, and [`Error::DoesNotFit`] if the archive holds
@@ -136,11 +144,6 @@ const WIDTHS: usize = 16;
 pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings> {
     let tokens: Vec<u32> = (0..batch * length).map(|i| (i * 31 % model.spec().vocab_size) as u32).collect();
     let batch = Batch { tokens: tokens.into(), batch, len: length, ..Batch::default() };
-    let forward = timed(|| {
-        let mut tape = Tape::inference(model.device(), model.params());
-        model.hidden(&mut tape, &batch, &mut Hooks::default())?;
-        Ok(model.device().settle()?)
-    })?;
     let mut full = model.clone();
     surgery::restore(&mut full, None, &model.archive().selection(), 1.0)?;
     let mut shapes: Vec<(LayerSpec, Vec<usize>)> = Vec::new();
@@ -150,63 +153,91 @@ pub fn time_layers(model: &Model, batch: usize, length: usize) -> Result<Timings
             None => shapes.push((*spec, vec![layer])),
         }
     }
-    let (mut parts, mut spent, paths) = (Vec::new(), 0.0, model.paths());
+    let mut tables: Vec<(Site, &Vec<usize>, Vec<Timed>)> = Vec::new();
     for (_, layers) in &shapes {
         for units in Sites::FINEST.iter() {
             // The layer of this shape that has most of its units.
             let most = layers.iter().max_by_key(|&&l| full.units().layers()[l].count(units));
             let Some(&layer) = most else { continue };
-            let (counts, seconds) = time_part(&full, LayerSite { layer, site: units }, &batch)?;
-            let layer_names = layers.iter().map(|&l| paths.of(units)[l].clone()).collect();
-            let times = PartTimes { units, layers: layer_names, counts, seconds };
-            spent += layers.iter().map(|&l| times.at(model.units().layers()[l].count(units))).sum::<f64>();
-            parts.push(times);
+            tables.push((units, layers, widths(&full, LayerSite { layer, site: units })?));
         }
+    }
+    let mut forward = f64::INFINITY;
+    for round in 0..=ROUNDS {
+        let least = |old: f64, new: f64| if round == 0 { old } else { old.min(new) };
+        forward = least(forward, time_forward(model, &batch)?);
+        for timed in tables.iter_mut().flat_map(|(.., table)| table) {
+            timed.seconds = least(timed.seconds, time_one(&timed.model, timed.place, &batch)?);
+        }
+    }
+    let (mut parts, mut spent, paths) = (Vec::new(), 0.0, model.paths());
+    for (units, layers, table) in tables {
+        let mut times = PartTimes {
+            units,
+            layers: layers.iter().map(|&l| paths.of(units)[l].clone()).collect(),
+            counts: vec![0],
+            seconds: vec![0.0],
+        };
+        for timed in table {
+            // Noise must not make a unit's removal look like a loss.
+            let before = times.seconds.last().copied().unwrap_or_default();
+            times.seconds.push(timed.seconds.max(before));
+            times.counts.push(timed.count);
+        }
+        spent += layers.iter().map(|&l| times.at(model.units().layers()[l].count(units))).sum::<f64>();
+        parts.push(times);
     }
     // Noise must not make the parts dearer than everything.
     Ok(Timings { rest: (forward - spent).max(0.0), parts })
 }
 
-/// Numbers of units, and what a layer's attention or MLP takes with those.
-fn time_part(model: &Model, place: LayerSite, batch: &Batch) -> Result<(Vec<usize>, Vec<f64>)> {
+/// A layer with fewer and fewer heads or channels of which it is timed.
+fn widths(model: &Model, place: LayerSite) -> Result<Vec<Timed>> {
     let layer = &model.units().layers()[place.layer];
-    let (order, counts) = match place.site {
+    let all = layer.count(place.site);
+    let (order, counts): (Vec<usize>, Vec<usize>) = match place.site {
         Site::Channel => {
-            let all = layer.channels().len();
-            let mut counts: Vec<usize> = (0..=WIDTHS).map(|i| (all * i).div_ceil(WIDTHS)).collect();
+            let mut counts: Vec<usize> = (1..=WIDTHS).map(|i| (all * i).div_ceil(WIDTHS)).collect();
             counts.dedup();
             (layer.channels().to_vec(), counts)
         }
-        _ => (spread_over_groups(layer), (0..=layer.active().len()).collect()),
+        // Where no head can go, one time is all there is to know.
+        _ if model.spec().why_heads_stay().is_some() => (layer.active().to_vec(), vec![all]),
+        _ => (spread_over_groups(layer), (1..=all).collect()),
     };
-    let mut seconds = vec![0.0f64];
-    for &count in &counts[1..] {
+    let less = |&count: &usize| {
         let mut less = model.clone();
-        surgery::remove(&mut less, None, &Selection::from([(place, order[count..].to_vec())]), 0, None)?;
-        let time = time_one(&less, place, batch)?;
-        // Noise must not make a unit's removal look like a loss.
-        seconds.push(time.max(seconds[seconds.len() - 1]));
-    }
-    Ok((counts, seconds))
+        let gone = order.get(count..).unwrap_or_default().to_vec();
+        surgery::remove(&mut less, None, &Selection::from([(place, gone)]), 0, None)?;
+        Ok(Timed { model: less, place, count, seconds: f64::INFINITY })
+    };
+    counts.iter().filter(|count| **count > 0).map(less).collect()
+}
+
+fn time_forward(model: &Model, batch: &Batch) -> Result<f64> {
+    let start = Instant::now();
+    let mut tape = Tape::inference(model.device(), model.params());
+    model.hidden(&mut tape, batch, &mut Hooks::default())?;
+    model.device().settle()?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 fn time_one(model: &Model, place: LayerSite, batch: &Batch) -> Result<f64> {
     let positions = model.positions_for(batch, 0);
-    let x = Tensor::full(&[batch.batch * batch.len, model.spec().hidden_size], 0.1);
-    timed(|| {
-        let mut tape = Tape::inference(model.device(), model.params());
-        let x = tape.constant(x.clone());
-        let (layer, hooks) = (place.layer, &mut Hooks::default());
-        let (writer, read) = match place.site {
-            Site::Channel => (Writer::Mlp, model.mlp_hidden(&mut tape, layer, &x, None, hooks)?),
-            _ => {
-                let read = model.attention_context(&mut tape, layer, &x, None, batch, &positions, hooks)?;
-                (Writer::Attention, read)
-            }
-        };
-        model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?;
-        Ok(model.device().settle()?)
-    })
+    let mut tape = Tape::inference(model.device(), model.params());
+    let x = tape.constant(Tensor::full(&[batch.batch * batch.len, model.spec().hidden_size], 0.1));
+    let start = Instant::now();
+    let (layer, hooks) = (place.layer, &mut Hooks::default());
+    let (writer, read) = match place.site {
+        Site::Channel => (Writer::Mlp, model.mlp_hidden(&mut tape, layer, &x, None, hooks)?),
+        _ => {
+            let read = model.attention_context(&mut tape, layer, &x, None, batch, &positions, hooks)?;
+            (Writer::Attention, read)
+        }
+    };
+    model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?;
+    model.device().settle()?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// A layer's heads in an order that takes one of each key/value head first, as most selections leave them.
@@ -218,17 +249,6 @@ fn spread_over_groups(layer: &LayerUnits) -> Vec<usize> {
     }
     order.sort_unstable();
     order.into_iter().map(|(_, head)| head).collect()
-}
-
-fn timed(work: impl Fn() -> Result<()>) -> Result<f64> {
-    work()?;
-    let mut seconds = Vec::with_capacity(RUNS);
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        work()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(&mut seconds))
 }
 
 #[cfg(test)]

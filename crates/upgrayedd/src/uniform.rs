@@ -58,7 +58,7 @@ impl Widths {
         let in_groups = sites.contains(Site::KvGroup) || readers == 1;
         let step = if in_groups { readers } else { kv_heads };
         let may = |site: Site| sites.leaves().contains(site);
-        let fewer = (1..heads / step).map(|n| n * step).filter(|n| may(Site::Head) && *n >= min_heads);
+        let fewer = (1..heads / step.max(1)).map(|n| n * step).filter(|n| may(Site::Head) && *n >= min_heads);
         let narrower = (1..channels.div_ceil(multiple)).map(|n| n * multiple).filter(|_| may(Site::Channel));
         Ok(Self {
             now: Width { heads, channels },

@@ -1,8 +1,11 @@
 //! Whole attentions, MLPs and layers: they go, nothing stumbles over what is not there, and they come back.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod small;
+
+use small::{data, result};
 use upgrayedd::budget::Shape;
-use upgrayedd::data::{DataOptions, Dataset, Pass};
+use upgrayedd::data::Pass;
 use upgrayedd::event::Silent;
 use upgrayedd::grow::gains;
 use upgrayedd::learner::{Learner, Update};
@@ -28,24 +31,11 @@ fn with(change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
     c
 }
 
-fn result(config: OptimizeConfig) -> Model {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    Pipeline::new(config).unwrap().run(&out, &mut Silent).unwrap();
-    upgrayedd::open(&out.to_string_lossy(), &upgrayedd::load::LoadOptions::default()).unwrap()
-}
-
-fn data(model: &Model, sequences: u64) -> Dataset {
-    let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
-    let tokenizer = model.tokenizer().unwrap();
-    Dataset::from_documents(builtin::stories(1, sequences), model, &tokenizer, &options).unwrap()
-}
-
-/// The built-in model without attention in layer 1, without an MLP in layer 2 and without either in layer 3.
+/// The built-in model without attention in layer 0, without an MLP in layer 2 and without either in layer 3.
 fn with_gaps() -> (Model, Model) {
     let parent = builtin::model().unwrap();
     let all = |place: LayerSite| (place, parent.units().layers()[place.layer].units(place.site));
-    let gone = [LayerSite::heads(1), LayerSite::channels(2), LayerSite::heads(3), LayerSite::channels(3)];
+    let gone = [LayerSite::heads(0), LayerSite::channels(2), LayerSite::heads(3), LayerSite::channels(3)];
     let mut model = parent.clone();
     surgery::remove(&mut model, None, &gone.map(all).into(), 1, None).unwrap();
     (parent, model)
@@ -166,11 +156,11 @@ fn what_is_left_learns_writes_and_is_repaired() {
     let data = data(&model, 60);
     let indices: Vec<usize> = (0..40).collect();
     let repairs = refit(&mut model, &parent, batches(&data, &indices, 4), &Alone).unwrap();
-    for (writer, gone) in repairs.values().zip([[1, 3], [2, 3]]) {
+    for (writer, gone) in repairs.values().zip([[0, 3], [2, 3]]) {
         let done: Vec<usize> = (0..4).filter(|layer| writer[*layer].ridge.is_some()).collect();
         assert!(done.iter().all(|layer| !gone.contains(layer)) && !done.is_empty(), "{repairs:?}");
     }
-    assert_eq!(model.attention_maps(&data.batch(&[0], Pass::Fixed)).unwrap()[1].shape()[1], 0);
+    assert_eq!(model.attention_maps(&data.batch(&[0], Pass::Fixed)).unwrap()[0].shape()[1], 0);
     // Token by token with a cache, or all at once.
     let options =
         GenerateOptions { max_new_tokens: 5, temperature: 0.0, top_p: 1.0, seed: 0, end_tokens: Vec::new() };
@@ -198,7 +188,7 @@ fn what_is_left_learns_writes_and_is_repaired() {
         let id = learner.model.params().find(name).unwrap();
         learner.model.params().get(id).to_host() != before[id.index()]
     };
-    assert!(changed("layers.0.attn.q.weight") && changed("layers.1.mlp.up.weight"));
+    assert!(changed("layers.1.attn.q.weight") && changed("layers.1.mlp.up.weight"));
     // And restored it is what it was.
     let Learner { mut model, mut optim } = learner;
     let back = model.archive().selection();
@@ -206,6 +196,25 @@ fn what_is_left_learns_writes_and_is_repaired() {
     assert!(model.units().is_full());
     let id = model.params().find("layers.3.mlp.up.weight").unwrap();
     assert_eq!(model.params().get(id), parent.params().get(id));
+}
+
+#[test]
+fn what_has_lost_blocks_can_be_optimised_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = dir.path().join("first");
+    let config = with(|c| c.prune.units = "layers".parse().unwrap());
+    Pipeline::new(config).unwrap().run(&first, &mut Silent).unwrap();
+    for (units, shape) in [("heads", Shape::Free), ("channels", Shape::Uniform), ("all", Shape::Uniform)] {
+        let model = result(with(|c| {
+            c.run.model = Some(first.to_string_lossy().into_owned());
+            c.prune.units = units.parse().unwrap();
+            c.prune.shape = shape;
+            c.data.data = vec![dir.path().join("text.txt")];
+            std::fs::write(&c.data.data[0], builtin::stories(1, 200).collect::<Vec<_>>().join("\n")).unwrap();
+        }));
+        assert_eq!(left(&model)[2], 3, "{units}");
+        assert!(model.units().num_active() < 24 || model.units().count(Site::Channel) < 3 * 352, "{units}");
+    }
 }
 
 #[test]
@@ -217,6 +226,8 @@ fn what_does_not_go_with_blocks_is_refused() {
         c.prune.shape = Shape::Uniform;
     });
     assert!(message.contains("whole layers alone"), "{message}");
+    let message = error(&|c| c.prune.units = "layers,channels".parse().unwrap());
+    assert!(message.contains("no share of each can be told"), "{message}");
     let message = error(&|c| {
         c.prune.units = "mlp".parse().unwrap();
         c.prune.strategy = "similarity".to_owned();

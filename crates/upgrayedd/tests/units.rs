@@ -2,9 +2,10 @@
 //! back does too.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod small;
+
+use small::{data, result};
 use upgrayedd::budget::Shape;
-use upgrayedd::data::{DataOptions, Dataset};
-use upgrayedd::event::Silent;
 use upgrayedd::pipeline::Pipeline;
 use upgrayedd::reduce::Alone;
 use upgrayedd::refit::{batches, refit};
@@ -23,20 +24,6 @@ fn with(change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
     c.data.sequence_length = Some(16);
     change(&mut c);
     c
-}
-
-fn result(config: OptimizeConfig) -> Model {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("run");
-    Pipeline::new(config).unwrap().run(&out, &mut Silent).unwrap();
-    upgrayedd::open(&out.to_string_lossy(), &upgrayedd::load::LoadOptions::default()).unwrap()
-}
-
-fn data(model: &Model, sequences: u64) -> Dataset {
-    let options = DataOptions { sequence_length: 32, ..DataOptions::default() };
-    let data =
-        Dataset::from_documents(builtin::stories(1, sequences), model, &model.tokenizer().unwrap(), &options);
-    data.unwrap()
 }
 
 #[test]

@@ -41,14 +41,14 @@ impl Scores {
         Self { places }
     }
 
-    /// With a number for each block of some kinds that has none yet: the sum of its units'.
+    /// With a number for each block of some kinds that has none yet: the sum of its units', or their mean.
     #[must_use]
-    pub fn with_blocks(mut self, units: &UnitMap, sites: Sites) -> Self {
+    pub fn with_blocks(mut self, units: &UnitMap, sites: Sites, mean: bool) -> Self {
         for site in sites.blocks() {
             for (layer, known) in units.layers().iter().enumerate() {
                 let leaves = site.leaves().iter().flat_map(|&site| self.at(LayerSite { layer, site }));
-                let sum: f64 = leaves.sum();
-                let there = vec![sum; known.count(site)];
+                let (sum, count) = leaves.fold((0.0, 0), |(sum, count), score| (sum + score, count + 1));
+                let there = vec![if mean { sum / f64::from(count.max(1)) } else { sum }; known.count(site)];
                 self.places.entry(LayerSite { layer, site }).or_insert(there);
             }
         }

@@ -126,6 +126,12 @@ impl Plan {
                 "pruning_steps needs a built-in strategy: one of the caller's own decides about a whole cycle at once",
             ));
         }
+        if let Some(site) = self.config.prune.units.blocks().next() {
+            return Err(Error::does_not_fit(format!(
+                "units {} needs a built-in strategy: one of the caller's own decides about heads and channels",
+                site.name()
+            )));
+        }
         let budget = self.config.prune.budget;
         if budget != Currency::Units {
             return Err(Error::does_not_fit(format!(
@@ -142,6 +148,17 @@ impl Plan {
             known.contains(site)
                 || Sites::of(site).leaves().iter().all(|leaf| known.contains(leaf) && site.is_block())
         };
+        let all = self.config.prune.units;
+        let overlap = |site: &Site| {
+            let others = all.iter().filter(|other| other != site && other.is_block());
+            others.flat_map(Site::leaves).any(|leaf| site.leaves().contains(leaf))
+        };
+        if let Some(site) = all.iter().find(overlap).filter(|_| self.config.prune.budget == Currency::Units) {
+            return Err(Error::does_not_fit(format!(
+                "units {all}: {} are parts of others that go whole, so that no share of each can be told: use a budget in parameters, macs, bytes or latency",
+                site.name()
+            )));
+        }
         if let Some(site) = units.iter().find(|site| !knows(*site)) {
             return Err(Error::does_not_fit(format!(
                 "strategy {} prunes {known}, not {}: use another strategy, or units {known}",
@@ -161,8 +178,10 @@ impl Plan {
                 model.family().model_type
             )));
         }
-        for (layer, heads) in model.units().layers().iter().enumerate() {
-            if prune.min_heads > heads.active().len() {
+        let attentions =
+            model.units().layers().iter().enumerate().filter(|(_, l)| l.count(Site::Attention) > 0);
+        for (layer, heads) in attentions {
+            if prune.min_heads > heads.active().len() && prune.units.leaves().contains(Site::Head) {
                 return Err(Error::does_not_fit(format!(
                     "min_heads is {}, but layer {layer} has {} heads: expected at most that",
                     prune.min_heads,

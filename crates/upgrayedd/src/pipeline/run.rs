@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::record::{CycleRecord, Evaluation};
 use crate::spec::Objective;
 use crate::train::Place;
-use crate::units::{Scores, Selection, Site};
+use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::weights::Writer;
 use crate::{Error, Result, checkpoint};
 
@@ -360,7 +360,11 @@ impl Run<'_> {
 /// The scores of the units that pruning has left.
 fn remaining(model: &Model, scores: &Scores, pruned: &Selection) -> Scores {
     let mut kept = scores.clone();
-    for (&place, gone) in pruned {
+    let places: Vec<LayerSite> = scores.places().filter(|place| place.site.is_block()).collect();
+    for place in places {
+        kept.at_mut(place).truncate(model.units().layers()[place.layer].count(place.site));
+    }
+    for (&place, gone) in pruned.iter().filter(|(place, _)| !scores.at(**place).is_empty()) {
         let units = model.units().layers()[place.layer].units(place.site);
         let mut before: Vec<usize> = units.iter().chain(gone).copied().collect();
         before.sort_unstable();

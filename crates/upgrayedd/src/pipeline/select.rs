@@ -138,8 +138,10 @@ impl Pipeline {
                 prune.min_heads, prune.units
             )
         } else if start > goal && total < goal * (1.0 - 1e-3) {
-            let whole =
-                if prune.shape == Shape::Uniform { "widths are whole steps" } else { "units go whole" };
+            let whole = match prune.shape == Shape::Uniform && !self.plan.takes_layers() {
+                true => "widths are whole steps",
+                false => "units go whole",
+            };
             format!("{name}: {has}, where {may} may stay: {whole}")
         } else {
             return Ok(None);

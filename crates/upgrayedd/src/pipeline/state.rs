@@ -61,7 +61,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Channels that are there; `None` where none of them go.
     pub(super) fn channels(&self) -> Option<usize> {
-        let goes = self.plan.config.prune.units.contains(Site::Channel);
+        let goes = self.plan.config.prune.units.leaves().contains(Site::Channel);
         goes.then(|| self.learner.model.units().count(Site::Channel))
     }
 }

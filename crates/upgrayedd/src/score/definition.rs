@@ -104,7 +104,9 @@ pub(super) fn from_statistics(
     statistics: &Statistics,
 ) -> Result<Scores> {
     let own = ScoreContext { units: score.own_units(context.units), ..*context };
-    let scores = (score.compute)(&own, statistics)?.with_blocks(context.model.units(), context.units);
+    // An entropy of many heads is no less than that of few.
+    let scores = (score.compute)(&own, statistics)?;
+    let scores = scores.with_blocks(context.model.units(), context.units, score.shown_negated);
     // Numbers of a device that has failed are none.
     context.model.device().settle()?;
     scores.check(context.model.units(), context.units)?;

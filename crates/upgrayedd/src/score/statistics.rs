@@ -104,6 +104,8 @@ struct Gathering<'m> {
     targets: u64,
     sequences: u64,
     queries: u64,
+    /// Whether gates of channels cut sequences into stretches: not where gradients and squares are of one thing.
+    in_stretches: bool,
 }
 
 impl<'m> Gathering<'m> {
@@ -117,6 +119,7 @@ impl<'m> Gathering<'m> {
             squared: per_unit(),
             blocks: heads.iter().map(|&n| vec![0.0; n * n]).collect(),
             entropy: Scores::zeros(model.units(), Sites::of(Site::Head)),
+            stretched: per_unit().places().map(|place| (place, vec![0.0; 2])).collect(),
             ..Statistics::default()
         };
         // A plain encoder's loss is flat where scores are taken.
@@ -138,6 +141,7 @@ impl<'m> Gathering<'m> {
             targets: 0,
             sequences: 0,
             queries: 0,
+            in_stretches: !wants(Needs::Slopes),
         }
     }
 
@@ -165,7 +169,8 @@ impl<'m> Gathering<'m> {
                 self.model.hidden(&mut tape, batch, hooks)?;
             }
         }
-        self.queries += probes.first().map_or(0, |p| p.queries);
+        // The same for every layer that has attention.
+        self.queries += probes.iter().map(|p| p.queries).max().unwrap_or(0);
         for (layer, probe) in probes.iter().enumerate() {
             let sums = self.sums.entropy.at_mut(LayerSite::heads(layer));
             sums.iter_mut().zip(&probe.sums).for_each(|(sum, value)| *sum += value);
@@ -178,7 +183,8 @@ impl<'m> Gathering<'m> {
         let tape = Tape::recording(model.device(), model.params(), &mut self.frozen);
         let mut tape = tape.with_segments(self.context.gradient_checkpointing);
         let places: Vec<LayerSite> = self.sums.signed.places().collect();
-        let rows = |place: &LayerSite| batch.batch * stretches(*place, batch.len);
+        let parts = |place: &LayerSite| if self.in_stretches { stretches(*place, batch.len) } else { 1 };
+        let rows = |place: &LayerSite| batch.batch * parts(place);
         let gate = |place: &LayerSite| (*place, tape.leaf(gates_of(model, *place, rows(place))));
         let gates: BTreeMap<_, _> = places.iter().map(gate).collect();
         // Nothing is added, but its gradient is that of what the projection writes.
@@ -293,11 +299,11 @@ impl Statistics {
     /// Adds what one batch's gradient of the summed loss says, `(batch · stretches, U)`.
     fn add_gradients(&mut self, place: LayerSite, gradient: &Tensor, batch: &Batch) {
         let gradient = gradient.to_host();
-        let (units, parts) = (gradient.cols(), stretches(place, batch.len));
+        let (units, parts) = (gradient.cols(), gradient.rows() / batch.batch.max(1));
         let sequences = gradient.data().chunks_exact((units * parts).max(1));
         let Self { signed, absolute, squared, blocks, stretched, .. } = self;
         let [signed, absolute, squared] = [signed, absolute, squared].map(|scores| scores.at_mut(place));
-        let stretched = stretched.entry(place).or_insert_with(|| vec![0.0; 2]);
+        let Some(stretched) = stretched.get_mut(&place) else { return };
         for (rows, count) in sequences.zip(batch.counted_per_sequence()).filter(|(_, count)| *count > 0) {
             let count = count as f64;
             for unit in 0..units {
@@ -349,7 +355,7 @@ mod tests {
         let place = LayerSite::channels(0);
         let batch =
             Batch { targets: vec![1; 4], tokens: vec![1; 4].into(), batch: 1, len: 4, ..Batch::default() };
-        let mut sums = Statistics::default();
+        let mut sums = Statistics { stretched: [(place, vec![0.0; 2])].into(), ..Statistics::default() };
         for scores in [&mut sums.signed, &mut sums.absolute, &mut sums.squared] {
             scores.at_mut(place).resize(2, 0.0);
         }

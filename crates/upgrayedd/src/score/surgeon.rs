@@ -30,7 +30,7 @@ use crate::{Error, Result};
 
 pub(super) static SCORE: Score = Score {
     name: "surgeon",
-    summary: "estimated rise of the loss, in nats per position, if the unit goes after all of its layer with lower scores and the rest is \
+    summary: "estimated rise of the loss, in nats per position (of channels, per target), if the unit goes after all of its layer with lower scores and the rest is \
               refitted: optimal brain surgeon with Kronecker-factored curvature (van der Ouderaa et al. 2024)",
     shown_negated: false,
     units: Sites::FINEST,

@@ -31,8 +31,6 @@ struct Settings {
     score: &'static str,
     samples: usize,
     scope: Scope,
-    /// Steps in which channels go.
-    steps: usize,
 }
 
 /// Steps in which blocks go where each is measured.
@@ -41,7 +39,7 @@ const BLOCK_STEPS: usize = 8;
 const BLOCK_SAMPLES: usize = 8;
 
 const fn by(score: &'static str) -> Settings {
-    Settings { score, samples: 128, scope: Scope::Layer, steps: 1 }
+    Settings { score, samples: 128, scope: Scope::Layer }
 }
 
 scored! {
@@ -101,6 +99,10 @@ impl Scored {
         let of = |sites: Vec<Site>| sites.into_iter().map(Sites::of).reduce(Sites::or);
         let (blocks, rest) = (of(blocks), of(rest));
         let mut scores = match rest {
+            // Beside others heads count as their gates say: in the surgeon's case, as beside channels.
+            Some(units) if blocks.is_some() => {
+                self.score.compute(&ScoreContext { units: units.and(Site::Channel), ..*context })?
+            }
             Some(units) => self.score.compute(&ScoreContext { units, ..*context })?,
             None => Scores::default(),
         };
@@ -126,13 +128,7 @@ impl Strategy for Scored {
 
     fn pruning_steps(&self, units: Sites) -> usize {
         // What a block is worth depends on which others are there.
-        if self.measures_blocks() && units.iter().all(Site::is_block) {
-            BLOCK_STEPS
-        } else if units.leaves().contains(Site::Channel) {
-            self.settings.steps
-        } else {
-            1
-        }
+        if self.measures_blocks() && units.iter().all(Site::is_block) { BLOCK_STEPS } else { 1 }
     }
 
     fn calibration_samples(&self) -> Option<usize> {
