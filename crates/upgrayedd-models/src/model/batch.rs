@@ -91,7 +91,8 @@ pub type Look<'a> = dyn FnMut((usize, Writer), &Tensor) -> upgrayedd_nn::Result<
 /// What a caller wants from inside the forward pass.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    /// Gates by place, overruling the model's own there; `(U)` or `(batch, U)` for U units.
+    /// Gates by place, overruling the model's own there; `(U)` or `(batch, U)` for U units; of
+    /// channels also a row for each of as many equal parts of every sequence.
     pub gates: Option<&'a BTreeMap<LayerSite, Var>>,
     /// Filled with each layer's attention entropy.
     pub entropy: Option<&'a mut Vec<EntropyProbe>>,

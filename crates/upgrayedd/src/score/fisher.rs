@@ -6,7 +6,7 @@ use crate::units::Sites;
 
 pub(super) static SCORE: Score = Score {
     name: "fisher",
-    summary: "mean over sequences of (∂loss/∂gate)², the gates' diagonal Fisher information (Kwon et al. 2022)",
+    summary: "mean over sequences (of channels, over stretches of them) of (∂loss/∂gate)², the gates' diagonal Fisher information (Kwon et al. 2022)",
     shown_negated: false,
     units: Sites::FINEST,
     needs: Needs::Gates,
