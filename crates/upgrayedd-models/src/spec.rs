@@ -134,7 +134,7 @@ impl Objective {
 }
 
 /// The unpruned shape of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// Tokens.
     pub vocab_size: usize,

@@ -3,7 +3,7 @@
 
 use upgrayedd_models::Result;
 use upgrayedd_models::family::Fate::Used;
-use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Task, TokenizerClass};
+use upgrayedd_models::family::{Architecture, Config, Family, Modeling, Shape, Task, TokenizerClass};
 use upgrayedd_models::spec::{Block, LayerSpec, ModelSpec, Norm, Rope};
 use upgrayedd_models::weights::{Part, Table, Weight};
 
@@ -29,6 +29,7 @@ pub static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: &[],
+    shape: Shape::NONE,
     parse,
     weights,
     module: |layer| format!("toy.blocks.{layer}"),

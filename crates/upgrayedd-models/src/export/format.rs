@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::companions::write_companions;
+use super::spelling::older_tokenizer;
 use crate::Result;
-use crate::files::{DType, write_file, write_folder};
+use crate::files::{DType, read_text, write_file, write_folder};
 use crate::model::Model;
 
 /// A format that other programs load.
@@ -15,7 +16,9 @@ pub struct Format {
     /// One line for help texts.
     pub summary: &'static str,
     /// What a user of this model in the format should know.
-    pub note: fn(&Model) -> &'static str,
+    pub note: fn(&Model) -> String,
+    /// Whether the files that belong to the model go along: tokenizer, modules.
+    pub with_companions: bool,
     /// Writes config and weights into an empty folder: each weight in the type that it has
     /// ([`Model::dtype_of`]), or all in one.
     pub write: fn(&Model, Option<DType>, &Path) -> Result<()>,
@@ -45,7 +48,18 @@ pub fn export_with(
 ) -> Result<()> {
     write_folder(out, |dir| {
         (format.write)(model, dtype, dir)?;
-        write_companions(model, dir)?;
+        if format.with_companions {
+            write_companions(model, dir)?;
+            spell_tokenizer(&dir.join("tokenizer_config.json"))?;
+        }
         more.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
+}
+
+/// Has transformers 4 read the tokenizer as well.
+fn spell_tokenizer(path: &Path) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    older_tokenizer(&read_text(path)?).map_or(Ok(()), |text| write_file(path, text.as_bytes()))
 }

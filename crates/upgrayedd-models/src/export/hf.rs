@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use upgrayedd_nn::optim::Lanes;
 use upgrayedd_nn::{ParamId, Tensor};
 
 use super::format::Format;
+use super::spelling::add_older_keys;
+use super::stock::{HeadsAre, stock, why_not_stock};
 use crate::family::Task;
 use crate::files::{DType, TensorFile, safetensors_file, write_file};
 use crate::model::Model;
@@ -18,38 +20,94 @@ use crate::{Error, Result};
 
 const MODELING_FILE: &str = "modeling_upgrayedd";
 
-/// Really smaller: layers with the units that they have.
+/// Really smaller: layers with the units that they have. A stock model of the family where they are all alike.
 pub static HF: Format = Format {
     name: "hf",
-    summary: "really smaller",
-    note: |model| {
-        if !model.units.is_full() {
-            "really smaller: load it in transformers with trust_remote_code=True"
-        } else {
-            "nothing is missing: it loads anywhere"
-        }
+    summary: "really smaller; loads anywhere if all layers are alike, else in transformers 5 with trust_remote_code",
+    note: |model| match why_not_stock(model) {
+        None if model.units.is_full() => "nothing is missing: it loads anywhere".to_owned(),
+        None => "really smaller, and a stock model of its family: it loads anywhere".to_owned(),
+        Some(why) => format!(
+            "really smaller: load it in transformers 5 with trust_remote_code=True. It is no stock model, which would load anywhere: {why}"
+        ),
     },
-    write: |model, dtype, dir| write(model, false, dtype, dir),
+    with_companions: true,
+    write: |model, dtype, dir| match stock(model, HeadsAre::Counted) {
+        Ok(stock) if !model.units.is_full() => write(&stock.of(model)?, Shape::Original, dtype, dir),
+        _ => write(model, Shape::Pruned, dtype, dir),
+    },
 };
 
 /// In the original shape, zeros where units were: loads anywhere, **no speed-up**.
 pub static HF_DENSE: Format = Format {
     name: "hf-dense",
-    summary: "zeros in the original shape, no speed-up",
-    note: |_| "in its original shape with zeros where units were: it loads anywhere and is no faster",
-    write: |model, dtype, dir| write(model, true, dtype, dir),
+    summary: "zeros in the original shape: loads anywhere, no speed-up",
+    note: |_| "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned(),
+    with_companions: true,
+    write: |model, dtype, dir| write(model, Shape::Original, dtype, dir),
 };
 
-fn write(model: &Model, dense: bool, dtype: Option<DType>, dir: &Path) -> Result<()> {
-    let pruned = !model.units.is_full() && !dense;
-    let config = config_json(model, pruned, dtype.unwrap_or(model.dtype()));
+/// The key under which transformers 4 lists heads that are gone.
+const PRUNED_HEADS: &str = "pruned_heads";
+
+/// Really smaller, for transformers 4: heads that are gone are listed.
+pub static HF_V4: Format = Format {
+    name: "hf-v4",
+    summary: "really smaller by the pruned_heads of transformers 4, without remote code: GPT-2, BERT, RoBERTa, DistilBERT",
+    note: |_| {
+        "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more".to_owned()
+    },
+    with_companions: true,
+    write: write_v4,
+};
+
+fn write_v4(model: &Model, dtype: Option<DType>, dir: &Path) -> Result<()> {
+    if !model.family.shape.pruned_heads {
+        return Err(Error::unsupported(format!(
+            "format hf-v4: transformers 4 has no pruned_heads for {} models: expected gpt2, bert, roberta, xlm-roberta, camembert or distilbert",
+            model.family.model_type
+        )));
+    }
+    let listed = stock(model, HeadsAre::Listed)
+        .map_err(|why| Error::unsupported(format!("format hf-v4 cannot say this model: {why}")))?;
+    let pruned: Map<String, Value> =
+        listed.pruned().iter().map(|(layer, heads)| (layer.to_string(), json!(heads))).collect();
+    write(&listed.of(model)?, Shape::Listed(pruned), dtype, dir)
+}
+
+/// How a folder says the shape of its layers.
+enum Shape {
+    /// In keys of our own, with a modeling file where something is gone.
+    Pruned,
+    /// As the family does. What is not there is zero.
+    Original,
+    /// The same, with the heads that are gone.
+    Listed(Map<String, Value>),
+}
+
+fn write(model: &Model, shape: Shape, dtype: Option<DType>, dir: &Path) -> Result<()> {
+    let own = matches!(shape, Shape::Pruned) && !model.units.is_full();
+    let mut config = config_json(model, own, dtype.unwrap_or(model.dtype()));
+    if !own {
+        add_older_keys(&mut config, model.family, &model.spec);
+    }
+    let dense = matches!(shape, Shape::Original) && !model.units.is_full();
+    if let Shape::Listed(pruned) = shape {
+        config[PRUNED_HEADS] = pruned.into();
+    }
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::malformed(e.to_string()))?;
     write_file(&dir.join("config.json"), text.as_bytes())?;
-    if pruned {
+    if own {
         write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.text().as_bytes())?;
     }
     let mut tensors = tensors(model, dense);
-    tensors.iter_mut().for_each(|(_, _, own)| *own = dtype.unwrap_or(*own));
+    for (name, _, own) in &mut tensors {
+        *own = dtype.unwrap_or(*own);
+        // transformers 5 reads older names as well, and 4 reads no others.
+        if let Some((_, old)) = model.family.old_names.iter().find(|(new, _)| new == name) {
+            (*old).clone_into(name);
+        }
+    }
     write_tensors(tensors, dir, HashMap::new())
 }
 
@@ -110,13 +168,12 @@ pub fn with_own_config(mut model: Model) -> Model {
 fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     let mut config = model.config.clone();
     let Some(map) = config.as_object_mut() else { return config };
-    for key in [CONFIG_KEY, "auto_map", "pruned_heads"] {
+    for key in [CONFIG_KEY, "auto_map", PRUNED_HEADS] {
         map.shift_remove(key);
     }
     map.entry("model_type").or_insert_with(|| json!(model.family.model_type));
-    let named: Vec<&str> =
-        ["dtype", "torch_dtype"].into_iter().filter(|key| map.contains_key(*key)).collect();
-    for key in if named.is_empty() { vec!["torch_dtype"] } else { named } {
+    // transformers 4 reads the second.
+    for key in ["dtype", "torch_dtype"] {
         map.insert(key.to_owned(), json!(dtype.name()));
     }
     let architecture = model.family.architecture_of(Task::of(model.spec.objective));

@@ -4,8 +4,11 @@ mod companions;
 mod format;
 mod hf;
 mod registry;
+mod spelling;
+mod stock;
 
 pub use companions::{COMPANIONS, MODULES, has_companions, module_folders, write_companions};
 pub use format::{Format, export, export_with};
-pub use hf::{HF, HF_DENSE, own_dtypes, tensors, with_own_config, write_weights};
+pub use hf::{HF, HF_DENSE, HF_V4, own_dtypes, tensors, with_own_config, write_weights};
 pub use registry::{all, named, register};
+pub use stock::why_not_stock;

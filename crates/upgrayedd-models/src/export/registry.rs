@@ -1,11 +1,11 @@
 //! The formats there are.
 
 use super::format::Format;
-use super::hf::{HF, HF_DENSE};
+use super::hf::{HF, HF_DENSE, HF_V4};
 use crate::Result;
 use crate::registry::{Named, Registry};
 
-static FORMATS: Registry<Format> = Registry::new(&[&HF, &HF_DENSE]);
+static FORMATS: Registry<Format> = Registry::new(&[&HF, &HF_DENSE, &HF_V4]);
 
 impl Named for Format {
     const KIND: &'static str = "format";

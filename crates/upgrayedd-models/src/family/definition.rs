@@ -1,10 +1,13 @@
 //! A family as data, with the table of its weights.
 
+use serde_json::Value;
+
 use super::config::Config;
 use super::modeling::Modeling;
+use super::shape::Shape;
 use super::task::Task;
 use crate::Result;
-use crate::keys::Keys;
+use crate::keys::{Fate, Keys, fate_of};
 use crate::spec::ModelSpec;
 use crate::units::Paths;
 use crate::weights::{Kind, Part, Role, Weight};
@@ -40,6 +43,8 @@ pub struct Family {
     pub types_are_tokens: bool,
     /// How names of tensors end that are computed anew and not read.
     pub buffers: &'static [&'static str],
+    /// The keys of its configuration that say how large layers are.
+    pub shape: Shape,
     /// config.json → shape.
     pub parse: fn(&Config<'_>, Task) -> Result<ModelSpec>,
     /// All weights of a model of this shape, in the order in which it keeps them.
@@ -118,6 +123,23 @@ impl Family {
     /// What an architecture learns, the classes of pruned models included.
     pub(super) fn task_of(&self, class: &str) -> Option<Task> {
         self.architectures.iter().find(|a| a.class == class || a.pruned == class).map(|a| a.task)
+    }
+
+    /// The shape that a configuration says.
+    ///
+    /// # Errors
+    /// Returns [`crate::Error::OutOfRange`] or [`crate::Error::UnknownName`] for a value that a key cannot have,
+    /// [`crate::Error::Unsupported`] for one that this program does not do, and [`crate::Error::Malformed`] if
+    /// the configuration contradicts itself.
+    pub fn spec(&self, config: &Value, task: Task) -> Result<ModelSpec> {
+        let spec = (self.parse)(&Config::new(config, self.config_aliases), task)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether a key of the configuration counts.
+    pub(crate) fn obeys(&self, key: &str) -> bool {
+        matches!(fate_of(self.keys, key), Some(Fate::Used))
     }
 
     /// The class of transformers' for a task.

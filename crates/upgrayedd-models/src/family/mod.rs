@@ -26,6 +26,7 @@ mod qwen3;
 mod registry;
 mod roberta;
 mod rope;
+mod shape;
 mod smollm3;
 mod task;
 
@@ -34,6 +35,7 @@ pub use definition::{Architecture, Family, TokenizerClass};
 pub use document::keys_document;
 pub use modeling::Modeling;
 pub use registry::{all, named, names, recognise, register};
+pub use shape::{Heads, Shape};
 pub use task::Task;
 
 pub use crate::keys::{Fate, Keys};

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::config::Config;
 use super::definition::Family;
 use super::task::Task;
 use super::{
@@ -100,9 +99,7 @@ pub fn recognise(
                 .to_owned(),
         );
     }
-    let spec = (family.parse)(&Config::new(config, family.config_aliases), task)?;
-    spec.check()?;
-    Ok((family, spec, notes))
+    Ok((family, family.spec(config, task)?, notes))
 }
 
 /// The first architecture, if config.json names any.

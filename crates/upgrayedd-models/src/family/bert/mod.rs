@@ -5,6 +5,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{Fate::Idle, Keys, NO_ROPE};
 use crate::spec::{ModelSpec, Objective};
@@ -34,6 +35,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,
+    shape: Shape { pruned_heads: true, ..Shape::ENCODER },
     parse,
     weights,
     module: |layer| format!("bert.encoder.layer.{layer}.attention.self"),

@@ -4,6 +4,7 @@
 use crate::Result;
 use crate::family::config::Config;
 use crate::family::rope;
+use crate::family::shape::{Heads, Shape};
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
@@ -65,6 +66,17 @@ pub(super) const WINDOW_KEYS: Keys = &[
         ),
     ),
 ];
+
+/// The keys of sizes, and the lists with an entry for each layer.
+pub(super) const fn shape(heads: Heads, by_layer: &'static [&'static str]) -> Shape {
+    Shape {
+        layers: Some("num_hidden_layers"),
+        by_layer,
+        heads,
+        channels: Some("intermediate_size"),
+        pruned_heads: false,
+    }
+}
 
 /// What a family's configuration class says where config.json is silent.
 pub(super) struct Defaults {

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Used},
@@ -38,6 +39,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("BertTokenizer"),
     types_are_tokens: false,
     buffers: &["embeddings.position_ids"],
+    shape: Shape { channels: Some("hidden_dim"), pruned_heads: true, ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("distilbert.transformer.layer.{layer}.attention"),

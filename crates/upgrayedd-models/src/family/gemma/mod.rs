@@ -10,6 +10,7 @@ use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::rope;
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
@@ -57,6 +58,7 @@ const fn family(
         tokenizer: TokenizerClass::Usually("GemmaTokenizer"),
         types_are_tokens: false,
         buffers: decoder::BUFFERS,
+        shape: decoder::shape(Heads::Divisors, &["layer_types"]),
         parse,
         weights,
         module: decoder::module,
@@ -196,17 +198,12 @@ fn parse_gemma3(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         )));
     }
     let set = |kind: &str| sets.map(|sets| &sets[kind]).filter(|set| !set.is_null());
-    let scaling = config.object("rope_scaling")?;
-    if scaling.is_some() && set("full_attention").is_some() {
-        return Err(Error::malformed(
-            "config.json: rope_scaling and rope_parameters both speak of layers without a window: expected one of them",
-        ));
-    }
-    // transformers reads rope_type there, and not the older type.
-    let scaling = scaling.map(|scaling| {
-        let mut scaling = scaling.clone();
-        scaling.as_object_mut().map(|scaling| scaling.shift_remove("type"));
-        scaling
+    // transformers puts it over the set of these layers, and reads rope_type there, not the older type.
+    let scaling = config.object("rope_scaling")?.and_then(Value::as_object).map(|scaling| {
+        let mut merged = set("full_attention").and_then(Value::as_object).cloned().unwrap_or_default();
+        merged.extend(scaling.clone());
+        merged.shift_remove("type");
+        Value::Object(merged)
     });
     let full = rope::rotation(&inner, scaling.as_ref().or(set("full_attention")), global)?;
     let slides = rope::rotation(&inner, set("sliding_attention"), local)?;

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     ELSEWHERE,
@@ -34,6 +35,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("GPT2Tokenizer"),
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
+    shape: Shape { layers: Some("n_layer"), channels: Some("n_inner"), pruned_heads: true, ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("transformer.h.{layer}.attn"),

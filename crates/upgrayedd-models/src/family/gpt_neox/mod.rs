@@ -8,6 +8,7 @@ use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::rope;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
@@ -31,6 +32,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("GPTNeoXTokenizer"),
     types_are_tokens: false,
     buffers: &[".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"],
+    shape: Shape { layers: Some("num_hidden_layers"), channels: Some("intermediate_size"), ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("gpt_neox.layers.{layer}.attention"),

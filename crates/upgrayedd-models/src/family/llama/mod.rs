@@ -4,6 +4,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Used},
@@ -26,6 +27,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Named,
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
+    shape: decoder::shape(Heads::Divisors, &[]),
     parse,
     weights: decoder::weights,
     module: decoder::module,

@@ -7,6 +7,7 @@ use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::rope;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
@@ -35,6 +36,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: &["inv_freq"],
+    shape: Shape::ENCODER,
     parse,
     weights,
     module: |layer| format!("model.layers.{layer}.attn"),

@@ -7,6 +7,7 @@ use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
 use crate::family::modeling::Modeling;
 use crate::family::roberta;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only},
@@ -34,6 +35,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("MPNetTokenizer"),
     types_are_tokens: false,
     buffers: encoder::BUFFERS,
+    shape: Shape::ENCODER,
     parse,
     weights,
     module: |layer| format!("mpnet.encoder.layer.{layer}.attention.attn"),

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::keys::{Fate::Used, Keys};
 use crate::spec::{ModelSpec, QkNorm};
@@ -25,6 +26,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
+    shape: decoder::shape(Heads::Width, &[]),
     parse,
     weights,
     module: decoder::module,

@@ -4,6 +4,7 @@
 use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Only, Used},
@@ -28,6 +29,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("GPT2Tokenizer"),
     types_are_tokens: false,
     buffers: &[],
+    shape: Shape { layers: Some("num_hidden_layers"), channels: Some("ffn_dim"), ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("model.decoder.layers.{layer}.self_attn"),

@@ -9,6 +9,7 @@ use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::modeling::Modeling;
 use crate::family::rope;
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::keys::{
     Fate::{Idle, Used},
@@ -32,6 +33,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
+    shape: decoder::shape(Heads::Any, &[]),
     parse,
     weights,
     module: decoder::module,

@@ -4,6 +4,7 @@ use crate::Result;
 use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::spec::ModelSpec;
 
@@ -22,6 +23,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("Qwen2Tokenizer"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
+    shape: decoder::shape(Heads::Any, &["layer_types"]),
     parse,
     weights: decoder::weights,
     module: decoder::module,

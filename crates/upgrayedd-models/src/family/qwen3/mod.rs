@@ -5,6 +5,7 @@ use crate::family::config::Config;
 use crate::family::decoder::{self, Defaults};
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::qwen2;
+use crate::family::shape::Heads;
 use crate::family::task::Task;
 use crate::keys::{Fate::Used, Keys};
 use crate::spec::{ModelSpec, QkNorm};
@@ -24,6 +25,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("Qwen2Tokenizer"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
+    shape: decoder::shape(Heads::Any, &["layer_types"]),
     parse,
     weights: decoder::weights,
     module: decoder::module,

@@ -6,6 +6,7 @@ use crate::family::config::Config;
 use crate::family::definition::{Architecture, Family, TokenizerClass};
 use crate::family::encoder;
 use crate::family::modeling::Modeling;
+use crate::family::shape::Shape;
 use crate::family::task::Task;
 use crate::keys::{Fate::Used, Keys, NO_ROPE};
 use crate::spec::{ModelSpec, Objective, Positions};
@@ -70,6 +71,7 @@ const fn family(
         tokenizer: TokenizerClass::Usually(tokenizer),
         types_are_tokens: false,
         buffers: encoder::BUFFERS,
+        shape: Shape { pruned_heads: true, ..Shape::ENCODER },
         parse,
         weights,
         module: |layer| format!("roberta.encoder.layer.{layer}.attention.self"),
