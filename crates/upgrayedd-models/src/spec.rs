@@ -60,6 +60,8 @@ pub enum Pooling {
 /// A rotation by position (Su et al. 2021).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
+    /// The base that frequencies are powers of, before they are scaled.
+    pub base: f64,
     /// One for every two of a head's first columns; the others are not rotated.
     pub inv_freq: Vec<f32>,
     /// Multiplies what is rotated.

@@ -30,12 +30,18 @@ pub struct Widths {
 }
 
 impl Widths {
-    /// Those of a model whose layers are alike: of heads at least `min_heads`, of channels multiples of `multiple`.
+    /// Those of a model whose layers are alike: numbers of heads that `may_have` allows, and of channels multiples of
+    /// `multiple`.
     ///
     /// # Errors
     /// Returns [`Error::DoesNotFit`] where layers differ already, or key/value heads have different numbers of
     /// readers.
-    pub fn of(units: &UnitMap, sites: Sites, min_heads: usize, multiple: usize) -> Result<Self> {
+    pub fn of(
+        units: &UnitMap,
+        sites: Sites,
+        may_have: impl Fn(usize) -> bool,
+        multiple: usize,
+    ) -> Result<Self> {
         let width = |layer: &LayerUnits| {
             (layer.count(Site::Head), layer.count(Site::KvGroup), layer.count(Site::Channel))
         };
@@ -58,7 +64,7 @@ impl Widths {
         let in_groups = sites.contains(Site::KvGroup) || readers == 1;
         let step = if in_groups { readers } else { kv_heads };
         let may = |site: Site| sites.leaves().contains(site);
-        let fewer = (1..heads / step.max(1)).map(|n| n * step).filter(|n| may(Site::Head) && *n >= min_heads);
+        let fewer = (1..heads / step.max(1)).map(|n| n * step).filter(|n| may(Site::Head) && may_have(*n));
         let narrower = (1..channels.div_ceil(multiple)).map(|n| n * multiple).filter(|_| may(Site::Channel));
         Ok(Self {
             now: Width { heads, channels },
@@ -67,6 +73,11 @@ impl Widths {
             heads: fewer.chain([heads]).collect(),
             channels: narrower.chain([channels]).collect(),
         })
+    }
+
+    /// Whether there is any other width than the present one.
+    pub fn can_be_less(&self) -> bool {
+        self.heads.len() > 1 || self.channels.len() > 1
     }
 
     /// The narrowest for which no more than so many units of each kind go.
@@ -209,7 +220,7 @@ mod tests {
         ) {
             let full = UnitMap::new(std::iter::repeat_n((readers * kv, kv, channels), layers));
             let sites = if groups { Sites::of(Site::KvGroup).and(Site::Channel) } else { Sites::FINEST };
-            let widths = Widths::of(&full, sites, 1, multiple).expect("alike");
+            let widths = Widths::of(&full, sites, |_| true, multiple).expect("alike");
             let keep = scores(&full, seed);
             let cost = |units: &UnitMap| (10 * units.count(Site::Head) + units.count(Site::KvGroup) + units.count(Site::Channel)) as f64;
             let goal = share * cost(&full);
@@ -226,7 +237,7 @@ mod tests {
                 prop_assert!((0..layer.count(Site::KvGroup)).all(|g| group(g) == group(0)));
             }
             // A model that has been cut so can be cut so again.
-            prop_assert!(Widths::of(&after, sites, 1, multiple).is_ok());
+            prop_assert!(Widths::of(&after, sites, |_| true, multiple).is_ok());
         }
     }
 
@@ -234,6 +245,6 @@ mod tests {
     fn layers_that_differ_are_refused() {
         let mut units = UnitMap::new([(4, 2, 16), (4, 2, 16)]);
         units.remove(&Selection::from([(LayerSite::channels(1), vec![3])])).expect("it is there");
-        assert!(Widths::of(&units, Sites::FINEST, 1, 8).is_err());
+        assert!(Widths::of(&units, Sites::FINEST, |_| true, 8).is_err());
     }
 }

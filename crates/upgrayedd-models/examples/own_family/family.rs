@@ -57,7 +57,7 @@ fn parse(config: &Config<'_>, task: Task) -> Result<ModelSpec> {
         vocab_size: config.size("tokens", 20)?,
         hidden_size,
         layers,
-        ropes: vec![Rope { inv_freq: vec![1.0, 0.1], scale: 1.0, long: None }],
+        ropes: vec![Rope { base: 100.0, inv_freq: vec![1.0, 0.1], scale: 1.0, long: None }],
         head_dim: hidden_size / num_heads,
         max_positions: 32,
         type_vocab_size: 0,

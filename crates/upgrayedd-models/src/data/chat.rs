@@ -13,7 +13,6 @@ use upgrayedd_nn::ops::IGNORE;
 use super::options::{ChatLoss, DataOptions};
 use super::rows::Row;
 use super::text::{extension, for_each_line};
-use crate::files::{read_optional_json, read_text};
 use crate::foreign::foreign;
 use crate::model::{Companions, Model};
 use crate::tokenizer::Tokenizer;
@@ -268,31 +267,14 @@ impl Template {
     }
 }
 
-/// The text of the template: of a file of its own, or of tokenizer_config.json.
+/// The text of the template.
 fn source_of(model: &Model) -> Result<String> {
     let Companions::Folder(dir) = &model.companions else {
         return Err(Error::does_not_fit(
             "conversations need the chat template of a model's folder: this model has none",
         ));
     };
-    let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        return read_text(&file);
-    }
-    let path = dir.join("tokenizer_config.json");
-    let config = read_optional_json(&path)?;
-    let named = |list: &Vec<Value>| {
-        list.iter()
-            .find(|one| one["name"] == "default")
-            .and_then(|one| one["template"].as_str())
-            .map(str::to_owned)
-    };
-    let found = match &config["chat_template"] {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(list) => named(list),
-        _ => None,
-    };
-    found.ok_or_else(|| {
+    model.chat_template()?.ok_or_else(|| {
         Error::does_not_fit(format!(
             "{} has no chat template, which conversations need: expected chat_template.jinja, or chat_template in tokenizer_config.json; or name a text_field",
             dir.display()

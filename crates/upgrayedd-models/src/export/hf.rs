@@ -42,7 +42,9 @@ pub static HF: Format = Format {
 pub static HF_DENSE: Format = Format {
     name: "hf-dense",
     summary: "zeros in the original shape: loads anywhere, no speed-up",
-    note: |_| "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned(),
+    note: |_| {
+        "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned()
+    },
     with_companions: true,
     write: |model, dtype, dir| write(model, Shape::Original, dtype, dir),
 };
@@ -55,7 +57,8 @@ pub static HF_V4: Format = Format {
     name: "hf-v4",
     summary: "really smaller by the pruned_heads of transformers 4, without remote code: GPT-2, BERT, RoBERTa, DistilBERT",
     note: |_| {
-        "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more".to_owned()
+        "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more"
+            .to_owned()
     },
     with_companions: true,
     write: write_v4,

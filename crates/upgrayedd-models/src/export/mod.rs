@@ -2,6 +2,7 @@
 
 mod companions;
 mod format;
+mod gguf;
 mod hf;
 mod registry;
 mod spelling;
@@ -9,6 +10,7 @@ mod stock;
 
 pub use companions::{COMPANIONS, MODULES, has_companions, module_folders, write_companions};
 pub use format::{Format, export, export_with};
+pub use gguf::{GGUF, GGUF_Q8_0};
 pub use hf::{HF, HF_DENSE, HF_V4, own_dtypes, tensors, with_own_config, write_weights};
 pub use registry::{all, named, register};
-pub use stock::why_not_stock;
+pub use stock::{why_not_heads, why_not_stock};

@@ -1,11 +1,12 @@
 //! The formats there are.
 
 use super::format::Format;
+use super::gguf::{GGUF, GGUF_Q8_0};
 use super::hf::{HF, HF_DENSE, HF_V4};
 use crate::Result;
 use crate::registry::{Named, Registry};
 
-static FORMATS: Registry<Format> = Registry::new(&[&HF, &HF_DENSE, &HF_V4]);
+static FORMATS: Registry<Format> = Registry::new(&[&HF, &HF_DENSE, &HF_V4, &GGUF, &GGUF_Q8_0]);
 
 impl Named for Format {
     const KIND: &'static str = "format";

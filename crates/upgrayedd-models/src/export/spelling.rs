@@ -56,17 +56,24 @@ fn scaling(set: &Value) -> Option<Value> {
     let kind = set.get("rope_type").filter(|kind| *kind != "default")?;
     if kind == "longrope" {
         // Classes of transformers 4 take these three keys and no others.
-        return Some(json!({ "type": kind, "short_factor": set["short_factor"], "long_factor": set["long_factor"] }));
+        return Some(
+            json!({ "type": kind, "short_factor": set["short_factor"], "long_factor": set["long_factor"] }),
+        );
     }
     let mut scaling = set.as_object()?.clone();
-    scaling.retain(|key, value| !matches!(key.as_str(), "rope_theta" | "partial_rotary_factor") && !value.is_null());
+    scaling.retain(|key, value| {
+        !matches!(key.as_str(), "rope_theta" | "partial_rotary_factor") && !value.is_null()
+    });
     Some(Value::Object(scaling))
 }
 
 /// Which layers have a window, by how often one has none.
 fn add_pattern(keys: &mut Map<String, Value>, family: &Family) {
     const EVERY: &str = "global_attn_every_n_layers";
-    let Some(types) = keys.get("layer_types").and_then(Value::as_array).filter(|_| family.obeys(EVERY)) else { return };
+    let Some(types) = keys.get("layer_types").and_then(Value::as_array).filter(|_| family.obeys(EVERY))
+    else {
+        return;
+    };
     let whole: Vec<usize> = (0..types.len()).filter(|layer| types[*layer] == "full_attention").collect();
     let every = whole.get(1).copied().unwrap_or(types.len());
     if whole.iter().copied().eq((0..types.len()).step_by(every.max(1))) {

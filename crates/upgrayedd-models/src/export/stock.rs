@@ -36,7 +36,7 @@ pub(super) enum HeadsAre {
 
 /// How a plain model of the family would be described; else what stands against it, in a line.
 pub(super) fn stock(model: &Model, heads: HeadsAre) -> std::result::Result<Stock, String> {
-    let (spec, keys) = (&model.spec, &model.family.shape);
+    let spec = &model.spec;
     let layers = model.units.layers();
     let (kept, gone): (Vec<usize>, Vec<usize>) =
         (0..layers.len()).partition(|layer| layers[*layer].count(Site::Layer) > 0);
@@ -58,7 +58,7 @@ pub(super) fn stock(model: &Model, heads: HeadsAre) -> std::result::Result<Stock
                 return Err(format!("layers or key/value heads differ in their heads: {UNIFORM}"));
             }
             if (num_heads, num_kv_heads) != (original.num_heads, original.num_kv_heads)
-                && let Some(why) = keys.heads.refuses(num_heads, spec.hidden_size).or_else(|| long_texts(spec))
+                && let Some(why) = why_not_heads(model, num_heads)
             {
                 return Err(why);
             }
@@ -77,15 +77,6 @@ pub(super) fn stock(model: &Model, heads: HeadsAre) -> std::result::Result<Stock
     let expected = ModelSpec { layers: kept.iter().map(of).collect(), ..spec.clone() };
     let config = config(model, &kept, &expected)?;
     Ok(Stock { config, spec: expected, kept, pruned })
-}
-
-/// Why a model with rotations for long texts has to keep its number of heads.
-fn long_texts(spec: &ModelSpec) -> Option<String> {
-    let long = spec.ropes.iter().any(|rope| rope.long.is_some());
-    long.then(|| {
-        "transformers wants as many factors for long texts as the original number of heads makes: a stock model keeps all of them and loses channels or layers only"
-            .to_owned()
-    })
 }
 
 /// How many query heads each key/value head has.
@@ -153,7 +144,10 @@ fn config(model: &Model, kept: &[usize], expected: &ModelSpec) -> std::result::R
             set(&mut config, key, by_layer(key, expected));
         }
         if !says(&config) {
-            return Err("layers differ by their place in ways that config.json cannot say of those that are left".to_owned());
+            return Err(
+                "layers differ by their place in ways that config.json cannot say of those that are left"
+                    .to_owned(),
+            );
         }
     }
     Ok(Value::Object(config))
@@ -198,6 +192,22 @@ impl Stock {
         stock.device = model.device;
         Ok(stock)
     }
+}
+
+/// What stands against so many heads in every layer of a plain model of the family, in a line; nothing if it can have
+/// them.
+pub fn why_not_heads(model: &Model, heads: usize) -> Option<String> {
+    let (spec, shape) = (&model.spec, &model.family.shape);
+    if spec.layers.iter().all(|layer| layer.num_heads == heads) {
+        return None;
+    }
+    let long = spec.ropes.iter().any(|rope| rope.long.is_some());
+    shape.heads.refuses(heads, spec.hidden_size).or_else(|| {
+        long.then(|| {
+            "transformers wants as many factors for long texts as the original number of heads makes: a stock model keeps all of them and loses channels or layers only"
+                .to_owned()
+        })
+    })
 }
 
 /// What stands against a plain model of the family, in a line; nothing if the model is one, or can be written as one.

@@ -81,7 +81,9 @@ pub(super) fn rotation(config: &Config<'_>, parameters: Option<&Value>, of: Of) 
             None => inner.number(ORIGINAL, Some(of.max_positions as f64)),
         }
     };
-    let simple = |frequencies: Vec<f64>| Ok(Rope { inv_freq: finite(frequencies)?, scale: 1.0, long: None });
+    let simple = |frequencies: Vec<f64>| {
+        Ok(Rope { base: theta, inv_freq: finite(frequencies)?, scale: 1.0, long: None })
+    };
     match kind {
         "default" => simple(plain.collect()),
         "linear" => {
@@ -117,7 +119,7 @@ pub(super) fn rotation(config: &Config<'_>, parameters: Option<&Value>, of: Of) 
             let scaled =
                 |factors: Vec<f64>| finite(plain.clone().zip(factors).map(|(f, by)| f / by).collect());
             let long = Some((original as usize, scaled(long)?));
-            Ok(Rope { inv_freq: scaled(short)?, scale: scale as f32, long })
+            Ok(Rope { base: theta, inv_freq: scaled(short)?, scale: scale as f32, long })
         }
         other => Err(Error::unsupported(format!(
             "config.json: rope type {other:?} is not supported: expected {}",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::state::{Companions, Model};
-use crate::files::read_optional_json;
+use crate::files::{read_optional_json, read_text};
 use crate::spec::Objective;
 use crate::tokenizer::{Tokenizer, end_tokens};
 use crate::{Error, Result, keys};
@@ -119,5 +119,26 @@ impl Model {
         let notes = keys::check("generation_config.json", &settings, &[keys::GENERATION], |_| false)
             .map_err(|e| Error::bad_file(dir, e.to_string()))?;
         Ok((settings, notes))
+    }
+
+    /// What writes conversations: the text of a file of its own, or of tokenizer_config.json; none if there is none.
+    ///
+    /// # Errors
+    /// Returns [`Error::File`] if a file cannot be used, and [`Error::Io`] if the system cannot read it.
+    pub fn chat_template(&self) -> Result<Option<String>> {
+        let Companions::Folder(dir) = &self.companions else { return Ok(None) };
+        let file = dir.join("chat_template.jinja");
+        if file.is_file() {
+            return read_text(&file).map(Some);
+        }
+        let config = read_optional_json(&dir.join("tokenizer_config.json"))?;
+        Ok(match &config["chat_template"] {
+            Value::String(text) => Some(text.clone()),
+            Value::Array(list) => {
+                let default = list.iter().find(|one| one["name"] == "default");
+                default.and_then(|one| one["template"].as_str()).map(str::to_owned)
+            }
+            _ => None,
+        })
     }
 }

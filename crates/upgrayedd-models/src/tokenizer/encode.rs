@@ -272,6 +272,11 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The number of a token, if there is one of this text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// What was passed over or taken otherwise than a file says, a line each.
     pub fn notices(&self) -> &[String] {
         &self.notices

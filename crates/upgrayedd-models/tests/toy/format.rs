@@ -6,8 +6,13 @@ use upgrayedd_models::export::{Format, tensors};
 use upgrayedd_models::files::{DType, write_file};
 use upgrayedd_models::{Model, Result};
 
-pub static FORMAT: Format =
-    Format { name: "shapes", summary: "names and shapes", note: |_| "nothing loads it".to_owned(), with_companions: false, write };
+pub static FORMAT: Format = Format {
+    name: "shapes",
+    summary: "names and shapes",
+    note: |_| "nothing loads it".to_owned(),
+    with_companions: false,
+    write,
+};
 
 fn write(model: &Model, _: Option<DType>, dir: &Path) -> Result<()> {
     let lines =

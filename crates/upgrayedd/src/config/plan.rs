@@ -8,6 +8,7 @@ use super::options::SourceOptions;
 use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
 use crate::eval::EvalOptions;
+use crate::export::why_not_heads;
 use crate::model::{Companions, Model};
 use crate::price::{Currency, Prices};
 use crate::reduce::Alone;
@@ -220,7 +221,19 @@ impl Plan {
                 prune.units
             )));
         }
-        self.widths(model).map(|_| ())
+        let widths = self.widths(model)?;
+        let asked = prune.target.is_some() || prune.pruning_ratio > 0.0;
+        if asked && !self.takes_layers() && !widths.can_be_less() {
+            let heads = model.units().layers().first().map_or(0, |layer| layer.count(Site::Head));
+            let why = (1..heads).rev().find_map(|heads| why_not_heads(model, heads));
+            let why = why.filter(|_| prune.units.leaves().contains(Site::Head));
+            return Err(Error::does_not_fit(format!(
+                "shape uniform finds nothing to take of units {}: {}",
+                prune.units,
+                why.unwrap_or_else(|| "min_heads and multiple allow no other width".to_owned())
+            )));
+        }
+        Ok(())
     }
 
     /// Whether layers go whole and nothing else does: those that are left are alike, whichever go.
@@ -231,7 +244,8 @@ impl Plan {
     /// What the layers may be cut to, with shape uniform.
     pub(crate) fn widths(&self, model: &Model) -> Result<Widths> {
         let prune = &self.config.prune;
-        Widths::of(model.units(), prune.units, prune.min_heads, prune.multiple)
+        let may_have = |heads| heads >= prune.min_heads && why_not_heads(model, heads).is_none();
+        Widths::of(model.units(), prune.units, may_have, prune.multiple)
     }
 
     /// Makes of a target the share of the unpruned model that goes.

@@ -22,7 +22,6 @@ pub(super) enum Entry {
     U32s(Vec<u32>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
-    Bools(Vec<bool>),
     Texts(Vec<String>),
 }
 
@@ -207,10 +206,6 @@ fn value(out: &mut Vec<u8>, entry: &Entry) {
         Entry::F32s(list) => {
             array(out, F32, list.len());
             list.iter().for_each(|number| out.extend(number.to_le_bytes()));
-        }
-        Entry::Bools(list) => {
-            array(out, BOOL, list.len());
-            out.extend(list.iter().map(|flag| u8::from(*flag)));
         }
         Entry::Texts(list) => {
             array(out, TEXT, list.len());

@@ -84,7 +84,8 @@ fn special(tokenizer: &Tokenizer, kind: &Kind) -> Result<Vec<(&'static str, Entr
     };
     let words = matches!(kind, Kind::Words { .. });
     let (prefix, suffix) = (tokenizer.prefix(), tokenizer.suffix());
-    let first = prefix.first().copied().or_else(|| id("bos_token")).or_else(|| id("cls_token").filter(|_| words));
+    let first =
+        prefix.first().copied().or_else(|| id("bos_token")).or_else(|| id("cls_token").filter(|_| words));
     let end = tokenizer.eos();
     let framed = match (prefix, suffix) {
         ([] | [_], []) => true,
@@ -173,9 +174,14 @@ fn pattern(json: &Value) -> Result<&'static str> {
     let by_itself = bytes["use_regex"] != false;
     match before {
         [] if by_itself => Ok("gpt-2"),
-        [digits] if by_itself && digits["type"] == "Digits" && digits["individual_digits"] == true => Ok("smollm"),
+        [digits] if by_itself && digits["type"] == "Digits" && digits["individual_digits"] == true => {
+            Ok("smollm")
+        }
         [split]
-            if !by_itself && split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true =>
+            if !by_itself
+                && split["type"] == "Split"
+                && split["behavior"] == "Isolated"
+                && split["invert"] != true =>
         {
             let found = PATTERNS.iter().find(|(pattern, _)| split["pattern"]["Regex"] == **pattern);
             found.map(|(_, name)| *name).ok_or_else(unknown)
@@ -239,7 +245,16 @@ fn tokens(tokenizer: &Tokenizer, json: &Value, vocab_size: usize) -> Result<Vec<
             Some(text) => {
                 let byte = fallback && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
                 let unknown = tokenizer.unknown() == Some(id);
-                Token { text, kind: if byte { BYTE } else if unknown { UNKNOWN } else { NORMAL } }
+                Token {
+                    text,
+                    kind: if byte {
+                        BYTE
+                    } else if unknown {
+                        UNKNOWN
+                    } else {
+                        NORMAL
+                    },
+                }
             }
             None => Token { text: format!("[PAD{id}]"), kind: UNUSED },
         })
@@ -267,7 +282,10 @@ fn merges(json: &Value) -> Result<Vec<(&str, &str)>> {
             (Some(a), Some(b)) => Ok((a, b)),
             _ => match merge.as_str().and_then(|text| text.split_once(' ')) {
                 Some(pair) => Ok(pair),
-                None => Err(Error::malformed(format!("tokenizer.json: the merge {merge} is no pair {:?}", pair(merge)))),
+                None => Err(Error::malformed(format!(
+                    "tokenizer.json: the merge {merge} is no pair {:?}",
+                    pair(merge)
+                ))),
             },
         })
         .collect()
@@ -289,7 +307,9 @@ fn scores(json: &Value, tokens: &[Token]) -> Result<Vec<f32>> {
             .filter(|(first, second)| known.contains_key(first) && known.contains_key(second))
             .find(|pair| !pairs.contains(pair));
         if let Some((first, second)) = missing {
-            return Err(refuse(format!("{first:?} and {second:?} are not merged, but there is a token for the two")));
+            return Err(refuse(format!(
+                "{first:?} and {second:?} are not merged, but there is a token for the two"
+            )));
         }
     }
     let score = |token: &Token| ranks.get(&token.text).map_or(0.0, |rank| -(*rank as f32) - 1.0);
