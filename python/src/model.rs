@@ -163,9 +163,9 @@ impl Model {
     }
 
     fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
-        let format = export::named(format).map_err(to_py)?;
+        let formats = export::listed(format).map_err(to_py)?;
         let dtype = dtype.map(str::parse).transpose().map_err(to_py)?;
-        detached(py, || export::export(&self.inner, format, dtype, &folder))
+        detached(py, || export::export_all(&self.inner, &formats, dtype, &folder, &[]))
     }
 
     /// Another number after every change of weights or heads.

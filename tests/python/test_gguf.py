@@ -47,7 +47,10 @@ def byte_level(cut=None, regex=True):
     tokenizer.pre_tokenizer = level if cut is None else pre_tokenizers.Sequence([cut, level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<end>", "<begin>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=["<end>", "<begin>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([CORPUS], trainer)
     return tokenizer
@@ -88,7 +91,12 @@ TOKENIZERS = {
 }
 VOCAB = 704
 SIZES = dict(
-    vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=8, max_position_embeddings=128
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    max_position_embeddings=128,
 )
 GROUPED = dict(SIZES, num_key_value_heads=2, head_dim=8)
 LLAMA3 = dict(
@@ -303,7 +311,14 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path):
 
     refused("gpt2", "uneven", "layers differ in their channels: shape uniform makes all layers alike")
     refused("qwen3", "uneven", "norms of queries and keys")
-    refused("gemma3", "whole", "has windows in all layers but each 6th", sliding_window_pattern=2, num_hidden_layers=4, layer_types=None)
+    refused(
+        "gemma3",
+        "whole",
+        "has windows in all layers but each 6th",
+        sliding_window_pattern=2,
+        num_hidden_layers=4,
+        layer_types=None,
+    )
     refused("smollm3", "whole", "rotates heads in other layers", no_rope_layers=[1, 0, 1, 1, 1])
     refused("llama", "whole", "the tokenizer has 400 tokens, the model only 64", vocab_size=64)
 

@@ -385,18 +385,20 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
 
 fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     set_threads(None)?;
-    let format = export::named(&args.format)?;
+    let formats = export::listed(&args.format)?;
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::files::check_new(&args.out)?;
     let model = named(&args.model, args.family)?;
-    export::export(&model, format, dtype, &args.out)?;
-    let note = (format.note)(&model);
-    progress::say(&format!(
-        "wrote {} ({}, {}): {note}",
-        args.out.display(),
-        format.name,
-        dtype.unwrap_or(model.dtype()).name()
-    ));
+    export::export_all(&model, &formats, dtype, &args.out, &[])?;
+    for format in formats {
+        let dtype = dtype.unwrap_or(model.dtype()).name();
+        progress::say(&format!(
+            "wrote {} ({}, {dtype}): {}",
+            args.out.display(),
+            format.name,
+            (format.note)(&model)
+        ));
+    }
     Ok(())
 }
 

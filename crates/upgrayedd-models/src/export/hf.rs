@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use upgrayedd_nn::optim::Lanes;
 use upgrayedd_nn::{ParamId, Tensor};
 
-use super::format::Format;
+use super::format::{Format, Kind};
 use super::spelling::add_older_keys;
 use super::stock::{HeadsAre, stock, why_not_stock};
 use crate::family::Task;
@@ -31,7 +31,7 @@ pub static HF: Format = Format {
             "really smaller: load it in transformers 5 with trust_remote_code=True. It is no stock model, which would load anywhere: {why}"
         ),
     },
-    with_companions: true,
+    kind: Kind::Folder,
     write: |model, dtype, dir| match stock(model, HeadsAre::Counted) {
         Ok(stock) if !model.units.is_full() => write(&stock.of(model)?, Shape::Original, dtype, dir),
         _ => write(model, Shape::Pruned, dtype, dir),
@@ -45,7 +45,7 @@ pub static HF_DENSE: Format = Format {
     note: |_| {
         "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned()
     },
-    with_companions: true,
+    kind: Kind::Folder,
     write: |model, dtype, dir| write(model, Shape::Original, dtype, dir),
 };
 
@@ -60,7 +60,7 @@ pub static HF_V4: Format = Format {
         "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more"
             .to_owned()
     },
-    with_companions: true,
+    kind: Kind::Folder,
     write: write_v4,
 };
 
@@ -76,6 +76,13 @@ fn write_v4(model: &Model, dtype: Option<DType>, dir: &Path) -> Result<()> {
     let pruned: Map<String, Value> =
         listed.pruned().iter().map(|(layer, heads)| (layer.to_string(), json!(heads))).collect();
     write(&listed.of(model)?, Shape::Listed(pruned), dtype, dir)
+}
+
+/// A config.json for files beside weights of any shape: the family's own, as it was before anything went.
+pub(super) fn original_config(model: &Model, dtype: Option<DType>) -> Result<String> {
+    let mut config = config_json(model, false, dtype.unwrap_or(model.dtype()));
+    add_older_keys(&mut config, model.family, &model.spec);
+    serde_json::to_string_pretty(&config).map_err(|e| Error::malformed(e.to_string()))
 }
 
 /// How a folder says the shape of its layers.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use upgrayedd_models::export::{Format, tensors};
+use upgrayedd_models::export::{Format, Kind, tensors};
 use upgrayedd_models::files::{DType, write_file};
 use upgrayedd_models::{Model, Result};
 
@@ -10,7 +10,7 @@ pub static FORMAT: Format = Format {
     name: "shapes",
     summary: "names and shapes",
     note: |_| "nothing loads it".to_owned(),
-    with_companions: false,
+    kind: Kind::File,
     write,
 };
 

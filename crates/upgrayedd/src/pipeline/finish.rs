@@ -67,7 +67,7 @@ impl Run<'_> {
             .filter(|_| !self.pipeline.record.given.model);
         let card = card(named, model.origin.is_some(), model, &summary);
         self.journal.dir.finish(model, &summary, |out| {
-            export::export_with(model, &export::HF, None, out, &[("README.md", &card)])
+            export::export_all(model, &[&export::HF], None, out, &[("README.md", &card)])
         })?;
         self.journal.observer.on_event(&finished);
         Ok(summary)

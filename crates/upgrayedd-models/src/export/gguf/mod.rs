@@ -13,7 +13,7 @@ use self::arch::Arch;
 use self::file::{Element, Entry};
 use self::layers::{Added, CHANNELS, Layer};
 use self::weights::{Writing, element_of, linear_factor};
-use super::format::Format;
+use super::format::{Format, Kind};
 use super::stock::{HeadsAre, stock};
 use crate::model::Model;
 use crate::spec::{ModelSpec, Norm};
@@ -27,7 +27,7 @@ pub static GGUF: Format = Format {
     name: "gguf",
     summary: "model.gguf with its tokenizer, for llama.cpp, Ollama and LM Studio: decoders",
     note,
-    with_companions: false,
+    kind: Kind::File,
     write: |model, dtype, dir| write(model, dtype.map(element_of), &dir.join(FILE)),
 };
 
@@ -36,7 +36,7 @@ pub static GGUF_Q8_0: Format = Format {
     name: "gguf-q8_0",
     summary: "the same with matrices in 8 bits (Q8_0), whatever dtype says",
     note,
-    with_companions: false,
+    kind: Kind::File,
     write: |model, _, dir| write(model, Some(Element::Q8_0), &dir.join(FILE)),
 };
 

@@ -1,6 +1,6 @@
 //! A tokenizer as llama.cpp has it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
@@ -272,21 +272,12 @@ fn tokens(tokenizer: &Tokenizer, json: &Value, vocab_size: usize) -> Result<Vec<
 /// Pairs, those that are merged first before the others.
 fn merges(json: &Value) -> Result<Vec<(&str, &str)>> {
     let pairs = json["model"]["merges"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let pair = |merge: &'_ Value| match merge {
-        Value::String(text) => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())),
-        _ => None,
-    };
+    let no_pair = |merge: &Value| Error::malformed(format!("tokenizer.json: the merge {merge} is no pair"));
     pairs
         .iter()
         .map(|merge| match (merge.get(0).and_then(Value::as_str), merge.get(1).and_then(Value::as_str)) {
-            (Some(a), Some(b)) => Ok((a, b)),
-            _ => match merge.as_str().and_then(|text| text.split_once(' ')) {
-                Some(pair) => Ok(pair),
-                None => Err(Error::malformed(format!(
-                    "tokenizer.json: the merge {merge} is no pair {:?}",
-                    pair(merge)
-                ))),
-            },
+            (Some(first), Some(second)) => Ok((first, second)),
+            _ => merge.as_str().and_then(|text| text.split_once(' ')).ok_or_else(|| no_pair(merge)),
         })
         .collect()
 }
@@ -295,16 +286,16 @@ fn merges(json: &Value) -> Result<Vec<(&str, &str)>> {
 /// together if there is a token for the two, so that each way to make a token has to be among the merges.
 fn scores(json: &Value, tokens: &[Token]) -> Result<Vec<f32>> {
     let merges = merges(json)?;
-    let mut ranks: HashMap<String, usize> = HashMap::new();
+    let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
     for (rank, (first, second)) in merges.iter().enumerate() {
         ranks.entry(format!("{first}{second}")).or_insert(rank);
     }
     let pairs: HashSet<(&str, &str)> = merges.iter().copied().collect();
-    let known: BTreeMap<&str, ()> = tokens.iter().map(|token| (token.text.as_str(), ())).collect();
+    let known: HashSet<&str> = tokens.iter().map(|token| token.text.as_str()).collect();
     for made in ranks.keys() {
         let ways = made.char_indices().skip(1).map(|(at, _)| made.split_at(at));
         let missing = ways
-            .filter(|(first, second)| known.contains_key(first) && known.contains_key(second))
+            .filter(|(first, second)| known.contains(first) && known.contains(second))
             .find(|pair| !pairs.contains(pair));
         if let Some((first, second)) = missing {
             return Err(refuse(format!(
