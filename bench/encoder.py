@@ -15,7 +15,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,11 +59,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[where]
 
 
+def correlation(similar: np.ndarray, scores: Iterable[float]) -> float:
+    """Spearman's rank correlation."""
+    return float(np.corrcoef(ranks(similar), ranks(np.array(list(scores))))[0, 1])
+
+
 def spearman(model: Model, rows: list[tuple[float, str, str]]) -> float:
     scores, first, second = zip(*rows, strict=True)
     both = embeddings(model, [*first, *second])
-    similar = (both[: len(rows)] * both[len(rows) :]).sum(1)
-    return float(np.corrcoef(ranks(similar), ranks(np.array(scores)))[0, 1])
+    return correlation((both[: len(rows)] * both[len(rows) :]).sum(1), scores)
 
 
 @dataclass

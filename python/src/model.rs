@@ -165,7 +165,7 @@ impl Model {
     fn save(&self, py: Python<'_>, folder: PathBuf, format: &str, dtype: Option<&str>) -> PyResult<()> {
         let formats = export::listed(format).map_err(to_py)?;
         let dtype = dtype.map(str::parse).transpose().map_err(to_py)?;
-        detached(py, || export::export_all(&self.inner, &formats, dtype, &folder, &[]))
+        detached(py, || export::export_all(&self.inner, &formats, dtype, &folder, None))
     }
 
     /// Another number after every change of weights or heads.

@@ -116,14 +116,16 @@ class Model:
 
         Args:
             folder: Must not exist.
-            format: "hf", really smaller, for transformers with `trust_remote_code=True`; or "hf-dense", zeros in the
-                original shape, which loads anywhere and is no faster.
+            format: "hf", really smaller: a stock model where all layers are alike, else for transformers 5 with
+                `trust_remote_code=True`; "hf-v4", "hf-dense", "gguf", "gguf-q8_0" or "onnx" (docs/formats.md says who loads
+                what); or several, "hf,onnx".
             dtype: "float32", "float16" or "bfloat16"; None writes each weight in the type it came in.
 
         Pruned heads are not written: what is loaded from `folder` cannot `restore` them. A run's own folder can.
 
         Raises:
             FileError: (an OSError) if the folder exists or cannot be written.
+            InvalidValueError: (a ValueError) for a model that a format does not have, with the reason.
         """
         # torch's types are welcome too.
         self._core.save(os.fspath(folder), format, None if dtype is None else str(dtype).removeprefix("torch."))

@@ -11,7 +11,7 @@ env.allowRemoteModels = false;
 
 const tokenizer = await AutoTokenizer.from_pretrained(job.model);
 const extractor = await pipeline("feature-extraction", job.model, {dtype: "fp32"});
-const found = {ids: [], embeddings: []};
+const found = {version: env.version, ids: [], embeddings: []};
 for (const text of job.texts) {
     found.ids.push(tokenizer.encode(text));
     const result = await extractor(text, {pooling: "mean", normalize: false});

@@ -45,6 +45,21 @@ def real():
 
 
 @pytest.fixture(scope="session")
+def differences():
+    """Notes how far a client's results are from ours: `scripts/formats-table` makes its table of them
+    (`UPGRAYEDD_DIFFERENCES` names the file)."""
+    noted = []
+
+    def note(client, version, family, shape, difference):
+        noted.append({"client": client, "version": version, "family": family, "shape": shape, "difference": float(difference)})
+
+    yield note
+    if path := os.environ.get("UPGRAYEDD_DIFFERENCES"):
+        with open(path, "a") as out:
+            out.writelines(json.dumps(line) + "\n" for line in noted)
+
+
+@pytest.fixture(scope="session")
 def text():
     def find(name):
         path = pathlib.Path(os.environ.get("UPGRAYEDD_TEXTS", "")) / name

@@ -253,6 +253,10 @@ def run(jobs, root):
     return found
 
 
+def version_of(package):
+    return f"npm {package} {json.loads((TESTS / 'node' / 'package.json').read_text())['dependencies'][package]}"
+
+
 def probabilities(logits):
     logits = numpy.asarray(logits, dtype=float)
     powers = numpy.exp(logits - logits.max(-1, keepdims=True))
@@ -260,7 +264,7 @@ def probabilities(logits):
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: "-".join(work).replace(" ", "_"))
-def test_llama_cpp_computes_the_same(work, in_llama_cpp):
+def test_llama_cpp_computes_the_same(work, in_llama_cpp, differences):
     name, shape, dtype, format = work
     written, found = in_llama_cpp
     index = WORKS.index(work)
@@ -275,7 +279,10 @@ def test_llama_cpp_computes_the_same(work, in_llama_cpp):
     elif dtype != "float32":
         bound = 5e-3
     want = probabilities(model.logits(numpy.array([TOKENS]))[0])
-    assert numpy.abs(probabilities(theirs["logits"]) - want).max() <= bound
+    difference = numpy.abs(probabilities(theirs["logits"]) - want).max()
+    kind = "gguf-q8_0" if format == "gguf-q8_0" else f"gguf {dtype}"
+    differences("llama.cpp", version_of("node-llama-cpp"), model.family, f"{kind}: {shape.replace('_', ' ')}", difference)
+    assert difference <= bound
     reader = gguf.GGUFReader(file)
     first = [reader.get_field("tokenizer.ggml.bos_token_id").contents()]
     before = first if reader.get_field("tokenizer.ggml.add_bos_token").contents() else []

@@ -55,17 +55,17 @@ def expected(model, feed):
     return (out.logits if hasattr(out, "logits") else out.last_hidden_state).numpy()
 
 
-def close(got, want, tolerance):
+def distance(got, want):
     assert got.shape == want.shape
     if got.ndim == 3:
         # What padding computes is nobody's.
         got, want = got[MASK.astype(bool)], want[MASK.astype(bool)]
-    assert numpy.abs(got - want).max() <= tolerance * numpy.abs(want).max()
+    return numpy.abs(got - want).max() / numpy.abs(want).max()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ENCODERS)
-def test_onnxruntime_computes_the_same(name, shape, tmp_path):
+def test_onnxruntime_computes_the_same(name, shape, tmp_path, differences):
     model = Model.from_pretrained(GOLDEN / name)
     SHAPES[shape](model)
     model.save_pretrained(tmp_path / "out", format="onnx", dtype="float32")
@@ -73,7 +73,9 @@ def test_onnxruntime_computes_the_same(name, shape, tmp_path):
     onnx.checker.check_model(str(file), full_check=True)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     feed = {"input_ids": IDS, "attention_mask": MASK, **types_of(session)}
-    close(session.run(None, feed)[0], expected(model, feed), 1e-4)
+    difference = distance(session.run(None, feed)[0], expected(model, feed))
+    differences("onnxruntime", onnxruntime.__version__, model.family, f"onnx: {shape}", difference)
+    assert difference <= 1e-4
     # Any other size.
     one = {key: value[:1, :4] for key, value in feed.items()}
     assert session.run(None, one)[0].shape[0] == 1
@@ -88,7 +90,7 @@ def test_half_the_bytes_and_nearly_the_same(tmp_path):
     wide, half = tmp_path / "float32/onnx/model.onnx", tmp_path / "float16/onnx/model_fp16.onnx"
     session = onnxruntime.InferenceSession(half, providers=["CPUExecutionProvider"])
     feed = {"input_ids": IDS, "attention_mask": MASK, **types_of(session)}
-    close(session.run(None, feed)[0], expected(model, feed), 5e-3)
+    assert distance(session.run(None, feed)[0], expected(model, feed)) <= 5e-3
     weights = [sum(len(t.raw_data) for t in onnx.load(file).graph.initializer) for file in (wide, half)]
     assert weights[1] < 0.55 * weights[0]
 
@@ -118,7 +120,7 @@ WORDS = (
 TEXTS = ["The cat sat on a mat.", "dogs ran", "a b c d e f , and sitting cats ran far far far ."]
 
 
-def test_transformers_js_encodes_sentences(tmp_path):
+def test_transformers_js_encodes_sentences(tmp_path, differences):
     """In Node, from local files: the pooled hidden states are ours."""
     import torch
     from transformers import BertModel
@@ -139,5 +141,7 @@ def test_transformers_js_encodes_sentences(tmp_path):
     for text, ids, got in zip(TEXTS, found["ids"], found["embeddings"], strict=True):
         assert ids == model.tokenizer.encode(text)
         with torch.no_grad():
-            want = theirs(input_ids=torch.tensor([ids])).last_hidden_state.mean(1)[0]
-        assert numpy.abs(numpy.array(got) - want.numpy()).max() <= 1e-4 * want.abs().max()
+            want = theirs(input_ids=torch.tensor([ids])).last_hidden_state.mean(1)[0].numpy()
+        difference = numpy.abs(numpy.array(got) - want).max() / numpy.abs(want).max()
+        differences("transformers.js", found["version"], model.family, "onnx: free", difference)
+        assert difference <= 1e-4

@@ -214,7 +214,7 @@ pub struct GenerateArgs {
 
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  upgrayedd export --model runs/llama-magnitude-1 --format hf-dense --out dense/"
+    after_help = "Example:\n  upgrayedd export --model runs/llama-magnitude-1 --format hf,gguf --out served/"
 )]
 pub struct ExportArgs {
     /// Model folder, run folder or Hub id (ID@REVISION for a version of it)
@@ -258,7 +258,8 @@ fn family_help() -> String {
 
 fn format_help() -> String {
     let formats = upgrayedd::export::all();
-    formats.iter().map(|format| format!("{}: {}", format.name, format.summary)).collect::<Vec<_>>().join("; ")
+    let lines = formats.iter().map(|format| format!("- {}: {}", format.name, format.summary));
+    format!("One of these, or several in one folder (hf,onnx):\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn score_help() -> String {

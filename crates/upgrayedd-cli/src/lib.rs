@@ -389,7 +389,7 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::files::check_new(&args.out)?;
     let model = named(&args.model, args.family)?;
-    export::export_all(&model, &formats, dtype, &args.out, &[])?;
+    export::export_all(&model, &formats, dtype, &args.out, None)?;
     for format in formats {
         let dtype = dtype.unwrap_or(model.dtype()).name();
         progress::say(&format!(

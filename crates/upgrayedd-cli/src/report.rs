@@ -85,7 +85,7 @@ pub fn summary(summary: &Summary) -> String {
     let e = &after.evaluation;
     format!(
         "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on {}.\n\
-         The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}",
+         The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}\nIt is {}.",
         table(&rows),
         grouped(e.tokens),
         e.sequences,
@@ -96,7 +96,8 @@ pub fn summary(summary: &Summary) -> String {
         summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
         grouped(summary.tokens_learned),
         unit_map((&after.heads, &summary.heads_per_layer), (&after.channels, &summary.channels_per_layer)),
-        summary.run.join("model").display()
+        summary.run.join("model").display(),
+        summary.loads
     )
 }
 

@@ -11,7 +11,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use upgrayedd_nn::interrupt;
 
-use crate::export::{COMPANIONS, MODULES, module_folders};
+use crate::export::{CARD, COMPANIONS, MODULES, module_folders};
 use crate::load::{ADAPTERS, MERGE, shard_names};
 use crate::{Error, Result};
 
@@ -176,7 +176,7 @@ fn download(id: &str, repo: &ApiRepo, stop: &AtomicBool) -> Result<PathBuf> {
             "{id}: the repository has {adapter}, an adapter (PEFT), which is not applied: {MERGE}"
         )));
     }
-    let small = ["config.json", "modeling_upgrayedd.py"].into_iter().chain(COMPANIONS);
+    let small = ["config.json", "modeling_upgrayedd.py", CARD].into_iter().chain(COMPANIONS);
     let mut wanted: Vec<String> = small.filter(|f| listed.contains(f)).map(str::to_owned).collect();
     if listed.contains(&MODULES) {
         let path = repo.get(MODULES).map_err(|e| fail(MODULES, e))?;

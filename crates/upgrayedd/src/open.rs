@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::archive::ARCHIVE_FILE;
 use crate::config::OptimizeConfig;
+use crate::export::{HISTORY_FILE, with_history};
 use crate::hub::{self, Fetched};
 use crate::load::{LoadOptions, is_model_folder, refuse_adapter};
 use crate::model::{Companions, Model};
@@ -36,11 +37,15 @@ pub fn open(name: &str, options: &LoadOptions) -> Result<Model> {
     let Fetched { dir, origin } = resolve(name)?;
     let mut model = Model::load(&dir, options)?;
     model.origin = origin;
-    // The result of a run brings the heads it lost.
+    // The result of a run brings the units it lost.
     let dir = dir.canonicalize().unwrap_or(dir);
-    let archive = dir.parent().map(|run| run.join(ARCHIVE_FILE)).filter(|a| a.is_file());
-    if let (Some(path), Some("model")) = (archive, dir.file_name().and_then(|n| n.to_str())) {
-        model.set_archive(surgery::load_archive(&path, &model)?);
+    let run = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == "model"));
+    let beside = |name: &str| run.map(|run| run.join(name)).filter(|path| path.is_file());
+    if let Some(history) = beside(HISTORY_FILE) {
+        model = with_history(model, &history)?;
+    }
+    if let Some(archive) = beside(ARCHIVE_FILE) {
+        model.set_archive(surgery::load_archive(&archive, &model)?);
     }
     Ok(model)
 }

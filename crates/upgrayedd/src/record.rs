@@ -140,6 +140,8 @@ pub struct Summary {
     pub gpu: Option<Gpu>,
     /// Targets learned from.
     pub tokens_learned: u64,
+    /// What loads the result, and what would make it load anywhere, in a sentence.
+    pub loads: String,
     /// The run folder.
     pub run: PathBuf,
 }

@@ -25,7 +25,7 @@ use crate::checkpoint::{self, Saved};
 use crate::config::OptimizeConfig;
 use crate::data::{SetAside, Split};
 use crate::event::Event;
-use crate::export::{write_companions, write_weights};
+use crate::export::{HISTORY_FILE, save_history, why_not_stock, write_companions, write_weights};
 use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
@@ -269,6 +269,9 @@ impl RunDir {
         }
         self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
         model.archive().save(&self.path.join(ARCHIVE_FILE), &model.paths())?;
+        if !model.units().is_full() && why_not_stock(model).is_none() {
+            save_history(model, &self.path.join(HISTORY_FILE))?;
+        }
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::malformed(e.to_string()))?;
         let path = self.path.join("summary.json");
         let beside = self.path.join(format!("{PARTIAL}summary.json"));

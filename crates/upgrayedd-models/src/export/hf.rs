@@ -1,12 +1,14 @@
 //! Hugging Face folders: smaller with a modeling file that rebuilds the layers, or dense with zeros.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use upgrayedd_nn::optim::Lanes;
 use upgrayedd_nn::{ParamId, Tensor};
 
+use super::card::in_python;
 use super::format::{Format, Kind};
 use super::spelling::add_older_keys;
 use super::stock::{HeadsAre, stock, why_not_stock};
@@ -31,6 +33,19 @@ pub static HF: Format = Format {
             "really smaller: load it in transformers 5 with trust_remote_code=True. It is no stock model, which would load anywhere: {why}"
         ),
     },
+    usage: |model| {
+        let own = why_not_stock(model).is_some();
+        let mut text = in_python(model, own);
+        if own {
+            let _ = write!(
+                text,
+                "\nThat runs `{MODELING_FILE}.py`, whose second line has the BLAKE3 hash of the rest of it: {}. The hashes of all \
+                 releases stand in docs/formats.md of Upgrayedd.\n",
+                model.family.modeling.hash()
+            );
+        }
+        text
+    },
     kind: Kind::Folder,
     write: |model, dtype, dir| match stock(model, HeadsAre::Counted) {
         Ok(stock) if !model.units.is_full() => write(&stock.of(model)?, Shape::Original, dtype, dir),
@@ -45,6 +60,7 @@ pub static HF_DENSE: Format = Format {
     note: |_| {
         "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned()
     },
+    usage: |model| in_python(model, false),
     kind: Kind::Folder,
     write: |model, dtype, dir| write(model, Shape::Original, dtype, dir),
 };
@@ -60,6 +76,7 @@ pub static HF_V4: Format = Format {
         "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more"
             .to_owned()
     },
+    usage: |model| in_python(model, false),
     kind: Kind::Folder,
     write: write_v4,
 };

@@ -23,8 +23,18 @@ impl Modeling {
         Self { text, names }
     }
 
-    /// The file.
+    /// The file: which version wrote it, a hash of what follows, and the code.
     pub fn text(self) -> String {
+        let (version, code) = (env!("CARGO_PKG_VERSION"), self.code());
+        format!("# Upgrayedd {version}\n# BLAKE3 of what follows: {}\n{code}", hash(&code))
+    }
+
+    /// The hash of the code, by which a reader knows it.
+    pub fn hash(self) -> String {
+        hash(&self.code())
+    }
+
+    fn code(self) -> String {
         let named = self
             .names
             .iter()
@@ -42,4 +52,8 @@ impl Modeling {
         text.insert_str(first.map_or(text.len(), |at| at + 1), &format!("{}\n\n\n", functions.trim_end()));
         text
     }
+}
+
+fn hash(code: &str) -> String {
+    blake3::hash(code.as_bytes()).to_hex().to_string()
 }

@@ -8,3 +8,5 @@ mod source;
 pub use folder::{ADAPTERS, MERGE, is_model_folder, read_config, refuse_adapter, shard_names};
 pub use read::LoadOptions;
 pub use source::Weights;
+
+pub(crate) use read::units_from_config;

@@ -40,6 +40,7 @@ impl Model {
         let mut model = Self::from_weights(config, &folder, options).map_err(|error| error.of_file(dir))?;
         model.notices.extend(folder.notes);
         model.companions = Companions::Folder(dir.to_owned());
+        model.set_as_read();
         Ok(model)
     }
 
@@ -196,7 +197,7 @@ fn mixed_types(model: &Model) -> Option<String> {
     })
 }
 
-fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Result<UnitMap> {
+pub(crate) fn units_from_config(config: &Value, family: &Family, spec: &ModelSpec) -> Result<UnitMap> {
     let Some(ours) = config.get(CONFIG_KEY) else {
         return match &config["pruned_heads"] {
             Value::Null => Ok(spec.full_units()),

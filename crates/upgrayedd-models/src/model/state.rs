@@ -132,6 +132,8 @@ pub struct Model {
     pub(super) layers: Vec<LayerIds>,
     pub(super) ropes: Vec<Rotation>,
     state_id: u64,
+    /// The state in which it was read.
+    as_read: Option<u64>,
 }
 
 /// The parameters of one layer. Refuses a table without a part that the forward pass needs.
@@ -238,6 +240,7 @@ impl Model {
             layers,
             ropes,
             state_id: next_state_id(),
+            as_read: None,
         })
     }
 
@@ -298,8 +301,22 @@ impl Model {
 
     /// Gives the model removed units of its own, as [`crate::surgery::load_archive`] reads and checks them.
     pub fn set_archive(&mut self, archive: Archive) {
+        let as_read = self.is_as_read();
         self.archive = archive;
         self.touch();
+        if as_read {
+            self.set_as_read();
+        }
+    }
+
+    /// Whether weights and units are those of the folder that it was read from.
+    pub fn is_as_read(&self) -> bool {
+        self.as_read == Some(self.state_id)
+    }
+
+    /// Says that they are.
+    pub(crate) fn set_as_read(&mut self) {
+        self.as_read = Some(self.state_id);
     }
 
     /// Where it computes.

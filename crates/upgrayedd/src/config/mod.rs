@@ -1,6 +1,7 @@
 //! What a user asks of a run, under the same names on the command line, in a TOML file and in `run.toml`; and
 //! the plan that is made of it.
 
+mod command;
 mod optimize;
 mod options;
 mod plan;

@@ -53,21 +53,16 @@ impl Run<'_> {
             cycles: self.journal.state.history.clone(),
             gpu: self.pipeline.record.gpu.clone(),
             tokens_learned: self.journal.state.tokens,
+            loads: (export::HF.note)(model),
             run: self.journal.dir.path().to_owned(),
         };
         let (active, parameters) = (model.units().num_active(), model.num_parameters());
         // Written before the result, which makes the run complete, and told after it.
         let finished = Event::RunFinished { active, channels: self.pipeline.channels(), parameters };
         self.journal.dir.write_event(&finished)?;
-        let named = model
-            .origin
-            .as_deref()
-            .or(config.run.model.as_deref())
-            .or(Some("builtin"))
-            .filter(|_| !self.pipeline.record.given.model);
-        let card = card(named, model.origin.is_some(), model, &summary);
+        let card = card(&self.pipeline.record, model, &summary);
         self.journal.dir.finish(model, &summary, |out| {
-            export::export_all(model, &[&export::HF], None, out, &[("README.md", &card)])
+            export::export_all(model, &[&export::HF], None, out, Some(&card))
         })?;
         self.journal.observer.on_event(&finished);
         Ok(summary)

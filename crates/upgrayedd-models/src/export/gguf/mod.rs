@@ -27,6 +27,7 @@ pub static GGUF: Format = Format {
     name: "gguf",
     summary: "model.gguf with its tokenizer, for llama.cpp, Ollama and LM Studio: decoders",
     note,
+    usage: |_| format!("```sh\nllama-cli -m {FILE} -p \"Once upon a time\"\n```\n"),
     kind: Kind::File,
     write: |model, dtype, dir| write(model, dtype.map(element_of), &dir.join(FILE)),
 };
@@ -36,6 +37,7 @@ pub static GGUF_Q8_0: Format = Format {
     name: "gguf-q8_0",
     summary: "the same with matrices in 8 bits (Q8_0), whatever dtype says",
     note,
+    usage: |_| format!("```sh\nllama-cli -m {FILE} -p \"Once upon a time\"\n```\n"),
     kind: Kind::File,
     write: |model, _, dir| write(model, Some(Element::Q8_0), &dir.join(FILE)),
 };

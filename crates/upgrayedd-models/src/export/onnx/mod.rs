@@ -31,6 +31,17 @@ pub static ONNX: Format = Format {
             "for onnxruntime and transformers.js: {of} of input_ids and attention_mask, whatever the shapes of layers are"
         )
     },
+    usage: |model| {
+        let task = match model.spec.objective {
+            Objective::MaskedLm => "fill-mask",
+            Objective::Encoder => "feature-extraction",
+            _ => "text-classification",
+        };
+        format!(
+            "```js\nimport {{pipeline}} from \"@huggingface/transformers\";\n\nconst run = await pipeline(\"{task}\", \"FOLDER\", {{dtype: \"{}\"}});\n```\n",
+            if model.dtype() == DType::F16 { "fp16" } else { "fp32" }
+        )
+    },
     kind: Kind::Part,
     write,
 };

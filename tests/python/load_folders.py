@@ -1,6 +1,6 @@
 """Loads model folders in whatever transformers is installed, without remote code, and keeps what they compute.
 
-python load_folders.py JOBS.json OUT.npz        where JOBS is a list of {"folder", "auto", "generate"}
+python load_folders.py JOBS.json OUT.npz        where JOBS is a list of {"folder", "auto", "generate", "texts"}
 """
 
 import json
@@ -24,6 +24,10 @@ def run(job):
         if job["generate"]:
             more = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
             found["text"] = model.generate(torch.tensor([PROMPT]), **more)[0, len(PROMPT) :].numpy()
+    if "texts" in job:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"])
+        found["tokens"] = numpy.concatenate([numpy.array([*tokenizer(text)["input_ids"], -1]) for text in job["texts"]])
+        found["special"] = numpy.array(sorted(tokenizer.all_special_tokens))
     return found
 
 
