@@ -1,6 +1,6 @@
 // Loads GGUF files in llama.cpp, on the CPU, and keeps what it computes of tokens and makes of texts.
 //
-// node llama.mjs JOBS.json OUT.json        where JOBS is a list of {"file", "tokens", "texts", "generate"}
+// node llama.mjs JOBS.json OUT.json        where JOBS is a list of {"file", "tokens", "texts", "sentences"}
 import {readFileSync, writeFileSync} from "node:fs";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
 
@@ -28,6 +28,13 @@ async function run(job) {
     if (job.tokens) {
         const context = await model.createContext({contextSize: job.context ?? 64, batchSize: 64, flashAttention: false, experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"});
         found.logits = await nextTokens(context.getSequence(), job.tokens);
+        await context.dispose();
+    }
+    if (job.sentences) {
+        const context = await model.createEmbeddingContext({contextSize: 64, batchSize: 64});
+        found.embeddings = [];
+        for (const sentence of job.sentences) found.embeddings.push((await context.getEmbeddingFor(sentence)).vector);
+        found.sentences = job.sentences.map((sentence) => model.tokenize(sentence));
         await context.dispose();
     }
     await model.dispose();

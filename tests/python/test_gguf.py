@@ -292,6 +292,52 @@ def test_llama_cpp_computes_the_same(work, in_llama_cpp, differences):
     assert {tensor.name for tensor in reader.tensors} >= {"token_embd.weight", "output_norm.weight", "blk.0.attn_output.weight"}
 
 
+SENTENCES = ["The cat sat on a mat.", "It's 12 Café, naïve ÅÄÖ!", "a model of layers and heads"]
+
+
+def words(lowercase):
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made.train_from_iterator([CORPUS], trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False))
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def bert(lowercase):
+    torch.manual_seed(3)
+    config = transformers.BertConfig(**{**SIZES, "max_position_embeddings": 64})
+    theirs = transformers.BertModel(config, add_pooling_layer=False)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.2)
+    return Model.from_transformers(theirs, words(lowercase))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_llama_cpp_encodes_sentences(pooling, tmp_path, differences):
+    subprocess.run([TESTS.parent / "scripts" / "node-env"], check=True)
+    bert(True).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "1_Pooling").mkdir()
+    modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    (tmp_path / "base" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    model = Model.from_pretrained(tmp_path / "base")
+    model.prune(channels=channels(model))
+    model.save_pretrained(tmp_path / "out", format="gguf", dtype="float32")
+    (found,) = run([{"file": str(tmp_path / "out" / "model.gguf"), "sentences": SENTENCES}], tmp_path)
+    assert "error" not in found, found["error"]
+    for sentence, ids, got in zip(SENTENCES, found["sentences"], found["embeddings"], strict=True):
+        tokens = model.tokenizer.encode(sentence)
+        assert ids == tokens[1:-1]
+        states = model.hidden_states(numpy.array([tokens]))[0]
+        want = states.mean(0) if pooling == "mean" else states[0]
+        difference = numpy.abs(numpy.array(got) / numpy.linalg.norm(got) - want / numpy.linalg.norm(want)).max()
+        differences("llama.cpp", version_of("node-llama-cpp"), "bert", f"gguf float32: {pooling} of narrower", difference)
+        # Its GELU is the approximation by tanh, in 16 bits.
+        assert difference <= 5e-3
+
+
 def test_eight_bits_are_those_of_the_gguf_package(tmp_path):
     kind, config, tokens, _ = DECODERS["llama"]
     model = Model.from_transformers(stock(kind, config), tokenizer(tokens))
@@ -327,6 +373,9 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path):
         layer_types=None,
     )
     refused("smollm3", "whole", "rotates heads in other layers", no_rope_layers=[1, 0, 1, 1, 1])
+    model = bert(lowercase=False)
+    with pytest.raises(UpgrayeddError, match="there they are lowered without accents"):
+        model.save_pretrained(tmp_path / "out", format="gguf")
     refused("llama", "whole", "the tokenizer has 400 tokens, the model only 64", vocab_size=64)
 
 

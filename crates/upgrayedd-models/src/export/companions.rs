@@ -10,7 +10,7 @@ use crate::model::{Companions, Model};
 use crate::{Error, Result};
 
 /// Files of a model folder that come along unchanged.
-pub const COMPANIONS: [&str; 13] = [
+pub const COMPANIONS: [&str; 14] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,6 +21,7 @@ pub const COMPANIONS: [&str; 13] = [
     "tokenizer.model",
     "generation_config.json",
     "chat_template.jinja",
+    "preprocessor_config.json",
     MODULES,
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

@@ -27,6 +27,8 @@ pub(super) struct Arch {
     /// Which layers see all of the text: none, or every so manieth, the others a window of it.
     pub(super) windows: Option<usize>,
     activation: Activation,
+    /// Whether what it makes is hidden states, of an encoder.
+    pub(super) encodes: bool,
 }
 
 /// Where an architecture can have biases, beside norms.
@@ -52,13 +54,14 @@ const PLAIN: Arch = Arch {
     biases: Biases::Nowhere,
     windows: None,
     activation: Activation::Silu,
+    encodes: false,
 };
 
 const LLAMA: Arch = Arch { side_by_side: true, takes_factors: true, biases: Biases::Everywhere, ..PLAIN };
 
 const GEMMA: Arch = Arch { activation: Activation::GeluTanh, ..PLAIN };
 
-static ARCHES: [Arch; 11] = [
+static ARCHES: [Arch; 12] = [
     LLAMA,
     // Windows are what the two differ in, and those are obeyed by a shorter context.
     Arch { family: "mistral", ..LLAMA },
@@ -75,6 +78,14 @@ static ARCHES: [Arch; 11] = [
         fused_attention: true,
         biases: Biases::Always,
         activation: Activation::Gelu,
+        ..PLAIN
+    },
+    Arch {
+        name: "bert",
+        family: "bert",
+        biases: Biases::Always,
+        activation: Activation::Gelu,
+        encodes: true,
         ..PLAIN
     },
     Arch {
@@ -125,8 +136,13 @@ pub(super) fn of_free(model: &Model) -> Result<&'static Arch, String> {
 
 fn check(arch: &Arch, spec: &ModelSpec) -> Result<(), String> {
     let name = arch.name;
-    if spec.objective != Objective::CausalLm {
-        return Err(format!("a {} model is nothing that llama.cpp generates with", spec.objective.name()));
+    let made = if arch.encodes { Objective::Encoder } else { Objective::CausalLm };
+    if spec.objective != made {
+        return Err(format!(
+            "llama.cpp's {name} is a {} model, and this is a {} model",
+            made.name(),
+            spec.objective.name()
+        ));
     }
     if spec.activation != arch.activation {
         return Err(format!("llama.cpp's {name} has another non-linearity than {:?}", spec.activation));

@@ -15,8 +15,9 @@ use self::layers::{Added, CHANNELS, Layer};
 use self::weights::{Writing, element_of, linear_factor};
 use super::format::{Format, Kind};
 use super::stock::{HeadsAre, stock};
-use crate::model::Model;
-use crate::spec::{ModelSpec, Norm};
+use crate::files::read_optional_json;
+use crate::model::{Companions, Model};
+use crate::spec::{ModelSpec, Norm, Objective};
 use crate::{Error, Result};
 
 /// The file of a folder that is written.
@@ -25,9 +26,9 @@ const FILE: &str = "model.gguf";
 /// Numbers as the weights have them.
 pub static GGUF: Format = Format {
     name: "gguf",
-    summary: "model.gguf with its tokenizer, for llama.cpp, Ollama and LM Studio: decoders",
+    summary: "model.gguf with its tokenizer, for llama.cpp, Ollama and LM Studio: decoders, and BERT as an encoder",
     note,
-    usage: |_| format!("```sh\nllama-cli -m {FILE} -p \"Once upon a time\"\n```\n"),
+    usage,
     kind: Kind::File,
     write: |model, dtype, dir| write(model, dtype.map(element_of), &dir.join(FILE)),
 };
@@ -37,10 +38,18 @@ pub static GGUF_Q8_0: Format = Format {
     name: "gguf-q8_0",
     summary: "the same with matrices in 8 bits (Q8_0), whatever dtype says",
     note,
-    usage: |_| format!("```sh\nllama-cli -m {FILE} -p \"Once upon a time\"\n```\n"),
+    usage,
     kind: Kind::File,
     write: |model, _, dir| write(model, Some(Element::Q8_0), &dir.join(FILE)),
 };
+
+fn usage(model: &Model) -> String {
+    let (program, prompt) = match model.spec.objective {
+        Objective::Encoder => ("llama-embedding", "A sentence"),
+        _ => ("llama-cli", "Once upon a time"),
+    };
+    format!("```sh\n{program} -m {FILE} -p \"{prompt}\"\n```\n")
+}
 
 /// A model with the architecture that it is written for.
 struct Found {
@@ -113,6 +122,10 @@ fn write(model: &Model, element: Option<Element>, path: &Path) -> Result<()> {
     let mut entries = general(&model, arch, element);
     entries.extend(shape(&model, arch, &layers)?);
     entries.extend(vocab::entries(&tokenizer, model.spec.vocab_size)?);
+    if arch.encodes {
+        let types = model.spec.type_vocab_size as u32;
+        entries.push(("tokenizer.ggml.token_type_count".to_owned(), Entry::U32(types)));
+    }
     if let Some(template) = model.chat_template()? {
         entries.push(("tokenizer.chat_template".to_owned(), Entry::Text(template)));
     }
@@ -174,11 +187,34 @@ fn shape(model: &Model, arch: &Arch, layers: &[Layer]) -> Result<Vec<(String, En
     {
         entries.push(("attention.sliding_window".to_owned(), number(window)));
     }
+    if arch.encodes {
+        entries.push(("attention.causal".to_owned(), Entry::Bool(false)));
+        entries.push(("pooling_type".to_owned(), Entry::U32(pooling(model)?)));
+    }
     if arch.name == "gptneox" {
         entries.push(("use_parallel_residual".to_owned(), Entry::Bool(spec.parallel)));
     }
     entries.extend(rotation(arch, spec)?);
     Ok(entries.into_iter().map(|(key, entry)| (format!("{}.{key}", arch.name), entry)).collect())
+}
+
+/// What llama.cpp makes of the hidden states of a text: nothing, their mean, or the first.
+fn pooling(model: &Model) -> Result<u32> {
+    const NONE: u32 = 0;
+    const MEAN: u32 = 1;
+    const FIRST: u32 = 2;
+    let Companions::Folder(folder) = &model.companions else { return Ok(NONE) };
+    let config = read_optional_json(&folder.join("1_Pooling").join("config.json"))?;
+    let is = |key: &str| config[key] == true;
+    let other = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_lasttoken"];
+    match (is("pooling_mode_mean_tokens"), is("pooling_mode_cls_token")) {
+        _ if other.iter().any(|key| is(key)) => Err(Error::unsupported(
+            "format gguf: llama.cpp takes the mean or the first of hidden states, and 1_Pooling/config.json asks for another pooling",
+        )),
+        (true, false) => Ok(MEAN),
+        (false, true) => Ok(FIRST),
+        _ => Ok(NONE),
+    }
 }
 
 /// How heads are rotated.

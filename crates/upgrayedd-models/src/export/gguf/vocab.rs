@@ -108,7 +108,6 @@ fn special(tokenizer: &Tokenizer, kind: &Kind) -> Result<Vec<(&'static str, Entr
     entries.push(("add_bos_token", Entry::Bool(!prefix.is_empty())));
     if words {
         entries.push(("add_sep_token", Entry::Bool(!suffix.is_empty())));
-        entries.push(("token_type_count", Entry::U32(2)));
     } else {
         entries.push(("add_eos_token", Entry::Bool(!suffix.is_empty())));
     }
@@ -133,9 +132,11 @@ impl Kind {
                 Ok(Self::Pieces { space_first: space_first(json)? })
             }
             Some("BPE") => Ok(Self::Bytes { pattern: pattern(json)? }),
-            Some("WordPiece") => Ok(Self::Words {
-                continues: model["continuing_subword_prefix"].as_str().unwrap_or("##").to_owned(),
-            }),
+            Some("WordPiece") => {
+                check_words(json)?;
+                let continues = model["continuing_subword_prefix"].as_str().unwrap_or("##").to_owned();
+                Ok(Self::Words { continues })
+            }
             other => Err(refuse(format!("its vocabulary is of kind {}", other.unwrap_or("unknown")))),
         }
     }
@@ -146,6 +147,23 @@ impl Kind {
             Self::Pieces { .. } => "llama",
             Self::Words { .. } => "bert",
         }
+    }
+}
+
+/// Refuses steps before WordPiece other than those that llama.cpp takes: texts are lowered, without accents.
+fn check_words(json: &Value) -> Result<()> {
+    let before = &json["normalizer"];
+    let usual = before["type"] == "BertNormalizer"
+        && before["lowercase"] == true
+        && before["strip_accents"] != false
+        && before["clean_text"] != false
+        && before["handle_chinese_chars"] != false;
+    match &json["pre_tokenizer"]["type"] {
+        _ if !usual => {
+            Err(refuse(format!("texts become {before} first, and there they are lowered without accents")))
+        }
+        kind if kind == "BertPreTokenizer" => Ok(()),
+        _ => Err(refuse(format!("texts are cut by {}", json["pre_tokenizer"]))),
     }
 }
 

@@ -82,7 +82,8 @@ impl<'m> Writing<'m> {
     /// All tensors of the file.
     pub(super) fn tensors(&self) -> Vec<Tensor<'m>> {
         let mut all = Vec::new();
-        for (part, name) in OUTSIDE {
+        let outside = if self.arch.encodes { ENCODER_OUTSIDE } else { OUTSIDE };
+        for (part, name) in outside {
             self.add(&mut all, (None, *part), (*name).to_owned(), |id, part| self.plain(id, part));
         }
         if let Some(factors) = self.rope_factors() {
@@ -98,9 +99,10 @@ impl<'m> Writing<'m> {
         let at = |part| (Some(layer.source), part);
         let name = |name: &str| format!("{block}.{name}");
         let (dim, has_heads) = (self.model.spec.head_dim, !layer.queries.is_empty());
-        for (part, end) in NORMS {
+        let norms = if self.arch.encodes { ENCODER_NORMS } else { NORMS };
+        for (part, end) in norms {
             // A layer without attention has no norm before it either.
-            if *part != Part::Norm1 || has_heads {
+            if *part != Part::Norm1 || has_heads || self.arch.encodes {
                 self.add(all, at(*part), name(end), |id, part| self.plain(id, part));
             }
         }
@@ -284,3 +286,13 @@ const NORMS: &[(Part, &str)] = &[
     (Part::Norm2, "ffn_norm"),
     (Part::Post2, "post_ffw_norm"),
 ];
+
+const ENCODER_OUTSIDE: &[(Part, &str)] = &[
+    (Part::Tokens, "token_embd"),
+    (Part::Positions, "position_embd"),
+    (Part::Types, "token_types"),
+    (Part::EmbedNorm, "token_embd_norm"),
+];
+
+const ENCODER_NORMS: &[(Part, &str)] =
+    &[(Part::Norm1, "attn_output_norm"), (Part::Norm2, "layer_output_norm")];
