@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 import transformers
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from upgrayedd import Model, UpgrayeddError
@@ -56,8 +56,10 @@ def byte_level(cut=None, regex=True):
     return tokenizer
 
 
-def split(pattern):
-    return byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"), regex=False)
+def split(pattern, ignore_merges=False):
+    tokenizer = byte_level(pre_tokenizers.Split(Regex(pattern), "isolated"), regex=False)
+    tokenizer.model.ignore_merges = ignore_merges
+    return tokenizer
 
 
 def pieces(first):
@@ -83,7 +85,8 @@ def pieces(first):
 TOKENIZERS = {
     "gpt-2": lambda: byte_level(),
     "smollm": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True)),
-    "llama-bpe": lambda: split(WORDS),
+    "llama-bpe": lambda: split(WORDS, ignore_merges=True),
+    "smaug-bpe": lambda: split(WORDS),
     "qwen2": lambda: split(WORDS.replace("{1,3}", "")),
     "gpt-4o": lambda: split(CASES),
     "pieces": lambda: pieces(True),
@@ -108,6 +111,7 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )
 LONG = dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.3, 1.2], long_factor=[2.0, 5.0, 6.0, 7.0], rope_theta=1000.0)
+LINEAR = dict(rope_type="linear", factor=2.0, rope_theta=500.0)
 ROPE = dict(rope_type="default", rope_theta=500.0)
 GEMMA = dict(GROUPED, query_pre_attn_scalar=12, sliding_window=5)
 
@@ -119,6 +123,12 @@ DECODERS = {
     "qwen2": ("Qwen2", dict(SIZES, num_key_value_heads=4), "qwen2", 1e-5),
     "qwen3": ("Qwen3", dict(GROUPED, rope_parameters=ROPE), "qwen2", 1e-5),
     "gemma2": ("Gemma2", GEMMA, "pieces, no space", 1e-3),
+    "gemma2, no caps": (
+        "Gemma2",
+        dict(GEMMA, attn_logit_softcapping=None, final_logit_softcapping=None),
+        "pieces, no space",
+        1e-3,
+    ),
     "gemma3": (
         "Gemma3",
         dict(
@@ -147,9 +157,11 @@ DECODERS = {
         "gpt-4o",
         1e-5,
     ),
-    "smollm3": ("SmolLM3", dict(GROUPED, num_hidden_layers=5), "llama-bpe", 1e-5),
+    "smollm3": ("SmolLM3", dict(GROUPED, num_hidden_layers=5, rope_parameters=LINEAR), "smaug-bpe", 1e-5),
     "olmo2": ("Olmo2", dict(SIZES, num_key_value_heads=4), "gpt-2", 1e-5),
+    "olmo2, tied": ("Olmo2", dict(SIZES, num_key_value_heads=4, tie_word_embeddings=True), "gpt-2", 1e-5),
     "gpt_neox": ("GPTNeoX", SIZES, "gpt-2", 5e-4),
+    "gpt_neox, tied": ("GPTNeoX", dict(SIZES, tie_word_embeddings=True), "gpt-2", 5e-4),
     "gpt2": ("GPT2", dict(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=8, n_positions=128), "gpt-2", 5e-4),
 }
 
@@ -212,7 +224,7 @@ SHAPES = {shape.__name__: shape for shape in (whole, narrower, fewer_heads, fewe
 STOCK = ("whole", "narrower", "fewer_heads")
 FREE = ("uneven", "no_attention", "no_mlp")
 WORKS = [(name, shape, "float32", "gguf") for name in DECODERS for shape in STOCK]
-WORKS = [w for w in WORKS if w[1] != "fewer_heads" or w[0] not in ("olmo2", "phi3, long", "gpt_neox", "gpt2")]
+WORKS = [w for w in WORKS if w[1] != "fewer_heads" or not w[0].startswith(("olmo2", "phi3, long", "gpt_neox", "gpt2"))]
 WORKS += [(name, "fewer_layers", "float32", "gguf") for name in ("llama", "qwen3", "gemma3", "smollm3")]
 WORKS += [(name, shape, "float32", "gguf") for name in ("llama", "llama, biases", "mistral", "qwen2") for shape in FREE]
 WORKS += [("llama", shape, dtype, "gguf") for shape in ("fewer_heads", "uneven") for dtype in ("float16", "bfloat16")]
@@ -232,7 +244,7 @@ def in_llama_cpp(tmp_path_factory):
         model = Model.from_transformers(stock(kind, config), made[tokens])
         SHAPES[shape](model)
         model.save_pretrained(root / str(index), format=format, dtype=dtype)
-        file = root / str(index) / "model.gguf"
+        file = root / str(index) / ("model-q8_0.gguf" if format == "gguf-q8_0" else "model.gguf")
         jobs.append({"file": str(file), "tokens": TOKENS, "texts": TEXTS})
         written.append((model, file))
     return written, run(jobs, root)
@@ -320,6 +332,9 @@ def test_llama_cpp_encodes_sentences(pooling, tmp_path, differences):
     subprocess.run([TESTS.parent / "scripts" / "node-env"], check=True)
     bert(True).save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "1_Pooling").mkdir()
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}]
+    modules += [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "base" / "modules.json").write_text(json.dumps(modules))
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
     (tmp_path / "base" / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     model = Model.from_pretrained(tmp_path / "base")
@@ -345,7 +360,7 @@ def test_eight_bits_are_those_of_the_gguf_package(tmp_path):
     model.save_pretrained(tmp_path / "32", format="gguf")
     wide = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "32" / "model.gguf").tensors}
     seen = 0
-    for tensor in gguf.GGUFReader(tmp_path / "8" / "model.gguf").tensors:
+    for tensor in gguf.GGUFReader(tmp_path / "8" / "model-q8_0.gguf").tensors:
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:
             seen += 1
             want = gguf.quants.quantize(wide[tensor.name].data, gguf.GGMLQuantizationType.Q8_0)
@@ -376,7 +391,31 @@ def test_what_llama_cpp_cannot_do_is_refused(tmp_path):
     model = bert(lowercase=False)
     with pytest.raises(UpgrayeddError, match="there they are lowered without accents"):
         model.save_pretrained(tmp_path / "out", format="gguf")
+    refused("gemma2", "whole", "predicts by its embedding", tie_word_embeddings=False)
+    refused("llama", "whole", "has no rotations for long texts", rope_parameters=dict(LONG, original_max_position_embeddings=64))
+    refused("phi3, long", "uneven", "has no rotations for long texts")
     refused("llama", "whole", "the tokenizer has 400 tokens, the model only 64", vocab_size=64)
+
+
+def test_a_module_that_llama_cpp_lacks_is_refused(tmp_path):
+    bert(True).save_pretrained(tmp_path / "base")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in ("Transformer", "Dense")]
+    (tmp_path / "base" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UpgrayeddError, match="modules.json has a module Dense"):
+        Model.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "out", format="gguf")
+
+
+def test_what_tokens_do_otherwise_is_said(tmp_path):
+    kind, config, tokens, _ = DECODERS["llama"]
+    made = tokenizer(tokens)
+    made.add_tokens([AddedToken("<|user|>", rstrip=True, special=True)])
+    model = Model.from_transformers(stock(kind, config), made)
+    model.save_pretrained(tmp_path / "out", format="gguf,gguf-q8_0")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "In the model's tokenizer <|user|> takes the spaces after it, and not in llama.cpp" in card
+    assert (tmp_path / "out" / "model.gguf").is_file() and (tmp_path / "out" / "model-q8_0.gguf").is_file()
+    with pytest.raises(UpgrayeddError, match="format gguf is named twice"):
+        model.save_pretrained(tmp_path / "twice", format="gguf,gguf")
 
 
 def test_a_tokenizer_that_llama_cpp_lacks_is_refused(tmp_path):

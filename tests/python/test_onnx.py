@@ -91,8 +91,20 @@ def test_half_the_bytes_and_nearly_the_same(tmp_path):
     session = onnxruntime.InferenceSession(half, providers=["CPUExecutionProvider"])
     feed = {"input_ids": IDS, "attention_mask": MASK, **types_of(session)}
     assert distance(session.run(None, feed)[0], expected(model, feed)) <= 5e-3
+    assert 'dtype: "fp16"' in (tmp_path / "float16" / "README.md").read_text()
     weights = [sum(len(t.raw_data) for t in onnx.load(file).graph.initializer) for file in (wide, half)]
     assert weights[1] < 0.55 * weights[0]
+
+
+def test_numbers_that_16_bits_cannot_hold_are_refused(tmp_path):
+    import torch
+    from transformers import BertModel
+
+    theirs = BertModel.from_pretrained(GOLDEN / "bert_encoder")
+    with torch.no_grad():
+        theirs.embeddings.word_embeddings.weight[3, 4] = 1e5
+    with pytest.raises(UpgrayeddError, match="holds 100000, which float16 cannot store"):
+        Model.from_transformers(theirs).save_pretrained(tmp_path / "out", format="onnx", dtype="float16")
 
 
 def test_decoders_are_told_of_gguf(tmp_path):

@@ -230,9 +230,48 @@ def test_the_card_says_what_was_done_and_who_loads_it(tmp_path):
 def test_a_license_is_that_of_the_base(tmp_path):
     folder = tmp_path / "base"
     Model.from_pretrained(GOLDEN / "gpt2").save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# Base\n")
+    (folder / "README.md").write_text("---\nlicense:\n- mit\n- apache-2.0\nlicense_link: LICENSE\nlanguage: en\n---\n# Base\n")
     Model.from_pretrained(folder).save_pretrained(tmp_path / "out")
-    assert "\nlicense: apache-2.0\n" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense:\n- mit\n- apache-2.0\n---\n" in card and "# base" in card and "pruned" not in card
+
+
+def test_what_transformers_4_cannot_be_told_is_said(tmp_path):
+    """Rotations that its classes do not take: the card names version 5."""
+    from transformers import Gemma3ForCausalLM
+
+    theirs = Gemma3ForCausalLM.from_pretrained(GOLDEN / "gemma3_pruned")
+    theirs.config.rope_parameters["sliding_attention"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+    model = Model.from_transformers(theirs)
+    prune(model, "channels")
+    model.save_pretrained(tmp_path / "gemma3")
+    card = (tmp_path / "gemma3" / "README.md").read_text()
+    assert (
+        "in version 5, since version 4 knows no scaled rotations of layers with a window" in card and "loads anywhere" not in card
+    )
+
+
+def test_a_path_does_not_leave(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    Model.from_transformers(LlamaForCausalLM.from_pretrained(GOLDEN / "llama_gqa")).save_pretrained(tmp_path / "out")
+    assert str(GOLDEN) not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[jm][sd]*"))
+
+
+def test_a_result_obeys_its_folder(tmp_path):
+    """Units are the run's, everything else is as config.json says now."""
+    run(tmp_path / "run", "heads,channels", pruning_ratio=0.3)
+    file = tmp_path / "run" / "model" / "config.json"
+    config = json.loads(file.read_text())
+    before = Model.from_pretrained(tmp_path / "run").logits(load_folders.IDS.numpy())
+    config["rope_parameters"]["rope_theta"] = config["rope_theta"] = 77.0
+    config["rms_norm_eps"] = 0.1
+    file.write_text(json.dumps(config))
+    shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
+    changed, alone = (
+        Model.from_pretrained(path).logits(load_folders.IDS.numpy()) for path in (tmp_path / "run", tmp_path / "alone")
+    )
+    assert numpy.array_equal(changed, alone) and not numpy.array_equal(changed, before)
 
 
 def test_formats_that_would_be_the_same_folder_are_refused(tmp_path):

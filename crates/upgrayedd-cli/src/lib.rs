@@ -391,13 +391,7 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let model = named(&args.model, args.family)?;
     export::export_all(&model, &formats, dtype, &args.out, None)?;
     for format in formats {
-        let dtype = dtype.unwrap_or(model.dtype()).name();
-        progress::say(&format!(
-            "wrote {} ({}, {dtype}): {}",
-            args.out.display(),
-            format.name,
-            (format.note)(&model)
-        ));
+        progress::say(&format!("wrote {} ({}): {}", args.out.display(), format.name, (format.note)(&model)));
     }
     Ok(())
 }

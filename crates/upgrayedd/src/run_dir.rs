@@ -269,8 +269,11 @@ impl RunDir {
         }
         self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
         model.archive().save(&self.path.join(ARCHIVE_FILE), &model.paths())?;
+        let history = self.path.join(HISTORY_FILE);
         if !model.units().is_full() && why_not_stock(model).is_none() {
-            save_history(model, &self.path.join(HISTORY_FILE))?;
+            save_history(model, &history)?;
+        } else if history.exists() {
+            std::fs::remove_file(&history).map_err(Error::io(&history, "remove"))?;
         }
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::malformed(e.to_string()))?;
         let path = self.path.join("summary.json");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::companions::MODULES;
 use super::format::Format;
-use crate::files::read_text;
+use crate::files::{DType, read_text};
 use crate::model::{Companions, Model};
 use crate::spec::Objective;
 use crate::units::{LayerUnits, Site};
@@ -33,7 +33,7 @@ impl Model {
     /// What is known of a model that nobody says more about.
     pub fn story(&self) -> Story {
         let folder = match &self.companions {
-            Companions::Folder(folder) => folder.file_name().map(|name| name.to_string_lossy().into_owned()),
+            Companions::Folder(folder) => name_of(folder),
             _ => None,
         };
         let base = self.origin.clone().or(folder);
@@ -41,28 +41,53 @@ impl Model {
     }
 }
 
+/// What a folder's model is called: by its repository in a cache of the Hub, by its run, by nothing in a temporary place.
+fn name_of(folder: &Path) -> Option<String> {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    if folder.starts_with(std::env::temp_dir())
+        && name(folder).is_some_and(|name| name.starts_with("upgrayedd-"))
+    {
+        return None;
+    }
+    let parent = folder.parent().and_then(|parent| Some((parent, name(parent)?)));
+    match (name(folder), parent) {
+        (_, Some((parent, above))) if above == "snapshots" => {
+            name(parent.parent()?).map(|name| name.trim_start_matches("models--").replace("--", "/"))
+        }
+        (Some(own), Some((_, above))) if own == "model" => Some(above),
+        (own, _) => own,
+    }
+}
+
 /// The card of a model: a new one, or that of the folder that it was read from if this program wrote it.
-pub(super) fn card(model: &Model, formats: &[&'static Format]) -> String {
-    let loading = loading(model, formats);
+pub(super) fn card(model: &Model, formats: &[&'static Format], dtype: Option<DType>) -> String {
+    let mut loading = loading(model, formats, dtype);
     let before = match &model.companions {
         Companions::Folder(folder) => read_text(&folder.join(CARD)).ok().filter(|text| is_ours(text)),
         _ => None,
     };
     match before {
-        Some(text) if model.is_as_read() => with_loading(&text, &loading),
+        Some(text) if model.is_as_read() => {
+            loading.push_str("\nWhat was measured is the run's own result; in other types of numbers the last digits differ.\n");
+            with_loading(&text, &loading)
+        }
         _ => text(model, &model.story(), &loading),
     }
 }
 
 /// The card of a model whose story is known.
 pub fn card_of(model: &Model, formats: &[&'static Format], story: &Story) -> String {
-    text(model, story, &loading(model, formats))
+    text(model, story, &loading(model, formats, None))
 }
 
 fn text(model: &Model, story: &Story, loading: &str) -> String {
     let base = story.base.as_deref().unwrap_or("a model in memory");
     let (name, commit) = base.split_once('@').filter(|_| story.on_hub).unwrap_or((base, ""));
-    let mut text = "---\nlibrary_name: transformers\ntags:\n- upgrayedd\n- pruned\n".to_owned();
+    let mut text = "---\nlibrary_name: transformers\ntags:\n- upgrayedd\n".to_owned();
+    let full = model.units.is_full() && story.measured.is_empty();
+    if !full {
+        text.push_str("- pruned\n");
+    }
     if let Some(task) = pipeline(model) {
         let _ = writeln!(text, "pipeline_tag: {task}");
     }
@@ -70,7 +95,6 @@ fn text(model: &Model, story: &Story, loading: &str) -> String {
         let _ = writeln!(text, "base_model: {name}");
     }
     license_of(model).iter().for_each(|line| text.push_str(&format!("{line}\n")));
-    let full = model.units.is_full() && story.measured.is_empty();
     let _ = write!(
         text,
         "---\n\n# {name}{}\n\nWritten by Upgrayedd {} from {name}",
@@ -122,8 +146,23 @@ fn pipeline(model: &Model) -> Option<&'static str> {
 fn license_of(model: &Model) -> Vec<String> {
     let Companions::Folder(folder) = &model.companions else { return Vec::new() };
     let text = read_text(&folder.join(CARD)).unwrap_or_default();
-    let keys = ["license:", "license_name:", "license_link:"];
-    header(&text).filter(|line| keys.iter().any(|key| line.starts_with(key))).map(str::to_owned).collect()
+    let (mut lines, mut listed) = (Vec::new(), false);
+    for line in header(&text) {
+        let key =
+            ["license:", "license_name:", "license_link:"].into_iter().find(|key| line.starts_with(key));
+        let value = key.map_or("", |key| line[key.len()..].trim());
+        // A list of them goes on for some lines; a link into the folder leads nowhere from another.
+        let counts = match key {
+            Some("license_link:") => value.starts_with("http"),
+            Some(_) => true,
+            None => listed && line.trim_start().starts_with('-'),
+        };
+        listed = counts && (key.is_none() || value.is_empty());
+        if counts {
+            lines.push(line.to_owned());
+        }
+    }
+    lines
 }
 
 /// The lines of a card's header.
@@ -145,10 +184,16 @@ fn with_loading(text: &str, loading: &str) -> String {
 }
 
 /// Who loads it how.
-fn loading(model: &Model, formats: &[&'static Format]) -> String {
+fn loading(model: &Model, formats: &[&'static Format], dtype: Option<DType>) -> String {
     let mut text = format!("{LOADING}\n");
     for format in formats {
-        let _ = write!(text, "\n**{}**: {}.\n\n{}", format.name, (format.note)(model), (format.usage)(model));
+        let _ = write!(
+            text,
+            "\n**{}**: {}.\n\n{}",
+            format.name,
+            (format.note)(model),
+            (format.usage)(model, dtype)
+        );
     }
     text.push_str("\nTo the Hub it goes by `hf upload OWNER/NAME FOLDER`.\n");
     text

@@ -16,7 +16,7 @@ pub struct Format {
     /// What a user of this model in the format should know.
     pub note: fn(&Model) -> String,
     /// How it is loaded, in Markdown: a block of code.
-    pub usage: fn(&Model) -> String,
+    pub usage: fn(&Model, Option<DType>) -> String,
     /// What a folder has of it.
     pub kind: Kind,
     /// Writes into a folder: each weight in the type that it has ([`Model::dtype_of`]), or all in one.
@@ -37,9 +37,13 @@ pub enum Kind {
 /// Checks that formats can be in one folder.
 ///
 /// # Errors
-/// Returns [`Error::DoesNotFit`] for two that would both be the folder, and for none at all.
+/// Returns [`Error::DoesNotFit`] for two that would both be the folder, for one twice, and for none at all.
 pub fn check_together(formats: &[&'static Format]) -> Result<()> {
     let folders: Vec<&str> = formats.iter().filter(|f| f.kind == Kind::Folder).map(|f| f.name).collect();
+    let before = |at: usize| formats[..at].iter().any(|format| format.name == formats[at].name);
+    if let Some(at) = (0..formats.len()).find(|at| before(*at)) {
+        return Err(Error::does_not_fit(format!("format {} is named twice", formats[at].name)));
+    }
     match (&folders[..], formats) {
         (_, []) => Err(Error::does_not_fit("format names none")),
         ([first, second, ..], _) => Err(Error::does_not_fit(format!(

@@ -10,13 +10,13 @@ use upgrayedd_nn::{ParamId, Tensor};
 
 use super::card::in_python;
 use super::format::{Format, Kind};
-use super::spelling::add_older_keys;
+use super::spelling::{add_older_keys, why_not_older};
 use super::stock::{HeadsAre, stock, why_not_stock};
-use crate::family::Task;
+use crate::family::{Heads, Task};
 use crate::files::{DType, TensorFile, safetensors_file, write_file};
 use crate::model::Model;
 use crate::spec::Objective;
-use crate::units::{CONFIG_KEY, FORMAT};
+use crate::units::{CONFIG_KEY, FORMAT, Site};
 use crate::weights::{Layout, Weight, rows_in_tensor};
 use crate::{Error, Result};
 
@@ -27,13 +27,18 @@ pub static HF: Format = Format {
     name: "hf",
     summary: "really smaller; loads anywhere if all layers are alike, else in transformers 5 with trust_remote_code",
     note: |model| match why_not_stock(model) {
-        None if model.units.is_full() => "nothing is missing: it loads anywhere".to_owned(),
-        None => "really smaller, and a stock model of its family: it loads anywhere".to_owned(),
+        None if model.units.is_full() => "nothing is missing: it loads wherever the original does".to_owned(),
+        None => match limits(model) {
+            None => "really smaller, and a stock model of its family: it loads anywhere".to_owned(),
+            Some(limit) => {
+                format!("really smaller, and a stock model of its family in transformers: {limit}")
+            }
+        },
         Some(why) => format!(
             "really smaller: load it in transformers 5 with trust_remote_code=True. It is no stock model, which would load anywhere: {why}"
         ),
     },
-    usage: |model| {
+    usage: |model, _| {
         let own = why_not_stock(model).is_some();
         let mut text = in_python(model, own);
         if own {
@@ -53,6 +58,21 @@ pub static HF: Format = Format {
     },
 };
 
+/// Where a stock model does not load, in a clause; nothing if it loads anywhere.
+fn limits(model: &Model) -> Option<String> {
+    let heads = |layer: usize| model.units.layers()[layer].count(Site::Head);
+    let fewer =
+        (0..model.spec.num_layers()).any(|l| heads(l) > 0 && heads(l) < model.spec.layers[l].num_heads);
+    if fewer && model.family.shape.heads == Heads::InTransformers {
+        return Some(format!(
+            "other programs, such as MLX, vLLM and llama.cpp's converter, do not expect heads of a {} model to be narrower together than the model",
+            model.family.model_type
+        ));
+    }
+    why_not_older(&model.config, model.family, &model.spec)
+        .map(|what| format!("in version 5, since version 4 knows no {what}"))
+}
+
 /// In the original shape, zeros where units were: loads anywhere, **no speed-up**.
 pub static HF_DENSE: Format = Format {
     name: "hf-dense",
@@ -60,7 +80,7 @@ pub static HF_DENSE: Format = Format {
     note: |_| {
         "in its original shape with zeros where units were: it loads anywhere and is no faster".to_owned()
     },
-    usage: |model| in_python(model, false),
+    usage: |model, _| in_python(model, false),
     kind: Kind::Folder,
     write: |model, dtype, dir| write(model, Shape::Original, dtype, dir),
 };
@@ -76,7 +96,7 @@ pub static HF_V4: Format = Format {
         "really smaller: it loads in transformers 4, and not in 5, which knows no pruned_heads any more"
             .to_owned()
     },
-    usage: |model| in_python(model, false),
+    usage: |model, _| in_python(model, false),
     kind: Kind::Folder,
     write: write_v4,
 };
@@ -195,7 +215,8 @@ pub fn with_own_config(mut model: Model) -> Model {
 fn config_json(model: &Model, pruned: bool, dtype: DType) -> Value {
     let mut config = model.config.clone();
     let Some(map) = config.as_object_mut() else { return config };
-    for key in [CONFIG_KEY, "auto_map", PRUNED_HEADS] {
+    // The last is where somebody had the model.
+    for key in [CONFIG_KEY, "auto_map", PRUNED_HEADS, "_name_or_path"] {
         map.shift_remove(key);
     }
     map.entry("model_type").or_insert_with(|| json!(model.family.model_type));

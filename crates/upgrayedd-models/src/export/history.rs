@@ -11,7 +11,7 @@ use crate::family::Task;
 use crate::files::{TensorFile, safetensors_file};
 use crate::load::units_from_config;
 use crate::model::Model;
-use crate::units::{LayerUnits, Site};
+use crate::units::{CONFIG_KEY, LayerUnits, Site};
 use crate::{Error, Result};
 
 /// The file beside a run's result.
@@ -45,10 +45,23 @@ pub fn save_history(model: &Model, path: &Path) -> Result<()> {
 pub fn with_history(stock: Model, path: &Path) -> Result<Model> {
     let file = TensorFile::open(path)?;
     let of_file = |error: Error| error.of_file(path);
-    let config: Option<Value> =
+    let before: Option<Value> =
         file.metadata().get(CONFIG).and_then(|config| serde_json::from_str(config).ok());
-    let config = config.ok_or_else(|| Error::bad_file(path, "does not say what a model was made of"))?;
+    let before = before.ok_or_else(|| Error::bad_file(path, "does not say what a model was made of"))?;
     let family = stock.family;
+    // Sizes and units are those of before; everything else is as the folder says now.
+    let mut config = stock.config.clone();
+    let shape = &family.shape;
+    let keys = ["num_attention_heads", "num_key_value_heads", "head_dim", CONFIG_KEY];
+    for key in
+        keys.into_iter().chain(shape.layers).chain(shape.channels).chain(shape.by_layer.iter().copied())
+    {
+        match (config.as_object_mut(), before.get(key)) {
+            (Some(config), Some(value)) => drop(config.insert(key.to_owned(), value.clone())),
+            (Some(config), None) => drop(config.shift_remove(key)),
+            (None, _) => {}
+        }
+    }
     let spec = family.spec(&config, Task::of(stock.spec.objective)).map_err(of_file)?;
     let units = units_from_config(&config, family, &spec).map_err(of_file)?;
     let there = |layer: &LayerUnits| layer.count(Site::Layer) > 0;

@@ -5,17 +5,56 @@ use serde_json::{Map, Value, json};
 use crate::family::{Family, Task};
 use crate::spec::ModelSpec;
 
-/// Adds to a config.json what transformers 4 looks for under other keys. Where the family would read the two
-/// spellings otherwise than the one, the config stays as it is.
+/// Adds to a config.json what transformers 4 looks for under other keys, as far as the family reads the two spellings
+/// like the one.
 pub(super) fn add_older_keys(config: &mut Value, family: &Family, spec: &ModelSpec) {
     let Some(keys) = config.as_object() else { return };
-    let mut both = keys.clone();
-    add_rotations(&mut both, family);
-    add_pattern(&mut both, family);
-    let both = Value::Object(both);
-    if family.spec(&both, Task::of(spec.objective)).is_ok_and(|read| read == *spec) {
-        *config = both;
+    let mut older = keys.clone();
+    add_rotations(&mut older, family);
+    add_pattern(&mut older, family);
+    let added = older.into_iter().filter(|(key, value)| keys.get(key) != Some(value)).collect::<Vec<_>>();
+    for (key, value) in added {
+        let mut both = config.clone();
+        both[&key] = value;
+        if family.spec(&both, Task::of(spec.objective)).is_ok_and(|read| read == *spec) {
+            *config = both;
+        }
     }
+}
+
+/// What of a config.json transformers 4 cannot be told.
+pub(super) fn why_not_older(config: &Value, family: &Family, spec: &ModelSpec) -> Option<&'static str> {
+    let mut older = config.clone();
+    add_older_keys(&mut older, family, spec);
+    let parameters = config["rope_parameters"].as_object().is_some();
+    let whole = match &config["rope_parameters"]["full_attention"] {
+        Value::Null => &config["rope_parameters"],
+        whole => whole,
+    };
+    let scaled = |set: &Value| set["rope_type"].as_str().is_some_and(|kind| kind != "default");
+    let is_set = |key: &str| !older[key].is_null();
+    if parameters && scaled(whole) && !is_set("rope_scaling") {
+        return Some("rotations like these");
+    }
+    // Its class takes no other keys than the factors themselves.
+    if is_phi3(family)
+        && ["factor", "attention_factor"].iter().any(|key| !whole[*key].is_null())
+        && scaled(whole)
+    {
+        return Some("other factors of rotations than those by frequency");
+    }
+    if parameters && scaled(&config["rope_parameters"]["sliding_attention"]) {
+        return Some("scaled rotations of layers with a window");
+    }
+    (family.obeys(EVERY) && config["layer_types"].is_array() && !is_set(EVERY))
+        .then_some("windows in layers that follow no rule")
+}
+
+/// How often a layer has no window, where it is a rule.
+const EVERY: &str = "global_attn_every_n_layers";
+
+fn is_phi3(family: &Family) -> bool {
+    family.model_type == "phi3"
 }
 
 /// Adds a key that is not there, or is null.
@@ -45,17 +84,17 @@ fn add_rotations(keys: &mut Map<String, Value>, family: &Family) {
         add(keys, share, whole.get("partial_rotary_factor"));
     }
     if family.obeys("rope_scaling")
-        && let Some(scaling) = scaling(whole)
+        && let Some(scaling) = scaling(whole, is_phi3(family))
     {
         add(keys, "rope_scaling", Some(&scaling));
     }
 }
 
 /// A set of parameters as `rope_scaling` has it; nothing for the usual rotation.
-fn scaling(set: &Value) -> Option<Value> {
+fn scaling(set: &Value, phi3: bool) -> Option<Value> {
     let kind = set.get("rope_type").filter(|kind| *kind != "default")?;
-    if kind == "longrope" {
-        // Classes of transformers 4 take these three keys and no others.
+    if kind == "longrope" && phi3 {
+        // Its class in transformers 4 takes these three keys and no others.
         return Some(
             json!({ "type": kind, "short_factor": set["short_factor"], "long_factor": set["long_factor"] }),
         );
@@ -69,7 +108,6 @@ fn scaling(set: &Value) -> Option<Value> {
 
 /// Which layers have a window, by how often one has none.
 fn add_pattern(keys: &mut Map<String, Value>, family: &Family) {
-    const EVERY: &str = "global_attn_every_n_layers";
     let Some(types) = keys.get("layer_types").and_then(Value::as_array).filter(|_| family.obeys(EVERY))
     else {
         return;

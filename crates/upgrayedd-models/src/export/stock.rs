@@ -45,7 +45,12 @@ pub(super) fn stock(model: &Model, heads: HeadsAre) -> std::result::Result<Stock
     };
     check_layers_may_go(model, &gone)?;
     let alike = |site: Site| kept.iter().all(|l| layers[*l].count(site) == first.count(site));
-    if !alike(Site::Channel) || first.count(Site::Channel) == 0 {
+    if first.count(Site::Channel) == 0 || first.count(Site::Head) == 0 {
+        return Err(
+            "layers have lost their whole attention or MLP: a stock model keeps both, or neither".to_owned()
+        );
+    }
+    if !alike(Site::Channel) {
         return Err(format!("layers differ in their channels: {UNIFORM}"));
     }
     let original = &spec.layers[kept[0]];

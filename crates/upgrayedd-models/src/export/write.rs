@@ -45,7 +45,7 @@ pub fn export_all(
             write_companions(model, dir)?;
             spell_tokenizer(&dir.join("tokenizer_config.json"))?;
         }
-        let text = own_card.map_or_else(|| card(model, formats), str::to_owned);
+        let text = own_card.map_or_else(|| card(model, formats, dtype), str::to_owned);
         write_file(&dir.join(CARD), text.as_bytes())
     })
 }

@@ -25,6 +25,8 @@ pub enum Heads {
     Divisors,
     /// Any number.
     Any,
+    /// Any number in transformers; other programs take the width of a head from their number.
+    InTransformers,
 }
 
 impl Shape {

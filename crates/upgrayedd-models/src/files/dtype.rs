@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use upgrayedd_nn::{Format, Tensor};
 
-use crate::named_enum;
+use crate::{Error, Result, named_enum};
 
 named_enum! {
     /// Element type in files.
@@ -88,6 +88,24 @@ impl DType {
         });
         let exact = exact.reduce(|| true, |a, b| a && b);
         exact.then(|| Tensor::stored(values.shape(), Arc::new(bytes), 0, self.format()))
+    }
+
+    /// Checks that numbers can be stored in this type.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFinite`] for one that is not finite, or not in this type.
+    pub fn check(self, name: &str, tensor: &Tensor) -> Result<()> {
+        // What has been read in a type can be stored in it.
+        if tensor.format() == Some(self.format()) {
+            return Ok(());
+        }
+        match tensor.to_host().data().iter().find(|v| !self.round(**v).is_finite()) {
+            Some(value) => Err(Error::NotFinite(format!(
+                "{name} holds {value}, which {} cannot store: export as float32 or bfloat16",
+                self.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The nearest value that the type can hold.

@@ -65,17 +65,8 @@ pub fn write(
     tensors: Vec<(String, Tensor, DType)>,
     metadata: HashMap<String, String>,
 ) -> Result<()> {
-    // What has been read in a type can be stored in it.
-    for (name, tensor, dtype) in
-        tensors.iter().filter(|(_, tensor, dtype)| tensor.format() != Some(dtype.format()))
-    {
-        let tensor = tensor.to_host();
-        if let Some(value) = tensor.data().iter().find(|v| !dtype.round(**v).is_finite()) {
-            return Err(Error::NotFinite(format!(
-                "{name} holds {value}, which {} cannot store: export as float32 or bfloat16",
-                dtype.name()
-            )));
-        }
+    for (name, tensor, dtype) in &tensors {
+        dtype.check(name, tensor)?;
     }
     let on_device = tensors.iter().map(|(_, tensor, _)| tensor.clone()).next();
     let dir = path.parent().unwrap_or(Path::new("."));

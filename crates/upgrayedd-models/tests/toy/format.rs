@@ -10,7 +10,7 @@ pub static FORMAT: Format = Format {
     name: "shapes",
     summary: "names and shapes",
     note: |_| "nothing loads it".to_owned(),
-    usage: |_| String::new(),
+    usage: |_, _| String::new(),
     kind: Kind::File,
     write,
 };

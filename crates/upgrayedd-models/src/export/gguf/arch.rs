@@ -27,8 +27,21 @@ pub(super) struct Arch {
     /// Which layers see all of the text: none, or every so manieth, the others a window of it.
     pub(super) windows: Option<usize>,
     activation: Activation,
+    /// What it predicts by.
+    pub(super) head: OutputHead,
     /// Whether what it makes is hidden states, of an encoder.
     pub(super) encodes: bool,
+}
+
+/// Weights of an output projection that an architecture reads.
+#[derive(Debug, PartialEq)]
+pub(super) enum OutputHead {
+    /// Its own, or the embedding where there are none.
+    Either,
+    /// Its own, which have to be there even if they are the embedding's.
+    Own,
+    /// The embedding's.
+    Tied,
 }
 
 /// Where an architecture can have biases, beside norms.
@@ -54,6 +67,7 @@ const PLAIN: Arch = Arch {
     biases: Biases::Nowhere,
     windows: None,
     activation: Activation::Silu,
+    head: OutputHead::Either,
     encodes: false,
 };
 
@@ -65,16 +79,17 @@ static ARCHES: [Arch; 12] = [
     LLAMA,
     // Windows are what the two differ in, and those are obeyed by a shorter context.
     Arch { family: "mistral", ..LLAMA },
-    Arch { name: "smollm3", family: "smollm3", biases: Biases::Nowhere, ..LLAMA },
+    Arch { name: "smollm3", family: "smollm3", takes_factors: false, biases: Biases::Nowhere, ..LLAMA },
     Arch { name: "qwen2", family: "qwen2", whole_width: true, biases: Biases::Inside, ..PLAIN },
     Arch { name: "qwen3", family: "qwen3", ..PLAIN },
-    Arch { name: "gemma2", family: "gemma2", windows: Some(2), ..GEMMA },
+    Arch { name: "gemma2", family: "gemma2", windows: Some(2), head: OutputHead::Tied, ..GEMMA },
     Arch { name: "gemma3", family: "gemma3_text", windows: Some(6), ..GEMMA },
     Arch { name: "phi3", family: "phi3", fused_attention: true, fused_mlp: true, whole_width: true, ..PLAIN },
-    Arch { name: "olmo2", family: "olmo2", ..PLAIN },
+    Arch { name: "olmo2", family: "olmo2", head: OutputHead::Own, ..PLAIN },
     Arch {
         name: "gptneox",
         family: "gpt_neox",
+        head: OutputHead::Own,
         fused_attention: true,
         biases: Biases::Always,
         activation: Activation::Gelu,
@@ -159,6 +174,14 @@ fn check(arch: &Arch, spec: &ModelSpec) -> Result<(), String> {
     };
     if biased {
         return Err(format!("llama.cpp's {name} has biases in other places than this model"));
+    }
+    if name != "phi3" && spec.ropes.iter().any(|rope| rope.long.is_some()) {
+        return Err(format!("llama.cpp's {name} has no rotations for long texts"));
+    }
+    if arch.head == OutputHead::Tied && !spec.tied_head {
+        return Err(format!(
+            "llama.cpp's {name} predicts by its embedding, and this model by weights of their own"
+        ));
     }
     if arch.takes_factors && spec.ropes.iter().any(|rope| 2 * rope.inv_freq.len() != spec.head_dim) {
         return Err(format!("llama.cpp's {name} rotates heads as a whole, and this model a part of them"));

@@ -9,26 +9,33 @@ mod weights;
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use self::arch::Arch;
 use self::file::{Element, Entry};
 use self::layers::{Added, CHANNELS, Layer};
 use self::weights::{Writing, element_of, linear_factor};
+use super::companions::MODULES;
 use super::format::{Format, Kind};
 use super::stock::{HeadsAre, stock};
-use crate::files::read_optional_json;
+use crate::files::{read_optional_json, read_text};
 use crate::model::{Companions, Model};
 use crate::spec::{ModelSpec, Norm, Objective};
 use crate::{Error, Result};
 
-/// The file of a folder that is written.
+/// The files of a folder that are written.
 const FILE: &str = "model.gguf";
+const FILE_Q8_0: &str = "model-q8_0.gguf";
+
+/// A cap that changes no number of usual size.
+const NO_CAP: f32 = 1e9;
 
 /// Numbers as the weights have them.
 pub static GGUF: Format = Format {
     name: "gguf",
     summary: "model.gguf with its tokenizer, for llama.cpp, Ollama and LM Studio: decoders, and BERT as an encoder",
     note,
-    usage,
+    usage: |model, _| usage(model, FILE),
     kind: Kind::File,
     write: |model, dtype, dir| write(model, dtype.map(element_of), &dir.join(FILE)),
 };
@@ -36,19 +43,19 @@ pub static GGUF: Format = Format {
 /// Numbers in 8 bits.
 pub static GGUF_Q8_0: Format = Format {
     name: "gguf-q8_0",
-    summary: "the same with matrices in 8 bits (Q8_0), whatever dtype says",
+    summary: "model-q8_0.gguf, the same with matrices in 8 bits (Q8_0), whatever dtype says",
     note,
-    usage,
+    usage: |model, _| usage(model, FILE_Q8_0),
     kind: Kind::File,
-    write: |model, _, dir| write(model, Some(Element::Q8_0), &dir.join(FILE)),
+    write: |model, _, dir| write(model, Some(Element::Q8_0), &dir.join(FILE_Q8_0)),
 };
 
-fn usage(model: &Model) -> String {
+fn usage(model: &Model, file: &str) -> String {
     let (program, prompt) = match model.spec.objective {
         Objective::Encoder => ("llama-embedding", "A sentence"),
         _ => ("llama-cli", "Once upon a time"),
     };
-    format!("```sh\n{program} -m {FILE} -p \"{prompt}\"\n```\n")
+    format!("```sh\n{program} -m {file} -p \"{prompt}\"\n```\n")
 }
 
 /// A model with the architecture that it is written for.
@@ -104,6 +111,14 @@ fn note(model: &Model) -> String {
         note.push_str(&format!(
             ". This architecture has no windows: texts of up to {window} tokens are computed as in the model, and no longer ones"
         ));
+    }
+    if let Some((original, _)) = model.spec.ropes.first().and_then(|rope| rope.long.as_ref()) {
+        note.push_str(&format!(
+            ". llama.cpp takes the rotations for long texts wherever its context is longer than {original} tokens, the model where a text is: set the context (-c) to {original} for shorter ones"
+        ));
+    }
+    for remark in model.tokenizer().iter().flat_map(vocab::remarks) {
+        note.push_str(&format!(". {remark}"));
     }
     note
 }
@@ -181,7 +196,12 @@ fn shape(model: &Model, arch: &Arch, layers: &[Layer]) -> Result<Vec<(String, En
         (format!("attention.{epsilon}"), Entry::F32(spec.norm_eps)),
         ("vocab_size".to_owned(), number(spec.vocab_size)),
     ];
-    let caps = [("attn_logit_softcapping", spec.score_cap), ("final_logit_softcapping", spec.logit_cap)];
+    // Where Gemma 2 says nothing, llama.cpp caps as its first models did.
+    let or_none = |cap: Option<f32>| cap.or((arch.name == "gemma2").then_some(NO_CAP));
+    let caps = [
+        ("attn_logit_softcapping", or_none(spec.score_cap)),
+        ("final_logit_softcapping", or_none(spec.logit_cap)),
+    ];
     entries.extend(caps.into_iter().filter_map(|(key, cap)| Some((key.to_owned(), Entry::F32(cap?)))));
     if let Some(window) = spec.layers.iter().find_map(|layer| layer.window).filter(|_| arch.windows.is_some())
     {
@@ -203,18 +223,41 @@ fn pooling(model: &Model) -> Result<u32> {
     const NONE: u32 = 0;
     const MEAN: u32 = 1;
     const FIRST: u32 = 2;
+    let refuse = |what: String| {
+        Error::unsupported(format!(
+            "format gguf: llama.cpp takes the mean or the first of hidden states, and {what}"
+        ))
+    };
     let Companions::Folder(folder) = &model.companions else { return Ok(NONE) };
-    let config = read_optional_json(&folder.join("1_Pooling").join("config.json"))?;
-    let is = |key: &str| config[key] == true;
-    let other = ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_lasttoken"];
-    match (is("pooling_mode_mean_tokens"), is("pooling_mode_cls_token")) {
-        _ if other.iter().any(|key| is(key)) => Err(Error::unsupported(
-            "format gguf: llama.cpp takes the mean or the first of hidden states, and 1_Pooling/config.json asks for another pooling",
-        )),
-        (true, false) => Ok(MEAN),
-        (false, true) => Ok(FIRST),
-        _ => Ok(NONE),
+    let path = folder.join(MODULES);
+    if !path.is_file() {
+        return Ok(NONE);
     }
+    let modules: Value = serde_json::from_str(&read_text(&path)?)
+        .map_err(|e| Error::bad_file(&path, format!("is not valid JSON: {e}")))?;
+    let mut taken = NONE;
+    for module in modules.as_array().into_iter().flatten() {
+        let kind = module["type"].as_str().unwrap_or_default().rsplit('.').next().unwrap_or_default();
+        match kind {
+            "Transformer" | "Normalize" => {}
+            "Pooling" => {
+                let path = module["path"].as_str().unwrap_or_default();
+                let config = read_optional_json(&folder.join(path).join("config.json"))?;
+                let modes = config.as_object().into_iter().flatten();
+                let asked: Vec<&str> = modes
+                    .filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true)
+                    .map(|(key, _)| key.as_str())
+                    .collect();
+                taken = match asked[..] {
+                    ["pooling_mode_mean_tokens"] => MEAN,
+                    ["pooling_mode_cls_token"] => FIRST,
+                    _ => return Err(refuse(format!("{path}/config.json asks for {}", asked.join(", ")))),
+                };
+            }
+            other => return Err(refuse(format!("{MODULES} has a module {other}"))),
+        }
+    }
+    Ok(taken)
 }
 
 /// How heads are rotated.

@@ -191,6 +191,13 @@ fn pattern(json: &Value) -> Result<&'static str> {
     }
     let by_itself = bytes["use_regex"] != false;
     match before {
+        _ if json["model"]["ignore_merges"] == true
+            && !matches!(before, [split] if is_cut_as(split, "llama-bpe")) =>
+        {
+            Err(refuse(
+                "words that are tokens are taken whole (ignore_merges), which it does after Llama 3's pattern only",
+            ))
+        }
         [] if by_itself => Ok("gpt-2"),
         [digits] if by_itself && digits["type"] == "Digits" && digits["individual_digits"] == true => {
             Ok("smollm")
@@ -201,11 +208,46 @@ fn pattern(json: &Value) -> Result<&'static str> {
                 && split["behavior"] == "Isolated"
                 && split["invert"] != true =>
         {
-            let found = PATTERNS.iter().find(|(pattern, _)| split["pattern"]["Regex"] == **pattern);
-            found.map(|(_, name)| *name).ok_or_else(unknown)
+            match PATTERNS.iter().find(|(_, name)| is_cut_as(split, name)) {
+                // The same pattern without taking words whole.
+                Some((_, "llama-bpe")) if json["model"]["ignore_merges"] != true => Ok("smaug-bpe"),
+                found => found.map(|(_, name)| *name).ok_or_else(unknown),
+            }
         }
         _ => Err(unknown()),
     }
+}
+
+/// Whether a step cuts by the pattern of that name.
+fn is_cut_as(split: &Value, name: &str) -> bool {
+    PATTERNS.iter().any(|(pattern, known)| *known == name && split["pattern"]["Regex"] == **pattern)
+}
+
+/// What llama.cpp does otherwise, beside the text that most tokenizers are given, a sentence each.
+pub(super) fn remarks(tokenizer: &Tokenizer) -> Vec<String> {
+    let json: Value =
+        tokenizer.to_json().ok().and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default();
+    let added = json["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let named = |key: &str| {
+        let flagged = added.iter().filter(|token| token[key] == true);
+        flagged.filter_map(|token| token["content"].as_str()).take(3).collect::<Vec<_>>().join(" ")
+    };
+    let mut remarks = Vec::new();
+    for (key, does) in [
+        ("lstrip", "takes the spaces before it"),
+        ("rstrip", "takes the spaces after it"),
+        ("single_word", "is found between words only"),
+    ] {
+        let tokens = named(key);
+        if !tokens.is_empty() {
+            remarks.push(format!("In the model's tokenizer {tokens} {does}, and not in llama.cpp"));
+        }
+    }
+    let first = |step: &Value| step["type"] == "Metaspace" && step["prepend_scheme"] == "first";
+    if steps(&json["pre_tokenizer"], "pretokenizers").into_iter().any(first) {
+        remarks.push("llama.cpp puts a space before the text after a special token, too".to_owned());
+    }
+    remarks
 }
 
 /// Whether a space goes before every text, in a tokenizer of SentencePiece's kind.
@@ -305,8 +347,15 @@ fn merges(json: &Value) -> Result<Vec<(&str, &str)>> {
 fn scores(json: &Value, tokens: &[Token]) -> Result<Vec<f32>> {
     let merges = merges(json)?;
     let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
+    let mut last = String::new();
     for (rank, (first, second)) in merges.iter().enumerate() {
-        ranks.entry(format!("{first}{second}")).or_insert(rank);
+        let made = format!("{first}{second}");
+        // A token has one score, so that all ways to make it come one after the other.
+        if made != last && ranks.contains_key(&made) {
+            return Err(refuse(format!("{made:?} is made by merges that do not follow each other")));
+        }
+        ranks.entry(made.clone()).or_insert(rank);
+        last = made;
     }
     let pairs: HashSet<(&str, &str)> = merges.iter().copied().collect();
     let known: HashSet<&str> = tokens.iter().map(|token| token.text.as_str()).collect();

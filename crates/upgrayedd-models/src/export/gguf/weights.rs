@@ -2,7 +2,7 @@
 
 use upgrayedd_nn::ParamId;
 
-use super::arch::Arch;
+use super::arch::{Arch, OutputHead};
 use super::file::{BLOCK, Element, Tensor};
 use super::layers::Layer;
 use crate::files::DType;
@@ -85,6 +85,10 @@ impl<'m> Writing<'m> {
         let outside = if self.arch.encodes { ENCODER_OUTSIDE } else { OUTSIDE };
         for (part, name) in outside {
             self.add(&mut all, (None, *part), (*name).to_owned(), |id, part| self.plain(id, part));
+        }
+        let embedding = self.model.find(None, Part::Tokens, Kind::Weight);
+        if let (OutputHead::Own, true, Some(id)) = (&self.arch.head, self.model.spec.tied_head, embedding) {
+            all.push(self.tensor("output.weight".to_owned(), vec![Piece::plain(id)], Part::Head));
         }
         if let Some(factors) = self.rope_factors() {
             all.extend(factors);

@@ -31,7 +31,7 @@ pub static ONNX: Format = Format {
             "for onnxruntime and transformers.js: {of} of input_ids and attention_mask, whatever the shapes of layers are"
         )
     },
-    usage: |model| {
+    usage: |model, dtype| {
         let task = match model.spec.objective {
             Objective::MaskedLm => "fill-mask",
             Objective::Encoder => "feature-extraction",
@@ -39,7 +39,7 @@ pub static ONNX: Format = Format {
         };
         format!(
             "```js\nimport {{pipeline}} from \"@huggingface/transformers\";\n\nconst run = await pipeline(\"{task}\", \"FOLDER\", {{dtype: \"{}\"}});\n```\n",
-            if model.dtype() == DType::F16 { "fp16" } else { "fp32" }
+            if is_half(model, dtype) { "fp16" } else { "fp32" }
         )
     },
     kind: Kind::Part,
@@ -48,6 +48,12 @@ pub static ONNX: Format = Format {
 
 fn write(model: &Model, dtype: Option<DType>, dir: &Path) -> Result<()> {
     check(model)?;
+    for id in model.params.ids() {
+        let dtype = dtype.unwrap_or(model.dtype_of(id));
+        // The others are written as float32.
+        let dtype = if dtype == DType::F16 { dtype } else { DType::F32 };
+        dtype.check(model.params.name(id), model.params.get(id))?;
+    }
     let graph = encoder::encode(model, dtype);
     let size = graph.encoded_len();
     if size > LARGEST {
@@ -58,11 +64,17 @@ fn write(model: &Model, dtype: Option<DType>, dir: &Path) -> Result<()> {
     let folder = dir.join(FOLDER);
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create"))?;
     // The names that transformers.js looks for.
-    let half = dtype.unwrap_or(model.dtype()) == DType::F16;
-    write_file(&folder.join(if half { "model_fp16.onnx" } else { "model.onnx" }), &graph.encode_to_vec())?;
+    write_file(
+        &folder.join(if is_half(model, dtype) { "model_fp16.onnx" } else { "model.onnx" }),
+        &graph.encode_to_vec(),
+    )?;
     let config = dir.join("config.json");
     // Beside another format there is one already.
     if config.exists() { Ok(()) } else { write_file(&config, original_config(model, dtype)?.as_bytes()) }
+}
+
+fn is_half(model: &Model, dtype: Option<DType>) -> bool {
+    dtype.unwrap_or(model.dtype()) == DType::F16
 }
 
 /// Refuses what no graph is written for.

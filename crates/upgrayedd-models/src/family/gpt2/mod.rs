@@ -35,7 +35,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("GPT2Tokenizer"),
     types_are_tokens: true,
     buffers: &[".attn.bias", ".attn.masked_bias"],
-    shape: Shape { layers: Some("n_layer"), channels: Some("n_inner"), pruned_heads: true, ..Shape::NONE },
+    shape: Shape { channels: Some("n_inner"), pruned_heads: true, ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("transformer.h.{layer}.attn"),

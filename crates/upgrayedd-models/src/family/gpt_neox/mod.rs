@@ -32,7 +32,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Usually("GPTNeoXTokenizer"),
     types_are_tokens: false,
     buffers: &[".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"],
-    shape: Shape { layers: Some("num_hidden_layers"), channels: Some("intermediate_size"), ..Shape::NONE },
+    shape: Shape { channels: Some("intermediate_size"), ..Shape::NONE },
     parse,
     weights,
     module: |layer| format!("gpt_neox.layers.{layer}.attention"),

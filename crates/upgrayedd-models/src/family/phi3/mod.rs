@@ -33,7 +33,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("TokenizersBackend"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
-    shape: decoder::shape(Heads::Any, &[]),
+    shape: decoder::shape(Heads::InTransformers, &[]),
     parse,
     weights,
     module: decoder::module,

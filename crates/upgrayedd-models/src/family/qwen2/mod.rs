@@ -23,7 +23,7 @@ pub(crate) static FAMILY: Family = Family {
     tokenizer: TokenizerClass::Always("Qwen2Tokenizer"),
     types_are_tokens: false,
     buffers: decoder::BUFFERS,
-    shape: decoder::shape(Heads::Any, &["layer_types"]),
+    shape: decoder::shape(Heads::InTransformers, &["layer_types"]),
     parse,
     weights: decoder::weights,
     module: decoder::module,
