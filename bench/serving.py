@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), help="beginnings of names; all if absent")
     args = parser.parse_args()
     text = args.text.read_text()
     cut = len(text) * 4 // 5
@@ -75,7 +76,7 @@ def main() -> None:
         texts[0].write_text(text[:cut])
         texts[1].write_text(text[cut:])
         runs = {"dense": args.model}
-        for index, arm in enumerate(ARMS):
+        for index, arm in enumerate(name for name in ARMS if name.startswith(tuple(args.arms))):
             runs[arm] = folder / f"run{index}"
             prune(args, texts, arm, runs[arm])
         files, rows = [], []
