@@ -99,7 +99,7 @@ def main() -> None:
                 "--max-eval-windows",
                 args.windows,
             )
-            macs = shape["cost"]["macs_per_token"]
+            macs = shape["macs_per_token"]
             rows.append({"arm": arm, "parameters": shape["parameters"], "macs": macs, "our_loss": ours["loss"]})
         job = {
             "files": files,
