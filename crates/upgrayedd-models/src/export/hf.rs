@@ -148,10 +148,10 @@ fn write(model: &Model, shape: Shape, dtype: Option<DType>, dir: &Path) -> Resul
         write_file(&dir.join(format!("{MODELING_FILE}.py")), model.family.modeling.text().as_bytes())?;
     }
     let mut tensors = tensors(model, dense);
-    for (name, _, own) in &mut tensors {
-        *own = dtype.unwrap_or(*own);
-        // transformers 5 reads older names as well, and 4 reads no others.
-        if let Some((_, old)) = model.family.old_names.iter().find(|(new, _)| new == name) {
+    for (name, _, stored) in &mut tensors {
+        *stored = dtype.unwrap_or(*stored);
+        // transformers 5 reads older names as well, and 4 reads no others; classes of our own are of 5.
+        if let Some((_, old)) = model.family.old_names.iter().find(|(new, _)| new == name && !own) {
             (*old).clone_into(name);
         }
     }
