@@ -154,7 +154,7 @@ def test_what_is_wrong_is_said_in_pythons_terms(model: Model, tmp_path: pathlib.
     with pytest.raises(ValueError, match="max_new_tokens is -1"):
         model.generate([1], max_new_tokens=-1)
     with pytest.raises(ValueError, match="unknown format"):
-        model.save_pretrained(tmp_path / "new", format="onnx")
+        model.save_pretrained(tmp_path / "new", format="onyx")
 
 
 def test_a_tokenizer_is_read_from_a_folder(model: Model, tmp_path: pathlib.Path) -> None:
