@@ -59,7 +59,7 @@ pub(super) fn stock(model: &Model, heads: HeadsAre) -> std::result::Result<Stock
     match heads {
         HeadsAre::Counted => {
             let even = |l: &usize| readers(&layers[*l]).windows(2).all(|pair| pair[0] == pair[1]);
-            if !alike(Site::Head) || !alike(Site::KvGroup) || !kept.iter().all(even) || num_heads == 0 {
+            if !alike(Site::Head) || !alike(Site::KvGroup) || !kept.iter().all(even) {
                 return Err(format!("layers or key/value heads differ in their heads: {UNIFORM}"));
             }
             if (num_heads, num_kv_heads) != (original.num_heads, original.num_kv_heads)
