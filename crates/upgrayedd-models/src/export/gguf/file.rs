@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use upgrayedd_nn::interrupt;
+
 use crate::{Error, Result};
 
 /// Tensors begin at multiples of it.
@@ -119,7 +121,8 @@ pub(super) struct Tensor<'a> {
 /// Writes a file.
 ///
 /// # Errors
-/// Returns [`Error::NotFinite`] for a number that its type cannot hold, and [`Error::Io`] if the system cannot write.
+/// Returns [`Error::NotFinite`] for a number that its type cannot hold, [`Error::Io`] if the system cannot write, and
+/// [`Error::Interrupted`] if the work is stopped.
 pub(super) fn write(path: &Path, entries: &[(String, Entry)], tensors: &[Tensor<'_>]) -> Result<()> {
     let io = || Error::io(path, "write");
     let mut head = Vec::from(*b"GGUF");
@@ -144,6 +147,7 @@ pub(super) fn write(path: &Path, entries: &[(String, Entry)], tensors: &[Tensor<
     let mut file = BufWriter::new(File::create(path).map_err(io())?);
     file.write_all(&head).map_err(io())?;
     for tensor in tensors {
+        interrupt::check()?;
         let mut bytes = Vec::new();
         tensor.element.encode(&(tensor.values)(), &mut bytes).map_err(|value| {
             Error::NotFinite(format!(
