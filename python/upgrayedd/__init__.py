@@ -14,8 +14,9 @@ from upgrayedd._data import TextFiles
 from upgrayedd._native import __version__, set_num_threads
 from upgrayedd.callbacks import Callback, Control
 from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError, UpgrayeddWarning
+from upgrayedd.history import Cycle, History
 from upgrayedd.model import Evaluation, Model
-from upgrayedd.pipeline import Cycle, History, UpgrayeddPipeline
+from upgrayedd.pipeline import UpgrayeddPipeline
 from upgrayedd.tokenizer import Tokenizer
 
 name_libraries()

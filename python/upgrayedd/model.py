@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from upgrayedd import _data, _native, _tokenizers, _transformers, _units
+from upgrayedd import _data, _native, _plots, _tokenizers, _transformers, _units
 from upgrayedd.errors import InvalidValueError
 from upgrayedd.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
 
@@ -442,6 +443,14 @@ class Model:
             f"Model({info['family']}, {info['objective']}, {info['layers']} layers, {heads} of "
             f"{sum(self.original_heads.values())} heads, {self.num_parameters:,} parameters)"
         )
+
+    def plot_heads(self, ax: Axes | None = None) -> Axes:
+        """Draws which heads every layer still has, and returns the axes. Needs matplotlib.
+
+        Args:
+            ax: Axes to draw on; None makes a figure.
+        """
+        return _plots.heads(self, ax)
 
     def _repr_html_(self) -> str:
         totals = self.original_heads

@@ -16,6 +16,11 @@ use crate::given::{Given, listed};
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    #[command(flatten)]
+    pub color: colorchoice_clap::Color,
+    /// Say nothing but results and errors
+    #[arg(long, global = true)]
+    pub quiet: bool,
 }
 
 #[derive(Subcommand)]
@@ -34,6 +39,14 @@ pub enum Command {
     Export(ExportArgs),
     /// Continue an interrupted run to the same result
     Resume(ResumeArgs),
+    /// Write a page about a run, or about several side by side
+    Report(ReportArgs),
+    /// Show that page while a run goes on
+    Watch(WatchArgs),
+    /// Print what makes a shell complete commands and options
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
 }
 
 const OPTIMIZE_EXAMPLES: &str = "\
@@ -252,6 +265,48 @@ pub struct ResumeArgs {
     pub json: bool,
 }
 
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  upgrayedd report runs/llama-magnitude-1 runs/llama-auto-1 --out both.html"
+)]
+pub struct ReportArgs {
+    /// Run folders, complete or not
+    #[arg(value_name = "RUN_DIR", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// File to write [default: RUN_DIR/report.html; of several, it must be given]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  upgrayedd watch runs/llama-magnitude-1")]
+pub struct WatchArgs {
+    /// Run folders, complete or not
+    #[arg(value_name = "RUN_DIR", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Port on 127.0.0.1, the only address that it can be seen from [default: one that is free]
+    #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
+    pub port: u16,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  upgrayedd completions bash > ~/.local/share/bash-completion/completions/upgrayedd"
+)]
+pub struct CompletionsArgs {
+    /// Which shell
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  upgrayedd man --out ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Folder for a page about each command [default: the page of the program itself goes to stdout]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
 fn family_help() -> String {
     format!("Family, for a config.json that does not tell: {}", listed(&upgrayedd::family::names()))
 }
@@ -273,7 +328,7 @@ mod tests {
     use super::*;
 
     /// Of an invocation rather than of a run.
-    const INVOCATION: [&str; 5] = ["config", "out", "dry_run", "json", "help"];
+    const INVOCATION: [&str; 7] = ["config", "out", "dry_run", "json", "help", "quiet", "color"];
 
     #[test]
     fn every_option_is_an_argument_and_a_key_under_the_same_name() {

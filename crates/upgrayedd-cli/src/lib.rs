@@ -3,9 +3,12 @@
 
 mod args;
 mod given;
+mod manual;
 mod optimize;
 mod progress;
 mod report;
+mod text;
+mod watch;
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +23,7 @@ use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
-use upgrayedd::nn::interrupt::watch;
+use upgrayedd::nn::interrupt;
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
@@ -53,10 +56,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
+    cli.color.write_global();
+    progress::set_quiet(cli.quiet);
     if let Err(error) = watch_signals() {
-        progress::say(&format!("warning: cannot watch for Ctrl-C: {error}"));
+        progress::tell(&format!("warning: cannot watch for Ctrl-C: {error}"));
     }
-    match watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
+    match interrupt::watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
         Ok(()) => 0,
         Err(error) => {
             progress::say(&format!("error: {}", with_flags(&format!("{error:#}"), &flags(&arguments))));
@@ -136,6 +141,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect(args),
         Command::Generate(args) => generate(args),
         Command::Export(args) => export_model(args),
+        Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 
@@ -177,11 +186,11 @@ fn open(model: &Model, args: &DataArgs, sequence_length: usize) -> anyhow::Resul
 
 /// Says what was passed over or taken otherwise than files say.
 pub(crate) fn note<'a>(notices: impl IntoIterator<Item = &'a String>) {
-    notices.into_iter().for_each(|notice| progress::say(&format!("note: {notice}")));
+    notices.into_iter().for_each(|notice| progress::tell(&format!("note: {notice}")));
 }
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    report::print(&serde_json::to_string_pretty(value)?);
+    text::print(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
@@ -239,7 +248,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
             &json!({ "score": score.name, "higher_keeps": !score.shown_negated, "layers": layers, "data_hash": data.map(|data| data.hash) }),
         );
     }
-    report::print(&report::scores(score, &model, &scores));
+    text::print(&text::scores(score, &model, &scores));
     Ok(())
 }
 
@@ -262,7 +271,7 @@ fn score_all(
         .map(|(score, values)| (score.name, values.rank_correlation(&impacts)))
         .collect();
     if !as_json {
-        report::print(&report::correlations(&rows));
+        text::print(&text::correlations(&rows));
         return Ok(());
     }
     let mut all = serde_json::Map::new();
@@ -315,7 +324,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     if args.json {
         print_json(&result)
     } else {
-        report::print(&report::evaluation(&result));
+        text::print(&text::evaluation(&result));
         Ok(())
     }
 }
@@ -347,7 +356,7 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
             "kv_cache_bytes_per_token": cost.kv_cache_bytes_per_token,
         }));
     }
-    report::print(&report::inspection(&model, &cost));
+    text::print(&text::inspection(&model, &cost));
     Ok(())
 }
 
@@ -379,7 +388,7 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
             &json!({ "text": text, "prompt_tokens": prompt, "tokens": generation.tokens, "prefill_seconds": generation.prefill_seconds, "tokens_per_second": rate }),
         );
     }
-    report::print(&text);
+    text::print(&text);
     if STOP.load(Ordering::SeqCst) { Err(Error::Interrupted.into()) } else { Ok(()) }
 }
 
@@ -391,7 +400,7 @@ fn export_model(args: ExportArgs) -> anyhow::Result<()> {
     let model = named(&args.model, args.family)?;
     export::export_all(&model, &formats, dtype, &args.out, None)?;
     for format in formats {
-        progress::say(&format!("wrote {} ({}): {}", args.out.display(), format.name, (format.note)(&model)));
+        progress::tell(&format!("wrote {} ({}): {}", args.out.display(), format.name, (format.note)(&model)));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
 use crate::progress::{Console, say};
-use crate::{print_json, report, set_threads};
+use crate::{print_json, set_threads, text};
 
 pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     let config = configuration(&args)?;
@@ -57,7 +57,7 @@ fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<
     match result {
         Ok(summary) if json => print_json(&summary),
         Ok(summary) => {
-            report::print(&report::summary(&summary));
+            text::print(&text::summary(&summary));
             Ok(())
         }
         Err(Error::Interrupted) => {
@@ -107,8 +107,8 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
             text.push_str(&format!("  {layer}: {what}\n"));
         }
     }
-    text.push_str(&report::forecast(budget, before, &forecast));
-    report::print(&text);
+    text.push_str(&text::forecast(budget, before, &forecast));
+    text::print(&text);
     Ok(())
 }
 

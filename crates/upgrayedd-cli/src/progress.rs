@@ -1,15 +1,33 @@
 //! What a run shows while it works: bars with time left on a terminal, plain lines otherwise. Always on
-//! stderr.
+//! stderr, and nothing where it is to be quiet.
 
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use upgrayedd::event::{Control, Event, Observer, Phase, Progress};
+use upgrayedd::report;
 
 /// A plain line about work in progress at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Where there is less room than this, in characters, a bar is left out.
+const ROOM: u16 = 70;
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether nothing is to be said but results and errors.
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// A line on stderr, unless it is to be quiet.
+pub fn tell(text: &str) {
+    if !QUIET.load(Ordering::Relaxed) {
+        say(text);
+    }
+}
 
 /// A line on stderr. Who reads it may have gone away, which is no reason to stop a run.
 pub fn say(text: &str) {
@@ -46,14 +64,17 @@ impl Console {
 
     fn line(&self, text: &str) {
         match &self.bar {
-            Some((_, bar)) => bar.suspend(|| say(text)),
-            None => say(text),
+            Some((_, bar)) => bar.suspend(|| tell(text)),
+            None => tell(text),
         }
     }
 }
 
 impl Observer for Console {
     fn on_progress(&mut self, progress: Progress<'_>) {
+        if QUIET.load(Ordering::Relaxed) {
+            return;
+        }
         if !self.terminal {
             if self.last_line.elapsed() >= LINE_EVERY {
                 self.last_line = Instant::now();
@@ -71,9 +92,13 @@ impl Observer for Console {
             self.finish();
             self.loss = None;
             let bar = ProgressBar::new(progress.total);
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta} left {msg}")
-            {
+            let narrow = console::Term::stderr().size().1 < ROOM;
+            let template = if narrow {
+                "{prefix} {pos}/{len} {eta} left"
+            } else {
+                "{prefix} {wide_bar} {pos}/{len} {per_sec} {eta} left {msg}"
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar.set_prefix(progress.task.to_owned());
@@ -182,14 +207,9 @@ fn describe(event: &Event) -> Option<String> {
 fn counted(units: &serde_json::Map<String, serde_json::Value>) -> String {
     let of_kind = |(kind, layers): (&String, &serde_json::Value)| {
         let layers = layers.as_object().into_iter().flatten();
-        let count: usize = layers.map(|(_, units)| units.as_array().map_or(0, Vec::len)).sum();
-        format!("{count} {kind}")
+        (kind.clone(), layers.map(|(_, units)| units.as_array().map_or(0, Vec::len)).sum())
     };
-    if units.is_empty() {
-        "nothing".to_owned()
-    } else {
-        units.iter().map(of_kind).collect::<Vec<_>>().join(" and ")
-    }
+    report::counted(&units.iter().map(of_kind).collect::<Vec<_>>())
 }
 
 /// What is there: heads, and channels where these go too.

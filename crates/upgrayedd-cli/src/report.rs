@@ -1,254 +1,50 @@
-//! Results as text: the before → after table and the map of heads.
+//! Pages about runs.
 
-use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
-use upgrayedd::model::Cost;
-use upgrayedd::pipeline::Forecast;
-use upgrayedd::record::Evaluation;
-use upgrayedd::record::Snapshot;
-use upgrayedd::score::Score;
-use upgrayedd::units::{LayerUnits, Scores, Site};
-use upgrayedd::{Model, Summary};
+use anyhow::Result;
+use upgrayedd::Error;
+use upgrayedd::files::write_file_anew;
+use upgrayedd::report::{Log, Page, REPORT_FILE, page};
 
-/// Prints to stdout; a reader that went away is not an error.
-pub fn print(text: &str) {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
-}
+use crate::args::ReportArgs;
+use crate::text;
 
-/// 1234567 → "1 234 567".
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(' ');
-        }
-        out.push(digit);
-    }
-    out
-}
+/// What a page of ours has in its head.
+const OURS: &str = "<meta name=\"generator\" content=\"Upgrayedd";
 
-/// Aligned columns: the first to the left, the others to the right.
-fn table(rows: &[[String; 4]]) -> String {
-    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), width(3)];
-    let pad = |text: &str, width: usize| " ".repeat(width - text.chars().count());
-    let mut out = String::new();
-    for row in rows {
-        let mut line = format!("{}{}", row[0], pad(&row[0], widths[0]));
-        for c in 1..4 {
-            let _ = write!(line, "  {}{}", pad(&row[c], widths[c]), row[c]);
-        }
-        let _ = writeln!(out, "{}", line.trim_end());
-    }
-    out
-}
-
-fn change(before: f64, after: f64) -> String {
-    if before > 0.0 { format!("{:+.1} %", 100.0 * (after / before - 1.0)) } else { String::new() }
-}
-
-/// The outcome of a run.
-pub fn summary(summary: &Summary) -> String {
-    let (before, after) = (&summary.before, &summary.after);
-    let mut rows = vec![["".to_owned(), "before".to_owned(), "after".to_owned(), "change".to_owned()]];
-    let mut number = |name: &str, get: &dyn Fn(&Snapshot) -> Option<f64>, digits: usize| {
-        if let (Some(a), Some(b)) = (get(before), get(after)) {
-            let show = |v: f64| if digits == 0 { grouped(v.round() as u64) } else { format!("{v:.digits$}") };
-            rows.push([name.to_owned(), show(a), show(b), change(a, b)]);
+pub fn run(args: &ReportArgs) -> Result<()> {
+    let out = match (&args.out, args.runs.as_slice()) {
+        (Some(out), _) => out.clone(),
+        (None, [run]) => run.join(REPORT_FILE),
+        (None, _) => {
+            return Err(Error::does_not_fit(
+                "--out FILE is missing: a page of several runs is in none of them",
+            )
+            .into());
         }
     };
-    let loss = match before.evaluation.protocol.as_str() {
-        "hidden states" => "distance of hidden states",
-        "numbers" => "mean squared error",
-        _ => "held-out loss (nats)",
-    };
-    number(loss, &|s| Some(s.evaluation.loss), 4);
-    number("perplexity", &|s| s.evaluation.perplexity, 3);
-    number("accuracy (%)", &|s| s.evaluation.accuracy.map(|a| 100.0 * a), 2);
-    number("F1 (%)", &|s| s.evaluation.f1.map(|f1| 100.0 * f1), 2);
-    number("Spearman correlation", &|s| s.evaluation.spearman, 4);
-    number("heads", &|s| Some(s.heads.iter().map(Vec::len).sum::<usize>() as f64), 0);
-    number("channels", &|s| Some(s.channels.iter().sum::<usize>() as f64), 0);
-    number("parameters", &|s| Some(s.cost.parameters as f64), 0);
-    number("bytes", &|s| Some(s.cost.bytes as f64), 0);
-    number("MACs per token", &|s| Some(s.cost.macs_per_token as f64), 0);
-    number(
-        "KV cache bytes per token",
-        &|s| Some(s.cost.kv_cache_bytes_per_token as f64).filter(|b| *b > 0.0),
-        0,
-    );
-    number("tokens per second, forward", &|s| Some(s.speed.forward), 0);
-    number("tokens per second, decoding", &|s| s.speed.decode, 1);
-    let e = &after.evaluation;
-    format!(
-        "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on {}.\n\
-         The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}\nIt is {}.",
-        table(&rows),
-        grouped(e.tokens),
-        e.sequences,
-        e.protocol,
-        e.window,
-        after.speed.batch,
-        after.speed.length,
-        summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
-        grouped(summary.tokens_learned),
-        unit_map((&after.heads, &summary.heads_per_layer), (&after.channels, &summary.channels_per_layer)),
-        summary.run.join("model").display(),
-        summary.loads
-    )
+    let logs = open(&args.runs)?;
+    check_replaceable(&out)?;
+    write_file_anew(&out, page(&logs, Page::Kept)?.as_bytes())?;
+    text::print(&out.display().to_string());
+    Ok(())
 }
 
-/// A row per layer: █ a head that is there, · one that is gone; and how many channels of how many, where some
-/// have gone.
-fn unit_map(
-    (heads, head_totals): (&[Vec<usize>], &[usize]),
-    (channels, channel_totals): (&[usize], &[usize]),
-) -> String {
-    let narrower = channels != channel_totals;
-    let title = if narrower { ", and channels" } else { "" };
-    let mut out = format!("Heads (█ kept, · pruned){title}:\n");
-    for (layer, (active, &total)) in heads.iter().zip(head_totals).enumerate() {
-        let row: String = (0..total).map(|h| if active.contains(&h) { '█' } else { '·' }).collect();
-        let _ = write!(out, "  layer {layer:>3} {row} {}", active.len());
-        if let (true, Some(left), Some(of)) = (narrower, channels.get(layer), channel_totals.get(layer)) {
-            let _ = write!(
-                out,
-                "{:pad$}  {left} of {of} channels",
-                "",
-                pad = total.to_string().len() - active.len().to_string().len()
-            );
-        }
-        let _ = writeln!(out);
-    }
-    out
+/// Reads all runs.
+pub fn open(runs: &[PathBuf]) -> upgrayedd::Result<Vec<Log>> {
+    runs.iter().map(|run| Log::open(run)).collect()
 }
 
-/// A held-out measurement.
-pub fn evaluation(e: &Evaluation) -> String {
-    let mut out = format!("loss        {:.6}\n", e.loss);
-    if let Some(perplexity) = e.perplexity {
-        let _ = writeln!(out, "perplexity  {perplexity:.4}");
-    }
-    if let Some(accuracy) = e.accuracy {
-        let _ = writeln!(out, "accuracy    {:.2} %", 100.0 * accuracy);
-    }
-    if let Some(f1) = e.f1 {
-        let _ = writeln!(out, "F1          {:.2} %", 100.0 * f1);
-    }
-    if let Some(spearman) = e.spearman {
-        let _ = writeln!(out, "Spearman    {spearman:.4}");
-    }
-    let _ = write!(
-        out,
-        "targets     {}\nsequences   {}\nprotocol    {}, window {}\ndata        {}",
-        e.tokens, e.sequences, e.protocol, e.window, e.data_hash
-    );
-    out
-}
-
-/// What `inspect` shows.
-pub fn inspection(model: &Model, cost: &Cost) -> String {
-    let units = model.units();
-    let heads: Vec<Vec<usize>> = units.layers().iter().map(|l| l.active().to_vec()).collect();
-    let of =
-        |count: &dyn Fn(&LayerUnits) -> usize| -> Vec<usize> { units.layers().iter().map(count).collect() };
-    let totals = of(&LayerUnits::total);
-    let (channels, channel_totals) = (of(&|l| l.count(Site::Channel)), of(&|l| l.total_of(Site::Channel)));
-    let kv = units.count(Site::KvGroup);
-    let mut out = format!(
-        "family          {} ({})\nlayers          {}\nheads           {} of {} (head_dim {})\nKV heads        {kv} of {}\n\
-         channels        {} of {}\nparameters      {}\nbytes           {} ({})\nMACs per token  {} (at {} visible keys)\n",
-        model.family().model_type,
-        model.spec().objective.name(),
-        model.spec().num_layers(),
-        model.units().num_active(),
-        model.units().total(),
-        model.spec().head_dim,
-        units.total_of(Site::KvGroup),
-        grouped(units.count(Site::Channel) as u64),
-        grouped(units.total_of(Site::Channel) as u64),
-        grouped(cost.parameters as u64),
-        grouped(cost.bytes as u64),
-        model.dtype().name(),
-        grouped(cost.macs_per_token),
-        cost.context,
-    );
-    if cost.kv_cache_bytes_per_token > 0 {
-        let _ = writeln!(
+/// A page of ours may be made anew; what somebody else wrote stays.
+fn check_replaceable(out: &Path) -> upgrayedd::Result<()> {
+    match std::fs::read(out) {
+        Ok(bytes) if String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]).contains(OURS) => Ok(()),
+        Ok(_) => Err(Error::bad_file(
             out,
-            "KV cache        {} bytes per token",
-            grouped(cost.kv_cache_bytes_per_token as u64)
-        );
+            "exists and is no page of this program: choose another place or remove it first",
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(out, "read")(error)),
     }
-    let _ = write!(out, "\n{}", unit_map((&heads, &totals), (&channels, &channel_totals)).trim_end());
-    out
-}
-
-/// A row of scores per layer.
-pub fn scores(score: &Score, model: &Model, scores: &Scores) -> String {
-    let direction = if score.shown_negated { "higher = prune" } else { "higher = keep" };
-    let mut out = format!("{}: {} ({direction})\n", score.name, score.summary);
-    // Four digits of the largest score: those of a loss's gradients are small.
-    let largest = scores.values().map(f64::abs).filter(|v| v.is_finite()).fold(0.0, f64::max);
-    let decimals = if largest > 0.0 { (3.0 - largest.log10().floor()).clamp(4.0, 16.0) as usize } else { 4 };
-    let paths = model.paths();
-    for (place, values) in scores.iter() {
-        let units = model.units().layers()[place.layer].units(place.site);
-        let row = if place.site == Site::Head {
-            let each = units.iter().zip(values).map(|(unit, v)| format!("{unit}:{v:.decimals$}"));
-            each.collect::<Vec<String>>().join("  ")
-        } else if place.site.is_block() {
-            let each = values.iter().map(|v| format!("{} {v:.decimals$}", place.site.one()));
-            each.collect::<String>()
-        } else {
-            // There are too many to be named.
-            let mut sorted = values.to_vec();
-            sorted.sort_by(f64::total_cmp);
-            let at =
-                |share: f64| sorted.get((share * (sorted.len().max(1) - 1) as f64) as usize).unwrap_or(&0.0);
-            let shown = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| format!("{:.2e}", at(share)));
-            format!("{} {}: least, quartiles and most {}", units.len(), place.site.name(), shown.join("  "))
-        };
-        let _ = writeln!(out, "  {}  {row}", paths.of(place.site)[place.layer]);
-    }
-    out.trim_end().to_owned()
-}
-
-/// How well each score's order agrees with exact ablation, best first.
-pub fn correlations(rows: &[(&str, Option<f64>)]) -> String {
-    let mut rows = rows.to_vec();
-    rows.sort_by(|a, b| b.1.unwrap_or(-2.0).total_cmp(&a.1.unwrap_or(-2.0)));
-    let mut out = "Rank correlation with exact ablation (loss_impact), 1 at best:\n".to_owned();
-    for (name, correlation) in rows {
-        let value =
-            correlation.map_or("undefined: all heads score the same".to_owned(), |c| format!("{c:+.3}"));
-        let _ = writeln!(out, "  {name:<12}{value}");
-    }
-    out.trim_end().to_owned()
-}
-
-/// What each ratio of what `budget` counts would cost.
-pub fn forecast(budget: &str, before: f64, rows: &[Forecast]) -> String {
-    let mut out = format!(
-        "What pruning a share of the {budget} would cost before learning, each built on the one before (held-out loss now \
-         {before:.4}):\n"
-    );
-    let _ = writeln!(
-        out,
-        "  {:>6}  {:>6}  {:>9}  {:>14}  {:>8}  {:>8}",
-        "ratio", "heads", "channels", "parameters", "loss", "excess"
-    );
-    for row in rows {
-        let (percent, excess) = (100.0 * row.ratio, row.loss - before);
-        let (channels, parameters) = (grouped(row.channels as u64), grouped(row.parameters as u64));
-        let _ = writeln!(
-            out,
-            "  {percent:>4.0} %  {:>6}  {channels:>9}  {parameters:>14}  {:>8.4}  {excess:>+8.4}",
-            row.active, row.loss
-        );
-    }
-    out.trim_end().to_owned()
 }

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::model::Model;
-use crate::record::{Evaluation, Gpu, LayerRefit};
+use crate::record::{Evaluation, Gpu, LayerRefit, LayerStart};
 use crate::units::{LayerSite, Scores, Selection, Site};
 use crate::{Error, Result};
 
 /// When a measurement was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Before anything.
@@ -26,31 +26,36 @@ pub enum Phase {
     Result,
 }
 
+/// Version of the events' layout.
+pub const SCHEMA: u32 = 3;
+
 /// Something that happened. Free of clock times, so that a resumed run has the same events.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The run begins.
     RunStarted {
         /// Version of this program.
-        version: &'static str,
+        version: String,
         /// Schema of the events.
         schema: u32,
         /// The model's family.
-        family: &'static str,
+        family: String,
         /// Elements of all weights.
         parameters: usize,
         /// Query heads.
         heads: usize,
         /// Channels; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
+        /// What each layer has.
+        layers: Vec<LayerStart>,
         /// Training, calibration and held-out sequences.
         sequences: [usize; 3],
         /// Optimiser steps in every cycle.
         steps_per_cycle: u64,
         /// What it computes on; absent for the CPU.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         gpu: Option<Gpu>,
     },
     /// A held-out measurement.
@@ -83,7 +88,7 @@ pub enum Event {
         /// Query heads left.
         active: usize,
         /// Channels there are now; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
     },
     /// Writers were repaired by least squares.
@@ -93,7 +98,7 @@ pub enum Event {
         /// Attention's, layer by layer; empty where no head is missing.
         layers: Vec<LayerRefit>,
         /// The MLPs', layer by layer; absent where no channel is missing.
-        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         mlp: Vec<LayerRefit>,
     },
     /// Units came back.
@@ -105,7 +110,7 @@ pub enum Event {
         /// Query heads there are now.
         active: usize,
         /// Channels there are now; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
     },
     /// One optimiser step.
@@ -143,7 +148,7 @@ pub enum Event {
         /// Query heads there are now.
         active: usize,
         /// Channels there are now; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
     },
     /// The cycle's result is discarded: the model is as it was.
@@ -157,7 +162,7 @@ pub enum Event {
         /// Query heads there are again.
         active: usize,
         /// Channels there are now; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
     },
     /// The cycle is saved: the run can be continued from here.
@@ -177,7 +182,7 @@ pub enum Event {
         /// Query heads left.
         active: usize,
         /// Channels there are now; absent where none of them go.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         channels: Option<usize>,
         /// Elements of all weights.
         parameters: usize,

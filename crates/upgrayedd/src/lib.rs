@@ -61,6 +61,7 @@
 //! | read, run and write models | [`open()`], [`Model`], [`Tokenizer`], [`export`], [`load`] |
 //! | read text, tables and batches | [`data`] |
 //! | say what a run is to do, and run it | [`config`], [`pipeline`], [`event`], [`record`] |
+//! | look at a run | [`report`] |
 //! | score heads, choose and remove them | [`score`], [`strategy`], [`budget`], [`price`], [`units`], [`surgery`], [`archive`] |
 //! | repair, regrow and teach | [`refit`], [`grow`], [`learner`], [`train`], [`eval`] |
 //! | share a step among processes | [`reduce`] |
@@ -83,6 +84,7 @@ pub mod price;
 pub mod record;
 pub mod reduce;
 pub mod refit;
+pub mod report;
 mod run_dir;
 pub mod score;
 pub mod strategy;

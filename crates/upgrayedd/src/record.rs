@@ -79,8 +79,27 @@ pub struct Speed {
     pub length: usize,
 }
 
+/// A layer as a run found it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerStart {
+    /// Module path of its attention.
+    pub attention: String,
+    /// Module path of its MLP.
+    pub mlp: String,
+    /// Query heads that are there, original indices.
+    pub heads: Vec<usize>,
+    /// Query heads of the unpruned model.
+    pub num_heads: usize,
+    /// Key/value heads of the unpruned model.
+    pub num_kv_heads: usize,
+    /// Channels that are there.
+    pub channels: usize,
+    /// Channels of the unpruned model.
+    pub num_channels: usize,
+}
+
 /// What came of one layer's writer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerRefit {
     /// λ as a share of the mean square of the inputs; absent if no λ helped.
     pub ridge: Option<f64>,

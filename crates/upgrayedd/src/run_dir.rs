@@ -9,6 +9,7 @@
 //! model/                the result, a Hugging Face folder
 //! archive.safetensors   the heads that the result has lost
 //! summary.json          before and after
+//! report.html           all that to look at, see report/
 //! .lock                 held by the process that runs
 //! ```
 
@@ -26,7 +27,7 @@ use crate::config::OptimizeConfig;
 use crate::data::{SetAside, Split};
 use crate::event::Event;
 use crate::export::{HISTORY_FILE, save_history, why_not_stock, write_companions, write_weights};
-use crate::files::{PARTIAL, sync_dir, write_file, write_folder};
+use crate::files::{PARTIAL, sync_dir, write_file, write_file_anew, write_folder};
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::record::Gpu;
@@ -34,12 +35,15 @@ use crate::timings::Timings;
 use crate::{Error, Result};
 
 const RUN_FILE: &str = "run.toml";
-const EVENTS_FILE: &str = "events.jsonl";
+/// What happened, an event a line.
+pub(crate) const EVENTS_FILE: &str = "events.jsonl";
+/// Before and after.
+pub(crate) const SUMMARY_FILE: &str = "summary.json";
 const LOCK_FILE: &str = ".lock";
 const SET_ASIDE_FILE: &str = "set_aside.json";
 
 /// Version of a run folder's layout.
-pub const RUN_FORMAT: u32 = 5;
+pub const RUN_FORMAT: u32 = 6;
 
 /// `run.toml`: everything that decides the result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -276,10 +280,7 @@ impl RunDir {
             std::fs::remove_file(&history).map_err(Error::io(&history, "remove"))?;
         }
         let json = serde_json::to_vec_pretty(summary).map_err(|e| Error::malformed(e.to_string()))?;
-        let path = self.path.join("summary.json");
-        let beside = self.path.join(format!("{PARTIAL}summary.json"));
-        write_file(&beside, &json)?;
-        std::fs::rename(&beside, &path).map_err(Error::io(&path, "write"))?;
+        write_file_anew(&self.path.join(SUMMARY_FILE), &json)?;
         export(&result)?;
         sync_dir(&self.path)
     }

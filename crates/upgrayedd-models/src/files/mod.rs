@@ -12,4 +12,4 @@ pub use dtype::DType;
 pub use hash::hash_file;
 pub use json::{check_link, read_json, read_optional_json, read_text};
 pub use tensor_file::TensorFile;
-pub use write::{PARTIAL, check_new, sync_dir, write_file, write_folder};
+pub use write::{PARTIAL, check_new, sync_dir, write_file, write_file_anew, write_folder};

@@ -17,6 +17,17 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(path, "write"))
 }
 
+/// Writes a file in the place of another, if there is one, which stays until the new one is whole.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the system cannot write there.
+pub fn write_file_anew(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!("{PARTIAL}{name}"));
+    write_file(&beside, bytes)?;
+    std::fs::rename(&beside, path).map_err(Error::io(path, "write"))
+}
+
 /// Checks that a file or folder can be made there. Writes nothing that stays.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use crate::files::DType;
 use crate::model::Model;
 use crate::open::base_of;
 use crate::record::{Snapshot, Summary};
+use crate::report;
 use crate::units::Site;
 use crate::weights::Layout;
 
@@ -61,7 +62,9 @@ impl Run<'_> {
         let finished = Event::RunFinished { active, channels: self.pipeline.channels(), parameters };
         self.journal.dir.write_event(&finished)?;
         let card = card(&self.pipeline.record, model, &summary);
+        let run = self.journal.dir.path().to_owned();
         self.journal.dir.finish(model, &summary, |out| {
+            report::write(&run)?;
             export::export_all(model, &[&export::HF], None, out, Some(&card))
         })?;
         self.journal.observer.on_event(&finished);

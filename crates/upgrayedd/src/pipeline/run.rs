@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::select::{Chosen, PruneStep, to_prune};
 use super::state::{Learning, Pipeline, Run};
 use crate::config::CostGoals;
-use crate::event::{Control, Event, Phase, Progress, named_scores, named_units};
+use crate::event::{Control, Event, Phase, Progress, SCHEMA, named_scores, named_units};
 use crate::learner::Learner;
 use crate::model::Model;
-use crate::record::{CycleRecord, Evaluation};
+use crate::record::{CycleRecord, Evaluation, LayerStart};
 use crate::spec::Objective;
 use crate::train::Place;
-use crate::units::{LayerSite, Scores, Selection, Site};
+use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site};
 use crate::weights::Writer;
 use crate::{Error, Result, checkpoint};
 
@@ -33,12 +33,13 @@ impl Run<'_> {
         let (wanted, calibration) = (self.pipeline.strategy.calibration_samples(), split.calibration.len());
         let evaluation = self.journal.state.baseline.clone();
         self.journal.emit(Event::RunStarted {
-            version: env!("CARGO_PKG_VERSION"),
-            schema: 2,
-            family: model.family().model_type,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            schema: SCHEMA,
+            family: model.family().model_type.to_owned(),
             parameters: model.num_parameters(),
             heads: units.num_active(),
             channels: self.pipeline.channels(),
+            layers: layers_of(model),
             sequences: [split.train.len(), calibration, split.held_out.len()],
             steps_per_cycle: self.pipeline.steps_per_cycle(),
             gpu: self.pipeline.record.gpu.clone(),
@@ -355,6 +356,22 @@ impl Run<'_> {
             _ => Err(Error::NotFinite("the held-out loss after learning is not finite".to_owned())),
         }
     }
+}
+
+/// What each layer has.
+fn layers_of(model: &Model) -> Vec<LayerStart> {
+    let paths = model.paths();
+    let (attention, mlp) = (paths.of(Site::Head), paths.of(Site::Channel));
+    let of = |(layer, units): (usize, &LayerUnits)| LayerStart {
+        attention: attention[layer].clone(),
+        mlp: mlp[layer].clone(),
+        heads: units.active().to_vec(),
+        num_heads: units.total(),
+        num_kv_heads: units.kv_total(),
+        channels: units.count(Site::Channel),
+        num_channels: units.total_of(Site::Channel),
+    };
+    model.units().layers().iter().enumerate().map(of).collect()
 }
 
 /// The scores of the units that pruning has left.

@@ -1,0 +1,70 @@
+"""Pictures by matplotlib, which is imported when one is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from upgrayedd.history import History
+    from upgrayedd.model import Model
+
+KEPT, PRUNED = "#2f6f9f", "#b4550f"
+
+
+def axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """What to draw on."""
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    return pyplot.subplots(figsize=size, layout="constrained")[1]
+
+
+def losses(history: History, ax: Axes | None) -> Axes:
+    """Held-out loss at its steps, and every step's training loss."""
+    ax = axes(ax, (8, 4))
+    steps = history.steps
+    if steps:
+        ax.plot(range(1, len(steps) + 1), [step["loss"] for step in steps], color="0.6", linewidth=0.8, label="training loss")
+    at, values, marked = [], [], []
+    if history.baseline is not None:
+        at.append(0)
+        values.append(history.baseline["loss"])
+    for cycle in history:
+        before = sum(step["cycle"] < cycle.cycle for step in steps)
+        after = before + sum(step["cycle"] == cycle.cycle for step in steps)
+        for step, loss in ((before, cycle.loss_pruned), (after, cycle.loss_learned)):
+            if loss is not None:
+                at.append(step)
+                values.append(loss)
+        if cycle.loss_pruned is not None:
+            marked.append((before, cycle.loss_pruned))
+    ax.plot(at, values, color=KEPT, marker="o", label="held-out loss")
+    if marked:
+        ax.plot(*zip(*marked, strict=True), color=PRUNED, marker="o", linestyle="", label="after pruning")
+    ax.set_xlabel("optimiser steps")
+    ax.set_ylabel("loss")
+    ax.legend()
+    return ax
+
+
+def heads(model: Model, ax: Axes | None) -> Axes:
+    """A row per layer, a square per head, filled where it is there."""
+    active, totals = model.active_heads, model.original_heads
+    ax = axes(ax, (1 + 0.3 * max(totals.values(), default=1), 1 + 0.3 * len(totals)))
+    for layer, (name, total) in enumerate(totals.items()):
+        left = set(active[name])
+        for there, colour in ((True, KEPT), (False, "none")):
+            columns = [head for head in range(total) if (head in left) is there]
+            rows = [layer] * len(columns)
+            ax.scatter(columns, rows, marker="s", s=90, facecolors=colour, edgecolors="0.5", linewidths=0.6)
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.set_yticks(range(len(totals)))
+    ax.set_xticks(range(max(totals.values(), default=0)))
+    ax.invert_yaxis()
+    return ax
