@@ -15,6 +15,7 @@ class RunOptions(TypedDict, total=False):
     chat_loss: Literal["assistant", "all"]
     checkpoint_every: int | None
     columns: Sequence[str] | None
+    control: bool
     delimiter: str | None
     distill: float | None
     distill_temperature: float
@@ -35,10 +36,12 @@ class RunOptions(TypedDict, total=False):
     patience: int
     refit: bool
     refit_samples: int
+    samples: int
     schedule: Literal["per-cycle", "target"]
     scope: Literal["layer", "global"] | None
     sequence_length: int | None
     shape: Literal["free", "uniform"]
+    prompt: Sequence[str]
     precision: Literal["bf16", "tf32", "f32"]
     pruning_steps: int | None
     target: str | None

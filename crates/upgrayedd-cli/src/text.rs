@@ -26,10 +26,11 @@ pub fn print(text: &str) {
 }
 
 /// Aligned columns with a style each: the first to the left, the others to the right.
-fn table(rows: &[[(String, Style); 4]]) -> String {
+fn table(rows: &[Vec<(String, Style)>]) -> String {
     let length = |text: &str| text.chars().count();
+    let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> =
-        (0..4).map(|c| rows.iter().map(|row| length(&row[c].0)).max().unwrap_or(0)).collect();
+        (0..columns).map(|c| rows.iter().map(|row| length(&row[c].0)).max().unwrap_or(0)).collect();
     let mut out = String::new();
     for row in rows {
         let mut line = String::new();
@@ -47,28 +48,50 @@ fn table(rows: &[[(String, Style); 4]]) -> String {
 pub fn summary(summary: &Summary) -> String {
     let after = &summary.after;
     let plain = Style::new();
-    let mut rows = vec![["", "before", "after", "change"].map(|title| (title.to_owned(), TITLE))];
+    let titles = [
+        Some(""),
+        Some("before"),
+        summary.control.as_ref().map(|_| "dense, learned"),
+        Some("after"),
+        Some("change"),
+    ];
+    let mut rows =
+        vec![titles.into_iter().flatten().map(|title| (title.to_owned(), TITLE)).collect::<Vec<_>>()];
     rows.extend(report::rows(summary).into_iter().map(|row| {
         let style = row.better.map_or(plain, |better| if better { BETTER } else { WORSE });
-        [(row.name.to_owned(), plain), (row.before, plain), (row.after, plain), (row.change, style)]
+        let control = summary.control.as_ref().map(|_| (row.control.unwrap_or_default(), plain));
+        let cells = [
+            Some((row.name.to_owned(), plain)),
+            Some((row.before, plain)),
+            control,
+            Some((row.after, plain)),
+            Some((row.change, style)),
+        ];
+        cells.into_iter().flatten().collect()
     }));
-    let e = &after.evaluation;
-    format!(
-        "{}\nMeasured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on {}.\n\
-         The model learned from {} targets of this text, which lowers its loss by itself.\n\n{}\nResult: {}\nIt is {}.",
+    let mut text = format!(
+        "{}\n{}\n\n{}\n",
         table(&rows),
-        grouped(e.tokens),
-        e.sequences,
-        e.protocol,
-        e.window,
-        after.speed.batch,
-        after.speed.length,
-        summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
-        grouped(summary.tokens_learned),
+        report::measured_on(summary),
         unit_map((&after.heads, &summary.heads_per_layer), (&after.channels, &summary.channels_per_layer)),
+    );
+    for sample in &summary.samples {
+        let _ = writeln!(
+            text,
+            "{TITLE}{}{TITLE:#}\n  before: {}\n  after:  {}\n",
+            sample.prompt.trim(),
+            sample.before.trim(),
+            sample.after.trim()
+        );
+    }
+    let _ = write!(
+        text,
+        "Result: {}\nIt is {}.\nPage:   {}",
         summary.run.join("model").display(),
-        summary.loads
-    )
+        summary.loads,
+        summary.run.join(report::REPORT_FILE).display()
+    );
+    text
 }
 
 /// A row per layer: █ a head that is there, · one that is gone; and how many channels of how many, where some

@@ -141,6 +141,17 @@ pub struct Snapshot {
     pub channels: Vec<usize>,
 }
 
+/// A text, and how the models continue it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What was continued.
+    pub prompt: String,
+    /// By the model as given.
+    pub before: String,
+    /// By the result.
+    pub after: String,
+}
+
 /// The outcome of a run, `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -154,6 +165,12 @@ pub struct Summary {
     pub channels_per_layer: Vec<usize>,
     /// Cycle by cycle.
     pub cycles: Vec<CycleRecord>,
+    /// The dense model after learning the same way, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Snapshot>,
+    /// Texts that both models continued, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
     /// What the result was computed and timed on; absent for the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,

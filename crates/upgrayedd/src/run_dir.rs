@@ -10,6 +10,7 @@
 //! archive.safetensors   the heads that the result has lost
 //! summary.json          before and after
 //! report.html           all that to look at, see report/
+//! control/              the dense model learning the same way, a run folder of its own, where that was asked for
 //! .lock                 held by the process that runs
 //! ```
 
@@ -34,7 +35,8 @@ use crate::record::Gpu;
 use crate::timings::Timings;
 use crate::{Error, Result};
 
-const RUN_FILE: &str = "run.toml";
+/// The plan and what it was made of.
+pub(crate) const RUN_FILE: &str = "run.toml";
 /// What happened, an event a line.
 pub(crate) const EVENTS_FILE: &str = "events.jsonl";
 /// Before and after.

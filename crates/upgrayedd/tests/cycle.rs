@@ -321,3 +321,44 @@ fn damage_is_told_at_once_and_the_recommended_strategy_named() {
     }));
     assert!(lost < 0.1 && notice.is_none(), "{lost}: {notice:?}");
 }
+
+#[test]
+fn the_control_is_the_dense_model_that_learned_the_same_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = with(config(), |c| {
+        c.run.num_cycles = 2;
+        c.learn.max_steps_per_cycle = Some(3);
+        c.measure.eval_every = None;
+    });
+    let asked = with(plain.clone(), |c| {
+        // Sets fewer sequences aside for scoring than others do: what is learned from is the same all the same.
+        c.prune.strategy = "fisher".into();
+        c.measure.control = true;
+        c.measure.samples = 1;
+        c.measure.prompt = vec!["Mia was".into()];
+    });
+    let run = |config, name: &str| {
+        Pipeline::new(config).unwrap().run(&dir.path().join(name), &mut Silent).unwrap()
+    };
+    let summary = run(asked, "asked");
+    let control = summary.control.unwrap();
+    let dense = run(
+        with(plain, |c| {
+            c.prune.pruning_ratio = 0.0;
+            c.grow.growth_ratio = 0.0;
+        }),
+        "dense",
+    );
+    assert_eq!(control.evaluation, dense.after.evaluation);
+    assert_eq!(control.heads, summary.before.heads);
+    assert!(summary.after.evaluation.loss != control.evaluation.loss);
+    assert_eq!(dense.control, None);
+    // Both continue the same texts.
+    let [asked, held_out] = &summary.samples[..] else { panic!("{:?}", summary.samples) };
+    assert_eq!(asked.prompt.trim(), "Mia was");
+    let dense = upgrayedd::builtin::model().unwrap();
+    let tokens = dense.tokenizer().unwrap().encode(&held_out.prompt).unwrap();
+    assert!(!tokens.is_empty() && held_out.before != held_out.after);
+    let refused = with(config(), |c| c.measure.samples = 1001);
+    assert!(matches!(Pipeline::new(refused), Err(Error::OutOfRange { .. })));
+}

@@ -114,6 +114,7 @@ impl OptimizeConfig {
             ("threads", run.threads.map_or(1.0, |n| n as f64)),
         ])?;
         at_most(&[("num_cycles", run.num_cycles, OPEN_ENDED), ("threads", run.threads.unwrap_or(1), 4096)])?;
+        at_most(&[("samples", measure.samples, 1000)])?;
         zero_or_more(&[("max_loss_increase", measure.max_loss_increase.unwrap_or(0.0))])
     }
 

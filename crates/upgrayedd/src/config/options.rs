@@ -162,5 +162,12 @@ options! {
         patience("N"): usize = 3;
         /// Roll back a cycle that raises the held-out loss by more nats than this.
         max_loss_increase("X"): Option<f64> = None;
+        /// Let the dense model learn the same way at the end, and set it beside the result.
+        #[cfg_attr(feature = "cli", arg(action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true"))]
+        control("BOOL"): bool = false;
+        /// A text that the model continues before and after, for the report (repeatable).
+        prompt("TEXT"): Vec<String> = Vec::new();
+        /// Beginnings of held-out texts that the model continues before and after, for the report.
+        samples("N"): usize = 0;
     }
 }

@@ -1,6 +1,7 @@
 //! The end of a run: its result, measured and written.
 
 use super::card::card;
+use super::samples::samples;
 use super::state::Run;
 use crate::Result;
 use crate::eval::measure_speed;
@@ -18,6 +19,7 @@ impl Run<'_> {
     /// Rounds the weights to their stored type, measures that, compares it with the model as given, and
     /// writes it all.
     pub(super) fn finish(mut self) -> Result<Summary> {
+        let control = self.control()?;
         let (config, length) = (self.pipeline.plan.config.clone(), self.pipeline.plan.sequence_length);
         if let Some(dtype) = config.run.dtype {
             self.pipeline.learner.model.set_dtype(dtype);
@@ -39,6 +41,7 @@ impl Run<'_> {
         let model = &self.pipeline.learner.model;
         let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
+        let samples = samples(&config.measure, &self.pipeline.data.held_out, &dense, model)?;
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
             evaluation,
             cost: model.cost(length),
@@ -52,6 +55,8 @@ impl Run<'_> {
             heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
             channels_per_layer: model.spec().layers.iter().map(|layer| layer.intermediate_size).collect(),
             cycles: self.journal.state.history.clone(),
+            control,
+            samples,
             gpu: self.pipeline.record.gpu.clone(),
             tokens_learned: self.journal.state.tokens,
             loads: (export::HF.note)(model),

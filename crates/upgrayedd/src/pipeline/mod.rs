@@ -4,8 +4,10 @@
 
 // state.rs has what a run consists of, start.rs reads and checks it with the help of parts.rs, run.rs is the cycle
 // itself, learn.rs its learning and saving, resume.rs how a run goes on, card.rs the result's model card, select.rs
-// which heads go, forecast.rs a look ahead.
+// which heads go, forecast.rs a look ahead, control.rs the dense
+// model learning the same way, samples.rs texts to read.
 mod card;
+mod control;
 mod finish;
 mod forecast;
 mod learn;
@@ -13,6 +15,7 @@ mod parts;
 mod regrow;
 mod resume;
 mod run;
+mod samples;
 mod select;
 mod start;
 mod state;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use upgrayedd_nn::trim_buffers;
 
 use super::parts::{hash_model, load_teacher, read_data};
+use super::samples;
 use super::state::{Given, Journal, Pipeline, Run, State};
 use crate::config::{OptimizeConfig, Plan};
 use crate::data::{Part, Split};
@@ -70,6 +71,7 @@ impl Pipeline {
         };
         let on_host = model.clone();
         model.move_to(device);
+        samples::check(&config.measure, &model)?;
         let mut plan = Plan::new(config, &model, strategy.as_ref(), parts.strategy, given.timings)?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
         let tokenizer = model.tokenizer();

@@ -21,7 +21,7 @@ use crate::files::write_file_anew;
 pub use log::Log;
 pub use page::{Page, body, page};
 pub use show::{counted, grouped};
-pub use table::{Row, rows};
+pub use table::{Row, measured_on, rows};
 
 /// The page's file in a run folder.
 pub const REPORT_FILE: &str = "report.html";

@@ -13,8 +13,8 @@ use super::importance::{Importance, importance};
 use super::log::{Cycle, Log};
 use super::map::{Map, map};
 use super::show::{counted, grouped, without_folders};
-use super::table::{Row, rows};
-use crate::record::{LayerRefit, Summary};
+use super::table::{Row, measured_on, rows};
+use crate::record::{LayerRefit, Sample};
 use crate::{Error, Result};
 
 static TEMPLATES: LazyLock<std::result::Result<Environment<'static>, minijinja::Error>> =
@@ -79,6 +79,8 @@ struct Run {
     intro: String,
     rows: Vec<Row>,
     measured: String,
+    has_control: bool,
+    samples: Vec<Sample>,
     map: Map,
     cycles: Vec<CycleRow>,
     chart: Option<Chart>,
@@ -134,7 +136,9 @@ impl Run {
             complete: log.summary.is_some(),
             intro: intro(log),
             rows: log.summary.as_ref().map_or_else(|| so_far(log), rows),
-            measured: log.summary.as_ref().map(measured).unwrap_or_default(),
+            measured: log.summary.as_ref().map(measured_on).unwrap_or_default(),
+            has_control: log.summary.as_ref().is_some_and(|s| s.control.is_some()),
+            samples: log.summary.as_ref().map(|s| s.samples.clone()).unwrap_or_default(),
             map: map(&log.told.layers),
             cycles: log.told.cycles.iter().map(cycle_row).collect(),
             chart: chart(log),
@@ -192,23 +196,7 @@ fn so_far(log: &Log) -> Vec<Row> {
         String::new()
     };
     let (before, after) = (format!("{:.4}", before.loss), format!("{:.4}", now.loss));
-    vec![Row { name: "held-out loss so far", before, after, change, better: None }]
-}
-
-fn measured(summary: &Summary) -> String {
-    let (e, speed) = (&summary.after.evaluation, &summary.after.speed);
-    format!(
-        "Measured on {} held-out targets in {} sequences (protocol {}, window {}); speed of {} sequences of {} tokens at once, on {}. \
-         The model learned from {} targets of this text, which lowers its loss by itself.",
-        grouped(e.tokens),
-        grouped(e.sequences as u64),
-        e.protocol,
-        e.window,
-        speed.batch,
-        speed.length,
-        summary.gpu.as_ref().map_or("the machine of the run".to_owned(), ToString::to_string),
-        grouped(summary.tokens_learned)
-    )
+    vec![Row { name: "held-out loss so far", before, after, control: None, change, better: None }]
 }
 
 fn cycle_row(cycle: &Cycle) -> CycleRow {

@@ -3,6 +3,36 @@
 use super::show::grouped;
 use crate::record::{Snapshot, Summary};
 
+/// What else is to be known of the table: on what it was measured, and what learning alone has done.
+pub fn measured_on(summary: &Summary) -> String {
+    let (e, speed) = (&summary.after.evaluation, &summary.after.speed);
+    let learned = grouped(summary.tokens_learned);
+    let learning = match &summary.control {
+        Some(control) => {
+            let excess = e.loss - control.evaluation.loss;
+            let than = if excess < 0.0 { "less" } else { "more" };
+            format!(
+                "Both learned from {learned} targets of this text: the result's loss is {:.4} {than} than that of the dense model that \
+                 learned the same way.",
+                excess.abs()
+            )
+        }
+        None => {
+            format!("The model learned from {learned} targets of this text, which lowers its loss by itself.")
+        }
+    };
+    format!(
+        "Measured on {} held-out targets in {} sequences (protocol {}, window {}); speed at batch {} × {} on {}.\n{learning}",
+        grouped(e.tokens),
+        e.sequences,
+        e.protocol,
+        e.window,
+        speed.batch,
+        speed.length,
+        summary.gpu.as_ref().map_or("this machine".to_owned(), ToString::to_string),
+    )
+}
+
 /// What was measured or counted, on the model as given and on the result.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Row {
@@ -12,7 +42,9 @@ pub struct Row {
     pub before: String,
     /// The result.
     pub after: String,
-    /// The change in percent; empty where there was nothing before.
+    /// The dense model after learning the same way, where that was asked for.
+    pub control: Option<String>,
+    /// The change from before to after in percent; empty where there was nothing before.
     pub change: String,
     /// Whether it has become better; `None` where it is the same, or neither better nor worse.
     pub better: Option<bool>,
@@ -70,5 +102,6 @@ fn row((name, digits, wanted, get): &Measure<'_>, summary: &Summary) -> Option<R
         Wanted::More => Some(after > before),
         Wanted::Either => None,
     };
-    Some(Row { name, before: show(before), after: show(after), change, better })
+    let control = summary.control.as_ref().and_then(get).map(show);
+    Some(Row { name, before: show(before), after: show(after), control, change, better })
 }
