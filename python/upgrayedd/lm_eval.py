@@ -48,7 +48,7 @@ class UpgrayeddLM(TemplateLM):
         if self._model._info()["objective"] != "causal-lm":
             raise InvalidValueError(f"{pretrained} is no causal language model: the harness's tasks need one")
         self._core = self._model.tokenizer._core
-        self._prefix, _ = self._model.tokenizer.frame
+        self._prefix = self._model.tokenizer.frame[0]
         self._end = self._model._core.end_tokens()
         limit = int(self._model._info()["max_positions"])
         self._max_length = min(int(max_length or 2048), limit)

@@ -37,7 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (folder / "lines.txt").write_text("\n".join(stories * 4))
     rows = [f"{story}\t{index % 2}" for index, story in enumerate(stories * 4)]
     (folder / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
-    subprocess.run([BUILD / "upgrayedd", "export", "--model", "builtin", "--format", "hf", "--out", folder / "decoder"], check=True)
+    subprocess.run(
+        [BUILD / "upgrayedd", "export", "--model", "builtin", "--format", "hf", "--out", folder / "decoder"], check=True
+    )
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]

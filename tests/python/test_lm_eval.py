@@ -50,9 +50,11 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def test_the_harness_measures_what_the_model_says(pruned: pathlib.Path) -> None:
     model = Model.from_pretrained(pruned / "model")
-    questions = ["Mia was a kind girl. Mia and Tom played in the", "Tom put the key in the", "One day Sam met Ben in the"]
+    questions = ["Mia was a kind girl. Mia and Tom played in the", "Tom put the key in the", "Mia put the key in the"]
     answers = [model.generate(question, 12).removeprefix(question).split(".")[0] for question in questions]
-    data = [{"question": q, "answer": a if at else "something else"} for at, (q, a) in enumerate(zip(questions, answers, strict=True))]
+    data = [
+        {"question": q, "answer": a if at else "something else"} for at, (q, a) in enumerate(zip(questions, answers, strict=True))
+    ]
     (pruned / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     for name, text in TASKS.items():
         source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {pruned / 'data.jsonl'}}}}}\ntest_split: test\n"
@@ -66,7 +68,9 @@ def test_the_harness_measures_what_the_model_says(pruned: pathlib.Path) -> None:
 
     def log_likelihood(ids: list[int]) -> np.ndarray:
         logits = model.logits([ids])[0].astype(np.float64)
-        own = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        own = (
+            logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+        )
         return np.array([own[at, token] for at, token in enumerate(ids[1:])])
 
     tokenizer = model.tokenizer
