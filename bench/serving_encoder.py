@@ -64,7 +64,13 @@ def main() -> None:
                 strategy = get_strategy("auto", **chosen)
                 more = {key: value for key, value in plan.items() if key != "pruning_ratio"}
                 pipeline = UpgrayeddPipeline(
-                    model, strategy=strategy, max_steps_per_cycle=0, documents="separate", output_dir=root / f"run{index}", **more
+                    model,
+                    strategy=strategy,
+                    max_steps_per_cycle=0,
+                    max_eval_windows=64,
+                    documents="separate",
+                    output_dir=root / f"run{index}",
+                    **more,
                 )
                 model = pipeline.run_optimization(TextFiles(root / "sentences.txt"), num_cycles=1)
             out = root / f"onnx{index}"

@@ -337,9 +337,8 @@ fn the_control_is_the_dense_model_that_learned_the_same_way() {
         c.measure.samples = 1;
         c.measure.prompt = vec!["Mia was".into()];
     });
-    let run = |config, name: &str| {
-        Pipeline::new(config).unwrap().run(&dir.path().join(name), &mut Silent).unwrap()
-    };
+    let run =
+        |config, name: &str| Pipeline::new(config).unwrap().run(&dir.path().join(name), &mut Silent).unwrap();
     let summary = run(asked, "asked");
     let control = summary.control.unwrap();
     let dense = run(

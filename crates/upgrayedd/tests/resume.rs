@@ -68,7 +68,8 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if !["summary.json", "report.html"].map(Some).contains(&path.file_name().unwrap().to_str()) {
+            } else if !["summary.json", "report.html"].map(Some).contains(&path.file_name().unwrap().to_str())
+            {
                 found.insert(path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap());
             }
         }
@@ -146,6 +147,7 @@ fn a_run_in_pieces_has_the_same_bits_as_a_whole_one() {
             "beside the dense model",
             with(config(), |c| {
                 c.measure.control = true;
+                c.run.num_cycles = 1;
                 c.prune.strategy = "fisher".to_owned();
                 c.learn.max_steps_per_cycle = Some(3);
             }),

@@ -44,7 +44,7 @@ pub(super) fn without_folders(text: &str, known: &[&Path]) -> String {
             || word.starts_with("./")
             || word.starts_with("../")
             || word.starts_with('~');
-        match word.trim_end_matches(|c: char| c == '/' || c.is_whitespace()).rfind('/') {
+        match word.trim_end_matches(|c: char| "/)]\"'`.,;:".contains(c) || c.is_whitespace()).rfind('/') {
             Some(slash) if is_path => {
                 out.push_str(&piece[..piece.len() - word.len()]);
                 out.push_str(&word[slash + 1..]);
