@@ -306,8 +306,8 @@ fn options_come_from_a_file_and_the_command_line_wins() {
         &["given.toml", "parts that a program made"],
         &["optimize", "--config", "given.toml", "--out", "third"],
     );
-    fs::write(b.path("old.toml"), text.replace("format_version = 5", "format_version = 1")).unwrap();
-    b.refused(1, &["old.toml", "has format 1: this program reads 5"], &["optimize", "--config", "old.toml"]);
+    fs::write(b.path("old.toml"), text.replace("format_version = 6", "format_version = 1")).unwrap();
+    b.refused(1, &["old.toml", "has format 1: this program reads 6"], &["optimize", "--config", "old.toml"]);
     fs::write(b.path("bad.toml"), "prunning_ratio = 0.3\n").unwrap();
     b.refused(
         2,

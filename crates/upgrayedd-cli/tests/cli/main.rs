@@ -8,5 +8,6 @@ mod hub;
 mod jobs;
 mod reading;
 mod refusals;
+mod shown;
 mod stops;
 mod tasks;

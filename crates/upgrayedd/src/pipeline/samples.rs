@@ -27,8 +27,9 @@ pub(super) fn check(wanted: &MeasureOptions, model: &Model) -> Result<()> {
     for text in &wanted.prompt {
         let tokens = written(&tokenizer, text)?.len();
         if tokens == 0 || tokens > most {
+            let begins: String = text.chars().take(24).collect();
             return Err(Error::does_not_fit(format!(
-                "the prompt {text:?} has {tokens} tokens: expected 1 to {most}"
+                "the prompt that begins with {begins:?} has {tokens} tokens: expected 1 to {most}"
             )));
         }
     }
