@@ -14,6 +14,8 @@ DOCS = ROOT / "docs"
 PAGES = ["index.md", "your-model.md", "report.md"]
 # What takes a machine of its own, or is watched elsewhere: test_report.py has the live page.
 ELSEWHERE = ("cargo install", "upgrayedd watch")
+# Learned and measured on less than a user would.
+SHORT = " --max-steps-per-cycle 3 --max-eval-windows 4 --refit-samples 16"
 NAMES = ("Mia", "Tom", "Lily", "Ben", "Sam")
 
 
@@ -75,6 +77,7 @@ def test_a_pages_commands_run(page: str, place: pathlib.Path, tmp_path: pathlib.
     typed = commands(page)
     assert typed
     for line in typed:
+        line += SHORT * line.startswith("upgrayedd optimize")
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=search, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
