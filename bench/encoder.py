@@ -41,7 +41,8 @@ def pairs(path: pathlib.Path) -> list[tuple[float, str, str]]:
 
 def embeddings(model: Model, sentences: list[str]) -> np.ndarray:
     found = np.zeros((len(sentences), int(model.config["hidden_size"])))
-    ids = [model.tokenizer.encode(s)[:128] for s in sentences]
+    tokenizer = model.tokenizer
+    ids = [tokenizer.encode(s)[:128] for s in sentences]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), 64):
         chosen = order[start : start + 64]

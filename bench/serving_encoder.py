@@ -77,7 +77,8 @@ def main() -> None:
             model.save_pretrained(out, format="onnx", dtype="float32")
             session = onnxruntime.InferenceSession(out / "onnx" / "model.onnx", options, providers=["CPUExecutionProvider"])
             sessions.append(session)
-            ids = [[model.tokenizer.encode(s)[:128] for s in side] for side in (first, second)]
+            tokenizer = model.tokenizer
+            ids = [[tokenizer.encode(s)[:128] for s in side] for side in (first, second)]
             theirs = (by_graph(session, ids[0]) * by_graph(session, ids[1])).sum(1)
             ours = (embeddings(model, list(first)) * embeddings(model, list(second))).sum(1)
             row: dict[str, Any] = {"arm": arm, "parameters": model.num_parameters, "macs": model.summary(32)["macs_per_token"]}

@@ -66,6 +66,7 @@ class Model:
     def __init__(self, core: _native.Model) -> None:
         self._core = core
         self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._tokenizer: Tokenizer | None = None
         self._seed = 42
 
     @classmethod
@@ -76,6 +77,7 @@ class Model:
         """Puts a tokenizer's files beside the model."""
         self._files = _tokenizers.files(tokenizer)
         self._core.set_companions(self._files.name)
+        self._tokenizer = None
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *, family: str | None = None) -> Model:
@@ -138,7 +140,9 @@ class Model:
         Raises:
             InvalidValueError: If it came without one.
         """
-        return Tokenizer(self._core.tokenizer())
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._core.tokenizer())
+        return self._tokenizer
 
     @property
     def config(self) -> dict[str, Any]:
