@@ -86,7 +86,9 @@ class History(Sequence[Cycle]):
     def _load(self, run_dir: Path) -> None:
         with open(run_dir / "events.jsonl", encoding="utf-8") as lines:
             for line in lines:
-                self._record(json.loads(line))
+                # The last one may still be written.
+                if line.endswith("\n"):
+                    self._record(json.loads(line))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary per cycle: `pandas.DataFrame(pipeline.history.rows())`."""

@@ -30,9 +30,11 @@ class UpgrayeddLM(TemplateLM):
 
     Args:
         pretrained: Model folder, run folder or Hub id.
-        max_length: Tokens that a request may have; the model's limit, 2048 at most, if None.
+        max_length: Tokens that a request may have; the model's limit if None.
         batch_size: Requests at once.
         max_gen_toks: Tokens to generate where a task does not say.
+        device: "cpu", or None.
+        max_batch_size: Not used: the harness passes it to every model.
     """
 
     def __init__(
@@ -41,9 +43,12 @@ class UpgrayeddLM(TemplateLM):
         max_length: int | None = None,
         batch_size: int | str = 8,
         max_gen_toks: int = 256,
-        **_: Any,
+        device: str | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if device not in (None, "cpu"):
+            raise InvalidValueError(f"device is {device!r}: the harness's models compute on the CPU here")
         self._model = Model.from_pretrained(pretrained)
         if self._model._info()["objective"] != "causal-lm":
             raise InvalidValueError(f"{pretrained} is no causal language model: the harness's tasks need one")
@@ -51,7 +56,7 @@ class UpgrayeddLM(TemplateLM):
         self._prefix = self._model.tokenizer.frame[0]
         self._end = self._model._core.end_tokens()
         limit = int(self._model._info()["max_positions"])
-        self._max_length = min(int(max_length or 2048), limit)
+        self._max_length = min(int(max_length or limit), limit)
         # The harness's "auto" is a search that a CPU does not need.
         self._batch_size = 8 if str(batch_size).startswith("auto") else int(batch_size)
         self._max_gen_toks = int(max_gen_toks)
@@ -115,12 +120,15 @@ class UpgrayeddLM(TemplateLM):
         texts = []
         for context, options in (request.args for request in requests):
             until = as_list(options.get("until"))
-            new = min(int(options.get("max_gen_toks", self._max_gen_toks)), self._max_length - 1)
-            prompt = self.tok_encode(context)[-(self._max_length - new) :]
+            prompt = self.tok_encode(context)
+            # Of a prompt that leaves no room the end counts, and half of the room is its own.
+            prompt = prompt[-max(self._max_length - self._max_gen_toks, self._max_length // 2) :]
+            new = min(int(options.get("max_gen_toks", self._max_gen_toks)), self._max_length - len(prompt))
             temperature = float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0
             chosen = (temperature, float(options.get("top_p") or 1.0), 0)
             ids = self._model._core.generate(prompt, new, chosen, self._end)
-            text = self._core.decode(prompt + ids).removeprefix(self._core.decode(prompt))
+            asked, whole = self._core.decode(prompt), self._core.decode(prompt + ids)
+            text = whole[len(asked) :] if whole.startswith(asked) else self._core.decode(ids)
             for stop in until:
                 text = text.split(stop)[0] if stop else text
             texts.append(text)

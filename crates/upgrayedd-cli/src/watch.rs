@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     let following = shown.clone();
     let follower = std::thread::spawn(move || following.follow());
     let result = serve(&server, &shown, port);
-    // One that was asked to stop is not waited for longer than it sleeps.
+    shown.over.store(true, Ordering::SeqCst);
     let _ = follower.join();
     result
 }
@@ -54,14 +54,29 @@ fn serve(server: &Server, shown: &Arc<Shown>, port: u16) -> Result<()> {
             plain(request, 503, "too many pages are open");
             continue;
         }
-        busy.fetch_add(1, Ordering::SeqCst);
-        let (shown, busy) = (shown.clone(), busy.clone());
+        let (shown, place) = (shown.clone(), Place::of(&busy));
         std::thread::spawn(move || {
             answer(request, &shown, port);
-            busy.fetch_sub(1, Ordering::SeqCst);
+            drop(place);
         });
     }
     Ok(())
+}
+
+/// One of those that are answered, until it is dropped, however that comes.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn of(busy: &Arc<AtomicUsize>) -> Self {
+        busy.fetch_add(1, Ordering::SeqCst);
+        Self(busy.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 fn answer(request: Request, shown: &Shown, port: u16) {
@@ -74,10 +89,14 @@ fn answer(request: Request, shown: &Shown, port: u16) {
         return plain(request, 405, "there is nothing to be written here");
     }
     match request.url() {
-        "/" => match page(&shown.runs().logs, Page::Live) {
-            Ok(html) => send(request, 200, "text/html; charset=utf-8", html),
-            Err(error) => plain(request, 500, &error.to_string()),
-        },
+        "/" => {
+            // Nobody waits for the runs while a reader takes its time.
+            let made = page(&shown.runs().logs, Page::Live);
+            match made {
+                Ok(html) => send(request, 200, "text/html; charset=utf-8", html),
+                Err(error) => plain(request, 500, &error.to_string()),
+            }
+        }
         "/live.js" => {
             send(request, 200, "text/javascript; charset=utf-8", include_str!("live.js").to_owned())
         }
@@ -115,6 +134,8 @@ fn headers(kind: &str) -> [(&'static str, &str); 5] {
 struct Shown {
     runs: Mutex<Runs>,
     changed: Condvar,
+    /// The server has ended.
+    over: AtomicBool,
 }
 
 struct Runs {
@@ -131,7 +152,11 @@ struct Runs {
 impl Shown {
     fn new(logs: Vec<Log>, folders: Vec<PathBuf>) -> Self {
         let runs = Runs { folders, logs, version: 1, body: None, trouble: None };
-        Self { runs: Mutex::new(runs), changed: Condvar::new() }
+        Self { runs: Mutex::new(runs), changed: Condvar::new(), over: AtomicBool::new(false) }
+    }
+
+    fn is_over(&self) -> bool {
+        stopped() || self.over.load(Ordering::SeqCst)
     }
 
     fn runs(&self) -> MutexGuard<'_, Runs> {
@@ -140,7 +165,7 @@ impl Shown {
 
     /// Reads the folders again and again.
     fn follow(&self) {
-        while !stopped() {
+        while !self.is_over() {
             if self.runs().refresh() {
                 self.changed.notify_all();
             }
@@ -160,7 +185,7 @@ impl Shown {
             return;
         }
         let (mut sent, mut last) = (0, Instant::now());
-        while !stopped() {
+        while !self.is_over() {
             let mut runs = self.runs();
             if runs.version == sent {
                 let woken = self.changed.wait_timeout(runs, PATIENCE).unwrap_or_else(PoisonError::into_inner);
@@ -197,9 +222,10 @@ impl Runs {
             match log.refresh() {
                 Ok(news) => changed |= news,
                 Err(error) => {
-                    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-                    let reason = error.to_string().replace(&folder.display().to_string(), &name);
-                    trouble = Some(format!("{name} cannot be read: {reason}"));
+                    let (name, reason) = (log.name(), error.to_string());
+                    let reason = reason.strip_prefix(&folder.display().to_string()).unwrap_or(&reason);
+                    trouble =
+                        Some(format!("{name} cannot be read: {}", reason.trim_start_matches([':', ' '])));
                 }
             }
         }
@@ -209,11 +235,8 @@ impl Runs {
         changed
     }
 
-    /// The page, or why there is none, as an event.
+    /// The page as an event, and another about what cannot be read.
     fn event(&mut self) -> String {
-        if let Some(trouble) = &self.trouble {
-            return message("trouble", trouble);
-        }
         let made = match &self.body {
             Some((version, made)) if *version == self.version => made.clone(),
             _ => match body(&self.logs) {
@@ -222,7 +245,8 @@ impl Runs {
             },
         };
         self.body = Some((self.version, made.clone()));
-        message("body", &made)
+        let trouble = self.trouble.as_ref().map(|trouble| message("trouble", trouble));
+        message("body", &made) + &trouble.unwrap_or_default()
     }
 }
 

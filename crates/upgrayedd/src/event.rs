@@ -74,6 +74,8 @@ pub enum Event {
         cycle: usize,
         /// Whose importances.
         strategy: String,
+        /// Whether what users see is higher for what stays; not so for an entropy.
+        higher_keeps: bool,
         /// Kind of unit → layer name → importances of those that are there, as users see them.
         importances: Map<String, Value>,
     },

@@ -168,6 +168,9 @@ pub struct Summary {
     /// The dense model after learning the same way, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Snapshot>,
+    /// Targets that the dense model learned from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_tokens_learned: Option<u64>,
     /// Texts that both models continued, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<Sample>,

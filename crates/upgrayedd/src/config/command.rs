@@ -18,6 +18,9 @@ impl OptimizeConfig {
         for (key, value) in Self::names().into_iter().filter_map(differs) {
             let flag = format!("--{}", key.replace('_', "-"));
             let mut add = |value: &str| words.push(format!("{flag} {}", quoted(value)));
+            let said = |value: &toml::Value| {
+                value.as_str().map_or_else(|| value.to_string(), |text| shown_name(key, text))
+            };
             match value {
                 toml::Value::Array(values) => values.iter().for_each(|value| add(&said(value))),
                 toml::Value::Table(values) => {
@@ -30,13 +33,20 @@ impl OptimizeConfig {
     }
 }
 
-/// A value, of a path the last name.
-fn said(value: &toml::Value) -> String {
-    let Some(text) = value.as_str() else { return value.to_string() };
+/// Options that name files, and those that name models: folders, or ids on the Hub.
+const FILES: [&str; 3] = ["data", "eval_data", "timings"];
+const MODELS: [&str; 2] = ["model", "teacher"];
+
+/// What an option says, a path as its last name.
+pub(crate) fn shown_name(option: &str, text: &str) -> String {
     let path = Path::new(text);
-    let is_path = path.is_absolute() || text.starts_with(['.', '~']) || path.exists();
-    let name = path.file_name().filter(|_| is_path).map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| text.to_owned())
+    let is_id = || {
+        let plain = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']);
+        text.split('/').count() == 2 && text.split('/').all(plain) && !text.contains('\\') && !path.exists()
+    };
+    let is_path = FILES.contains(&option) || MODELS.contains(&option) && !is_id();
+    let name = text.rsplit(['/', '\\']).find(|part| !part.is_empty()).filter(|_| is_path);
+    name.unwrap_or(text).to_owned()
 }
 
 /// A word as a shell takes it.
@@ -65,6 +75,16 @@ mod tests {
              --pruning-ratio 0.2 --units heads,channels --refit false"
         );
         assert_eq!(OptimizeConfig::default().command(), "upgrayedd optimize");
+        let ids = [
+            ("a/b", "a/b"),
+            ("a/b@main", "a/b@main"),
+            ("x/y/z", "z"),
+            ("builtin", "builtin"),
+            ("../z/", "z"),
+        ];
+        assert!(ids.iter().all(|(name, shown)| shown_name("model", name) == *shown));
+        assert_eq!(shown_name("data", r"C:\texts\a.txt"), "a.txt");
+        assert_eq!(shown_name("prompt", "./a/b or /c"), "./a/b or /c");
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

@@ -8,6 +8,7 @@ mod plan;
 mod strategy_option;
 mod target;
 
+pub(crate) use command::shown_name;
 pub use optimize::{OPEN_ENDED, OptimizeConfig};
 pub use options::{
     GrowOptions, LearnOptions, MeasureOptions, PruneOptions, RefitOptions, RunOptions, SourceOptions,

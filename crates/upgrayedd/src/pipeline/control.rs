@@ -6,7 +6,7 @@ use crate::config::{GrowOptions, OptimizeConfig, PruneOptions};
 use crate::data::{BatchSource, Part, RunData, TakeBatch};
 use crate::event::{Control, Event, Observer, Progress};
 use crate::open::base_of;
-use crate::record::{Snapshot, Summary};
+use crate::record::Summary;
 use crate::run_dir::{RUN_FILE, SUMMARY_FILE};
 use crate::{Error, Result};
 
@@ -15,13 +15,15 @@ const CONTROL: &str = "control";
 
 impl Run<'_> {
     /// What the dense model comes to, if that is asked for. The run has no use for its batches and moments any more.
-    pub(super) fn control(&mut self) -> Result<Option<Snapshot>> {
+    pub(super) fn control(&mut self) -> Result<Option<Summary>> {
         if !self.pipeline.plan.config.measure.control {
             return Ok(None);
         }
         self.pipeline.learner.optim.states.clear();
         let out = self.journal.dir.path().join(CONTROL);
-        let config = config_of(&self.pipeline.plan.config(), self.journal.state.cycle);
+        // What was rolled back, the result has not learned either.
+        let kept = self.journal.state.history.iter().filter(|cycle| cycle.accepted).count();
+        let config = config_of(&self.pipeline.plan.config(), kept);
         let summary = if out.join("model").is_dir() {
             let path = out.join(SUMMARY_FILE);
             let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
@@ -29,14 +31,21 @@ impl Run<'_> {
         } else {
             let given = self.given(&config)?;
             let observer = &mut Beside { observer: self.journal.observer };
-            if out.join(RUN_FILE).is_file() {
-                Pipeline::resume_with(&out, given, observer)?
+            let learned = if out.join(RUN_FILE).is_file() {
+                Pipeline::resume_with(&out, given, observer)
             } else {
-                Pipeline::with(config, given)?.run(&out, observer)?
+                Pipeline::with(config, given)?.run(&out, observer)
+            };
+            match learned {
+                Err(Error::NotFinite(reason)) => {
+                    let message = format!("there is no control, as the dense model diverged: {reason}");
+                    self.journal.emit(Event::Notice { cycle: self.journal.state.cycle, message })?;
+                    return Ok(None);
+                }
+                learned => learned?,
             }
         };
-        let Summary { after, .. } = summary;
-        Ok(Some(after))
+        Ok(Some(summary))
     }
 
     /// Model, data and device of the run itself.
@@ -66,6 +75,9 @@ impl Run<'_> {
 fn config_of(config: &OptimizeConfig, cycles: usize) -> OptimizeConfig {
     let mut config = config.clone();
     config.run.num_cycles = cycles.max(1);
+    if cycles == 0 {
+        config.learn.max_steps_per_cycle = Some(0);
+    }
     config.run.model.get_or_insert_with(|| "builtin".to_owned());
     let units = config.prune.units;
     config.prune =
@@ -97,8 +109,6 @@ struct Beside<'a> {
 }
 
 impl Observer for Beside<'_> {
-    fn on_event(&mut self, _: &Event) {}
-
     fn on_progress(&mut self, progress: Progress<'_>) {
         let task = format!("control, {}", progress.task);
         self.observer.on_progress(Progress { task: &task, ..progress });

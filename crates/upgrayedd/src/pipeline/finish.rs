@@ -55,7 +55,8 @@ impl Run<'_> {
             heads_per_layer: model.spec().layers.iter().map(|layer| layer.num_heads).collect(),
             channels_per_layer: model.spec().layers.iter().map(|layer| layer.intermediate_size).collect(),
             cycles: self.journal.state.history.clone(),
-            control,
+            control_tokens_learned: control.as_ref().map(|control| control.tokens_learned),
+            control: control.map(|control| control.after),
             samples,
             gpu: self.pipeline.record.gpu.clone(),
             tokens_learned: self.journal.state.tokens,
@@ -69,9 +70,13 @@ impl Run<'_> {
         let card = card(&self.pipeline.record, model, &summary);
         let run = self.journal.dir.path().to_owned();
         self.journal.dir.finish(model, &summary, |out| {
-            report::write(&run)?;
             export::export_all(model, &[&export::HF], None, out, Some(&card))
         })?;
+        // The result is whole: that it cannot be shown is no reason to lose it.
+        if let Err(error) = report::write(&run) {
+            let message = format!("the page about the run could not be written: {error}");
+            self.journal.observer.on_event(&Event::Notice { cycle: self.journal.state.cycle, message });
+        }
         self.journal.observer.on_event(&finished);
         Ok(summary)
     }

@@ -224,10 +224,11 @@ impl Run<'_> {
             let step = PruneStep { cycle, number, of, budget, goals, parent };
             let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
-            let importances =
-                named_scores(&self.pipeline.learner.model, &self.pipeline.strategy.shown(&scores));
+            let shown = self.pipeline.strategy.shown(&scores);
+            let higher_keeps = !shown.values().zip(scores.values()).any(|(shown, score)| shown * score < 0.0);
+            let importances = named_scores(&self.pipeline.learner.model, &shown);
             let strategy = self.pipeline.strategy.name().to_owned();
-            self.journal.emit(Event::Scored { cycle, strategy, importances })?;
+            self.journal.emit(Event::Scored { cycle, strategy, higher_keeps, importances })?;
             let learner = &mut self.pipeline.learner;
             let units = named_units(&learner.model, &selection);
             learner.remove(&selection, cycle, Some(&scores))?;

@@ -176,7 +176,7 @@ fn buckets(stretches: &[Stretch<'_>]) -> Vec<Bucket> {
                 cycle: stretch.cycle.number,
                 first,
                 last,
-                at: stretch.learns + (first.step + last) as f64 / 2.0,
+                at: stretch.learns + (first.step as f64 + last as f64) / 2.0,
                 mean: losses().sum::<f64>() / chunk.len() as f64,
                 least: losses().fold(f64::INFINITY, f64::min),
                 most: losses().fold(f64::NEG_INFINITY, f64::max),
@@ -312,7 +312,7 @@ fn envelope(buckets: &[Bucket], x: &dyn Fn(f64) -> f64, y: &dyn Fn(f64) -> f64) 
 fn hovers(buckets: &[Bucket], x: &dyn Fn(f64) -> f64) -> Vec<Band> {
     let of = |bucket: &Bucket| {
         let (first, last) = (bucket.first.step, bucket.last);
-        let half = (last - first + 1) as f64 / 2.0;
+        let half = (last.saturating_sub(first) + 1) as f64 / 2.0;
         let (begins, ends) = (x(bucket.at - half), x(bucket.at + half));
         let rate = bucket.first.learning_rate;
         let title = if first == last {

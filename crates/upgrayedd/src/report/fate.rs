@@ -68,7 +68,7 @@ impl Layer {
         for fate in self.channels.fates.values() {
             *counts.entry(*fate).or_insert(0) += 1;
         }
-        let absent = (self.start.num_channels - self.start.channels).saturating_sub(self.channels.returned);
+        let absent = self.start.num_channels.saturating_sub(self.start.channels + self.channels.returned);
         let kept = self.start.num_channels.saturating_sub(absent + self.channels.fates.len());
         counts
             .extend([(Fate::Absent, absent), (Fate::Kept, kept)].into_iter().filter(|(_, count)| *count > 0));

@@ -3,13 +3,15 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::log::{Cycle, Log};
+use super::log::{Log, Scored};
 use super::map::head_x;
 
 /// Layer by layer.
 #[derive(Debug, Serialize)]
 pub(super) struct Importance {
     strategy: String,
+    higher_keeps: bool,
+    by_logarithm: bool,
     heads: Vec<Vec<Cell>>,
     channels: Vec<Spread>,
 }
@@ -37,7 +39,7 @@ struct Spread {
 
 /// What the first scoring found, if it has been.
 pub(super) fn importance(log: &Log) -> Option<Importance> {
-    let (strategy, scored) = log.told.cycles.iter().find_map(|cycle: &Cycle| cycle.scored.as_ref())?;
+    let Scored { strategy, higher_keeps, importances: scored } = log.told.scored.as_ref()?;
     let numbers = |kind: &str, path: &str| -> Vec<f64> {
         let values = scored.get(kind).and_then(|layers| layers.get(path)).and_then(Value::as_array);
         values.into_iter().flatten().filter_map(Value::as_f64).collect()
@@ -61,8 +63,13 @@ pub(super) fn importance(log: &Log) -> Option<Importance> {
         (0..start.num_heads).map(cell).collect()
     };
     let has_heads = heads.iter().any(|values| !values.is_empty());
+    if !has_heads && channels.iter().all(Vec::is_empty) {
+        return None;
+    }
     Some(Importance {
         strategy: strategy.clone(),
+        higher_keeps: *higher_keeps,
+        by_logarithm: all_positive(&channels),
         heads: if has_heads { heads.iter().enumerate().map(cells).collect() } else { Vec::new() },
         channels: spreads(&channels),
     })
@@ -72,6 +79,12 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
+}
+
+/// Whether but for a few of the least all are.
+fn all_positive(channels: &[Vec<f64>]) -> bool {
+    let most = |values: &Vec<f64>| 4 * values.iter().filter(|value| **value > 0.0).count() > 3 * values.len();
+    channels.iter().filter(|values| !values.is_empty()).all(most)
 }
 
 /// By logarithms, where all are positive.
@@ -88,8 +101,9 @@ fn spreads(channels: &[Vec<f64>]) -> Vec<Spread> {
             )
         })
         .collect();
-    let positive = quartiles.iter().all(|(_, q)| q[1] > 0.0);
-    let floor = quartiles.iter().map(|(_, q)| q[1]).fold(f64::INFINITY, f64::min) / 10.0;
+    let positive = all_positive(channels);
+    let floor =
+        quartiles.iter().map(|(_, q)| q[1]).fold(f64::INFINITY, f64::min).max(f64::MIN_POSITIVE) / 10.0;
     let scale = |value: f64| if positive { value.max(floor).ln() } else { value };
     let all = || quartiles.iter().flat_map(|(_, q)| q.iter().map(|v| scale(*v)));
     let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));

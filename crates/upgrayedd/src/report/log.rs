@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::fate::{Layer, apply};
+use super::map::{UnitMap, map};
 use crate::event::{Event, Phase, SCHEMA};
 use crate::record::{Evaluation, Gpu, LayerRefit, Summary};
 use crate::run_dir::{EVENTS_FILE, RunRecord, SUMMARY_FILE, read_run};
@@ -37,6 +38,18 @@ pub(super) struct Told {
     pub result: Option<Evaluation>,
     pub notices: Vec<String>,
     pub finished: bool,
+    /// The first scoring of the run.
+    pub scored: Option<Scored>,
+    /// The layers as the last cycle that was kept left them.
+    settled: Vec<Layer>,
+}
+
+/// By what, whether higher is better, and kind → layer → values.
+#[derive(Debug)]
+pub(super) struct Scored {
+    pub strategy: String,
+    pub higher_keeps: bool,
+    pub importances: Map<String, Value>,
 }
 
 /// How the run began.
@@ -58,9 +71,7 @@ pub(super) struct Cycle {
     /// Kind of unit and how many, of all of the cycle's pruning steps.
     pub pruned: Vec<(String, usize)>,
     pub grown: Vec<(String, usize)>,
-    /// The last scoring of the cycle's first step: by what, kind → layer → values.
-    pub scored: Option<(String, Map<String, Value>)>,
-    /// Attention's and the MLPs', of the last time.
+    /// Attention's and the MLPs', after the last pruning.
     pub refit: Option<(Vec<LayerRefit>, Vec<LayerRefit>)>,
     pub steps: Vec<Step>,
     /// Held-out measurements, with the number of steps before.
@@ -68,7 +79,9 @@ pub(super) struct Cycle {
     /// Whether it was kept, and by how much the held-out loss changed.
     pub outcome: Option<(bool, Option<f64>)>,
     /// What each layer had at its end.
-    pub layers: Vec<Layer>,
+    pub map: Option<UnitMap>,
+    /// Units came back, or might have.
+    grew: bool,
 }
 
 /// An optimiser step.
@@ -109,6 +122,7 @@ impl Log {
         let before = self.read;
         let goes_on = self.goes_on(&mut file).map_err(Error::io(&path, "read"))?;
         if !goes_on {
+            self.record = read_run(&self.folder)?;
             (self.told, self.summary, self.read, self.tail) = (Told::default(), None, 0, Vec::new());
         }
         let mut new = Vec::new();
@@ -126,7 +140,8 @@ impl Log {
         self.tail.extend_from_slice(&new[new.len().saturating_sub(TAIL)..]);
         self.tail.drain(..self.tail.len().saturating_sub(TAIL));
         let had = self.summary.is_some();
-        if !had && self.told.finished {
+        // The result is what is written last.
+        if !had && self.told.finished && self.folder.join("model").is_dir() {
             self.summary = self.read_summary()?;
         }
         Ok(!goes_on || self.read != before || had != self.summary.is_some())
@@ -164,15 +179,6 @@ impl Told {
         &mut self.cycles[last]
     }
 
-    /// The layers as the last cycle that was kept left them.
-    fn settled(&self) -> Vec<Layer> {
-        let ended = self.cycles.iter().rev().find(|cycle| !cycle.layers.is_empty());
-        match ended {
-            Some(cycle) => cycle.layers.clone(),
-            None => self.layers.iter().map(|layer| Layer::new(layer.start.clone())).collect(),
-        }
-    }
-
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
             Event::RunStarted { schema, .. } if schema != SCHEMA => {
@@ -191,6 +197,7 @@ impl Told {
                 ..
             } => {
                 self.layers = layers.into_iter().map(Layer::new).collect();
+                self.settled.clone_from(&self.layers);
                 self.started =
                     Some(Started { version, family, parameters, heads, sequences, steps_per_cycle, gpu });
             }
@@ -201,8 +208,9 @@ impl Told {
                 let steps = cycle.steps.last().map_or(0, |step| step.step);
                 cycle.measured.push((phase, steps, evaluation));
             }
-            Event::Scored { cycle, strategy, importances } => {
-                self.cycle(cycle).scored.get_or_insert((strategy, importances));
+            Event::Scored { cycle, strategy, higher_keeps, importances } => {
+                self.cycle(cycle);
+                self.scored.get_or_insert(Scored { strategy, higher_keeps, importances });
             }
             Event::Pruned { cycle, units, .. } => {
                 apply(&mut self.layers, &units, cycle, false);
@@ -210,9 +218,17 @@ impl Told {
             }
             Event::Grown { cycle, units, .. } => {
                 apply(&mut self.layers, &units, cycle, true);
-                count(&mut self.cycle(cycle).grown, &units);
+                let cycle = self.cycle(cycle);
+                cycle.grew = true;
+                count(&mut cycle.grown, &units);
             }
-            Event::Refit { cycle, layers, mlp } => self.cycle(cycle).refit = Some((layers, mlp)),
+            Event::Refit { cycle, layers, mlp } => {
+                let cycle = self.cycle(cycle);
+                // The one after growth repairs what little that has changed.
+                if !cycle.grew || cycle.refit.is_none() {
+                    cycle.refit = Some((layers, mlp));
+                }
+            }
             Event::Step { cycle, step, loss, learning_rate, .. } => {
                 self.cycle(cycle).steps.push(Step { step, loss, learning_rate });
             }
@@ -220,20 +236,21 @@ impl Told {
                 "cycle {cycle}: the training loss jumped to {loss:.3} at step {step}, from {typical:.3}"
             )),
             Event::Accepted { cycle, loss_change, .. } => {
-                let layers = self.layers.clone();
+                self.settled.clone_from(&self.layers);
+                let map = map(&self.layers);
                 let cycle = self.cycle(cycle);
-                (cycle.outcome, cycle.layers) = (Some((true, Some(loss_change))), layers);
+                (cycle.outcome, cycle.map) = (Some((true, Some(loss_change))), Some(map));
             }
             Event::RolledBack { cycle, loss_change, max_loss_increase, .. } => {
-                self.layers = self.settled();
-                let layers = self.layers.clone();
+                self.layers.clone_from(&self.settled);
+                let map = map(&self.layers);
                 let change =
                     loss_change.map_or("was not finite any more".to_owned(), |c| format!("rose by {c:.4}"));
                 self.notices.push(format!(
                     "cycle {cycle} was rolled back: the held-out loss {change}, {max_loss_increase:.4} was allowed"
                 ));
                 let cycle = self.cycle(cycle);
-                (cycle.outcome, cycle.layers) = (Some((false, loss_change)), layers);
+                (cycle.outcome, cycle.map) = (Some((false, loss_change)), Some(map));
             }
             Event::Notice { message, .. } => self.notices.push(message),
             Event::Saved { .. } => {}

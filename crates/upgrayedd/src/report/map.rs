@@ -13,8 +13,8 @@ const GROUP: usize = 4;
 const CHANNELS: f64 = 240.0;
 
 /// The drawing.
-#[derive(Serialize)]
-pub(super) struct Map {
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct UnitMap {
     width: usize,
     height: usize,
     heads_width: usize,
@@ -25,7 +25,7 @@ pub(super) struct Map {
 }
 
 /// A layer.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Row {
     heads: Vec<Cell>,
     channels: Vec<Part>,
@@ -33,7 +33,7 @@ struct Row {
 }
 
 /// A head.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Cell {
     x: usize,
     kind: &'static str,
@@ -42,7 +42,7 @@ struct Cell {
 }
 
 /// Channels with one fate.
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Part {
     x: f64,
     width: f64,
@@ -51,11 +51,11 @@ struct Part {
 }
 
 /// What is left of the layers.
-pub(super) fn map(layers: &[Layer]) -> Map {
+pub(super) fn map(layers: &[Layer]) -> UnitMap {
     let heads = layers.iter().map(|layer| head_x(layer, layer.start.num_heads)).max().unwrap_or(HEADS_AT);
     let narrower = layers.iter().any(|layer| layer.channels().keys().any(|fate| *fate != Fate::Kept));
     let channels_at = narrower.then_some(heads + 20);
-    Map {
+    UnitMap {
         width: channels_at.map_or(heads, |at| at + CHANNELS as usize + 2),
         height: 18 * layers.len() + 18,
         heads_width: heads,

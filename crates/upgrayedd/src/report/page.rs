@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::chart::{Chart, chart};
 use super::importance::{Importance, importance};
 use super::log::{Cycle, Log};
-use super::map::{Map, map};
+use super::map::{UnitMap, map};
 use super::show::{counted, grouped, without_folders};
-use super::table::{Row, measured_on, rows};
+use super::table::{Row, loss_name, measured_on, rows};
+use crate::config::shown_name;
 use crate::record::{LayerRefit, Sample};
 use crate::{Error, Result};
 
@@ -81,7 +82,7 @@ struct Run {
     measured: String,
     has_control: bool,
     samples: Vec<Sample>,
-    map: Map,
+    map: UnitMap,
     cycles: Vec<CycleRow>,
     chart: Option<Chart>,
     importance: Option<Importance>,
@@ -102,7 +103,7 @@ struct CycleRow {
     loss_learned: String,
     outcome: &'static str,
     change: String,
-    map: Map,
+    map: Option<UnitMap>,
 }
 
 #[derive(Serialize)]
@@ -118,10 +119,9 @@ impl Run {
     fn new(log: &Log, index: usize) -> Self {
         let record = &log.record;
         let (config, given) = (&record.config, record.given);
-        let file = |path: &str| without_folders(path, &[Path::new(path)]);
         let model = match &config.run.model {
             _ if given.model => "a model in memory".to_owned(),
-            Some(name) => file(name),
+            Some(name) => shown_name("model", name),
             None => "the built-in model".to_owned(),
         };
         let mut known: Vec<&Path> =
@@ -160,10 +160,13 @@ fn state(log: &Log) -> String {
     }
     let steps = log.told.started.as_ref().map_or(0, |s| s.steps_per_cycle);
     let of = if planned == crate::config::OPEN_ENDED { String::new() } else { format!(" of {planned}") };
+    if log.told.finished || (cycle.outcome.is_some() && cycle.number == planned) {
+        return "all cycles are done, the result is being measured and written".to_owned();
+    }
     let what = match (cycle.outcome, cycle.steps.last()) {
         (Some(_), _) => "done".to_owned(),
         (None, Some(step)) => format!("step {} of {}", grouped(step.step), grouped(steps)),
-        (None, None) => "choosing what goes".to_owned(),
+        (None, None) => "pruning and repairing".to_owned(),
     };
     format!("not complete: cycle {}{of}, {what}", cycle.number)
 }
@@ -188,7 +191,9 @@ fn intro(log: &Log) -> String {
 
 /// The table of a run that is not complete: the loss, from what has been measured last.
 fn so_far(log: &Log) -> Vec<Row> {
-    let last = log.told.cycles.iter().rev().find_map(|cycle| cycle.measured.last());
+    // Of a cycle that was rolled back nothing is left.
+    let kept = |cycle: &&Cycle| cycle.outcome.is_none_or(|(accepted, _)| accepted);
+    let last = log.told.cycles.iter().rev().filter(kept).find_map(|cycle| cycle.measured.last());
     let (Some(before), Some((_, _, now))) = (&log.told.baseline, last) else { return Vec::new() };
     let change = if before.loss > 0.0 {
         format!("{:+.1} %", 100.0 * (now.loss / before.loss - 1.0))
@@ -196,7 +201,7 @@ fn so_far(log: &Log) -> Vec<Row> {
         String::new()
     };
     let (before, after) = (format!("{:.4}", before.loss), format!("{:.4}", now.loss));
-    vec![Row { name: "held-out loss so far", before, after, control: None, change, better: None }]
+    vec![Row { name: loss_name(&now.protocol), before, after, control: None, change, better: None }]
 }
 
 fn cycle_row(cycle: &Cycle) -> CycleRow {
@@ -219,7 +224,7 @@ fn cycle_row(cycle: &Cycle) -> CycleRow {
         loss_learned: loss(Phase::Learned),
         outcome,
         change: change.map(|change| format!("{change:+.4}")).unwrap_or_default(),
-        map: map(&cycle.layers),
+        map: cycle.map.clone(),
     }
 }
 

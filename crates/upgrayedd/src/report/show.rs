@@ -37,22 +37,27 @@ pub(super) fn without_folders(text: &str, known: &[&Path]) -> String {
             text = text.replace(whole.as_ref(), &name);
         }
     }
-    let mut out = String::with_capacity(text.len());
-    for piece in text.split_inclusive(char::is_whitespace) {
-        let word = piece.trim_start_matches(['"', '\'', '(', '[', '`']);
-        let is_path = word.starts_with('/')
-            || word.starts_with("./")
-            || word.starts_with("../")
-            || word.starts_with('~');
-        match word.trim_end_matches(|c: char| "/)]\"'`.,;:".contains(c) || c.is_whitespace()).rfind('/') {
-            Some(slash) if is_path => {
-                out.push_str(&piece[..piece.len() - word.len()]);
-                out.push_str(&word[slash + 1..]);
-            }
-            _ => out.push_str(piece),
-        }
+    text.split_inclusive(char::is_whitespace).map(cut).collect()
+}
+
+/// A word with the path in it, if there is one, cut to its last name.
+fn cut(word: &str) -> String {
+    let begins = |at: &usize| {
+        let (before, rest) = word.split_at(*at);
+        let path =
+            rest.starts_with("./") || rest.starts_with("../") || rest.starts_with('~') && rest.contains('/');
+        // Not the middle of one, and not what stands behind "https:".
+        let root = rest.starts_with('/') && !rest.starts_with("//");
+        let drive = rest.get(1..3).is_some_and(|two| two == ":\\");
+        (path || root || drive)
+            && before.chars().next_back().is_none_or(|c| !c.is_alphanumeric() && c != '/' && c != '.')
+    };
+    let Some(start) = word.char_indices().map(|(at, _)| at).find(begins) else { return word.to_owned() };
+    let path = word[start..].trim_end_matches(|c: char| "/)]\"'`.,;:".contains(c) || c.is_whitespace());
+    match path.rfind(['/', '\\']) {
+        Some(slash) => format!("{}{}", &word[..start], &word[start + slash + 1..]),
+        None => word.to_owned(),
     }
-    out
 }
 
 #[cfg(test)]

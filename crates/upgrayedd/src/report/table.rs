@@ -11,9 +11,17 @@ pub fn measured_on(summary: &Summary) -> String {
         Some(control) => {
             let excess = e.loss - control.evaluation.loss;
             let than = if excess < 0.0 { "less" } else { "more" };
+            let same = summary.control_tokens_learned.unwrap_or(summary.tokens_learned);
+            let learned = if same == summary.tokens_learned {
+                format!("Both learned from {learned} targets of this text")
+            } else {
+                format!(
+                    "The result learned from {learned} targets of this text, the dense model, which stopped by itself, from {}",
+                    grouped(same)
+                )
+            };
             format!(
-                "Both learned from {learned} targets of this text: the result's loss is {:.4} {than} than that of the dense model that \
-                 learned the same way.",
+                "{learned}: the result's loss is {:.4} {than} than that of the dense model that learned the same way.",
                 excess.abs()
             )
         }
@@ -61,14 +69,19 @@ enum Wanted {
 /// A name, digits behind the point, what is wanted, and where the value is.
 type Measure<'a> = (&'static str, usize, Wanted, &'a dyn Fn(&Snapshot) -> Option<f64>);
 
-/// The table of a run's outcome.
-pub fn rows(summary: &Summary) -> Vec<Row> {
-    use Wanted::{Either, Less, More};
-    let loss = match summary.before.evaluation.protocol.as_str() {
+/// What a loss is called that was measured so.
+pub(super) fn loss_name(protocol: &str) -> &'static str {
+    match protocol {
         "hidden states" => "distance of hidden states",
         "numbers" => "mean squared error",
         _ => "held-out loss (nats)",
-    };
+    }
+}
+
+/// The table of a run's outcome.
+pub fn rows(summary: &Summary) -> Vec<Row> {
+    use Wanted::{Either, Less, More};
+    let loss = loss_name(&summary.before.evaluation.protocol);
     let percent = |share: Option<f64>| share.map(|share| 100.0 * share);
     let count = |n: usize| Some(n as f64);
     let measures: [Measure<'_>; 13] = [

@@ -12,7 +12,9 @@
 //! costs is thus measured at its gate (½ T F, see `fisher`), and the factors say what share of it the others
 //! cannot take over. Where heads compete with channels, their costs are those measured at their gates, too: by the
 //! factors alone they are 2 to 8 times too cheap, and with the share that others take over far more of them went than
-//! was good (docs/lab-notebook.md).
+//! was good (docs/lab-notebook.md). Where a norm follows a writer, least squares in front of it says little about what
+//! comes out behind it, and channels count as their gates say, too: a channel with a huge and nearly constant output looks
+//! replaceable, and is not.
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::{DenseSolveCore, Solve};
@@ -24,6 +26,7 @@ use super::context::ScoreContext;
 use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::linalg::multiply;
+use crate::spec::Block;
 use crate::units::{Scores, Site, Sites};
 use crate::weights::Writer;
 use crate::{Error, Result};
@@ -47,7 +50,11 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
     let mut scores = Scores::zeros(model.units(), context.units);
     for (&place, (gram, outputs)) in &statistics.curvature {
         let Some(writer) = Writer::of(place.site) else { continue };
-        if place.site == Site::Head && context.units.contains(Site::Channel) {
+        let beside_channels = place.site == Site::Head && context.units.contains(Site::Channel);
+        let norm_follows = model.spec().layers[place.layer].block == Block::PostNorm
+            || !model.adds_plainly(place.layer, writer);
+        let before_a_norm = place.site == Site::Channel && norm_follows;
+        if beside_channels || before_a_norm {
             let nats = statistics.nats_per_square();
             *scores.at_mut(place) = statistics.squared.at(place).iter().map(|square| nats * square).collect();
             continue;
