@@ -6,9 +6,7 @@ import pathlib
 import subprocess
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("UPGRAYEDD_BUILD", ROOT / "target/debug"))
+from places import BUILD
 
 
 class Program:

@@ -6,9 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from conftest import BUILD, ROOT
+from places import BUILD, ROOT
 
 DOCS = ROOT / "docs"
 PAGES = ["index.md", "your-model.md", "report.md"]
@@ -30,8 +31,16 @@ def commands(page: str) -> list[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a small model of each kind, and data for them."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
     folder = tmp_path_factory.mktemp("docs")
     stories = [f"{one} was a kind child. One day {one} met {two} and they played in the park." for one in NAMES for two in NAMES]
@@ -50,14 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))  # type: ignore[assignment]
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **names)
-    config = BertConfig(
-        vocab_size=words.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=256,
-    )
+    config = BertConfig(vocab_size=words.get_vocab_size(), intermediate_size=64, **shape)
     for kind, model in (("masked", BertForMaskedLM), ("classifier", BertForSequenceClassification), ("sentences", BertModel)):
         model(config).save_pretrained(folder / kind)
         tokenizer.save_pretrained(folder / kind)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import BUILD
+from places import BUILD
 from playwright.sync_api import Browser, Page, sync_playwright
 
 UPGRAYEDD = [str(BUILD / "upgrayedd")]

@@ -10,7 +10,7 @@ import subprocess
 import termios
 
 import pytest
-from conftest import BUILD
+from places import BUILD
 
 
 def on_terminal(words: list[str], columns: int, place: pathlib.Path, **environment: str) -> str:

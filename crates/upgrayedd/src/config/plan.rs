@@ -13,7 +13,7 @@ use crate::model::{Companions, Model};
 use crate::price::{Currency, Prices};
 use crate::reduce::Alone;
 use crate::score::ScoreContext;
-use crate::spec::Objective;
+use crate::spec::{Block, Objective};
 use crate::strategy::Strategy;
 use crate::timings::{Timings, time_layers};
 use crate::train::TrainOptions;
@@ -80,7 +80,7 @@ impl Plan {
             _ => 5e-5,
         });
         let mut plan = Self {
-            scope: config.prune.scope.unwrap_or_else(|| strategy.scope()),
+            scope: config.prune.scope.unwrap_or_else(|| usual_scope(&config, model, strategy)),
             pruning_steps: config
                 .prune
                 .pruning_steps
@@ -456,6 +456,13 @@ impl SourceOptions {
     pub fn length_for(&self, model: &Model) -> usize {
         self.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions))
     }
+}
+
+/// Where units compete if nobody says: where it suits the strategy, but in each layer on its own for channels whose writer
+/// is followed by a norm of the sum. The costs of different layers are not on one scale there (docs/lab-notebook.md).
+fn usual_scope(config: &OptimizeConfig, model: &Model, strategy: &dyn Strategy) -> Scope {
+    let post_norm = model.spec().layers.iter().any(|layer| layer.block == Block::PostNorm);
+    if post_norm && config.prune.units.contains(Site::Channel) { Scope::Layer } else { strategy.scope() }
 }
 
 /// Makes names of files and models hold wherever the run is continued from.
