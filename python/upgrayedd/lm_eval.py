@@ -33,8 +33,8 @@ class UpgrayeddLM(TemplateLM):
         max_length: Tokens that a request may have; the model's limit if None.
         batch_size: Requests at once.
         max_gen_toks: Tokens to generate where a task does not say.
-        device: "cpu", or None.
-        max_batch_size: Not used: the harness passes it to every model.
+        device: Not used, like `max_batch_size`: the harness passes both to every model. What is computed here is on the CPU.
+        max_batch_size: Not used.
     """
 
     def __init__(
@@ -47,8 +47,6 @@ class UpgrayeddLM(TemplateLM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if device not in (None, "cpu"):
-            raise InvalidValueError(f"device is {device!r}: the harness's models compute on the CPU here")
         self._model = Model.from_pretrained(pretrained)
         if self._model._info()["objective"] != "causal-lm":
             raise InvalidValueError(f"{pretrained} is no causal language model: the harness's tasks need one")

@@ -48,9 +48,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (folder / "lines.txt").write_text("\n".join(stories * 4))
     rows = [f"{story}\t{index % 2}" for index, story in enumerate(stories * 4)]
     (folder / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
-    subprocess.run(
-        [BUILD / "upgrayedd", "export", "--model", "builtin", "--format", "hf", "--out", folder / "decoder"], check=True
-    )
+
+    pieces = Tokenizer(models.BPE())  # type: ignore[call-arg]
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    pieces.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    pieces.train_from_iterator(stories, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=letters))
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+    llama = LlamaConfig(vocab_size=pieces.get_vocab_size(), num_key_value_heads=2, intermediate_size=64, **shape)
+    LlamaForCausalLM(llama).save_pretrained(folder / "decoder")
+    PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="<|end|>").save_pretrained(folder / "decoder")
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
