@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from upgrayedd.history import History
-    from upgrayedd.model import Model
 
 KEPT, PRUNED = "#2f6f9f", "#b4550f"
 
@@ -24,17 +22,16 @@ def axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
-def losses(history: History, ax: Axes | None) -> Axes:
-    """Held-out loss at its steps, and every step's training loss."""
+def losses(baseline: float | None, steps: Sequence[Mapping[str, Any]], cycles: Sequence[Any], ax: Axes | None) -> Axes:
+    """Held-out loss of a history's cycles at its steps, and every step's training loss."""
     ax = axes(ax, (8, 4))
-    steps = history.steps
     if steps:
         ax.plot(range(1, len(steps) + 1), [step["loss"] for step in steps], color="0.6", linewidth=0.8, label="training loss")
     at, values, marked = [], [], []
-    if history.baseline is not None:
+    if baseline is not None:
         at.append(0)
-        values.append(history.baseline["loss"])
-    for cycle in history:
+        values.append(baseline)
+    for cycle in cycles:
         before = sum(step["cycle"] < cycle.cycle for step in steps)
         after = before + sum(step["cycle"] == cycle.cycle for step in steps)
         for step, loss in ((before, cycle.loss_pruned), (after, cycle.loss_learned)):
@@ -52,9 +49,8 @@ def losses(history: History, ax: Axes | None) -> Axes:
     return ax
 
 
-def heads(model: Model, ax: Axes | None) -> Axes:
+def heads(active: Mapping[str, Sequence[int]], totals: Mapping[str, int], ax: Axes | None) -> Axes:
     """A row per layer, a square per head, filled where it is there."""
-    active, totals = model.active_heads, model.original_heads
     ax = axes(ax, (1 + 0.3 * max(totals.values(), default=1), 1 + 0.3 * len(totals)))
     for layer, (name, total) in enumerate(totals.items()):
         left = set(active[name])

@@ -112,7 +112,8 @@ class History(Sequence[Cycle]):
         Args:
             ax: Axes to draw on; None makes a figure.
         """
-        return _plots.losses(self, ax)
+        baseline = None if self.baseline is None else float(self.baseline["loss"])
+        return _plots.losses(baseline, self.steps, self._cycles, ax)
 
     def _repr_html_(self) -> str:
         if not self._cycles:

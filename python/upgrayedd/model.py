@@ -454,7 +454,7 @@ class Model:
         Args:
             ax: Axes to draw on; None makes a figure.
         """
-        return _plots.heads(self, ax)
+        return _plots.heads(self.active_heads, self.original_heads, ax)
 
     def _repr_html_(self) -> str:
         totals = self.original_heads
