@@ -1,6 +1,7 @@
 """Pictures by matplotlib, and what notebooks show."""
 
 import pathlib
+from typing import Any
 
 import matplotlib
 
@@ -16,7 +17,8 @@ def test_pictures_show_what_happened(tmp_path: pathlib.Path) -> None:
     assert "<iframe" not in pipeline._repr_html_()
     smaller = pipeline.run_optimization(num_cycles=1)
     history = pipeline.history
-    training, held_out, pruned = history.plot().get_lines()
+    lines: list[Any] = list(history.plot().get_lines())
+    training, held_out, pruned = lines
     assert list(training.get_ydata()) == [step["loss"] for step in history.steps]
     baseline = history.baseline
     assert baseline is not None
@@ -24,7 +26,8 @@ def test_pictures_show_what_happened(tmp_path: pathlib.Path) -> None:
     assert list(held_out.get_ydata()) == [baseline["loss"], history[0].loss_pruned, history[0].loss_learned]
     assert list(pruned.get_ydata()) == [history[0].loss_pruned]
     there, gone = 0, 0
-    for squares in smaller.plot_heads().collections:
+    drawn: list[Any] = list(smaller.plot_heads().collections)
+    for squares in drawn:
         filled = len(squares.get_facecolors()) > 0
         there, gone = there + filled * len(squares.get_offsets()), gone + (not filled) * len(squares.get_offsets())
     assert (there, there + gone) == (sum(smaller.heads_per_layer.values()), sum(smaller.original_heads.values()))
