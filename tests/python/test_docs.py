@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+import upgrayedd
 from places import BUILD, ROOT
 
 DOCS = ROOT / "docs"
@@ -96,3 +97,6 @@ def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path: pathlib.Path) 
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "your-model" / "index.html").is_file()
+    reference = (tmp_path / "api" / "index.html").read_text()
+    missing = [name for name in upgrayedd.__all__ if name != "__version__" and f'id="upgrayedd.{name}"' not in reference]
+    assert not missing, "docs/api.md does not name them"
