@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 import pytest
-import upgrayedd
 from places import BUILD, ROOT
+
+import upgrayedd
 
 DOCS = ROOT / "docs"
 PAGES = ["index.md", "your-model.md", "report.md"]
