@@ -3,6 +3,7 @@
 
 mod data;
 mod errors;
+mod group;
 mod loader;
 mod model;
 mod observer;
@@ -42,10 +43,11 @@ mod _native {
     }
 }
 
-/// Runs the command line and returns its exit code.
+/// Runs the command line, shared with the other processes of `group`, and returns its exit code.
 #[pyfunction]
-fn main(py: Python<'_>, arguments: Vec<std::ffi::OsString>) -> PyResult<u8> {
-    errors::detached(py, || Ok(upgrayedd_cli::run(arguments)))
+fn main(py: Python<'_>, arguments: Vec<std::ffi::OsString>, group: Option<Bound<'_, PyAny>>) -> PyResult<u8> {
+    let shared = group.as_ref().map(group::shared).transpose()?;
+    errors::detached(py, || Ok(upgrayedd_cli::run(arguments, shared)))
 }
 
 /// Names of the options of a run.

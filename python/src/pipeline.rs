@@ -103,16 +103,18 @@ pub fn optimize(
     options: String,
     strategy: Option<Bound<'_, PyAny>>,
     handler: Option<Py<PyAny>>,
+    group: Option<Bound<'_, PyAny>>,
     out: PathBuf,
 ) -> PyResult<String> {
     let config = read_config(config)?;
     let parts = Parts::new(&model, data, options, strategy)?;
     drop(model);
     let mut observer = PyObserver::new(handler);
+    let reduce = group.as_ref().map(crate::group::reduce).transpose()?;
     let result = detached(py, || {
         config.check()?;
         upgrayedd::files::check_new(&out)?;
-        let given = parts.given(&config, keep_model, None)?;
+        let given = Given { reduce, ..parts.given(&config, keep_model, None)? };
         Pipeline::with(config, given)?.run(&out, &mut observer)
     });
     outcome(result, observer)
@@ -135,12 +137,14 @@ pub fn resume(
     options: String,
     strategy: Option<Bound<'_, PyAny>>,
     handler: Option<Py<PyAny>>,
+    group: Option<Bound<'_, PyAny>>,
 ) -> PyResult<String> {
     let (record, model) = detached(py, || Pipeline::recorded(&path))?;
     let parts = Parts::new(&Model::of(model), data, options, strategy)?;
     let mut observer = PyObserver::new(handler);
+    let reduce = group.as_ref().map(crate::group::reduce).transpose()?;
     let result = detached(py, || {
-        let given = parts.given(&record.config, record.given.model, Some(&path))?;
+        let given = Given { reduce, ..parts.given(&record.config, record.given.model, Some(&path))? };
         Pipeline::resume_with(&path, given, &mut observer)
     });
     outcome(result, observer)

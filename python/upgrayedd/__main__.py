@@ -1,17 +1,25 @@
-"""The command line, the same as the Rust program's: `python -m upgrayedd optimize --help`."""
+"""The command line, the same as the Rust program's: `python -m upgrayedd optimize --help`.
+
+`torchrun --nproc-per-node N -m upgrayedd optimize …` shares the work between processes, as it does that of `resume`, `score` and
+`evaluate`.
+"""
 
 import signal
 import sys
 
-from upgrayedd import _native
+from upgrayedd import _group, _native
 
 
 def main() -> int:
     """Runs the command line of this process and returns its exit code."""
+    group = _group.launched()
     # The program saves what it has and says so: Python would raise KeyboardInterrupt after that.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return _native.main(["upgrayedd", *sys.argv[1:]])
+    code = _native.main(["upgrayedd", *sys.argv[1:]], group)
+    if group is not None:
+        _group.leave()
+    return code
 
 
 if __name__ == "__main__":

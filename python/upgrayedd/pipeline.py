@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upgrayedd import _data, _native
+from upgrayedd import _data, _group, _native
 from upgrayedd._events import Dispatcher
 from upgrayedd.callbacks import Callback
 from upgrayedd.errors import FileError, InvalidValueError
@@ -249,9 +249,14 @@ class UpgrayeddPipeline:
             return until is not None and event["event"] == "saved" and bool(until(history))
 
         handler = Dispatcher(self._callbacks, record, lambda: len(history.steps))
+        group = _group.joined()
         if self._resumed:
-            summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler)
+            summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler, group)
         else:
+            if group is not None and self._output_dir is None:
+                raise InvalidValueError(
+                    "several processes share the run: name its folder, output_dir, on a file system that all see"
+                )
             out = self.run_dir = self._output_dir or self._default_out()
             if out.exists():
                 unfinished = (out / "run.toml").is_file() and not (out / "model").is_dir()
@@ -261,7 +266,8 @@ class UpgrayeddPipeline:
             if self._origin() == "builtin" and source is not None:
                 config["model"] = "builtin"
             keep, text = self._origin() is None, json.dumps(config)
-            summary = _native.optimize(text, self.model._core, keep, source, json.dumps(reading), adapter, handler, str(out))
+            parts = (keep, source, json.dumps(reading), adapter, handler, group, str(out))
+            summary = _native.optimize(text, self.model._core, *parts)
         history.summary = json.loads(summary)
         return Model.from_pretrained(str(Path(history.summary["run"])))
 

@@ -24,7 +24,7 @@ use upgrayedd::export;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::interrupt;
-use upgrayedd::reduce::Alone;
+use upgrayedd::reduce::{Alone, Reduce};
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
 use upgrayedd::{Error, Model};
@@ -38,9 +38,22 @@ static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// The signal that set it.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
-/// Runs the command line `arguments` (the program's name first) and returns its exit code: 0 done, 1 failed,
-/// 2 wrong usage, 128 and the signal's number interrupted.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+/// A process among several that were given the same command line and share its work. The first prints and writes.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The processes.
+    pub reduce: Arc<dyn Reduce>,
+    /// Which of those on this machine it is.
+    pub local_rank: usize,
+    /// How many of them are on this machine.
+    pub local_size: usize,
+    /// Whether they were started anew because one has died: what they began is gone on with.
+    pub restarted: bool,
+}
+
+/// Runs the command line `arguments` (the program's name first), with others where it is `shared`, and returns its exit
+/// code: 0 done, 1 failed, 2 wrong usage, 128 and the signal's number interrupted.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, shared: Option<Shared>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
@@ -57,11 +70,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     cli.color.write_global();
-    progress::set_quiet(cli.quiet);
+    let follows = shared.as_ref().is_some_and(|shared| shared.reduce.rank() > 0);
+    progress::set_quiet(cli.quiet || follows);
+    text::set_silent(follows);
     if let Err(error) = watch_signals() {
         progress::tell(&format!("warning: cannot watch for Ctrl-C: {error}"));
     }
-    match interrupt::watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli)) {
+    match interrupt::watch(|| STOP.load(Ordering::SeqCst), || dispatch(cli, shared.as_ref())) {
         Ok(()) => 0,
         Err(error) => {
             progress::say(&format!("error: {}", with_flags(&format!("{error:#}"), &flags(&arguments))));
@@ -132,12 +147,16 @@ fn watch_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-fn dispatch(cli: Cli) -> anyhow::Result<()> {
+fn dispatch(cli: Cli, shared: Option<&Shared>) -> anyhow::Result<()> {
     match cli.command {
-        Command::Optimize(args) => optimize::run(args),
-        Command::Resume(args) => optimize::resume(args),
-        Command::Score(args) => score(args),
-        Command::Evaluate(args) => evaluate_model(args),
+        Command::Optimize(args) => optimize::run(args, shared),
+        Command::Resume(args) => optimize::resume(args, shared),
+        Command::Score(args) => score(args, shared),
+        Command::Evaluate(args) => evaluate_model(args, shared),
+        _ if shared.is_some() => Err(Error::does_not_fit(
+            "optimize, resume, score and evaluate share their work: run this in one process",
+        )
+        .into()),
         Command::Inspect(args) => inspect(args),
         Command::Generate(args) => generate(args),
         Command::Export(args) => export_model(args),
@@ -148,8 +167,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Sets the size of the thread pool; `None` uses every core.
-fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+/// Sets the size of the thread pool; `None` uses every core, or this process's share of them.
+fn set_threads(threads: Option<usize>, shared: Option<&Shared>) -> anyhow::Result<()> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.or(shared.map(|shared| (cores() / shared.local_size.max(1)).max(1)));
     if threads == Some(0) {
         return Err(Error::out_of_range("threads", 0, "at least 1").into());
     }
@@ -159,9 +180,17 @@ fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
         .context("cannot start the threads")
 }
 
-fn load(args: &ModelArgs) -> upgrayedd::Result<Model> {
+/// A GPU of its own for each process, where they share a machine.
+fn own_device(name: &str, shared: Option<&Shared>) -> String {
+    match shared {
+        Some(shared) if name == "cuda" => format!("cuda:{}", shared.local_rank),
+        _ => name.to_owned(),
+    }
+}
+
+fn load(args: &ModelArgs, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
-    let device = upgrayedd::nn::Device::open(&args.device, args.precision.parse()?)?;
+    let device = upgrayedd::nn::Device::open(&own_device(&args.device, shared), args.precision.parse()?)?;
     let passed_over = if args.device == "auto" { device.passed_over() } else { None };
     note(&passed_over.into_iter().collect::<Vec<_>>());
     if let Some(card) = device.card() {
@@ -194,8 +223,8 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn score(args: ScoreArgs) -> anyhow::Result<()> {
-    set_threads(args.model.threads)?;
+fn score(args: ScoreArgs, shared: Option<&Shared>) -> anyhow::Result<()> {
+    set_threads(args.model.threads, shared)?;
     let only = args.score.as_deref().map(score::named).transpose()?;
     refuse_idle("--ablation-samples", args.ablation_samples.is_some() && !args.all, "--all")?;
     let ablation_samples = args.ablation_samples.unwrap_or(16);
@@ -204,7 +233,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         ("samples", args.samples),
         ("ablation-samples", ablation_samples),
     ])?;
-    let model = load(&args.model)?;
+    let model = load(&args.model, shared)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions));
     let reads_data = only.is_none_or(Score::needs_data);
     if args.data.data.is_empty() && reads_data {
@@ -224,7 +253,7 @@ fn score(args: ScoreArgs) -> anyhow::Result<()> {
         samples: args.samples,
         seed: args.data.seed,
         gradient_checkpointing: args.gradient_checkpointing,
-        reduce: &Alone,
+        reduce: reduce_of(shared),
     };
     let paths = model.paths();
     let layers = |scores: &Scores| -> serde_json::Map<String, serde_json::Value> {
@@ -289,6 +318,10 @@ fn score_all(
     )
 }
 
+fn reduce_of(shared: Option<&Shared>) -> &dyn Reduce {
+    shared.map_or(&Alone, |shared| shared.reduce.as_ref())
+}
+
 /// Refuses an option that nothing would come of.
 pub(crate) fn refuse_idle(option: &str, idle: bool, needed: &str) -> upgrayedd::Result<()> {
     if idle { Err(Error::does_not_fit(format!("{option} does nothing without {needed}"))) } else { Ok(()) }
@@ -302,10 +335,10 @@ fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
     }
 }
 
-fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
-    set_threads(args.model.threads)?;
+fn evaluate_model(args: EvaluateArgs, shared: Option<&Shared>) -> anyhow::Result<()> {
+    set_threads(args.model.threads, shared)?;
     positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
-    let mut model = load(&args.model)?;
+    let mut model = load(&args.model, shared)?;
     if let Some(reference) = &args.reference {
         let mut reference = named(reference, args.model.family.clone())?;
         reference.move_to(model.device());
@@ -317,7 +350,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
     }
     let data = open(&model, &args.data, length)?;
     let (batch_size, max_windows) = (args.batch_size, args.max_eval_windows);
-    let options = EvalOptions { batch_size, max_windows, window: length, reduce: &Alone };
+    let options = EvalOptions { batch_size, max_windows, window: length, reduce: reduce_of(shared) };
     let mut observer = progress::Console::new(false);
     let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
     observer.finish();
@@ -330,7 +363,7 @@ fn evaluate_model(args: EvaluateArgs) -> anyhow::Result<()> {
 }
 
 fn inspect(args: InspectArgs) -> anyhow::Result<()> {
-    set_threads(None)?;
+    set_threads(None, None)?;
     let model = named(&args.model, args.family)?;
     let cost = model.cost(args.context);
     let heads = model.units().layers();
@@ -361,9 +394,9 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
 }
 
 fn generate(args: GenerateArgs) -> anyhow::Result<()> {
-    set_threads(args.model.threads)?;
+    set_threads(args.model.threads, None)?;
     refuse_idle("--top-p", args.top_p.is_some() && args.temperature == 0.0, "--temperature above 0")?;
-    let model = load(&args.model)?;
+    let model = load(&args.model, None)?;
     let tokenizer = model.tokenizer()?;
     let (_, ignored) = model.generation_settings()?;
     note(tokenizer.notices().iter().chain(&ignored));
@@ -393,7 +426,7 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
 }
 
 fn export_model(args: ExportArgs) -> anyhow::Result<()> {
-    set_threads(None)?;
+    set_threads(None, None)?;
     let formats = export::listed(&args.format)?;
     let dtype = args.dtype.as_deref().map(str::parse).transpose()?;
     upgrayedd::files::check_new(&args.out)?;

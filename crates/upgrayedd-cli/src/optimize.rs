@@ -1,26 +1,52 @@
 //! The main job: options from a file and from the command line → a run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
+use upgrayedd::nn::Device;
 use upgrayedd::pipeline::{Given, GivenParts, parse_run};
+use upgrayedd::reduce::Reduce;
 use upgrayedd::units::Site;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
-use crate::progress::{Console, say};
-use crate::{print_json, set_threads, text};
+use crate::progress::{Console, say, tell};
+use crate::{Shared, own_device, print_json, set_threads, text};
 
-pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
+pub fn run(args: Box<OptimizeArgs>, shared: Option<&Shared>) -> Result<()> {
     let config = configuration(&args)?;
     config.check()?;
-    set_threads(config.run.threads)?;
-    let out = args.out.clone().unwrap_or_else(|| default_out(&config));
+    if let (Some(shared), Some(out)) = (shared, &args.out)
+        && shared.restarted
+        && out.join("run.toml").is_file()
+    {
+        if out.join("model").is_dir() {
+            tell(&format!("{} is complete", out.display()));
+            return Ok(());
+        }
+        let (device, precision, threads) = (None, None, config.run.threads);
+        return resume(
+            ResumeArgs { run: out.clone(), threads, device, precision, json: args.json },
+            Some(shared),
+        );
+    }
+    set_threads(config.run.threads, shared)?;
+    let out = match (&args.out, shared) {
+        (Some(out), _) => out.clone(),
+        (None, None) => default_out(&config),
+        (None, Some(_)) if args.dry_run => PathBuf::new(),
+        (None, Some(_)) => {
+            let message = "several processes share the run: name its folder, --out, on a file system that all of them see";
+            return Err(Error::does_not_fit(message).into());
+        }
+    };
     upgrayedd::files::check_new(&out)?;
-    let mut pipeline = Pipeline::new(config)?;
+    let given = Given { device: device_of(&config, shared)?, reduce: reduce_of(shared), ..Given::default() };
+    let mut pipeline = Pipeline::with(config, given)?;
     if args.dry_run {
         return dry_run(&mut pipeline, args.json);
     }
@@ -30,27 +56,46 @@ pub fn run(args: Box<OptimizeArgs>) -> Result<()> {
     finish(result, &out, args.json)
 }
 
-pub fn resume(args: ResumeArgs) -> Result<()> {
-    let mut recorded = Pipeline::recorded_config(&args.run)?;
+pub fn resume(args: ResumeArgs, shared: Option<&Shared>) -> Result<()> {
+    let ResumeArgs { run, threads, device, precision, json } = &args;
+    let mut recorded = Pipeline::recorded_config(run)?;
     if recorded.run.num_cycles == OPEN_ENDED {
         return Err(Error::bad_file(
-            &args.run,
+            run,
             "has no number of cycles: continue it from Python, with run_continuous",
         )
         .into());
     }
-    set_threads(args.threads.or(recorded.run.threads))?;
+    set_threads(threads.or(recorded.run.threads), shared)?;
     let mut console = Console::new(true);
-    if let Some(device) = args.device {
-        recorded.run.device = device;
+    if let Some(device) = device {
+        recorded.run.device.clone_from(device);
     }
-    if let Some(precision) = args.precision {
-        recorded.run.precision = precision;
+    if let Some(precision) = precision {
+        recorded.run.precision.clone_from(precision);
     }
-    let given = Given { device: Some(recorded.open_device()?), ..Given::default() };
-    let result = Pipeline::resume_with(&args.run, given, &mut console);
+    let device = match device_of(&recorded, shared)? {
+        Some(device) => device,
+        None => recorded.open_device()?,
+    };
+    let given = Given { device: Some(device), reduce: reduce_of(shared), ..Given::default() };
+    let result = Pipeline::resume_with(run, given, &mut console);
     console.finish();
-    finish(result, &args.run, args.json)
+    finish(result, run, *json)
+}
+
+fn reduce_of(shared: Option<&Shared>) -> Option<Arc<dyn Reduce>> {
+    shared.map(|shared| shared.reduce.clone())
+}
+
+/// The GPU of this process, where several share a machine.
+fn device_of(config: &OptimizeConfig, shared: Option<&Shared>) -> upgrayedd::Result<Option<Device>> {
+    if shared.is_none() {
+        return Ok(None);
+    }
+    let mut own = config.clone();
+    own.run.device = own_device(&config.run.device, shared);
+    own.open_device().map(Some)
 }
 
 fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Results as text: the before → after table and the map of heads.
 
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
 use upgrayedd::model::Cost;
@@ -18,9 +19,19 @@ const TITLE: Style = Style::new().bold();
 const BETTER: Style = AnsiColor::Green.on_default();
 const WORSE: Style = AnsiColor::Yellow.on_default();
 
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Whether results are another process's to print.
+pub fn set_silent(silent: bool) {
+    SILENT.store(silent, Ordering::Relaxed);
+}
+
 /// Prints to stdout, in colours where that is wanted; a reader that went away is not an error.
 pub fn print(text: &str) {
     use std::io::Write;
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let mut out = anstream::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }

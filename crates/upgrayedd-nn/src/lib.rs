@@ -45,6 +45,7 @@ pub use device::{Device, DeviceError, Precision};
 pub use error::{Error, Result};
 pub use params::{Gradients, ParamId, ParamSet};
 pub use pool::trim as trim_buffers;
+pub use simd::instruction_set;
 pub use stored::{Bytes, Format};
 pub use tape::{LeafGradients, Tape, Var};
 pub use tensor::Tensor;

@@ -11,7 +11,7 @@ use crate::data::{Dataset, Pass};
 use crate::event::{Control, Observer, Progress};
 use crate::model::{Batch, Hooks, KvCache};
 use crate::record::{Evaluation, Speed};
-use crate::reduce::Reduce;
+use crate::reduce::{Reduce, own};
 use crate::spec::Objective;
 use crate::units::rank_correlation;
 use crate::{Error, Model, Result};
@@ -25,7 +25,7 @@ pub struct EvalOptions<'a> {
     pub max_windows: Option<usize>,
     /// Tokens per window, for the record.
     pub window: usize,
-    /// The processes that share the sequences.
+    /// Shares the batches with other processes.
     pub reduce: &'a dyn Reduce,
 }
 
@@ -74,29 +74,22 @@ pub fn evaluate(
     let indices: Vec<usize> = range.clone().take(count).collect();
     let mut sums = Sums::default();
     let mut done = 0;
-    for indices in indices.chunks(options.batch_size.max(1)) {
+    for indices in own(options.reduce, indices.chunks(options.batch_size.max(1))) {
         if observer.control() == Control::Interrupt {
             return Err(Error::Interrupted);
         }
         sums.add(model, &data.batch(indices, Pass::Fixed))?;
-        done += indices.len();
+        // The other processes are as far.
+        done = (done + indices.len() * options.reduce.size()).min(count);
         observer.on_progress(Progress { task, done: done as u64, total: count as u64 });
     }
     model.device().settle()?;
     let Sums { loss, targets, right, found, missed, invented, predicted, wanted } = &mut sums;
-    let mut shared = [
-        *loss,
-        *targets as f64,
-        *right as f64,
-        count as f64,
-        *found as f64,
-        *missed as f64,
-        *invented as f64,
-    ];
+    let mut shared = [*loss, *targets as f64, *right as f64, *found as f64, *missed as f64, *invented as f64];
     options.reduce.sum(&mut shared)?;
     options.reduce.gather(predicted)?;
     options.reduce.gather(wanted)?;
-    let [loss, targets, right, sequences, found, missed, invented] = shared;
+    let [loss, targets, right, found, missed, invented] = shared;
     if targets == 0.0 {
         return Err(Error::data("the data to measure on has nothing to predict"));
     }
@@ -116,7 +109,7 @@ pub fn evaluate(
             .then(|| 2.0 * found / (2.0 * found + missed + invented).max(1.0)),
         spearman: if regresses { rank_correlation(predicted, wanted) } else { None },
         tokens: targets as u64,
-        sequences: sequences as usize,
+        sequences: count,
         protocol: protocol(objective).to_owned(),
         window: options.window,
         data_hash: data.hash.clone(),

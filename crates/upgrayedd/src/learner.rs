@@ -5,7 +5,7 @@ use upgrayedd_nn::optim::{AdamW, AdamWConfig, clip_factor};
 use upgrayedd_nn::{Gradients, ParamId, Tape, Tensor};
 
 use crate::model::{Batch, Distill, Hooks};
-use crate::reduce::Reduce;
+use crate::reduce::{self, Reduce};
 use crate::units::{Scores, Selection};
 use crate::weights::Kind;
 use crate::{Error, Model, Result, surgery};
@@ -125,7 +125,8 @@ impl Learner {
             self.model.params().ids().map(|id| f64::from(u8::from(grads.get(id).is_some()))).collect();
         reduce.sum(&mut arrived)?;
         for (id, _) in self.model.params().ids().zip(arrived).filter(|(_, arrived)| *arrived > 0.0) {
-            reduce.sum_tensor(grads.get_or_zero(self.model.device(), self.model.params(), id))?;
+            let device = self.model.device();
+            reduce::sum_tensor(reduce, device, grads.get_or_zero(device, self.model.params(), id))?;
         }
         // The one place where a step waits for the device.
         let device = self.model.device();
@@ -161,7 +162,7 @@ impl Learner {
         let model = &self.model;
         grads.clear();
         let mut sum = Number::default();
-        for batch in batches {
+        for batch in batches.iter().filter(|batch| batch.batch > 0) {
             let mut tape =
                 Tape::recording(model.device(), model.params(), grads).with_segments(gradient_checkpointing);
             let loss = match distill {
@@ -193,7 +194,7 @@ fn origin_of_non_finite(model: &Model, grads: &Gradients, batches: &[Batch]) -> 
     if let Some(id) = model.params().ids().find(|id| !finite(model.params().get(*id))) {
         return Ok(format!("the weight {}", model.params().name(id)));
     }
-    for batch in batches {
+    for batch in batches.iter().filter(|batch| batch.batch > 0) {
         let mut streams = Vec::new();
         let mut tape = Tape::inference(model.device(), model.params());
         let hidden =

@@ -17,7 +17,7 @@ use crate::data::{Dataset, Pass};
 use crate::linalg::{Moments, ridge};
 use crate::model::{Batch, Hooks, LayerVars, Model};
 use crate::record::LayerRefit;
-use crate::reduce::Reduce;
+use crate::reduce::{Reduce, own};
 use crate::weights::Writer;
 use crate::{Error, Result};
 
@@ -27,6 +27,8 @@ const JUDGES: usize = 5;
 /// One batch on its way through both models.
 struct Pair {
     batch: Batch,
+    /// Whether it judges the solution.
+    judges: bool,
     positions: Arc<Vec<u32>>,
     student: Tensor,
     parent: Tensor,
@@ -54,7 +56,7 @@ pub fn batches(data: &Dataset, indices: &[usize], batch_size: usize) -> Vec<Batc
 }
 
 /// Repairs the writers of `model` that have lost units towards `parent` on `batches`, whose targets are not looked
-/// at.
+/// at; the processes of `reduce` share them.
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for fewer than two batches, one to fit on and one to judge by, and for a
@@ -74,8 +76,11 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
         ));
     }
     let mut repaired = model.clone();
-    let mut pairs: Vec<Pair> =
-        batches.into_iter().map(|batch| Pair::start(model, parent, batch)).collect::<Result<_>>()?;
+    let count = batches.len();
+    let judges = (0..count).map(|i| i % JUDGES == JUDGES - 1 || (i + 1 == count && i < JUDGES));
+    let mut pairs: Vec<Pair> = own(reduce, batches.into_iter().zip(judges))
+        .map(|(batch, judges)| Pair::start(model, parent, batch, judges))
+        .collect::<Result<_>>()?;
     let writers = writers(model, parent);
     let mut repairs: Repairs = writers.iter().map(|writer| (*writer, Vec::new())).collect();
     for layer in 0..model.spec().num_layers() {
@@ -120,14 +125,14 @@ pub(crate) fn undo(model: &mut Model, parent: &Model) {
 }
 
 impl Pair {
-    fn start(model: &Model, parent: &Model, batch: Batch) -> Result<Self> {
+    fn start(model: &Model, parent: &Model, batch: Batch, judges: bool) -> Result<Self> {
         let positions = model.positions_for(&batch, 0);
         let embed = |model: &Model| {
             let mut tape = Tape::inference(model.device(), model.params());
             Ok::<_, Error>(model.embed(&mut tape, &batch, &positions)?.tensor().clone())
         };
         let (student, parent) = (embed(model)?, embed(parent)?);
-        Ok(Self { batch, positions, student, parent })
+        Ok(Self { batch, judges, positions, student, parent })
     }
 
     /// What both models' attention makes in a layer, for its writer to read.
@@ -157,25 +162,23 @@ impl Sums {
         Self { fit: Moments::new(inputs, outputs), held_out: Moments::new(inputs, outputs) }
     }
 
-    /// Adds what the writer reads in the `i`-th of `count` batches, and what is missing after it.
+    /// Adds what the writer reads in a batch, and what is missing after it.
     fn add(
         &mut self,
         model: &Model,
         from: (usize, Writer),
-        (i, count): (usize, usize),
-        batch: &Batch,
+        pair: &Pair,
         read: &Tensor,
         mut missing: Tensor,
     ) -> Result<()> {
         let bias = model.writer(from.0, from.1).1;
         let mut x = if bias.is_some() { with_ones(read) } else { read.clone() };
-        if let Some(mask) = &batch.mask {
+        if let Some(mask) = &pair.batch.mask {
             // Padding never counts.
             x.blank_rows(mask);
             missing.blank_rows(mask);
         }
-        let judges = i % JUDGES == JUDGES - 1 || (i + 1 == count && i < JUDGES);
-        let moments = if judges { &mut self.held_out } else { &mut self.fit };
+        let moments = if pair.judges { &mut self.held_out } else { &mut self.fit };
         Ok(moments.add(model.device(), &x, &missing)?)
     }
 
@@ -232,9 +235,9 @@ fn solve_attention(
 ) -> Result<LayerRefit> {
     let from = (layer, Writer::Attention);
     let mut sums = Sums::new(model, from);
-    for (i, (pair, (student, teacher))) in pairs.iter().zip(contexts).enumerate() {
+    for (pair, (student, teacher)) in pairs.iter().zip(contexts) {
         let lacks = missing(from, (model, &pair.student, student), (parent, &pair.parent, teacher))?;
-        sums.add(model, from, (i, pairs.len()), &pair.batch, &student.to_host(), lacks)?;
+        sums.add(model, from, pair, &student.to_host(), lacks)?;
     }
     sums.solve(model, from, reduce)
 }
@@ -249,10 +252,10 @@ fn solve_mlp(
 ) -> Result<LayerRefit> {
     let from = (layer, Writer::Mlp);
     let mut sums = Sums::new(model, from);
-    for (i, (pair, (student, teacher))) in pairs.iter().zip(reads).enumerate() {
+    for (pair, (student, teacher)) in pairs.iter().zip(reads) {
         let (student, teacher) = (hidden(model, layer, student)?, hidden(parent, layer, teacher)?);
         let lacks = missing(from, (model, &pair.student, &student), (parent, &pair.parent, &teacher))?;
-        sums.add(model, from, (i, pairs.len()), &pair.batch, &student.to_host(), lacks)?;
+        sums.add(model, from, pair, &student.to_host(), lacks)?;
     }
     sums.solve(model, from, reduce)
 }

@@ -92,6 +92,13 @@ pub struct GivenParts {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Absent in a process that only reads what another writes.
+    writer: Option<Writer>,
+}
+
+/// What the one process has that writes.
+#[derive(Debug)]
+struct Writer {
     events: File,
     /// The system lets go of it when the process ends, however that comes.
     _lock: File,
@@ -150,12 +157,18 @@ impl RunDir {
         let file = path.join(EVENTS_FILE);
         let events =
             OpenOptions::new().append(true).create(true).open(&file).map_err(Error::io(&file, "write"))?;
-        Ok(Self { path: path.to_owned(), events, _lock: lock })
+        Ok(Self { path: path.to_owned(), writer: Some(Writer { events, _lock: lock }) })
+    }
+
+    /// The folder of a run that another process writes: this one reads, and writes nothing.
+    pub fn follow(path: &Path) -> Self {
+        Self { path: path.to_owned(), writer: None }
     }
 
     /// Forgets the events from `length` bytes on.
     fn cut_events(&mut self, length: u64) -> Result<()> {
-        self.events.set_len(length).map_err(Error::io(self.path.join(EVENTS_FILE), "write"))
+        let Some(Writer { events, .. }) = &self.writer else { return Ok(()) };
+        events.set_len(length).map_err(Error::io(self.path.join(EVENTS_FILE), "write"))
     }
 
     /// Where it is.
@@ -175,10 +188,11 @@ impl RunDir {
 
     /// Appends an event.
     pub fn write_event(&mut self, event: &Event) -> Result<()> {
+        let Some(Writer { events, .. }) = &mut self.writer else { return Ok(()) };
         let path = self.path.join(EVENTS_FILE);
         let mut line = serde_json::to_vec(event).map_err(|e| Error::malformed(e.to_string()))?;
         line.push(b'\n');
-        self.events.write_all(&line).map_err(Error::io(path, "write"))
+        events.write_all(&line).map_err(Error::io(path, "write"))
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -200,9 +214,10 @@ impl RunDir {
         state: &impl Serialize,
         keep: &[String],
     ) -> Result<()> {
-        let events = self.path.join(EVENTS_FILE);
-        self.events.sync_all().map_err(Error::io(&events, "write"))?;
-        let events_bytes = self.events.metadata().map_err(Error::io(&events, "read"))?.len();
+        let Some(Writer { events, .. }) = &self.writer else { return Ok(()) };
+        let path = self.path.join(EVENTS_FILE);
+        events.sync_all().map_err(Error::io(&path, "write"))?;
+        let events_bytes = events.metadata().map_err(Error::io(&path, "read"))?.len();
         unstoppable(|| checkpoint::save(&self.checkpoints().join(name), of, best, state, events_bytes))?;
         for found in checkpoint::list(&self.checkpoints())? {
             let found_name = found.file_name().unwrap_or_default().to_string_lossy();
@@ -215,7 +230,10 @@ impl RunDir {
 
     /// Removes a checkpoint that is to be saved anew.
     pub fn forget_checkpoint(&self, name: &str) -> Result<()> {
-        checkpoint::remove(&self.checkpoints().join(name))
+        match self.writer {
+            Some(_) => checkpoint::remove(&self.checkpoints().join(name)),
+            None => Ok(()),
+        }
     }
 
     /// Reads the newest checkpoint that is whole and cuts later events off; says in `damaged` what is wrong
@@ -227,7 +245,8 @@ impl RunDir {
         weight_decay: f64,
         damaged: &mut Vec<Error>,
     ) -> Result<Option<Saved<S>>> {
-        let written = self.events.metadata().map_err(Error::io(&self.path, "read"))?.len();
+        let written =
+            std::fs::metadata(self.path.join(EVENTS_FILE)).map_err(Error::io(&self.path, "read"))?.len();
         for dir in checkpoint::list(&self.checkpoints())?.into_iter().rev() {
             match checkpoint::load::<S>(&dir, base, weight_decay) {
                 Ok(saved) if saved.events_bytes <= written => {
@@ -269,11 +288,12 @@ impl RunDir {
         summary: &impl Serialize,
         export: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
+        let Some(Writer { events, .. }) = &self.writer else { return Ok(()) };
         let result = self.result();
         if result.exists() {
             std::fs::remove_dir_all(&result).map_err(Error::io(&result, "replace"))?;
         }
-        self.events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
+        events.sync_all().map_err(Error::io(self.path.join(EVENTS_FILE), "write"))?;
         model.archive().save(&self.path.join(ARCHIVE_FILE), &model.paths())?;
         let history = self.path.join(HISTORY_FILE);
         if !model.units().is_full() && why_not_stock(model).is_none() {
@@ -289,7 +309,10 @@ impl RunDir {
 
     /// Removes the folder of a run that failed before its first checkpoint.
     pub fn discard(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.path).map_err(Error::io(&self.path, "remove"))
+        match self.writer {
+            Some(_) => std::fs::remove_dir_all(&self.path).map_err(Error::io(&self.path, "remove")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::data::BatchSource;
 use crate::learner::{Learner, Step, Update};
 use crate::model::{Batch, Distill};
 use crate::named_enum;
-use crate::reduce::Reduce;
+use crate::reduce::{Reduce, own_rows};
 use crate::units::{LayerSite, Selection};
 use crate::{Error, Model, Result, surgery};
 
@@ -94,7 +94,7 @@ pub struct Place {
 /// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to
 /// go on from.
 ///
-/// `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks,
+/// The processes of `reduce` share the sequences of each batch. `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks,
 /// gates folded.
 ///
 /// # Errors
@@ -142,6 +142,7 @@ pub fn learn(
         place.stopped = on_step(learner, place, report)?.is_break();
         Ok(if place.stopped || step == total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     };
+    // This process's part of the batches of a step.
     let mut group: Vec<Batch> = Vec::new();
     while place.step < total && !place.stopped {
         let (done, mut taken) = (place.batch, 0);
@@ -150,7 +151,7 @@ pub fn learn(
             if taken <= done {
                 return Ok(ControlFlow::Continue(()));
             }
-            group.push(batch);
+            group.push(if reduce.size() == 1 { batch } else { batch.rows(own_rows(reduce, batch.batch)) });
             if group.len() < options.gradient_accumulation {
                 return Ok(ControlFlow::Continue(()));
             }

@@ -1,6 +1,7 @@
 //! What goes into a forward pass, and what is wanted from inside it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use upgrayedd_nn::ops::{EntropyProbe, IGNORE};
@@ -37,6 +38,26 @@ impl Batch {
         let per_sequence = self.targets.len() / self.batch.max(1);
         let sequences = self.targets.chunks(per_sequence.max(1));
         sequences.map(|s| s.iter().filter(|&&t| t != IGNORE).count() as u64).collect()
+    }
+
+    /// Some of its sequences.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        fn part<T: Clone>(values: &[T], batch: usize, rows: &Range<usize>) -> Vec<T> {
+            let each = values.len() / batch.max(1);
+            values[rows.start * each..rows.end * each].to_vec()
+        }
+        Self {
+            tokens: Arc::new(part(&self.tokens, self.batch, &rows)),
+            batch: rows.len(),
+            len: self.len,
+            mask: self.mask.as_ref().map(|mask| part(mask, self.batch, &rows)),
+            types: self.types.as_ref().map(|types| Arc::new(part(types, self.batch, &rows))),
+            targets: part(&self.targets, self.batch, &rows),
+            values: part(&self.values, self.batch, &rows),
+        }
     }
 
     /// Targets that count.

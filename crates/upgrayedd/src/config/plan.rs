@@ -11,7 +11,7 @@ use crate::eval::EvalOptions;
 use crate::export::why_not_heads;
 use crate::model::{Companions, Model};
 use crate::price::{Currency, Prices};
-use crate::reduce::Alone;
+use crate::reduce::{Reduce, of_first};
 use crate::score::ScoreContext;
 use crate::spec::{Block, Objective};
 use crate::strategy::Strategy;
@@ -55,19 +55,20 @@ pub(crate) struct CostGoals {
 
 impl Plan {
     /// Completes and checks what was asked for. `own_strategy`: the strategy is none of ours. `timings` are
-    /// measured or read if a budget in latency needs them and there are none.
+    /// measured or read if a budget in latency needs them and there are none; the processes of `reduce` go by the same.
     ///
     /// # Errors
     /// Returns what [`OptimizeConfig::check`] returns, and [`Error::DoesNotFit`] for options that do not go
     /// with the model, with the strategy or with each other. For a budget in latency, [`Error::File`] or
     /// [`Error::Io`] if the file of timings cannot be used, [`Error::DoesNotFit`] if the timings are not the
-    /// model's, and [`Error::Interrupted`] if measuring is stopped.
+    /// model's, [`Error::Interrupted`] if measuring is stopped, and what `reduce` returns.
     pub fn new(
         mut config: OptimizeConfig,
         model: &Model,
         strategy: &dyn Strategy,
         own_strategy: bool,
         timings: Option<Timings>,
+        reduce: &dyn Reduce,
     ) -> Result<Self> {
         config.check()?;
         config.prune.strategy = strategy.name().to_owned();
@@ -101,7 +102,7 @@ impl Plan {
         check_length(model, sequence_length)?;
         plan.check_heads(model)?;
         plan.check_shape(model, own_strategy)?;
-        plan.timings = plan.find_timings(model, timings)?;
+        plan.timings = plan.find_timings(model, timings, reduce)?;
         plan.resolve_target(model)?;
         plan.check_target(model)?;
         plan.check_reachable(model)?;
@@ -294,13 +295,19 @@ impl Plan {
 
     /// The times that a budget in latency goes by: those there are, those of a file, or those of this
     /// machine.
-    fn find_timings(&self, model: &Model, given: Option<Timings>) -> Result<Option<Timings>> {
+    fn find_timings(
+        &self,
+        model: &Model,
+        given: Option<Timings>,
+        reduce: &dyn Reduce,
+    ) -> Result<Option<Timings>> {
         let prune = &self.config.prune;
         let timings = match (given, &prune.timings) {
             (Some(given), _) => Some(given),
             (None, Some(file)) => Some(Timings::read(file)?),
             (None, None) if prune.budget == Currency::Latency => {
-                Some(time_layers(model, self.config.learn.batch_size, self.sequence_length)?)
+                let (batch, length) = (self.config.learn.batch_size, self.sequence_length);
+                Some(of_first(reduce, || time_layers(model, batch, length))?)
             }
             (None, None) => None,
         };
@@ -420,12 +427,12 @@ impl Plan {
         }
     }
 
-    pub(crate) fn eval_options(&self) -> EvalOptions<'static> {
+    pub(crate) fn eval_options<'a>(&self, reduce: &'a dyn Reduce) -> EvalOptions<'a> {
         EvalOptions {
             batch_size: self.config.learn.batch_size,
             max_windows: self.config.measure.max_eval_windows,
             window: self.sequence_length,
-            reduce: &Alone,
+            reduce,
         }
     }
 
@@ -435,6 +442,7 @@ impl Plan {
         model: &'a Model,
         data: &'a RunData,
         cycle: usize,
+        reduce: &'a dyn Reduce,
     ) -> ScoreContext<'a> {
         let Part { data, range } = &data.calibration;
         ScoreContext {
@@ -445,7 +453,7 @@ impl Plan {
             samples: range.len(),
             seed: self.cycle_seed(cycle),
             gradient_checkpointing: self.train.gradient_checkpointing,
-            reduce: &Alone,
+            reduce,
         }
     }
 }

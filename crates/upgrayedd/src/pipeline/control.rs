@@ -50,7 +50,7 @@ impl Run<'_> {
 
     /// Model, data and device of the run itself.
     fn given(&mut self, config: &OptimizeConfig) -> Result<Given> {
-        let Pipeline { learner, data, record, .. } = &mut self.pipeline;
+        let Pipeline { learner, data, record, reduce, .. } = &mut self.pipeline;
         let model = match record.given.model {
             true => Some(base_of(&self.journal.dir.base(), config, record.given)?),
             false => None,
@@ -67,7 +67,8 @@ impl Run<'_> {
             set_aside: data.set_aside.take(),
             notices: data.notices.clone(),
         };
-        Ok(Given { model, data: Some(data), device: Some(learner.model.device()), ..Given::default() })
+        let (device, reduce) = (Some(learner.model.device()), Some(reduce.clone()));
+        Ok(Given { model, data: Some(data), device, reduce, ..Given::default() })
     }
 }
 

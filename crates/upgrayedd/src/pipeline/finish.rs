@@ -2,7 +2,7 @@
 
 use super::card::card;
 use super::samples::samples;
-use super::state::Run;
+use super::state::{Pipeline, Run};
 use crate::Result;
 use crate::eval::measure_speed;
 use crate::event::{Event, Phase, Progress};
@@ -10,7 +10,8 @@ use crate::export;
 use crate::files::DType;
 use crate::model::Model;
 use crate::open::base_of;
-use crate::record::{Snapshot, Summary};
+use crate::record::{Snapshot, Speed, Summary};
+use crate::reduce::{meet, of_first};
 use crate::report;
 use crate::units::Site;
 use crate::weights::Layout;
@@ -39,7 +40,7 @@ impl Run<'_> {
         let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
         dense.move_to(self.pipeline.learner.model.device());
         let model = &self.pipeline.learner.model;
-        let speeds = measure_speed(&[&dense, model], config.learn.batch_size, length)?;
+        let speeds = self.speeds(&dense, length)?;
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
         let samples = samples(&config.measure, &self.pipeline.data.held_out, &dense, model)?;
         let snapshot = |model: &Model, evaluation, speed| Snapshot {
@@ -73,12 +74,24 @@ impl Run<'_> {
             export::export_all(model, &[&export::HF], None, out, Some(&card))
         })?;
         // The result is whole: that it cannot be shown is no reason to lose it.
-        if let Err(error) = report::write(&run) {
+        if self.pipeline.reduce.rank() == 0
+            && let Err(error) = report::write(&run)
+        {
             let message = format!("the page about the run could not be written: {error}");
             self.journal.observer.on_event(&Event::Notice { cycle: self.journal.state.cycle, message });
         }
+        meet(self.pipeline.reduce.as_ref())?;
         self.journal.observer.on_event(&finished);
         Ok(summary)
+    }
+
+    /// Of the model as given and of the result, as the first process finds them while the others wait.
+    fn speeds(&self, dense: &Model, length: usize) -> Result<[Speed; 2]> {
+        let Pipeline { reduce, plan, learner, .. } = &self.pipeline;
+        of_first(reduce.as_ref(), || {
+            let speeds = measure_speed(&[dense, &learner.model], plan.config.learn.batch_size, length)?;
+            Ok([speeds[0], speeds[1]])
+        })
     }
 }
 

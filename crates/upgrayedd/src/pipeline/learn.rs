@@ -9,7 +9,6 @@ use crate::eval::evaluate;
 use crate::event::{Control, Event, Phase, Progress, units_named};
 use crate::learner::Learner;
 use crate::model::{Distill, Model};
-use crate::reduce::Alone;
 use crate::train::{self, Place, StepReport};
 use crate::units::Selection;
 use crate::{Error, Result, checkpoint};
@@ -40,6 +39,19 @@ impl Journal<'_> {
         self.dir.write_event(&event)?;
         self.observer.on_event(&event);
         Ok(())
+    }
+
+    /// What whoever watches wants; of several processes the same in all, as any of them may be told.
+    pub(super) fn control(&mut self) -> Result<Control> {
+        let own = self.observer.control();
+        let mut asked =
+            [own == Control::Finish, own == Control::Interrupt].map(|asked| f64::from(u8::from(asked)));
+        self.reduce.sum(&mut asked)?;
+        Ok(match asked {
+            [_, interrupt] if interrupt > 0.0 => Control::Interrupt,
+            [finish, _] if finish > 0.0 => Control::Finish,
+            _ => Control::Continue,
+        })
     }
 
     fn learning(&mut self) -> &mut Learning {
@@ -75,7 +87,7 @@ impl Journal<'_> {
         if self.measure(&learner.model, step, steps, cycle)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        let control = self.observer.control();
+        let control = self.control()?;
         if control == Control::Finish {
             (self.state.ending, self.state.place.stopped) = (true, true);
         }
@@ -106,7 +118,8 @@ impl Journal<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let Part { data, range } = cycle.held_out;
-        let evaluation = evaluate(model, data, range, cycle.plan.eval_options(), cycle.task, self.observer)?;
+        let options = cycle.plan.eval_options(self.reduce.as_ref());
+        let evaluation = evaluate(model, data, range, options, cycle.task, self.observer)?;
         let loss = evaluation.loss;
         self.emit(Event::Evaluated { cycle: cycle.number, phase: Phase::Learning, evaluation })?;
         let learning = self.learning();
@@ -153,7 +166,7 @@ impl Run<'_> {
         }
         let task = self.task(cycle, "learn");
         let Self { pipeline, journal, .. } = self;
-        let Pipeline { learner, data, plan, teacher, .. } = pipeline;
+        let Pipeline { learner, data, plan, teacher, reduce, .. } = pipeline;
         let options = &plan.train;
         let (share, temperature) = (plan.distill as f32, plan.config.learn.distill_temperature as f32);
         let distill = teacher.as_ref().map(|teacher| Distill { teacher, temperature, share });
@@ -176,7 +189,7 @@ impl Run<'_> {
             options,
             (&mut place, &growing),
             distill.as_ref(),
-            &Alone,
+            reduce.as_ref(),
             |learner, place, report| journal.after_step(learner, place, report, &info),
         )?;
         journal.state.place = place;

@@ -8,6 +8,7 @@ use crate::event::{Event, Observer};
 use crate::model::Model;
 use crate::open::base_of;
 use crate::record::{Gpu, Summary};
+use crate::reduce::meet;
 use crate::run_dir::{RunDir, RunRecord, read_run};
 use crate::{Error, Result};
 
@@ -42,7 +43,8 @@ impl Pipeline {
     /// system cannot read or write the folder. Beyond these, what [`Self::with`] and [`Self::run`] return.
     pub fn resume_with(path: &Path, mut given: Given, observer: &mut dyn Observer) -> Result<Summary> {
         let record: RunRecord = read_run(path)?;
-        let mut dir = RunDir::open(path)?;
+        let others = given.reduce.as_ref().is_some_and(|reduce| reduce.rank() > 0);
+        let mut dir = if others { RunDir::follow(path) } else { RunDir::open(path)? };
         check_can_go_on(&dir, &record, &given)?;
         if record.given.model && given.model.is_none() {
             given.model = Some(base_of(&dir.base(), &record.config, record.given)?);
@@ -88,7 +90,10 @@ impl Pipeline {
             _ => None,
         };
         pipeline.learner = learner;
-        let mut run = Run { pipeline, journal: Journal { dir, observer, state, best }, start };
+        let reduce = pipeline.reduce.clone();
+        // Nobody goes on, and saves, while another still reads.
+        meet(reduce.as_ref())?;
+        let mut run = Run { pipeline, journal: Journal { dir, reduce, observer, state, best }, start };
         if fresh {
             run.begin()?;
         }

@@ -87,7 +87,7 @@ impl Run<'_> {
             self.save_cycle()?;
             // Not written: the checkpoint says how far the events go.
             self.journal.observer.on_event(&Event::Saved { cycle });
-            match self.journal.observer.control() {
+            match self.journal.control()? {
                 Control::Continue => {}
                 // A run that goes on from here must know it too.
                 Control::Finish if !self.journal.state.ending => {

@@ -19,7 +19,7 @@ use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
 use crate::record::{Evaluation, Gpu, Summary};
-use crate::reduce::Alone;
+use crate::reduce::{Alone, check_alike, meet};
 use crate::refit::Repairs;
 use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
@@ -56,6 +56,7 @@ impl Pipeline {
             Some(device) => device,
             None => config.open_device()?,
         };
+        let reduce = given.reduce.unwrap_or_else(|| Arc::new(Alone));
         let strategy = match given.strategy {
             Some(strategy) => strategy,
             None => config.build_strategy()?,
@@ -72,7 +73,8 @@ impl Pipeline {
         let on_host = model.clone();
         model.move_to(device);
         samples::check(&config.measure, &model)?;
-        let mut plan = Plan::new(config, &model, strategy.as_ref(), parts.strategy, given.timings)?;
+        let mut plan =
+            Plan::new(config, &model, strategy.as_ref(), parts.strategy, given.timings, reduce.as_ref())?;
         // Batches need no tokenizer, but one that is there belongs to the model's identity.
         let tokenizer = model.tokenizer();
         let fingerprint = tokenizer.as_ref().map_or(String::new(), |t| t.fingerprint().to_owned());
@@ -123,7 +125,8 @@ impl Pipeline {
             timings: plan.timings.clone(),
         };
         let learner = Learner::new(model, plan.train.weight_decay);
-        Ok(Self { plan, teacher, learner, data, strategy, record })
+        check_alike(reduce.as_ref(), &everything_of(&record)?)?;
+        Ok(Self { plan, teacher, learner, data, strategy, reduce, record })
     }
 
     /// The model as it is now.
@@ -170,11 +173,14 @@ impl Pipeline {
     pub fn run(mut self, out: &Path, observer: &mut dyn Observer) -> Result<Summary> {
         check_new(out)?;
         let baseline = self.measure("baseline", observer)?;
-        let dir = RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref())?;
+        let dir = self.new_folder(out)?;
         self.keep_companions(&dir);
         let state = State::new(baseline);
-        let mut run =
-            Run { pipeline: self, journal: Journal { dir, observer, state, best: None }, start: None };
+        let mut run = Run {
+            journal: Journal { dir, reduce: self.reduce.clone(), observer, state, best: None },
+            pipeline: self,
+            start: None,
+        };
         match run.begin().and_then(|()| run.cycles()) {
             Ok(()) => run.finish(),
             // A run without a checkpoint has nothing worth keeping, unless the user means to continue.
@@ -188,6 +194,16 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The run's folder, which the first process makes.
+    fn new_folder(&self, out: &Path) -> Result<RunDir> {
+        let dir = match self.reduce.rank() {
+            0 => RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref())?,
+            _ => RunDir::follow(out),
+        };
+        meet(self.reduce.as_ref())?;
+        Ok(dir)
     }
 
     /// The configuration that a run was started with.
@@ -207,22 +223,26 @@ impl Pipeline {
     }
 
     pub(super) fn score(&mut self, cycle: usize) -> Result<Scores> {
-        let scores =
-            self.strategy.importances(&self.plan.score_context(&self.learner.model, &self.data, cycle))?;
+        let scores = self.strategy.importances(&self.plan.score_context(
+            &self.learner.model,
+            &self.data,
+            cycle,
+            self.reduce.as_ref(),
+        ))?;
         scores.check(self.learner.model.units(), self.plan.config.prune.units.counted())?;
         Ok(scores)
     }
 
     /// What the return of each archived unit promises.
     pub(super) fn gains(&self, cycle: usize) -> Result<Gains> {
-        grow::gains(&self.plan.score_context(&self.learner.model, &self.data, cycle))
+        grow::gains(&self.plan.score_context(&self.learner.model, &self.data, cycle, self.reduce.as_ref()))
     }
 
     /// Repairs the model towards `parent`, if that is asked for, anything is gone, and there are sequences to
     /// judge by: on those set aside for scoring, and on some of those to learn from where that makes more of
     /// them, up to `sequences`.
     pub(super) fn refit(&mut self, parent: &Model, sequences: usize) -> Result<Option<Repairs>> {
-        let Self { learner: Learner { model, .. }, data, plan: Plan { config, .. }, .. } = self;
+        let Self { learner: Learner { model, .. }, data, plan: Plan { config, .. }, reduce, .. } = self;
         let Part { data: calibration, range } = &data.calibration;
         if !config.refit.refit || model.units() == parent.units() || range.len() < 2 {
             return Ok(None);
@@ -232,13 +252,21 @@ impl Pipeline {
         if let Some((more, range)) = data.train.sample(sequences.saturating_sub(range.len())) {
             batches.extend(refit::batches(more, &range.collect::<Vec<_>>(), config.learn.batch_size));
         }
-        refit::refit(model, parent, batches, &Alone).map(Some)
+        refit::refit(model, parent, batches, reduce.as_ref()).map(Some)
     }
 
     pub(super) fn measure(&self, task: &str, observer: &mut dyn Observer) -> Result<Evaluation> {
         let Part { data, range } = &self.data.held_out;
-        let result = evaluate(&self.learner.model, data, range, self.plan.eval_options(), task, observer);
+        let options = self.plan.eval_options(self.reduce.as_ref());
+        let result = evaluate(&self.learner.model, data, range, options, task, observer);
         trim_buffers();
         result
     }
+}
+
+/// All that decides what a run does, and how its numbers are rounded.
+fn everything_of(record: &RunRecord) -> Result<String> {
+    let text = toml::to_string(record)
+        .map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
+    Ok(format!("{text}{}", upgrayedd_nn::instruction_set()))
 }

@@ -1,5 +1,7 @@
 //! What a run consists of: what it is made from, and where it is.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -11,6 +13,7 @@ use crate::event::Observer;
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::record::{CycleRecord, Evaluation};
+use crate::reduce::Reduce;
 use crate::run_dir::{RunDir, RunRecord};
 use crate::strategy::Strategy;
 use crate::timings::Timings;
@@ -30,6 +33,9 @@ pub struct Given {
     pub device: Option<Device>,
     /// Times for a budget in latency, in the place of measuring them.
     pub timings: Option<Timings>,
+    /// The process among those that share the work, where there are several: each is given the same. The first has the
+    /// run folder, which all must be able to read; the others write nothing.
+    pub reduce: Option<Arc<dyn Reduce>>,
 }
 
 /// A run in the making: everything is read and checked, nothing is written yet.
@@ -54,6 +60,8 @@ pub struct Pipeline {
     pub(super) strategy: Box<dyn Strategy>,
     /// What is learned from beside the targets.
     pub(super) teacher: Option<Model>,
+    /// Shares the work with other processes.
+    pub(super) reduce: Arc<dyn Reduce>,
     /// What of it is kept in `run.toml`.
     pub(super) record: RunRecord,
 }
@@ -77,6 +85,7 @@ pub(super) struct Run<'a> {
 /// How far a run has come, and who is told: everything that a step of learning changes beside the learner.
 pub(super) struct Journal<'a> {
     pub(super) dir: RunDir,
+    pub(super) reduce: Arc<dyn Reduce>,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) state: State,
     /// The best weights of the cycle so far, where it is measured while it learns.

@@ -25,7 +25,7 @@ pub struct ScoreContext<'a> {
     /// Whether the activations of one block at a time are in memory, for a second forward pass; the scores
     /// are the same.
     pub gradient_checkpointing: bool,
-    /// The processes that share the sequences.
+    /// Shares the batches with other processes.
     pub reduce: &'a dyn Reduce,
 }
 

@@ -9,7 +9,7 @@ use super::definition::Score;
 use super::statistics::{Needs, Statistics};
 use crate::data::Pass;
 use crate::model::{Hooks, Model};
-use crate::reduce::sum_counts;
+use crate::reduce::{own, sum_counts};
 use crate::units::{LayerSite, Scores, Site, Sites};
 use crate::{Error, Result};
 
@@ -29,7 +29,7 @@ fn ablate(context: &ScoreContext<'_>) -> Result<Scores> {
     let mut scores = Scores::zeros(model.units(), context.units);
     let mut targets = 0u64;
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
-    for indices in indices.chunks(context.batch_size) {
+    for indices in own(context.reduce, indices.chunks(context.batch_size)) {
         let batch = data.batch(indices, Pass::Fixed);
         let mut inputs = Vec::with_capacity(model.spec().num_layers());
         let mut tape = Tape::inference(model.device(), model.params());

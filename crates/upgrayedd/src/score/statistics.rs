@@ -13,7 +13,7 @@ use super::context::ScoreContext;
 use super::outputs::{Outputs, add_products};
 use crate::data::Pass;
 use crate::model::{Batch, Hooks, Model};
-use crate::reduce::sum_counts;
+use crate::reduce::{Reduce, own, sum_counts, sum_tensor};
 use crate::spec::Objective;
 use crate::units::{LayerSite, Scores, Site, Sites};
 use crate::weights::Writer;
@@ -81,7 +81,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
     model.params_mut().set_trainable(false);
     let mut gathering = Gathering::new(context, &model, needs);
     let indices: Vec<usize> = range.clone().take(context.samples).collect();
-    for indices in indices.chunks(context.batch_size) {
+    for indices in own(context.reduce, indices.chunks(context.batch_size)) {
         gathering.add(&data.batch(indices, Pass::Fixed))?;
     }
     gathering.sum()?;
@@ -137,7 +137,7 @@ impl<'m> Gathering<'m> {
             ),
             gradients: BTreeMap::new(),
             frozen: Gradients::for_params(model.params()),
-            signs: flat.then(|| rng::stream(context.seed, "signs")),
+            signs: flat.then(|| signs(context)),
             targets: 0,
             sequences: 0,
             queries: 0,
@@ -225,13 +225,25 @@ impl<'m> Gathering<'m> {
     fn sum(&mut self) -> Result<()> {
         let reduce = self.context.reduce;
         let Self { targets, sequences, queries, outputs, sums, gradients, .. } = self;
+        let model = self.model;
+        let features = |place: LayerSite| {
+            Writer::of(place.site).map_or(0, |w| model.writer_weight(place.layer, w).cols())
+        };
+        let hidden = model.spec().hidden_size;
+        have_all(reduce, model, gradients, |_| Tensor::zeros(&[hidden, hidden]))?;
+        if let Some(grams) = &mut outputs.grams {
+            have_all(reduce, model, grams, |place| Tensor::zeros(&[features(place), features(place)]))?;
+        }
+        if let Some(norms) = &mut outputs.norms {
+            have_all(reduce, model, norms, |place| vec![0.0; features(place)])?;
+        }
         let Outputs { positions, comparisons, .. } = outputs;
         sum_counts(reduce, [targets, sequences, queries, positions, comparisons])?;
         sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
         gradients
             .values_mut()
             .chain(outputs.grams.iter_mut().flat_map(BTreeMap::values_mut))
-            .try_for_each(|sum| reduce.sum_tensor(sum))
+            .try_for_each(|sum| sum_tensor(reduce, self.model.device(), sum))
     }
 
     fn finish(self) -> Result<Statistics> {
@@ -264,6 +276,33 @@ impl<'m> Gathering<'m> {
             inputs.filter_map(|(place, gram)| Some((place, (gram, gradients.remove(&place)?)))).collect();
         Ok(sums)
     }
+}
+
+/// Directions of the hidden states; other processes have other sequences and others of these.
+fn signs(context: &ScoreContext<'_>) -> rng::Stream {
+    match context.reduce.rank() {
+        0 => rng::stream(context.seed, "signs"),
+        rank => rng::stream(context.seed, &format!("signs {rank}")),
+    }
+}
+
+/// Makes an entry for each place of which any process has one.
+fn have_all<T>(
+    reduce: &dyn Reduce,
+    model: &Model,
+    sums: &mut BTreeMap<LayerSite, T>,
+    nothing: impl Fn(LayerSite) -> T,
+) -> Result<()> {
+    let places: Vec<LayerSite> = (0..model.spec().num_layers())
+        .flat_map(|layer| Writer::ALL.into_iter().map(move |writer| LayerSite { layer, site: writer.site() }))
+        .collect();
+    let mut found: Vec<f64> =
+        places.iter().map(|place| f64::from(u8::from(sums.contains_key(place)))).collect();
+    reduce.sum(&mut found)?;
+    for (place, _) in places.into_iter().zip(found).filter(|(_, found)| *found > 0.0) {
+        sums.entry(place).or_insert_with(|| nothing(place));
+    }
+    Ok(())
 }
 
 /// Parts of a sequence with gates of their own, at most.
