@@ -79,7 +79,7 @@ def main() -> None:
         ring = {n: 2 * (n - 1) / n * sent * 8 / (args.network * 1e9) for n in (2, 4, 8, 16, 64)}
         found = {
             "model": args.model,
-            "parameters": pipeline.history.summary["after"]["cost"]["parameters"],
+            "parameters": (pipeline.history.summary or {})["after"]["cost"]["parameters"],
             "processes": size,
             "batch": [args.batch, args.length],
             "step_seconds": taken,
