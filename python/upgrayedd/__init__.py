@@ -12,6 +12,7 @@ smaller.save_pretrained("smaller")
 from upgrayedd._cuda import name_libraries
 from upgrayedd._data import TextFiles
 from upgrayedd._native import __version__, set_num_threads
+from upgrayedd._sweep import Sweep, Trial, sweep
 from upgrayedd.callbacks import Callback, Control
 from upgrayedd.errors import FileError, InvalidValueError, UpgrayeddError, UpgrayeddWarning
 from upgrayedd.history import Cycle, History
@@ -30,11 +31,14 @@ __all__ = [
     "History",
     "InvalidValueError",
     "Model",
+    "Sweep",
     "TextFiles",
     "Tokenizer",
+    "Trial",
     "UpgrayeddError",
     "UpgrayeddPipeline",
     "UpgrayeddWarning",
     "__version__",
     "set_num_threads",
+    "sweep",
 ]

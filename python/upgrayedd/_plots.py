@@ -49,6 +49,33 @@ def losses(baseline: float | None, steps: Sequence[Mapping[str, Any]], cycles: S
     return ax
 
 
+def pareto(trials: Any, costs: Mapping[str, str]) -> str:
+    """A sweep's losses against each cost, as SVG: a point a trial, and a line through those that no other beats."""
+    try:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install matplotlib") from error
+    import io
+
+    figure = Figure(figsize=(4.2 * len(costs), 3.6), layout="constrained")
+    FigureCanvasSVG(figure)
+    done = [trial for trial in trials if trial.loss is not None]
+    for index, (cost, title) in enumerate(costs.items()):
+        ax = figure.add_subplot(1, len(costs), index + 1)
+        ax.scatter([getattr(trial, cost) for trial in done], [trial.loss for trial in done], color=KEPT, s=18)
+        best = trials.pareto(cost)
+        ax.plot([getattr(trial, cost) for trial in best], [trial.loss for trial in best], color=PRUNED, linewidth=1)
+        for trial in best:
+            ax.annotate(trial.run.name, (getattr(trial, cost), trial.loss), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        ax.set_xlabel(title)
+        ax.set_ylabel("held-out loss")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
 def heads(active: Mapping[str, Sequence[int]], totals: Mapping[str, int], ax: Axes | None) -> Axes:
     """A row per layer, a square per head, filled where it is there."""
     ax = axes(ax, (1 + 0.3 * max(totals.values(), default=1), 1 + 0.3 * len(totals)))

@@ -191,7 +191,7 @@ impl Observer for Watch {
 }
 
 const RUN: &str = "num_cycles = 1\nsequence_length = 16\nbatch_size = 2\nmax_steps_per_cycle = 2\n\
-    max_eval_windows = 2\nstrategy_option = { calibration_samples = 4 }\npruning_ratio = 0.3\ngrowth_ratio = 0.2\n";
+    max_eval_windows = 2\nrefit_samples = 6\nstrategy_option = { calibration_samples = 4 }\npruning_ratio = 0.3\ngrowth_ratio = 0.2\n";
 
 fn run(out: &Path, device: Option<Device>) -> Summary {
     let given = Given { device, ..Given::default() };

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use upgrayedd::event::{Control, Event, Observer, Progress};
 use upgrayedd::pipeline::{Given, Pipeline};
 use upgrayedd::score::ScoreContext;
 use upgrayedd::strategy::{GrowView, PruneView, Strategy, get_strategy};
 use upgrayedd::units::{Scores, Selection, Sites};
-use upgrayedd::{Error, OptimizeConfig};
+use upgrayedd::{Error, OptimizeConfig, builtin};
 
 /// Interrupts when it has been asked so many times; remembers what it was told.
 struct Stop {
@@ -47,8 +48,21 @@ fn with(mut config: OptimizeConfig, change: impl FnOnce(&mut OptimizeConfig)) ->
     config
 }
 
+/// Every start reads all of its text: a few stories are read quickly.
+fn text() -> PathBuf {
+    static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let stories: Vec<String> = builtin::stories(1, 60).collect();
+        fs::write(folder.path().join("text.txt"), stories.join("\n\n")).unwrap();
+        folder
+    });
+    FOLDER.path().join("text.txt")
+}
+
 fn config() -> OptimizeConfig {
     with(OptimizeConfig::default(), |c| {
+        c.run.model = Some("builtin".to_owned());
+        c.data.data = vec![text()];
         c.run.num_cycles = 2;
         c.learn.max_steps_per_cycle = Some(7);
         c.measure.max_eval_windows = Some(4);
