@@ -25,6 +25,7 @@ fn with(change: impl FnOnce(&mut OptimizeConfig)) -> OptimizeConfig {
     c.learn.max_steps_per_cycle = Some(1);
     c.measure.max_eval_windows = Some(2);
     c.learn.batch_size = 2;
+    c.refit.refit_samples = 8;
     c.data.sequence_length = Some(16);
     c.grow.growth_ratio = 0.0;
     change(&mut c);

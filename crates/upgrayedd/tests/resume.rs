@@ -63,6 +63,7 @@ fn config() -> OptimizeConfig {
     with(OptimizeConfig::default(), |c| {
         c.run.model = Some("builtin".to_owned());
         c.data.data = vec![text()];
+        c.refit.refit_samples = 8;
         c.run.num_cycles = 2;
         c.learn.max_steps_per_cycle = Some(7);
         c.measure.max_eval_windows = Some(4);

@@ -54,6 +54,7 @@ fn config() -> OptimizeConfig {
         c.grow.growth_ratio = 0.9;
         c.measure.max_eval_windows = Some(8);
         c.learn.batch_size = 2;
+        c.refit.refit_samples = 8;
         c.data.sequence_length = Some(64);
     })
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use crate::common::bench;
 use serde_json::Value;
 
-const SHORT: [&str; 10] = [
+const SHORT: [&str; 12] = [
+    "--refit-samples",
+    "16",
     "--sequence-length",
     "64",
     "--max-steps-per-cycle",
@@ -213,6 +215,8 @@ fn an_optimised_model_can_be_optimised_further() {
         "64",
         "--max-steps-per-cycle",
         "2",
+        "--refit-samples",
+        "16",
         "--out",
         "second",
     ]

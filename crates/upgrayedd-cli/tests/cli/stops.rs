@@ -10,7 +10,16 @@ use crate::jobs::optimize;
 
 /// Two cycles of 40 steps, saved now and then.
 fn long(out: &str) -> Vec<&str> {
-    let steps = ["--max-steps-per-cycle", "40", "--num-cycles", "2", "--checkpoint-every", "15"];
+    let steps = [
+        "--refit-samples",
+        "16",
+        "--max-steps-per-cycle",
+        "40",
+        "--num-cycles",
+        "2",
+        "--checkpoint-every",
+        "15",
+    ];
     let data = [
         "optimize",
         "--model",
