@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use upgrayedd::data::{DataOptions, Dataset, Documents, ReadOptions};
 use upgrayedd::files::TensorFile;
 use upgrayedd::load::LoadOptions;
+use upgrayedd::pipeline::RUN_FORMAT;
 use upgrayedd::{Model, Pipeline, Tokenizer, builtin};
 
 /// A reader and where its first inputs come from.
@@ -318,6 +319,9 @@ fn run(bytes: &[u8]) {
 fn run_seeds() -> Vec<Vec<u8>> {
     let config = toml::to_string(&upgrayedd::OptimizeConfig::default()).unwrap();
     let split = "train = { start = 20, end = 90 }\ncalibration = { start = 0, end = 20 }\nheld_out = { start = 90, end = 100 }\n";
-    let head = "format_version = 3\nprogram_version = \"0.1.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n";
-    vec![format!("{head}[split]\n{split}[config]\n{config}").into()]
+    let head = format!("format_version = {RUN_FORMAT}\nprogram_version = \"0.2.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n");
+    let run = format!("{head}[split]\n{split}[config]\n{config}");
+    // What is not read as a run shows nothing.
+    upgrayedd::pipeline::parse_run("run.toml".as_ref(), &run).unwrap();
+    vec![run.into()]
 }

@@ -24,4 +24,4 @@ pub use forecast::Forecast;
 pub use parts::CALIBRATION;
 pub use state::{Given, Pipeline};
 
-pub use crate::run_dir::{GivenParts, RunRecord, parse_run, read_run, read_set_aside};
+pub use crate::run_dir::{GivenParts, RUN_FORMAT, RunRecord, parse_run, read_run, read_set_aside};
