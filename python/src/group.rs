@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
+use upgrayedd::OptimizeConfig;
 use upgrayedd::nn::interrupt;
+use upgrayedd::pipeline::Given;
 use upgrayedd::reduce::Reduce;
 use upgrayedd_cli::Shared;
 
-use crate::errors::from_py;
+use crate::errors::{from_py, to_py};
 
 /// This process among them.
 #[derive(Debug)]
@@ -65,10 +67,17 @@ impl Reduce for Group {
     }
 }
 
-/// What Python's group is to a pipeline.
-pub fn reduce(group: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Reduce>> {
+fn reduce(group: &Bound<'_, PyAny>) -> PyResult<Arc<dyn Reduce>> {
     let number = |name: &str| group.getattr(name)?.extract::<usize>();
     Ok(Arc::new(Group { rank: number("rank")?, size: number("size")?, group: group.clone().unbind() }))
+}
+
+/// What Python's group is to a pipeline: its processes, and where this one computes.
+pub fn given(group: Option<&Bound<'_, PyAny>>, config: &OptimizeConfig) -> PyResult<Given> {
+    let Some(group) = group else { return Ok(Given::default()) };
+    let shared = shared(group)?;
+    let device = Some(shared.device(config).map_err(to_py)?);
+    Ok(Given { reduce: Some(shared.reduce), device, ..Given::default() })
 }
 
 /// What it is to the command line.
@@ -77,6 +86,7 @@ pub fn shared(group: &Bound<'_, PyAny>) -> PyResult<Shared> {
         reduce: reduce(group)?,
         local_rank: group.getattr("local_rank")?.extract()?,
         local_size: group.getattr("local_size")?.extract()?,
+        launch: group.getattr("launch")?.extract()?,
         restarted: group.getattr("restarted")?.extract()?,
     })
 }

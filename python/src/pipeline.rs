@@ -110,11 +110,11 @@ pub fn optimize(
     let parts = Parts::new(&model, data, options, strategy)?;
     drop(model);
     let mut observer = PyObserver::new(handler);
-    let reduce = group.as_ref().map(crate::group::reduce).transpose()?;
+    let Given { reduce, device, .. } = crate::group::given(group.as_ref(), &config)?;
     let result = detached(py, || {
         config.check()?;
         upgrayedd::files::check_new(&out)?;
-        let given = Given { reduce, ..parts.given(&config, keep_model, None)? };
+        let given = Given { reduce, device, ..parts.given(&config, keep_model, None)? };
         Pipeline::with(config, given)?.run(&out, &mut observer)
     });
     outcome(result, observer)
@@ -142,9 +142,9 @@ pub fn resume(
     let (record, model) = detached(py, || Pipeline::recorded(&path))?;
     let parts = Parts::new(&Model::of(model), data, options, strategy)?;
     let mut observer = PyObserver::new(handler);
-    let reduce = group.as_ref().map(crate::group::reduce).transpose()?;
+    let Given { reduce, device, .. } = crate::group::given(group.as_ref(), &record.config)?;
     let result = detached(py, || {
-        let given = Given { reduce, ..parts.given(&record.config, record.given.model, Some(&path))? };
+        let given = Given { reduce, device, ..parts.given(&record.config, record.given.model, Some(&path))? };
         Pipeline::resume_with(&path, given, &mut observer)
     });
     outcome(result, observer)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upgrayedd.errors import InvalidValueError
+
+PATIENCE = timedelta(days=1)
+"""A process that dies is noticed at once; one that works alone for long, the first writing a large model, is waited for."""
 
 
 class Group:
@@ -24,8 +28,9 @@ class Group:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self.launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        self._gloo: Any = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._gloo: Any = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def sum(self, values: NDArray[Any]) -> None:
         """Puts the sums over all processes into `values`."""
@@ -71,9 +76,11 @@ def launched() -> Group | None:
         # Who was started again must not find what its predecessors have left in the store, which outlives them.
         store, rank, size = next(iter(rendezvous("env://")))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group("gloo", store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size)
+        dist.init_process_group(
+            "gloo", timeout=PATIENCE, store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=size
+        )
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     return Group()
 
 

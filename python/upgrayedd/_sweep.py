@@ -22,7 +22,7 @@ PLAN = "sweep.json"
 """What a sweep was started with, in its folder."""
 PAGE = "sweep.html"
 
-PATHS = ("eval_data", "teacher", "timings")
+PATHS = ("model", "eval_data", "teacher", "timings")
 """Options that may be paths."""
 
 COSTS = {"parameters": "parameters", "macs": "MACs per token", "seconds": "seconds per 1000 tokens"}
@@ -173,7 +173,7 @@ def sweep(
             `upgrayedd optimize`, by the names that its TOML files have.
         output_dir: A folder for the sweep, on a file system that all machines of the cluster see.
         num_samples: Times that the grid is run through; distributions are drawn from anew each time.
-        threads: Threads for a trial.
+        threads: Threads for a trial. Trials do not share out GPUs: with one, say `concurrent=1`.
         concurrent: Trials at once; None takes as many as there are cores for.
         max_failures: Times that a trial is started again after its worker has died.
         address: Of a Ray cluster ("auto" finds it); None starts Ray on this machine, unless it is running already.
@@ -184,6 +184,7 @@ def sweep(
         FileError: (an OSError) for a folder that has another sweep, or none.
     """
     try:
+        import matplotlib  # noqa: F401
         import ray
         from ray import tune
     except ImportError as error:
@@ -192,9 +193,13 @@ def sweep(
     files = [data] if isinstance(data, (str, os.PathLike)) else list(data)
     here = Path.cwd()
     common: dict[str, Any] = {"data": [located(here, file) for file in files], "threads": threads, **options}
-    common.update({name: located(here, options[name]) for name in PATHS if name in options})
-    if model is not None and (files or model != "builtin"):
-        common["model"] = located(here, model)
+    if model is not None or (files and "model" not in space):
+        common["model"] = "builtin" if model is None else model
+    if not files and common.get("model", "builtin") != "builtin":
+        raise InvalidValueError("data is missing: name at least one file to learn from")
+    if not files:
+        common.pop("model", None)
+    common, space = placed(here, common), placed(here, space)
     trials = planned(folder, common, space, num_samples)
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
@@ -225,6 +230,17 @@ def sweep(
 def located(here: Path, name: str | os.PathLike[str]) -> str:
     """Where a file or folder is, for processes elsewhere; what is none is a name."""
     return str((here / name).absolute()) if (here / name).exists() else os.fspath(name)
+
+
+def placed(here: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose files and folders are found from anywhere."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [of(one) for one in value]
+        return located(here, value) if isinstance(value, (str, os.PathLike)) else value
+
+    return {name: of(value) if name in PATHS else value for name, value in options.items()}
 
 
 def planned(folder: Path, common: dict[str, Any], space: Mapping[str, Any], num_samples: int) -> list[dict[str, Any]]:
@@ -279,8 +295,12 @@ def drawn(space: Mapping[str, Any], combination: dict[str, Any]) -> dict[str, An
 
 
 def described(value: Any) -> Any:
-    """A part of the space as JSON."""
-    return {"distribution": repr(vars(value))} if hasattr(value, "sample") else list(value) if isinstance(value, tuple) else value
+    """A part of the space as JSON, the same in every process."""
+    if hasattr(value, "sample"):
+        parts = {name: part for name, part in vars(value).items() if isinstance(part, (str, int, float, list, tuple, type(None)))}
+        sampler = value.get_sampler() if hasattr(value, "get_sampler") else value
+        return {"distribution": type(value).__name__, "of": repr(parts), "drawn": type(sampler).__name__}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def one_trial(given: dict[str, Any]) -> dict[str, Any]:
@@ -299,8 +319,8 @@ def one_trial(given: dict[str, Any]) -> dict[str, Any]:
             else:
                 core = Model.from_pretrained(config.get("model", "builtin"))._core
                 summary = json.loads(_native.optimize(json.dumps(config), core, False, None, "{}", None, None, None, str(run)))
-    except UpgrayeddError as error:
-        # It would come to the same again.
+    except InvalidValueError as error:
+        # It would come to the same again; what else is wrong may pass.
         return {"error": str(error)}
     after = summary["after"]
     return {
@@ -317,9 +337,9 @@ def outcome(run: str, options: dict[str, Any], result: Any) -> Trial:
         return Trial(
             Path(run), options, error="its worker died too often" if result is None else str(result.error).splitlines()[-1]
         )
-    metrics = result.metrics
-    if "error" in metrics:
-        return Trial(Path(run), options, error=metrics["error"])
+    metrics = result.metrics or {}
+    if "loss" not in metrics:
+        return Trial(Path(run), options, error=metrics.get("error", "it was stopped"))
     return Trial(Path(run), options, **{name: metrics[name] for name in ("loss", *COSTS)})
 
 
@@ -372,12 +392,12 @@ def read(file: Path) -> dict[str, Any]:
         raise InvalidValueError(f"{file}: {missing[0]} is missing")
     here = file.absolute().parent
     data = options.pop("data", [])
-    options.update({name: located(here, options[name]) for name in (*PATHS, "model") if name in options})
+    options = placed(here, options)
     return {
         "model": options.pop("model", None),
         "data": [located(here, path) for path in ([data] if isinstance(data, str) else data)],
         "output_dir": here / options.pop("output_dir"),
-        "space": options.pop("space"),
+        "space": placed(here, options.pop("space")),
         **ray_options,
         **options,
     }

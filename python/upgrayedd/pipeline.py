@@ -236,6 +236,8 @@ class UpgrayeddPipeline:
         # A built-in strategy is the core's own: the same bits as on the command line, and nothing to give again.
         adapter = None if type(self.strategy) in STRATEGIES.values() else Adapter(self.strategy)
         history = self.history = History()
+        group = _group.joined()
+        first = group is None or group.rank == 0
         begun = not self._resumed
 
         def record(event: dict[str, Any]) -> bool:
@@ -246,10 +248,10 @@ class UpgrayeddPipeline:
             else:
                 history._load(Path(str(self.run_dir)))
                 begun = True
-            return until is not None and event["event"] == "saved" and bool(until(history))
+            # Of several processes the first decides for all.
+            return until is not None and first and event["event"] == "saved" and bool(until(history))
 
         handler = Dispatcher(self._callbacks, record, lambda: len(history.steps))
-        group = _group.joined()
         if self._resumed:
             summary = _native.resume(str(self.run_dir), source, json.dumps(reading), adapter, handler, group)
         else:
@@ -268,6 +270,9 @@ class UpgrayeddPipeline:
             keep, text = self._origin() is None, json.dumps(config)
             parts = (keep, source, json.dumps(reading), adapter, handler, group, str(out))
             summary = _native.optimize(text, self.model._core, *parts)
+        if not first and self._resumed:
+            # What came before was read while the first process wrote.
+            history = self.history = History.read(str(self.run_dir))
         history.summary = json.loads(summary)
         return Model.from_pretrained(str(Path(history.summary["run"])))
 

@@ -104,11 +104,14 @@ def test_a_sweep_from_python(tmp_path: pathlib.Path) -> None:
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        space = {"strategy": ["magnitude", "entropy"], "pruning_ratio": tune.uniform(0.1, 0.6)}
-        found = upgrayedd.sweep(None, [], space, tmp_path / "swept", max_steps_per_cycle=2, **SHORT)
-        again = upgrayedd.sweep(None, [], space, tmp_path / "swept", max_steps_per_cycle=2, **SHORT)
+
+        def space() -> dict[str, Any]:
+            return {"strategy": ["magnitude", "entropy"], "pruning_ratio": tune.uniform(0.1, 0.6)}
+
+        found = upgrayedd.sweep(None, [], space(), tmp_path / "swept", max_steps_per_cycle=2, **SHORT)
+        again = upgrayedd.sweep(None, [], space(), tmp_path / "swept", max_steps_per_cycle=2, **SHORT)
         with pytest.raises(upgrayedd.FileError, match="another sweep"):
-            upgrayedd.sweep(None, [], space, tmp_path / "swept", max_steps_per_cycle=3, **SHORT)
+            upgrayedd.sweep(None, [], space(), tmp_path / "swept", max_steps_per_cycle=3, **SHORT)
         # What cannot be pruned so is said, and the others are there.
         mixed = upgrayedd.sweep(
             "builtin", [], {"target": ["parameters=0.9x", "parameters=5"]}, tmp_path / "mixed", max_steps_per_cycle=2, **SHORT
@@ -137,6 +140,8 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path: pathlib.Path) -> N
         with pytest.raises(upgrayedd.InvalidValueError, match=message):
             upgrayedd.sweep(None, [], space, out, num_cycles=1)
     assert not out.exists()
+    with pytest.raises(upgrayedd.InvalidValueError, match="data is missing"):
+        upgrayedd.sweep("some-model", [], {"seed": [1, 2]}, out)
     (tmp_path / "bad.toml").write_text("[space]\n")
     command = [sys.executable, "-m", "upgrayedd", "sweep", str(tmp_path / "bad.toml")]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -130,6 +130,48 @@ def test_a_pipeline_inside_a_process_group_is_shared(tmp_path: pathlib.Path) -> 
     assert done.returncode != 0 and "several processes share the run: name its folder, output_dir" in done.stderr
 
 
+DIFFERENT = """
+import random
+import torch.distributed as dist
+from upgrayedd import UpgrayeddPipeline
+from upgrayedd.strategies.base import BasePruningStrategy
+
+class Own(BasePruningStrategy):
+    def select_heads_to_prune(self, model, head_importances):
+        return {name: [heads[dist.get_rank()]] for name, heads in model.active_heads.items()}
+
+    def select_heads_to_grow(self, model, pruned_heads, metrics):
+        return {}
+
+def shuffled():
+    rows = list(range(48))
+    random.Random(dist.get_rank()).shuffle(rows)
+    return ([{"input_ids": [[row + 1] * 16]} for row in rows].__iter__)()
+
+dist.init_process_group("gloo")
+own = WHAT == "strategy"
+data = ["Mia had a red ball and ran home with Tom."] * 60 if own else shuffled
+options = {"output_dir": WHAT, "max_steps_per_cycle": 2, "sequence_length": 16, "strategy": Own() if own else "magnitude"}
+UpgrayeddPipeline("builtin", **options).run_optimization(data, num_cycles=1)
+"""
+
+
+@pytest.mark.parametrize("what", ["strategy", "loader"])
+def test_processes_that_decide_or_read_otherwise_are_refused(tmp_path: pathlib.Path, what: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(DIFFERENT.replace("WHAT", repr(what)))
+    done = run(torchrun(script), tmp_path)
+    assert done.returncode != 0
+    assert "process 1 does not do what process 0 does" in done.stderr, done.stderr
+    assert not (tmp_path / what / "model").exists()
+
+
+def test_a_run_of_somebody_else_is_not_gone_on_with(whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = run(torchrun(*optimize(whole), restarts=1), tmp_path)
+    assert done.returncode != 0 and "exists" in done.stderr, done.stderr
+    assert "is complete" not in done.stderr
+
+
 def test_what_cannot_be_shared_is_refused(tmp_path: pathlib.Path) -> None:
     done = run(torchrun("-m", "upgrayedd", "optimize", *SHORT), tmp_path)
     assert done.returncode != 0 and "name its folder, --out" in done.stderr

@@ -23,11 +23,11 @@ use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
 use upgrayedd::load::LoadOptions;
 use upgrayedd::model::GenerateOptions;
-use upgrayedd::nn::interrupt;
+use upgrayedd::nn::{Device, Precision, interrupt};
 use upgrayedd::reduce::{Alone, Reduce};
 use upgrayedd::score::{self, ALL, Score, ScoreContext, compute_all};
 use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
-use upgrayedd::{Error, Model};
+use upgrayedd::{Error, Model, OptimizeConfig};
 
 use args::{
     Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs,
@@ -47,8 +47,29 @@ pub struct Shared {
     pub local_rank: usize,
     /// How many of them are on this machine.
     pub local_size: usize,
-    /// Whether they were started anew because one has died: what they began is gone on with.
+    /// What started them, by a name that it keeps when it starts them anew because one has died: what they began is then
+    /// gone on with.
+    pub launch: String,
+    /// Whether they were started anew.
     pub restarted: bool,
+}
+
+impl Shared {
+    /// Where this process computes: a GPU of its own, where processes share a machine.
+    ///
+    /// # Errors
+    /// Returns what [`OptimizeConfig::open_device`] returns.
+    pub fn device(&self, config: &OptimizeConfig) -> upgrayedd::Result<Device> {
+        let mut own = config.clone();
+        own.run.device = self.own_device(&config.run.device, config.run.precision.parse()?)?;
+        own.open_device()
+    }
+
+    fn own_device(&self, name: &str, precision: Precision) -> upgrayedd::Result<String> {
+        let has_gpu = || Ok::<_, Error>(Device::open("auto", precision)?.card().is_some());
+        let one_each = name == "cuda" || (name == "auto" && has_gpu()?);
+        Ok(if one_each { format!("cuda:{}", self.local_rank) } else { name.to_owned() })
+    }
 }
 
 /// Runs the command line `arguments` (the program's name first), with others where it is `shared`, and returns its exit
@@ -180,17 +201,11 @@ fn set_threads(threads: Option<usize>, shared: Option<&Shared>) -> anyhow::Resul
         .context("cannot start the threads")
 }
 
-/// A GPU of its own for each process, where they share a machine.
-fn own_device(name: &str, shared: Option<&Shared>) -> String {
-    match shared {
-        Some(shared) if name == "cuda" => format!("cuda:{}", shared.local_rank),
-        _ => name.to_owned(),
-    }
-}
-
 fn load(args: &ModelArgs, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
-    let device = upgrayedd::nn::Device::open(&own_device(&args.device, shared), args.precision.parse()?)?;
+    let precision = args.precision.parse()?;
+    let name = shared.map(|shared| shared.own_device(&args.device, precision)).transpose()?;
+    let device = Device::open(name.as_ref().unwrap_or(&args.device), precision)?;
     let passed_over = if args.device == "auto" { device.passed_over() } else { None };
     note(&passed_over.into_iter().collect::<Vec<_>>());
     if let Some(card) = device.card() {

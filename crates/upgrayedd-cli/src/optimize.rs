@@ -7,32 +7,34 @@ use anyhow::Result;
 use serde_json::json;
 use upgrayedd::config::OPEN_ENDED;
 use upgrayedd::event::named_units;
-use upgrayedd::nn::Device;
-use upgrayedd::pipeline::{Given, GivenParts, parse_run};
+use upgrayedd::pipeline::{Given, GivenParts, parse_run, read_run};
 use upgrayedd::reduce::Reduce;
 use upgrayedd::units::Site;
 use upgrayedd::{Error, OptimizeConfig, Pipeline, Summary};
 
 use crate::args::{OptimizeArgs, ResumeArgs};
 use crate::progress::{Console, say, tell};
-use crate::{Shared, own_device, print_json, set_threads, text};
+use crate::{Shared, print_json, set_threads, text};
 
 pub fn run(args: Box<OptimizeArgs>, shared: Option<&Shared>) -> Result<()> {
     let config = configuration(&args)?;
     config.check()?;
     if let (Some(shared), Some(out)) = (shared, &args.out)
-        && shared.restarted
-        && out.join("run.toml").is_file()
+        && let Some(begun) = begun_by(shared, out)
     {
-        if out.join("model").is_dir() {
-            tell(&format!("{} is complete", out.display()));
-            return Ok(());
-        }
-        let (device, precision, threads) = (None, None, config.run.threads);
-        return resume(
-            ResumeArgs { run: out.clone(), threads, device, precision, json: args.json },
-            Some(shared),
-        );
+        return match begun {
+            Begun::Complete => {
+                tell(&format!("{} is complete", out.display()));
+                Ok(())
+            }
+            Begun::Unfinished => {
+                let (device, precision, threads) = (None, None, config.run.threads);
+                resume(
+                    ResumeArgs { run: out.clone(), threads, device, precision, json: args.json },
+                    Some(shared),
+                )
+            }
+        };
     }
     set_threads(config.run.threads, shared)?;
     let out = match (&args.out, shared) {
@@ -45,7 +47,9 @@ pub fn run(args: Box<OptimizeArgs>, shared: Option<&Shared>) -> Result<()> {
         }
     };
     upgrayedd::files::check_new(&out)?;
-    let given = Given { device: device_of(&config, shared)?, reduce: reduce_of(shared), ..Given::default() };
+    let device = shared.map(|shared| shared.device(&config)).transpose()?;
+    let launch = shared.map(|shared| shared.launch.clone());
+    let given = Given { device, launch, reduce: reduce_of(shared), ..Given::default() };
     let mut pipeline = Pipeline::with(config, given)?;
     if args.dry_run {
         return dry_run(&mut pipeline, args.json);
@@ -74,8 +78,8 @@ pub fn resume(args: ResumeArgs, shared: Option<&Shared>) -> Result<()> {
     if let Some(precision) = precision {
         recorded.run.precision.clone_from(precision);
     }
-    let device = match device_of(&recorded, shared)? {
-        Some(device) => device,
+    let device = match shared {
+        Some(shared) => shared.device(&recorded)?,
         None => recorded.open_device()?,
     };
     let given = Given { device: Some(device), reduce: reduce_of(shared), ..Given::default() };
@@ -84,18 +88,20 @@ pub fn resume(args: ResumeArgs, shared: Option<&Shared>) -> Result<()> {
     finish(result, run, *json)
 }
 
-fn reduce_of(shared: Option<&Shared>) -> Option<Arc<dyn Reduce>> {
-    shared.map(|shared| shared.reduce.clone())
+/// How far a run is that the same processes have begun before one of them died.
+enum Begun {
+    Unfinished,
+    Complete,
 }
 
-/// The GPU of this process, where several share a machine.
-fn device_of(config: &OptimizeConfig, shared: Option<&Shared>) -> upgrayedd::Result<Option<Device>> {
-    if shared.is_none() {
-        return Ok(None);
-    }
-    let mut own = config.clone();
-    own.run.device = own_device(&config.run.device, shared);
-    own.open_device().map(Some)
+fn begun_by(shared: &Shared, out: &Path) -> Option<Begun> {
+    let launch = if shared.restarted { read_run(out).ok()?.launch } else { None };
+    (launch? == shared.launch)
+        .then(|| if out.join("model").is_dir() { Begun::Complete } else { Begun::Unfinished })
+}
+
+fn reduce_of(shared: Option<&Shared>) -> Option<Arc<dyn Reduce>> {
+    shared.map(|shared| shared.reduce.clone())
 }
 
 fn finish(result: upgrayedd::Result<Summary>, out: &Path, json: bool) -> Result<()> {

@@ -103,18 +103,27 @@ pub(crate) fn of_first<T: Serialize + DeserializeOwned>(
     let malformed = |e: serde_json::Error| {
         Error::malformed(format!("cannot share what the first process has found: {e}"))
     };
+    let made = if reduce.rank() == 0 { make().map(Some) } else { Ok(None) };
     let mut bytes = Vec::new();
-    if reduce.rank() == 0 {
-        bytes.extend(serde_json::to_vec(&make()?).map_err(malformed)?.into_iter().map(f64::from));
+    if let Some(made) = in_all(reduce, made)? {
+        bytes.extend(serde_json::to_vec(&made).map_err(malformed)?.into_iter().map(f64::from));
     }
     reduce.gather(&mut bytes)?;
     let bytes: Vec<u8> = bytes.into_iter().map(|byte| byte as u8).collect();
     serde_json::from_slice(&bytes).map_err(malformed)
 }
 
-/// Waits until all processes have come here.
-pub(crate) fn meet(reduce: &dyn Reduce) -> Result<()> {
-    reduce.sum(&mut [0.0])
+/// What this process has come to, once all others have come to something too: what fails in one fails in all.
+pub(crate) fn in_all<T>(reduce: &dyn Reduce, own: Result<T>) -> Result<T> {
+    if reduce.size() == 1 {
+        return own;
+    }
+    let mut failed = [f64::from(u8::from(own.is_err()))];
+    match (reduce.sum(&mut failed), own) {
+        (_, Err(error)) | (Err(error), _) => Err(error),
+        (Ok(()), Ok(_)) if failed[0] > 0.0 => Err(Error::Caller("another process has failed".into())),
+        (Ok(()), own) => own,
+    }
 }
 
 /// Refuses processes that were not given the same: what they decide would differ. `what` is all that decides.

@@ -75,6 +75,9 @@ pub struct RunRecord {
     pub config: OptimizeConfig,
     /// For a budget in latency: the times that it goes by.
     pub timings: Option<Timings>,
+    /// What started it, where that starts runs anew: the number of a torchrun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch: Option<String>,
 }
 
 /// Which parts of a run its caller made itself.

@@ -10,7 +10,7 @@ use crate::data::BatchSource;
 use crate::learner::{Learner, Step, Update};
 use crate::model::{Batch, Distill};
 use crate::named_enum;
-use crate::reduce::{Reduce, own_rows};
+use crate::reduce::{Reduce, check_alike, own_rows};
 use crate::units::{LayerSite, Selection};
 use crate::{Error, Model, Result, surgery};
 
@@ -94,7 +94,8 @@ pub struct Place {
 /// Learns for one cycle, from `place` on, which is kept up to date: what is there after a step is enough to
 /// go on from.
 ///
-/// The processes of `reduce` share the sequences of each batch. `growing` are the units that are to be faded in. Returns after the last step or when `on_step` breaks,
+/// The processes of `reduce` share the sequences of each batch. `growing` are the units that are to be
+/// faded in. Returns after the last step or when `on_step` breaks,
 /// gates folded.
 ///
 /// # Errors
@@ -151,7 +152,7 @@ pub fn learn(
             if taken <= done {
                 return Ok(ControlFlow::Continue(()));
             }
-            group.push(if reduce.size() == 1 { batch } else { batch.rows(own_rows(reduce, batch.batch)) });
+            group.push(own_part(reduce, batch)?);
             if group.len() < options.gradient_accumulation {
                 return Ok(ControlFlow::Continue(()));
             }
@@ -178,6 +179,16 @@ pub fn learn(
     fold_all_gates(&mut learner.model);
     trim_buffers();
     Ok(())
+}
+
+/// This process's part of a batch, which all have to have.
+fn own_part(reduce: &dyn Reduce, batch: Batch) -> Result<Batch> {
+    if reduce.size() == 1 {
+        return Ok(batch);
+    }
+    let Batch { tokens, mask, types, targets, values, .. } = &batch;
+    check_alike(reduce, &format!("{tokens:?}{mask:?}{types:?}{targets:?}{values:?}"))?;
+    Ok(batch.rows(own_rows(reduce, batch.batch)))
 }
 
 /// Makes the gates part of the weights.

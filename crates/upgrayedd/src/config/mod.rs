@@ -2,6 +2,7 @@
 //! the plan that is made of it.
 
 mod command;
+mod derived;
 mod optimize;
 mod options;
 mod plan;

@@ -1,10 +1,9 @@
 //! From what a user asked to what a run does.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
+use super::derived::{distill_share, locate, train_options, usual_scope};
 use super::optimize::OptimizeConfig;
-use super::options::SourceOptions;
 use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
 use crate::eval::EvalOptions;
@@ -13,7 +12,6 @@ use crate::model::{Companions, Model};
 use crate::price::{Currency, Prices};
 use crate::reduce::{Reduce, of_first};
 use crate::score::ScoreContext;
-use crate::spec::{Block, Objective};
 use crate::strategy::Strategy;
 use crate::timings::{Timings, time_layers};
 use crate::train::TrainOptions;
@@ -455,74 +453,5 @@ impl Plan {
             gradient_checkpointing: self.train.gradient_checkpointing,
             reduce,
         }
-    }
-}
-
-impl SourceOptions {
-    /// Tokens per sequence for this model. A shorter model is not an error of the user's as long as no length
-    /// was asked for.
-    pub fn length_for(&self, model: &Model) -> usize {
-        self.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions))
-    }
-}
-
-/// Where units compete if nobody says: where it suits the strategy, but in each layer on its own for channels whose writer
-/// is followed by a norm of the sum. The costs of different layers are not on one scale there (docs/lab-notebook.md).
-fn usual_scope(config: &OptimizeConfig, model: &Model, strategy: &dyn Strategy) -> Scope {
-    let post_norm = model.spec().layers.iter().any(|layer| layer.block == Block::PostNorm);
-    if post_norm && config.prune.units.contains(Site::Channel) { Scope::Layer } else { strategy.scope() }
-}
-
-/// Makes names of files and models hold wherever the run is continued from.
-fn locate(config: &mut OptimizeConfig, model: &Model) {
-    let absolute = |path: &mut PathBuf| {
-        if let Ok(full) = path.canonicalize() {
-            *path = full;
-        }
-    };
-    let OptimizeConfig { run, data, prune, learn, .. } = config;
-    data.data.iter_mut().chain(&mut data.eval_data).chain(&mut prune.timings).for_each(absolute);
-    // The commit that was read, so that the run can be made again after the repository has moved.
-    if let Some(origin) = model.origin.as_ref().filter(|_| run.model.is_some()) {
-        run.model = Some(origin.clone());
-    }
-    for name in [&mut run.model, &mut learn.teacher] {
-        if let Some(full) = name.as_ref().and_then(|name| Path::new(name).canonicalize().ok()) {
-            *name = Some(full.to_string_lossy().into_owned());
-        }
-    }
-}
-
-/// The share of the teacher's predictions in the loss. Refuses teachers that would teach nothing.
-fn distill_share(config: &OptimizeConfig, model: &Model) -> Result<f64> {
-    let (is_encoder, teacher) =
-        (model.spec().objective == Objective::Encoder, config.learn.teacher.is_some());
-    let share = config.learn.distill.unwrap_or(if teacher && !is_encoder { 0.5 } else { 0.0 });
-    if is_encoder && share > 0.0 {
-        return Err(Error::does_not_fit(
-            "a plain encoder learns from its parent's hidden states alone: leave distill out",
-        ));
-    }
-    if !is_encoder && teacher && share == 0.0 {
-        return Err(Error::does_not_fit(
-            "distill is 0, so the teacher would teach nothing: leave one of them out",
-        ));
-    }
-    Ok(share)
-}
-
-fn train_options(config: &OptimizeConfig, learning_rate: f64) -> TrainOptions {
-    let learn = &config.learn;
-    TrainOptions {
-        epochs: learn.epochs_per_cycle,
-        max_steps: learn.max_steps_per_cycle,
-        learning_rate,
-        gradient_accumulation: learn.gradient_accumulation,
-        lr_schedule: learn.lr_schedule,
-        warmup_steps: learn.warmup_steps,
-        weight_decay: learn.weight_decay,
-        max_gradient_norm: learn.max_gradient_norm,
-        gate_warmup: config.grow.gate_warmup,
-        gradient_checkpointing: learn.gradient_checkpointing,
     }
 }

@@ -11,7 +11,7 @@ use crate::files::DType;
 use crate::model::Model;
 use crate::open::base_of;
 use crate::record::{Snapshot, Speed, Summary};
-use crate::reduce::{meet, of_first};
+use crate::reduce::{in_all, of_first};
 use crate::report;
 use crate::units::Site;
 use crate::weights::Layout;
@@ -70,9 +70,11 @@ impl Run<'_> {
         self.journal.dir.write_event(&finished)?;
         let card = card(&self.pipeline.record, model, &summary);
         let run = self.journal.dir.path().to_owned();
-        self.journal.dir.finish(model, &summary, |out| {
-            export::export_all(model, &[&export::HF], None, out, Some(&card))
-        })?;
+        let written = self
+            .journal
+            .dir
+            .finish(model, &summary, |out| export::export_all(model, &[&export::HF], None, out, Some(&card)));
+        in_all(self.pipeline.reduce.as_ref(), written)?;
         // The result is whole: that it cannot be shown is no reason to lose it.
         if self.pipeline.reduce.rank() == 0
             && let Err(error) = report::write(&run)
@@ -80,7 +82,6 @@ impl Run<'_> {
             let message = format!("the page about the run could not be written: {error}");
             self.journal.observer.on_event(&Event::Notice { cycle: self.journal.state.cycle, message });
         }
-        meet(self.pipeline.reduce.as_ref())?;
         self.journal.observer.on_event(&finished);
         Ok(summary)
     }

@@ -65,6 +65,7 @@ impl Run<'_> {
             counts = if wanted { self.within_cost(&asked, goals.grown)? } else { BTreeMap::new() };
         }
         let selection = self.ask(&asked, &counts)?;
+        self.check_chosen(Some(&selection))?;
         let Pipeline { learner, plan, .. } = &mut self.pipeline;
         let rate = plan.config.grow.growth_lr_multiplier as f32;
         // A refit makes of the model what the parent was. Units that were gone by then would be cancelled:

@@ -8,7 +8,7 @@ use crate::event::{Event, Observer};
 use crate::model::Model;
 use crate::open::base_of;
 use crate::record::{Gpu, Summary};
-use crate::reduce::meet;
+use crate::reduce::{check_alike, in_all};
 use crate::run_dir::{RunDir, RunRecord, read_run};
 use crate::{Error, Result};
 
@@ -70,7 +70,12 @@ impl Pipeline {
                 message: format!("a checkpoint is damaged and passed over: {error}"),
             });
         }
-        let (saved, fresh) = match saved? {
+        let reduce = pipeline.reduce.clone();
+        let saved = in_all(reduce.as_ref(), saved)?;
+        // Nobody goes on, and saves, while another still reads; and all have read the same.
+        let state = serde_json::to_string(&saved.as_ref().map(|saved| &saved.state));
+        check_alike(reduce.as_ref(), &state.map_err(|e| Error::malformed(e.to_string()))?)?;
+        let (saved, fresh) = match saved {
             Some(saved) => (saved, false),
             None => {
                 let state = State::new(pipeline.measure("baseline", observer)?);
@@ -90,9 +95,6 @@ impl Pipeline {
             _ => None,
         };
         pipeline.learner = learner;
-        let reduce = pipeline.reduce.clone();
-        // Nobody goes on, and saves, while another still reads.
-        meet(reduce.as_ref())?;
         let mut run = Run { pipeline, journal: Journal { dir, reduce, observer, state, best }, start };
         if fresh {
             run.begin()?;

@@ -10,6 +10,7 @@ use crate::event::{Control, Event, Phase, Progress, SCHEMA, named_scores, named_
 use crate::learner::Learner;
 use crate::model::Model;
 use crate::record::{CycleRecord, Evaluation, LayerStart};
+use crate::reduce::check_alike;
 use crate::spec::Objective;
 use crate::train::Place;
 use crate::units::{LayerSite, LayerUnits, Scores, Selection, Site};
@@ -222,7 +223,9 @@ impl Run<'_> {
         for number in 1..=of {
             self.journal.observer.on_progress(Progress { task: &task, done: 0, total: 1 });
             let step = PruneStep { cycle, number, of, budget, goals, parent };
-            let Some(Chosen { scores, share, selection }) = self.pipeline.prune_step(step)? else { continue };
+            let chosen = self.pipeline.prune_step(step)?;
+            self.check_chosen(chosen.as_ref().map(|chosen| &chosen.selection))?;
+            let Some(Chosen { scores, share, selection }) = chosen else { continue };
             self.journal.observer.on_progress(Progress { task: &task, done: 1, total: 1 });
             let shown = self.pipeline.strategy.shown(&scores);
             let higher_keeps = !shown.values().zip(scores.values()).any(|(shown, score)| shown * score < 0.0);
@@ -249,6 +252,11 @@ impl Run<'_> {
             self.journal.emit(Event::Notice { cycle, message })?;
         }
         Ok((pruned, kept))
+    }
+
+    /// Refuses a strategy that does not choose the same in all processes.
+    pub(super) fn check_chosen(&self, selection: Option<&Selection>) -> Result<()> {
+        check_alike(self.pipeline.reduce.as_ref(), &format!("{selection:?}"))
     }
 
     /// Why pruning took another number of units than the budget asked for.

@@ -9,7 +9,7 @@ use super::parts::{hash_model, load_teacher, read_data};
 use super::samples;
 use super::state::{Given, Journal, Pipeline, Run, State};
 use crate::config::{OptimizeConfig, Plan};
-use crate::data::{Part, Split};
+use crate::data::{Part, SetAside, Split};
 use crate::eval::evaluate;
 use crate::event::Observer;
 use crate::files::check_new;
@@ -19,7 +19,7 @@ use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
 use crate::record::{Evaluation, Gpu, Summary};
-use crate::reduce::{Alone, check_alike, meet};
+use crate::reduce::{Alone, check_alike, in_all};
 use crate::refit::Repairs;
 use crate::run_dir::{GivenParts, RUN_FORMAT, RunDir, RunRecord, read_run};
 use crate::spec::Objective;
@@ -123,9 +123,10 @@ impl Pipeline {
             split: data.split.clone(),
             config: plan.config(),
             timings: plan.timings.clone(),
+            launch: given.launch,
         };
         let learner = Learner::new(model, plan.train.weight_decay);
-        check_alike(reduce.as_ref(), &everything_of(&record)?)?;
+        check_alike(reduce.as_ref(), &everything_of(&record, data.set_aside.as_ref())?)?;
         Ok(Self { plan, teacher, learner, data, strategy, reduce, record })
     }
 
@@ -199,11 +200,10 @@ impl Pipeline {
     /// The run's folder, which the first process makes.
     fn new_folder(&self, out: &Path) -> Result<RunDir> {
         let dir = match self.reduce.rank() {
-            0 => RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref())?,
-            _ => RunDir::follow(out),
+            0 => RunDir::create(out, &self.record, &self.learner.model, self.data.set_aside.as_ref()),
+            _ => Ok(RunDir::follow(out)),
         };
-        meet(self.reduce.as_ref())?;
-        Ok(dir)
+        in_all(self.reduce.as_ref(), dir)
     }
 
     /// The configuration that a run was started with.
@@ -264,9 +264,15 @@ impl Pipeline {
     }
 }
 
-/// All that decides what a run does, and how its numbers are rounded.
-fn everything_of(record: &RunRecord) -> Result<String> {
-    let text = toml::to_string(record)
+/// All that decides what a run does, and how its numbers are rounded; but not which of several like GPUs it is on.
+fn everything_of(record: &RunRecord, set_aside: Option<&SetAside>) -> Result<String> {
+    let mut record = record.clone();
+    record.config.run.device.clear();
+    if let Some(gpu) = &mut record.gpu {
+        gpu.device.clear();
+    }
+    let set_aside = serde_json::to_string(&set_aside).map_err(|e| Error::malformed(e.to_string()))?;
+    let text = toml::to_string(&record)
         .map_err(|e| Error::malformed(format!("cannot write the configuration: {e}")))?;
-    Ok(format!("{text}{}", upgrayedd_nn::instruction_set()))
+    Ok(format!("{text}{set_aside}{}", upgrayedd_nn::instruction_set()))
 }

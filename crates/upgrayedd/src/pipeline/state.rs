@@ -33,6 +33,8 @@ pub struct Given {
     pub device: Option<Device>,
     /// Times for a budget in latency, in the place of measuring them.
     pub timings: Option<Timings>,
+    /// What started the run, so that it knows the run again when it starts it anew.
+    pub launch: Option<String>,
     /// The process among those that share the work, where there are several: each is given the same. The first has the
     /// run folder, which all must be able to read; the others write nothing.
     pub reduce: Option<Arc<dyn Reduce>>,
