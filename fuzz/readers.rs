@@ -318,7 +318,7 @@ fn run(bytes: &[u8]) {
 
 fn run_seeds() -> Vec<Vec<u8>> {
     let config = toml::to_string(&upgrayedd::OptimizeConfig::default()).unwrap();
-    let split = "train = { start = 20, end = 90 }\ncalibration = { start = 0, end = 20 }\nheld_out = { start = 90, end = 100 }\n";
+    let split = "train = { start = 20, end = 90 }\ncalibration = { start = 0, end = 20 }\nheld_out = { start = 90, end = 100 }\nseparate_eval_data = false\n";
     let head = format!(
         "format_version = {RUN_FORMAT}\nprogram_version = \"0.2.0\"\nmodel_hash = \"0\"\ndata_hash = \"0\"\n"
     );
