@@ -18,7 +18,7 @@ SHORT: dict[str, Any] = {"num_cycles": 1, "max_eval_windows": 4, "sequence_lengt
 FILE = """
 output_dir = "swept"
 num_cycles = 1
-max_steps_per_cycle = 30
+max_steps_per_cycle = 60
 max_eval_windows = 4
 sequence_length = 32
 batch_size = 2
@@ -53,7 +53,7 @@ def holder(path: pathlib.Path) -> int | None:
 
 def saved(run: pathlib.Path, process: subprocess.Popen[str]) -> int:
     """Waits for a checkpoint and returns who works on the run."""
-    end = time.monotonic() + 180
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()
         if any(run.glob("checkpoints/*")) and (found := holder(run / ".lock")):
