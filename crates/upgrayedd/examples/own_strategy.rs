@@ -71,6 +71,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     config.run.num_cycles = 1;
     config.learn.max_steps_per_cycle = Some(4);
     config.measure.max_eval_windows = Some(16);
+    config.refit.refit_samples = 32;
     let given = Given { strategy: Some(Box::new(RankSum)), ..Given::default() };
     let scratch = tempfile::tempdir()?;
     let summary = Pipeline::with(config, given)?.run(&scratch.path().join("run"), &mut Silent)?;

@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.prune.pruning_ratio = 0.2;
     config.learn.max_steps_per_cycle = Some(10);
     config.measure.max_eval_windows = Some(16);
+    // Less than usual, to be done in half a minute.
+    config.refit.refit_samples = 32;
     let pipeline = Pipeline::new(config)?;
     println!(
         "{} steps per cycle, {:?} for heads to compete in",
