@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from upgrayedd.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PATIENCE = timedelta(days=1)
 """A process that dies is noticed at once; one that works alone for long, the first writing a large model, is waited for."""
@@ -41,6 +42,7 @@ class Group:
 
     def gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """What all processes have, process by process."""
+        import numpy as np
         import torch
         import torch.distributed as dist
 
