@@ -1,6 +1,8 @@
 //! Times training steps and forward passes of a model with random weights; prints one line of JSON.
 #![allow(clippy::print_stdout, reason = "a command-line tool")]
 
+mod simulate;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +16,7 @@ use upgrayedd::data::{Dataset, Row};
 use upgrayedd::learner::{Learner, Update};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
-use upgrayedd::nn::profile::count_products;
+use upgrayedd::nn::profile::{count_products, record_cuts};
 use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext, compute_all};
@@ -57,6 +59,9 @@ struct Args {
     /// Train or score with gradient checkpointing
     #[arg(long)]
     gradient_checkpointing: bool,
+    /// Say instead how the work is cut for so many threads and what they would make of it, from a run on one (repeatable)
+    #[arg(long, value_name = "THREADS")]
+    simulate: Vec<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -101,7 +106,8 @@ impl Work {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
+    let threads = if args.simulate.is_empty() { args.threads } else { 1 };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let config: Value = serde_json::from_str(&std::fs::read_to_string(&args.config).context("config")?)?;
     let (family, spec, _) = family::recognise(&config, &[], None)?;
     let mut model = Model::initialised(family, spec, config, 1)?;
@@ -174,6 +180,14 @@ fn main() -> Result<()> {
     };
     for _ in 0..args.warm_ups {
         once()?;
+    }
+    if !args.simulate.is_empty() {
+        let record = |threads: &usize| {
+            let (taken, cuts, rest) = record_cuts(*threads, &mut once);
+            taken.map(|_| (*threads, cuts, rest))
+        };
+        simulate::print(&args.simulate.iter().map(record).collect::<Result<Vec<_>>>()?);
+        return Ok(());
     }
     device.kernel_times();
     let (mut milliseconds, mut shares, mut rates) = (Vec::new(), Vec::new(), Vec::new());

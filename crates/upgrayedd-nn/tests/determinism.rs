@@ -68,6 +68,47 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+/// Forward, and backward to input and weight.
+fn products(rows: usize, inputs: usize, outputs: usize, format: Option<Format>) -> [Tensor; 3] {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut params = ParamSet::default();
+    let weight = params.add("w", random(&mut rng, &[outputs, inputs]));
+    let mut grads = Gradients::for_params(&params);
+    let mut tape = Tape::recording(Device::cpu(), &params, &mut grads);
+    let x = tape.leaf(random(&mut rng, &[rows, inputs]));
+    let w = match format {
+        Some(format) => tape.constant(stored(params.get(weight), format, 0)),
+        None => tape.param(weight),
+    };
+    let y = ops::linear(&mut tape, &x, &w, None).unwrap();
+    let made = y.tensor().clone();
+    let leaves = tape.backward(vec![(y.clone(), random(&mut rng, &[rows, outputs]))]).unwrap();
+    let none = Tensor::zeros(&[0]);
+    [made, leaves.get(&x).unwrap().clone(), grads.get(weight).cloned().unwrap_or(none)]
+}
+
+#[test]
+fn products_are_cut_finer_for_many_threads_and_keep_their_bits() {
+    let at = |threads, shape: (usize, usize, usize), format| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| products(shape.0, shape.1, shape.2, format))
+    };
+    for rows in [8, 40, 64, 65, 100, 513] {
+        for (inputs, outputs) in
+            [(300, 256), (40, 833), (768, 768), (1100, 300), (64, 769), (833, 801), (520, 900)]
+        {
+            let shape = (rows, inputs, outputs);
+            for format in [None, Some(Format::BF16)] {
+                let one = at(1, shape, format);
+                assert!(
+                    [5, 24, 100].iter().all(|threads| at(*threads, shape, format) == one),
+                    "{shape:?} {format:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_gram_matrix_is_the_product_with_itself() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);

@@ -8,6 +8,8 @@ pub mod fake;
 
 use std::str::FromStr;
 
+pub use cpu::LOGITS;
+
 pub use crate::kernels::Precision;
 use crate::kernels::{Kernels, Number};
 use crate::{Result, Tensor};

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::math::{self, simd};
 use super::matmul::{Threads, View, matmul, transpose};
 use crate::kernels::{AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, EntropyProbe, Sink};
+use crate::profile::Tasks;
 use crate::{Tensor, pool};
 
 /// Queries per block: scores of a block stay in the second-level cache.
@@ -151,7 +152,7 @@ fn interleave(head_major: &[f32], batch: usize, heads: usize, rows: usize, d: us
         return;
     }
     debug_assert_eq!(head_major.len(), batch * heads * rows * d);
-    out.tensor.data_mut()[..batch * rows * width].par_chunks_mut(width * 16).enumerate().for_each(
+    out.tensor.data_mut()[..batch * rows * width].par_chunks_mut(width * 16).enumerate().for_each_task(
         |(task, out)| {
             for (i, row) in out.chunks_exact_mut(width).enumerate() {
                 let (b, t) = ((task * 16 + i) / rows, (task * 16 + i) % rows);
@@ -173,15 +174,13 @@ pub(super) fn forward(inputs: &AttentionInputs<'_>, s: &AttentionShape, entropy:
     let (heads, d, rows) = (s.heads(), s.head_dim, s.queries);
     let mut context = pool::take(s.batch * heads * rows * d);
     let mut lse = Tensor::scratch(&[s.batch, heads, rows]);
-    let stats: Vec<(f64, u64)> = context
-        .par_chunks_mut(rows * d)
-        .zip(lse.data_mut().par_chunks_mut(rows))
-        .enumerate()
-        .map(|(task, (context, lse))| {
-            let head = head_view(inputs, s, task / heads, task % heads);
-            forward_head(&head, s, entropy, context, lse)
-        })
-        .collect();
+    let stats: Vec<(f64, u64)> =
+        context.par_chunks_mut(rows * d).zip(lse.data_mut().par_chunks_mut(rows)).enumerate().map_tasks(
+            |(task, (context, lse))| {
+                let head = head_view(inputs, s, task / heads, task % heads);
+                forward_head(&head, s, entropy, context, lse)
+            },
+        );
     let mut out = Tensor::scratch(&[s.batch * rows, heads * d]);
     interleave(&context, s.batch, heads, rows, d, Sink { tensor: &mut out, accumulate: false });
     pool::give_back(context);
@@ -292,20 +291,16 @@ impl Backward<'_> {
                 readers[g].iter().filter_map(|&h| Some((h, dq_of[b * heads + h].take()?))).collect();
             tasks.push((b, dq, dk, dv));
         }
-        let parts: Vec<Vec<HeadGrads>> = tasks
-            .into_par_iter()
-            .map(|(b, dq, dk, dv)| {
-                dk.fill(0.0);
-                dv.fill(0.0);
-                let Some(&(first, _)) = dq.first() else { return Vec::new() };
-                let shared = head_view(self.inputs, s, b, first);
-                let (keys, values) = (columns(shared.k, s), columns(shared.v, s));
-                let grads =
-                    dq.into_iter().map(|(h, dq)| self.head(b, h, (&keys, &values), dq, dk, dv)).collect();
-                [keys, values].into_iter().for_each(pool::give_back);
-                grads
-            })
-            .collect();
+        let parts: Vec<Vec<HeadGrads>> = tasks.into_par_iter().map_tasks(|(b, dq, dk, dv)| {
+            dk.fill(0.0);
+            dv.fill(0.0);
+            let Some(&(first, _)) = dq.first() else { return Vec::new() };
+            let shared = head_view(self.inputs, s, b, first);
+            let (keys, values) = (columns(shared.k, s), columns(shared.v, s));
+            let grads = dq.into_iter().map(|(h, dq)| self.head(b, h, (&keys, &values), dq, dk, dv)).collect();
+            [keys, values].into_iter().for_each(pool::give_back);
+            grads
+        });
         let write = |values: &[f32], heads, rows, sink: Option<Sink<'_>>| {
             if let Some(sink) = sink {
                 interleave(values, s.batch, heads, rows, d, sink);

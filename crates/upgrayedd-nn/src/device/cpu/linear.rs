@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::math::{self, CHUNK};
 use super::matmul::{Threads, View, matmul, matmul_weights};
 use crate::kernels::Sink;
+use crate::profile::Tasks;
 use crate::stored::Elements;
 use crate::{Tensor, pool};
 
@@ -45,7 +46,7 @@ fn few_rows(x: &Tensor, w: Elements<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
 fn by_output(x: &Tensor, w: Elements<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
     const ROWS: usize = 64;
     let (n, width) = (x.rows(), x.cols());
-    out.par_chunks_mut(ROWS * n.max(1)).enumerate().for_each(|(block, out)| {
+    out.par_chunks_mut(ROWS * n.max(1)).enumerate().for_each_task(|(block, out)| {
         let mut wide = if matches!(w, Elements::F32(_)) { Vec::new() } else { pool::take(width) };
         math::simd(
             #[inline(always)]
@@ -100,7 +101,7 @@ pub(super) fn gram(x: &Tensor) -> Tensor {
     let mut out = Tensor::scratch(&[i, i]);
     let all = View::rows(x.data(), i);
     // The longest first: what is left at the end is short.
-    out.data_mut().par_chunks_mut(STEP * i.max(1)).enumerate().rev().for_each(|(panel, rows)| {
+    out.data_mut().par_chunks_mut(STEP * i.max(1)).enumerate().rev().for_each_task(|(panel, rows)| {
         let start = panel * STEP;
         let height = rows.len() / i;
         let lhs = View { data: &x.data()[start..], ..all }.t();
@@ -119,18 +120,14 @@ pub(super) fn gram(x: &Tensor) -> Tensor {
 pub(super) fn sum_rows(dy: &Tensor, db: Sink<'_>) {
     let cols = dy.cols();
     let block = (CHUNK / cols.max(1)).max(1) * cols.max(1);
-    let partial: Vec<Vec<f32>> = dy
-        .data()
-        .par_chunks(block)
-        .map(|rows| {
-            let mut sum = vec![0.0; cols];
-            math::simd(
-                #[inline(always)]
-                || rows.chunks_exact(cols).for_each(|row| add_into(&mut sum, row)),
-            );
-            sum
-        })
-        .collect();
+    let partial: Vec<Vec<f32>> = dy.data().par_chunks(block).map_tasks(|rows| {
+        let mut sum = vec![0.0; cols];
+        math::simd(
+            #[inline(always)]
+            || rows.chunks_exact(cols).for_each(|row| add_into(&mut sum, row)),
+        );
+        sum
+    });
     let out = db.tensor.data_mut();
     if !db.accumulate {
         out.fill(0.0);

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::linear;
 use super::math::{self, simd};
 use crate::kernels::IGNORE;
+use crate::profile::Tasks;
 use crate::{Tensor, pool};
 
 /// Replaces `row` by exp(row − max) and returns `(max, Σ exp)`.
@@ -43,7 +44,7 @@ pub(super) fn negative_log_likelihood(x: &Tensor, w: &Tensor, bias: Option<&Tens
             bias.map(|b| &b.data()[first..last]),
             logits,
         );
-        logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each(
+        logits.par_chunks_mut(last - first).zip(&mut running).zip(targets).for_each_task(
             |((row, running), &target)| {
                 if target == IGNORE {
                     return;
@@ -70,31 +71,26 @@ pub(super) fn negative_log_likelihood(x: &Tensor, w: &Tensor, bias: Option<&Tens
 
 pub(super) fn cross_entropy(logits: &mut Tensor, targets: &[i64], weight: f32, with_grad: bool) -> f64 {
     let cols = logits.cols();
-    let losses: Vec<f64> = logits
-        .data_mut()
-        .par_chunks_mut(cols)
-        .zip(targets)
-        .map(|(row, &target)| {
-            if target == IGNORE {
-                row.fill(0.0);
-                return 0.0;
-            }
-            let target = target as usize;
-            let at_target = row[target];
-            simd(
-                #[inline(always)]
-                || {
-                    let (max, sum) = exponentiate(row);
-                    if with_grad {
-                        let scale = weight / sum;
-                        row.iter_mut().for_each(|v| *v *= scale);
-                        row[target] -= weight;
-                    }
-                    f64::from(max) + f64::from(sum).ln() - f64::from(at_target)
-                },
-            )
-        })
-        .collect();
+    let losses: Vec<f64> = logits.data_mut().par_chunks_mut(cols).zip(targets).map_tasks(|(row, &target)| {
+        if target == IGNORE {
+            row.fill(0.0);
+            return 0.0;
+        }
+        let target = target as usize;
+        let at_target = row[target];
+        simd(
+            #[inline(always)]
+            || {
+                let (max, sum) = exponentiate(row);
+                if with_grad {
+                    let scale = weight / sum;
+                    row.iter_mut().for_each(|v| *v *= scale);
+                    row[target] -= weight;
+                }
+                f64::from(max) + f64::from(sum).ln() - f64::from(at_target)
+            },
+        )
+    });
     losses.iter().sum()
 }
 
@@ -106,11 +102,8 @@ pub(super) fn kl_divergence(
     with_grad: bool,
 ) -> f64 {
     let cols = student.cols();
-    let losses: Vec<f64> = student
-        .data_mut()
-        .par_chunks_mut(cols)
-        .zip(teacher.data().par_chunks(cols))
-        .map(|(s, t)| {
+    let losses: Vec<f64> =
+        student.data_mut().par_chunks_mut(cols).zip(teacher.data().par_chunks(cols)).map_tasks(|(s, t)| {
             let mut p = t.to_vec();
             simd(
                 #[inline(always)]
@@ -138,8 +131,7 @@ pub(super) fn kl_divergence(
                     (cross / f64::from(p_sum) + shift) * f64::from(temperature * temperature)
                 },
             )
-        })
-        .collect();
+        });
     losses.iter().sum()
 }
 
@@ -172,11 +164,8 @@ pub(super) fn binary_cross_entropy(x: &mut Tensor, reference: &Tensor, weight: f
 
 pub(super) fn relative_distance(x: &mut Tensor, reference: &Tensor, weight: f32) -> f64 {
     let cols = x.cols();
-    let distances: Vec<f64> = x
-        .data_mut()
-        .par_chunks_mut(cols)
-        .zip(reference.data().par_chunks(cols))
-        .map(|(x, r)| {
+    let distances: Vec<f64> =
+        x.data_mut().par_chunks_mut(cols).zip(reference.data().par_chunks(cols)).map_tasks(|(x, r)| {
             let length: f64 = r.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
             let inverse = if length > 0.0 { 1.0 / length } else { 0.0 };
             let scale = 2.0 * weight * inverse as f32;
@@ -187,7 +176,6 @@ pub(super) fn relative_distance(x: &mut Tensor, reference: &Tensor, weight: f32)
                 *x = scale * difference;
             }
             distance * inverse
-        })
-        .collect();
+        });
     distances.iter().sum()
 }

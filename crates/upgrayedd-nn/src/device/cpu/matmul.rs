@@ -7,6 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::math::simd;
+use crate::profile::Tasks;
 use crate::stored::Elements;
 use crate::{pool, profile};
 
@@ -121,14 +122,25 @@ fn by_rows(
     accumulate: bool,
     dst: Target,
 ) {
-    const STEP: usize = 128;
-    (0..m.div_ceil(STEP)).into_par_iter().for_each(|panel| {
-        let start = panel * STEP;
-        let height = STEP.min(m - start);
+    let step = if n > SMALL { fine_enough(m, 128, profile::threads()) } else { 128 };
+    (0..m.div_ceil(step)).into_par_iter().for_each_task(|panel| {
+        let start = panel * step;
+        let height = step.min(m - start);
         let lhs = View { data: &lhs.data[start..], ..lhs };
         // SAFETY: as in `matmul`, for these rows; no other task writes to them.
         unsafe { multiply((height, n, k), alpha, lhs, rhs, accumulate, dst.part(start, 0), Threads::One) }
     });
+}
+
+/// Steps of `coarse` or less, such that `whole` has one for each of the threads, if steps of 32 are enough for that. Bits do not
+/// depend on it as long as the other side is longer than `SMALL` or the step never is. A last step of one would be
+/// another kind of product.
+fn fine_enough(whole: usize, coarse: usize, threads: usize) -> usize {
+    let mut step = coarse;
+    while step > 32 && whole.div_ceil(step) < threads && whole % (step / 2) != 1 {
+        step /= 2;
+    }
+    step
 }
 
 /// Where a product goes.
@@ -147,8 +159,8 @@ unsafe impl Sync for Target {}
 const SMALL: usize = 64;
 
 /// A product with `rhs` stored column by column, as weights are. `gemm` would gather it element by element,
-/// over and over; panels of it that are transposed first take a quarter of the time. The partition depends on
-/// the shape alone, so the bits do not depend on the threads.
+/// over and over; panels of it that are transposed first take a quarter of the time. Sums are cut in the same way
+/// in narrower panels, of which there are more where there are more threads.
 ///
 /// `fill` makes the panel of some columns: where the first is, and how many.
 fn by_panels(
@@ -159,11 +171,12 @@ fn by_panels(
     accumulate: bool,
     dst: Target,
 ) {
-    // Whole steps of the kernel, and enough panels for some threads; rows enough that transposing is small
-    // beside the product.
-    let (width, height) = (if n < 768 || m <= SMALL { 64 } else { 128 }, m.div_ceil(m.div_ceil(512)));
+    // Whole steps of the kernel; rows enough that transposing is small beside the product.
+    let height = m.div_ceil(m.div_ceil(512));
+    let threads = profile::threads().div_ceil(m.div_ceil(height));
+    let width = fine_enough(n, if n < 768 || m <= SMALL { 64 } else { 128 }, threads);
     let panels = n.div_ceil(width);
-    (0..panels * m.div_ceil(height)).into_par_iter().for_each(|task| {
+    (0..panels * m.div_ceil(height)).into_par_iter().for_each_task(|task| {
         let (row, column) = (task / panels * height, task % panels * width);
         let (height, width) = (height.min(m - row), width.min(n - column));
         let mut panel = pool::take(k * width);
@@ -245,8 +258,8 @@ unsafe fn multiply(
         Threads::All => (Parallelism::Rayon(0), rayon::current_num_threads()),
         Threads::One => (Parallelism::None, 1),
     };
-    // SAFETY: the caller's.
-    profile::product((m, n, k), count, || unsafe {
+    let product = || unsafe {
+        // SAFETY: the caller's.
         gemm::gemm(
             m,
             n,
@@ -268,5 +281,13 @@ unsafe fn multiply(
             false,
             parallelism,
         );
-    });
+    };
+    match threads {
+        // `gemm` gives each thread an equal part of the output, in steps of its kernel.
+        Threads::All => {
+            let tiles = m.div_ceil(TILE) * n.div_ceil(4 * TILE);
+            profile::cut_elsewhere(tiles, || profile::product((m, n, k), count, product));
+        }
+        Threads::One => profile::product((m, n, k), count, product),
+    }
 }

@@ -17,6 +17,7 @@ use crate::kernels::{
     Activation, AdamWStep, AttentionGrads, AttentionInputs, AttentionOutput, AttentionShape, Kernels, Number,
     Sink, Value,
 };
+use crate::profile::Tasks;
 use crate::{Result, Tensor};
 
 /// The host's processor.
@@ -26,8 +27,8 @@ fn number(value: f64) -> Number {
     Number(Value::Host(value))
 }
 
-/// Elements of logits that may exist at once (16 MiB).
-const LOGITS: usize = 4 << 20;
+/// Logits that may exist at once on the CPU where they have gradients (16 MiB).
+pub const LOGITS: usize = 4 << 20;
 
 /// Σ x² by pieces in a fixed order.
 fn sum_of_squares(x: &[f32]) -> f64 {
@@ -37,7 +38,7 @@ fn sum_of_squares(x: &[f32]) -> f64 {
             || math::dot(x, x),
         ))
     };
-    let parts: Vec<f64> = x.par_chunks(1 << 16).map(|x| x.chunks(1 << 10).map(piece).sum()).collect();
+    let parts: Vec<f64> = x.par_chunks(1 << 16).map_tasks(|x| x.chunks(1 << 10).map(piece).sum());
     parts.iter().sum()
 }
 

@@ -6,6 +6,7 @@ use super::linear::{add_into, write};
 use super::math::{CHUNK, dot, simd, sum};
 use crate::Tensor;
 use crate::kernels::Sink;
+use crate::profile::Tasks;
 
 /// Rows handled by one task: fixed by the shape, so that sums over rows do not depend on the threads.
 fn rows_per_task(cols: usize) -> usize {
@@ -21,7 +22,7 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps
         .par_chunks_mut(rows * cols)
         .zip(stats.data_mut().par_chunks_mut(rows * 2))
         .zip(x.data().par_chunks(rows * cols))
-        .for_each(|((out, stats), x)| {
+        .for_each_task(|((out, stats), x)| {
             simd(
                 #[inline(always)]
                 || {
@@ -58,7 +59,7 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, offset: f32, eps: f32) -> (T
         .par_chunks_mut(rows * cols)
         .zip(stats.data_mut().par_chunks_mut(rows))
         .zip(x.data().par_chunks(rows * cols))
-        .for_each(|((out, stats), x)| {
+        .for_each_task(|((out, stats), x)| {
             simd(
                 #[inline(always)]
                 || {
@@ -101,7 +102,7 @@ impl Backward<'_> {
         let cols = self.weight.len();
         let rows = rows_per_task(cols);
         let accumulate = dx.accumulate;
-        dx.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, dx)| {
+        dx.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each_task(|(task, dx)| {
             simd(
                 #[inline(always)]
                 || {
@@ -143,26 +144,23 @@ impl Backward<'_> {
     fn weight(&self, dw: Sink<'_>) {
         let cols = self.weight.len();
         let rows = rows_per_task(cols);
-        let partial: Vec<Vec<f32>> = (0..self.rows().div_ceil(rows))
-            .into_par_iter()
-            .map(|task| {
-                let mut sum = vec![0.0; cols];
-                simd(
-                    #[inline(always)]
-                    || {
-                        for row in task * rows..((task + 1) * rows).min(self.rows()) {
-                            let (mean, rstd) = self.row_stats(row);
-                            let range = row * cols..(row + 1) * cols;
-                            let (x, dy) = (&self.x.data()[range.clone()], &self.dy.data()[range]);
-                            for ((s, &x), &dy) in sum.iter_mut().zip(x).zip(dy) {
-                                *s = (dy * rstd).mul_add(x - mean, *s);
-                            }
+        let partial: Vec<Vec<f32>> = (0..self.rows().div_ceil(rows)).into_par_iter().map_tasks(|task| {
+            let mut sum = vec![0.0; cols];
+            simd(
+                #[inline(always)]
+                || {
+                    for row in task * rows..((task + 1) * rows).min(self.rows()) {
+                        let (mean, rstd) = self.row_stats(row);
+                        let range = row * cols..(row + 1) * cols;
+                        let (x, dy) = (&self.x.data()[range.clone()], &self.dy.data()[range]);
+                        for ((s, &x), &dy) in sum.iter_mut().zip(x).zip(dy) {
+                            *s = (dy * rstd).mul_add(x - mean, *s);
                         }
-                    },
-                );
-                sum
-            })
-            .collect();
+                    }
+                },
+            );
+            sum
+        });
         let mut total = vec![0.0; cols];
         partial.iter().for_each(|sum| add_into(&mut total, sum));
         write(dw, &total);

@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use super::math::{self, CHUNK, simd};
 use crate::Tensor;
 use crate::kernels::{Activation, AdamWStep, Lanes, Sink};
+use crate::profile::Tasks;
 
 pub(super) fn add_assign(a: &mut Tensor, b: &Tensor) {
-    a.data_mut().par_chunks_mut(CHUNK).zip(b.data().par_chunks(CHUNK)).for_each(|(a, b)| {
+    a.data_mut().par_chunks_mut(CHUNK).zip(b.data().par_chunks(CHUNK)).for_each_task(|(a, b)| {
         simd(
             #[inline(always)]
             || a.iter_mut().zip(b).for_each(|(a, b)| *a += b),
@@ -20,7 +21,7 @@ pub(super) fn add_assign(a: &mut Tensor, b: &Tensor) {
 pub(super) fn add(a: &Tensor, b: &Tensor) -> Tensor {
     let mut out = Tensor::scratch(a.shape());
     let inputs = a.data().par_chunks(CHUNK).zip(b.data().par_chunks(CHUNK));
-    out.data_mut().par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (a, b))| {
+    out.data_mut().par_chunks_mut(CHUNK).zip(inputs).for_each_task(|(out, (a, b))| {
         simd(
             #[inline(always)]
             || out.iter_mut().zip(a.iter().zip(b)).for_each(|(o, (a, b))| *o = a + b),
@@ -135,7 +136,7 @@ pub(super) fn activation_grad(
 
 fn forward<C: Curve>(x: &Tensor, up: Option<&Tensor>) -> Tensor {
     let mut out = Tensor::scratch(x.shape());
-    out.data_mut().par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+    out.data_mut().par_chunks_mut(CHUNK).enumerate().for_each_task(|(i, out)| {
         let range = i * CHUNK..i * CHUNK + out.len();
         let x = &x.data()[range.clone()];
         match up {
@@ -199,7 +200,7 @@ fn backward<C: Curve>(dy: &Tensor, x: &Tensor, up: Option<&Tensor>, [dx, dup]: [
 
 fn each(sink: Sink<'_>, f: impl Fn(std::ops::Range<usize>, &mut [f32], bool) + Sync) {
     let accumulate = sink.accumulate;
-    sink.tensor.data_mut().par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| {
+    sink.tensor.data_mut().par_chunks_mut(CHUNK).enumerate().for_each_task(|(i, out)| {
         f(i * CHUNK..i * CHUNK + out.len(), out, accumulate);
     });
 }
@@ -208,7 +209,7 @@ pub(super) fn rope(x: &Tensor, table: &Tensor, head: usize, positions: &[u32], s
     let (cols, rotated) = (x.cols(), table.cols());
     let (half, accumulate) = (rotated / 2, out.accumulate);
     let rows = (CHUNK / cols.max(1)).max(1);
-    out.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each(|(task, out)| {
+    out.tensor.data_mut().par_chunks_mut(rows * cols).enumerate().for_each_task(|(task, out)| {
         simd(
             #[inline(always)]
             || {
@@ -259,7 +260,7 @@ pub(super) fn columns(x: &Tensor, columns: &[Range<usize>]) -> Tensor {
 pub(super) fn scale(x: &Tensor, factor: f32, out: Sink<'_>) {
     let accumulate = out.accumulate;
     let pairs = out.tensor.data_mut().par_chunks_mut(CHUNK).zip(x.data().par_chunks(CHUNK));
-    pairs.for_each(|(out, x)| {
+    pairs.for_each_task(|(out, x)| {
         for (out, x) in out.iter_mut().zip(x) {
             *out = if accumulate { factor.mul_add(*x, *out) } else { factor * x };
         }
@@ -267,7 +268,7 @@ pub(super) fn scale(x: &Tensor, factor: f32, out: Sink<'_>) {
 }
 
 pub(super) fn soft_cap(x: &mut Tensor, cap: f32) {
-    x.data_mut().par_chunks_mut(CHUNK).for_each(|x| {
+    x.data_mut().par_chunks_mut(CHUNK).for_each_task(|x| {
         simd(
             #[inline(always)]
             || x.iter_mut().for_each(|x| *x = cap * math::tanh(*x / cap)),
@@ -277,7 +278,7 @@ pub(super) fn soft_cap(x: &mut Tensor, cap: f32) {
 
 pub(super) fn soft_cap_grad(dy: &mut Tensor, capped: &Tensor, cap: f32) {
     let pairs = dy.data_mut().par_chunks_mut(CHUNK).zip(capped.data().par_chunks(CHUNK));
-    pairs.for_each(|(dy, capped)| {
+    pairs.for_each_task(|(dy, capped)| {
         for (dy, y) in dy.iter_mut().zip(capped) {
             *dy *= 1.0 - (y / cap) * (y / cap);
         }
@@ -294,7 +295,7 @@ fn shares(mask: Option<&[u8]>, first: usize, count: usize) -> impl Iterator<Item
 pub(super) fn gate(x: &Tensor, gates: &Tensor, out: Sink<'_>) {
     let (cols, length, accumulate) = (x.cols().max(1), x.rows() / gates.rows().max(1), out.accumulate);
     let rows = out.tensor.data_mut().par_chunks_mut(cols).zip(x.data().par_chunks(cols)).enumerate();
-    rows.with_min_len(8).for_each(|(row, (out, x))| {
+    rows.with_min_len(8).for_each_task(|(row, (out, x))| {
         let gates = &gates.data()[row / length * cols..][..cols];
         simd(
             #[inline(always)]
@@ -314,7 +315,7 @@ pub(super) fn gate_grad(dy: &Tensor, x: &Tensor, dgates: Sink<'_>) {
     let (cols, accumulate) = (x.cols().max(1), dgates.accumulate);
     let length = x.rows() / dgates.tensor.rows().max(1);
     for (sequence, gates) in dgates.tensor.data_mut().chunks_exact_mut(cols).enumerate() {
-        gates.par_chunks_mut(GATES).enumerate().for_each(|(i, gates)| {
+        gates.par_chunks_mut(GATES).enumerate().for_each_task(|(i, gates)| {
             let mut sums = [0.0f32; GATES];
             for row in sequence * length..(sequence + 1) * length {
                 let at = row * cols + i * GATES;
@@ -372,7 +373,7 @@ pub(super) fn scatter_add(dy: &Tensor, ids: &[u32], table: Sink<'_>) {
     let cols = dy.cols();
     let out = table.tensor.data_mut();
     if !table.accumulate {
-        out.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
+        out.par_chunks_mut(CHUNK).for_each_task(|chunk| chunk.fill(0.0));
     }
     for (dy, &id) in dy.data().chunks_exact(cols.max(1)).zip(ids) {
         super::linear::add_into(&mut out[id as usize * cols..(id as usize + 1) * cols], dy);
@@ -391,7 +392,7 @@ pub(super) fn adamw(w: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor, 
     let (chunk, lanes_per_chunk) = if step.lanes == Lanes::Whole { (CHUNK, 0) } else { (rows * cols, rows) };
     let state = m.data_mut().par_chunks_mut(chunk).zip(v.data_mut().par_chunks_mut(chunk));
     let values = w.data_mut().par_chunks_mut(chunk).zip(g.data().par_chunks(chunk));
-    values.zip(state).enumerate().for_each(|(i, ((w, g), (m, v)))| {
+    values.zip(state).enumerate().for_each_task(|(i, ((w, g), (m, v)))| {
         simd(
             #[inline(always)]
             || match step.lanes {
