@@ -32,6 +32,7 @@ class RunOptions(TypedDict, total=False):
     max_gradient_norm: float
     max_loss_increase: float | None
     max_steps_per_cycle: int | None
+    memory: str | None
     multiple: int
     patience: int
     refit: bool

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use upgrayedd::OptimizeConfig;
+use upgrayedd::config::Size;
 use upgrayedd::data::{DataOptions, ReadOptions};
 use upgrayedd::units::Sites;
 
@@ -101,6 +102,14 @@ pub struct ModelArgs {
 }
 
 #[derive(Args)]
+pub struct MemoryArgs {
+    /// What the program may hold in memory, as in 8GB: weights are read from their files again and again, and batches are as
+    /// large as fits; CPU only
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+}
+
+#[derive(Args)]
 pub struct DataArgs {
     /// File: .txt, .jsonl, .parquet, .tsv, .csv; with labels for classifiers (repeatable)
     #[arg(long, value_name = "FILE")]
@@ -148,6 +157,8 @@ pub struct ScoreArgs {
     /// Sequences per batch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub batch_size: usize,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Sequences to score on at most
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub samples: usize,
@@ -177,6 +188,8 @@ pub struct EvaluateArgs {
     /// Sequences per batch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub batch_size: usize,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

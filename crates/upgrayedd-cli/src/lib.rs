@@ -21,7 +21,9 @@ use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
+use upgrayedd::files::Spill;
 use upgrayedd::load::LoadOptions;
+use upgrayedd::memory::{Work, fitting_batch};
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::{Device, Precision, interrupt};
 use upgrayedd::reduce::{Alone, Reduce};
@@ -30,7 +32,8 @@ use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
 use upgrayedd::{Error, Model, OptimizeConfig};
 
 use args::{
-    Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs,
+    Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, MemoryArgs, ModelArgs,
+    ScoreArgs,
 };
 
 /// Set by Ctrl-C and its like; work stops at the next op.
@@ -61,7 +64,9 @@ impl Shared {
     /// Returns what [`OptimizeConfig::open_device`] returns.
     pub fn device(&self, config: &OptimizeConfig) -> upgrayedd::Result<Device> {
         let mut own = config.clone();
-        own.run.device = self.own_device(&config.run.device, config.run.precision.parse()?)?;
+        if config.run.memory.is_none() {
+            own.run.device = self.own_device(&config.run.device, config.run.precision.parse()?)?;
+        }
         own.open_device()
     }
 
@@ -201,12 +206,13 @@ fn set_threads(threads: Option<usize>, shared: Option<&Shared>) -> anyhow::Resul
         .context("cannot start the threads")
 }
 
-fn load(args: &ModelArgs, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
+fn load(args: &ModelArgs, device: &str, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
     let mut model = named(&args.model, args.family.clone())?;
     let precision = args.precision.parse()?;
-    let name = shared.map(|shared| shared.own_device(&args.device, precision)).transpose()?;
-    let device = Device::open(name.as_ref().unwrap_or(&args.device), precision)?;
-    let passed_over = if args.device == "auto" { device.passed_over() } else { None };
+    let name = shared.map(|shared| shared.own_device(device, precision)).transpose()?;
+    let asked = device;
+    let device = Device::open(name.as_deref().unwrap_or(asked), precision)?;
+    let passed_over = if asked == "auto" { device.passed_over() } else { None };
     note(&passed_over.into_iter().collect::<Vec<_>>());
     if let Some(card) = device.card() {
         note(&[format!("computes on {device} ({card}, {})", args.precision)]);
@@ -248,8 +254,15 @@ fn score(args: ScoreArgs, shared: Option<&Shared>) -> anyhow::Result<()> {
         ("samples", args.samples),
         ("ablation-samples", ablation_samples),
     ])?;
-    let model = load(&args.model, shared)?;
+    let model = args.memory.load(&args.model, shared)?;
     let length = args.sequence_length.unwrap_or_else(|| 256.min(model.spec().max_positions));
+    let work = Work {
+        units: args.units,
+        score: only.is_none_or(Score::needs_data),
+        curvature: only.is_none_or(Score::needs_curvature),
+        ..Work::measuring(length, args.batch_size)
+    };
+    let batch_size = args.memory.fit(&model, work)?;
     let reads_data = only.is_none_or(Score::needs_data);
     if args.data.data.is_empty() && reads_data {
         return Err(Error::does_not_fit(
@@ -264,7 +277,7 @@ fn score(args: ScoreArgs, shared: Option<&Shared>) -> anyhow::Result<()> {
         model: &model,
         units: args.units.counted(),
         data: data.as_ref().map(|data| (data, &range)),
-        batch_size: args.batch_size,
+        batch_size,
         samples: args.samples,
         seed: args.data.seed,
         gradient_checkpointing: args.gradient_checkpointing,
@@ -333,6 +346,36 @@ fn score_all(
     )
 }
 
+impl MemoryArgs {
+    /// The model, its weights in files if that is asked for.
+    fn load(&self, args: &ModelArgs, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
+        let device = if self.memory.is_some() && args.device == "auto" { "cpu" } else { &args.device };
+        let mut model = load(args, device, shared)?;
+        self.spill(&mut model)?;
+        Ok(model)
+    }
+
+    fn spill(&self, model: &mut Model) -> upgrayedd::Result<()> {
+        match self.memory {
+            Some(_) => model.set_spill(Spill::to(&std::env::temp_dir())),
+            None => Ok(()),
+        }
+    }
+
+    /// How many sequences there may be at once.
+    fn fit(&self, model: &Model, work: Work) -> upgrayedd::Result<usize> {
+        let Some(memory) = self.memory else { return Ok(work.batch) };
+        let batch = fitting_batch(model, work, memory.bytes())?;
+        if batch < work.batch {
+            note(&[format!(
+                "batches of {batch} sequences, not {}: --memory {memory} holds no more",
+                work.batch
+            )]);
+        }
+        Ok(batch)
+    }
+}
+
 fn reduce_of(shared: Option<&Shared>) -> &dyn Reduce {
     shared.map_or(&Alone, |shared| shared.reduce.as_ref())
 }
@@ -353,10 +396,11 @@ fn positive(options: &[(&str, usize)]) -> upgrayedd::Result<()> {
 fn evaluate_model(args: EvaluateArgs, shared: Option<&Shared>) -> anyhow::Result<()> {
     set_threads(args.model.threads, shared)?;
     positive(&[("batch-size", args.batch_size), ("max-eval-windows", args.max_eval_windows.unwrap_or(1))])?;
-    let mut model = load(&args.model, shared)?;
+    let mut model = args.memory.load(&args.model, shared)?;
     if let Some(reference) = &args.reference {
         let mut reference = named(reference, args.model.family.clone())?;
         reference.move_to(model.device());
+        args.memory.spill(&mut reference)?;
         model.set_reference(Arc::new(reference))?;
     }
     let length = args.sequence_length.unwrap_or_else(|| 512.min(model.spec().max_positions));
@@ -364,7 +408,8 @@ fn evaluate_model(args: EvaluateArgs, shared: Option<&Shared>) -> anyhow::Result
         return Err(Error::does_not_fit("--data is missing: name the file to measure on").into());
     }
     let data = open(&model, &args.data, length)?;
-    let (batch_size, max_windows) = (args.batch_size, args.max_eval_windows);
+    let work = Work::measuring(length, args.batch_size);
+    let (batch_size, max_windows) = (args.memory.fit(&model, work)?, args.max_eval_windows);
     let options = EvalOptions { batch_size, max_windows, window: length, reduce: reduce_of(shared) };
     let mut observer = progress::Console::new(false);
     let result = evaluate(&model, &data, &(0..data.len()), options, "evaluate", &mut observer)?;
@@ -411,7 +456,7 @@ fn inspect(args: InspectArgs) -> anyhow::Result<()> {
 fn generate(args: GenerateArgs) -> anyhow::Result<()> {
     set_threads(args.model.threads, None)?;
     refuse_idle("--top-p", args.top_p.is_some() && args.temperature == 0.0, "--temperature above 0")?;
-    let model = load(&args.model, None)?;
+    let model = load(&args.model, &args.model.device, None)?;
     let tokenizer = model.tokenizer()?;
     let (_, ignored) = model.generation_settings()?;
     note(tokenizer.notices().iter().chain(&ignored));

@@ -136,7 +136,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
     if json {
         let steps = pipeline.steps_per_cycle();
         return print_json(&json!({
-            "prune": units, "split": split, "steps_per_cycle": steps, "budget": budget, "loss": before, "forecast": forecast
+            "memory": pipeline.memory(), "prune": units, "split": split, "steps_per_cycle": steps, "budget": budget, "loss": before, "forecast": forecast
         }));
     }
     let mut text = format!(
@@ -159,6 +159,7 @@ fn dry_run(pipeline: &mut Pipeline, json: bool) -> Result<()> {
         }
     }
     text.push_str(&text::forecast(budget, before, &forecast));
+    text.push_str(&text::memory(&pipeline.memory()));
     text::print(&text);
     Ok(())
 }

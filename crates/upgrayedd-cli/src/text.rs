@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
+use upgrayedd::memory::{Stage, shown};
 use upgrayedd::model::Cost;
 use upgrayedd::pipeline::Forecast;
 use upgrayedd::record::Evaluation;
@@ -235,6 +236,18 @@ pub fn correlations(rows: &[(&str, Option<f64>)]) -> String {
         let _ = writeln!(out, "  {name:<12}{value}");
     }
     out.trim_end().to_owned()
+}
+
+/// What a run with `--memory` would hold.
+pub fn memory(stages: &[Stage]) -> String {
+    let each: Vec<String> =
+        stages.iter().map(|stage| format!("{} {}", stage.name, shown(stage.bytes))).collect();
+    let most = stages.iter().map(|stage| stage.bytes).max().unwrap_or(0);
+    format!(
+        "In memory at most, with --memory, which keeps weights out of it: {} ({}).\n",
+        shown(most),
+        each.join(", ")
+    )
 }
 
 /// What each ratio of what `budget` counts would cost.

@@ -104,11 +104,9 @@ impl Archive {
         for (unit, archived) in &self.units {
             let Unit { layer, site, index } = *unit;
             for (role, slice) in &archived.slices {
-                tensors.push((
-                    format!("{}.{}.{index}.{role}", paths.of(site)[layer], site.name()),
-                    slice.clone(),
-                    DType::F32,
-                ));
+                let name = format!("{}.{}.{index}.{role}", paths.of(site)[layer], site.name());
+                let dtype = slice.format().map_or(DType::F32, DType::of);
+                tensors.push((name, slice.clone(), dtype));
             }
             departures.extend(archived.departure.map(|departure| Recorded {
                 layer: paths.of(site)[layer].clone(),
@@ -154,7 +152,7 @@ impl Archive {
         for name in file.names() {
             let (unit, role) = parse_name(&name, paths)
                 .ok_or_else(|| Error::bad_file(path, format!("holds an unexpected tensor {name}")))?;
-            let slice = file.read(&name)?;
+            let slice = file.copied(&name)?;
             if leaves_alone(unit.site) && !archive.contains(unit) {
                 return Err(Error::bad_file(path, format!("holds {name}, but no record of when it left")));
             }

@@ -1,9 +1,10 @@
 //! Removes and restores units in weights, archive and optimiser state together.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use upgrayedd_nn::optim::{AdamW, Lanes};
-use upgrayedd_nn::{ParamId, Tensor};
+use upgrayedd_nn::{Bytes, ParamId, Tensor};
 
 use crate::archive::{Archive, Archived, Departure, Slices};
 use crate::files::DType;
@@ -81,21 +82,26 @@ fn take(tensor: &Tensor, lanes: Lanes, indices: &[usize]) -> Tensor {
     }
 }
 
-/// Tensors one after the other along the axis of their units.
+/// Tensors one after the other along the axis of their units; one at a time is in memory.
 fn concat(pieces: &[&Tensor], lanes: Lanes) -> Tensor {
-    let pieces: Vec<Tensor> = pieces.iter().map(|piece| piece.to_host()).collect();
     let mut shape = pieces.first().map_or(vec![0], |first| first.shape().to_vec());
     if lanes == Lanes::Rows {
-        shape[0] = pieces.iter().map(Tensor::rows).sum();
-        return Tensor::from_vec(
-            &shape,
-            pieces.iter().flat_map(|piece| piece.data().iter().copied()).collect(),
-        );
+        shape[0] = pieces.iter().map(|piece| piece.rows()).sum();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        pieces.iter().for_each(|piece| data.extend_from_slice(piece.in_memory().to_host().data()));
+        return Tensor::from_vec(&shape, data);
     }
-    let (rows, width) = (pieces.first().map_or(0, Tensor::rows), pieces.iter().map(Tensor::cols).sum());
-    let mut data = Vec::with_capacity(rows * width);
-    for row in 0..rows {
-        pieces.iter().for_each(|p| data.extend_from_slice(&p.data()[row * p.cols()..(row + 1) * p.cols()]));
+    let (rows, width) = (
+        pieces.first().map_or(0, |first| first.rows()),
+        pieces.iter().map(|piece| piece.cols()).sum::<usize>(),
+    );
+    let (mut data, mut first) = (vec![0.0; rows * width], 0);
+    for piece in pieces {
+        let (piece, cols) = (piece.in_memory().to_host(), piece.cols());
+        for (to, from) in data.chunks_exact_mut(width.max(1)).zip(piece.data().chunks_exact(cols.max(1))) {
+            to[first..first + cols].copy_from_slice(from);
+        }
+        first += cols;
     }
     if let Some(last) = shape.last_mut() {
         *last = width;
@@ -103,10 +109,44 @@ fn concat(pieces: &[&Tensor], lanes: Lanes) -> Tensor {
     Tensor::from_vec(&shape, data)
 }
 
+/// Equal pieces of a tensor along the axis of its units, over one piece of memory: thousands of small ones would keep the
+/// allocator from giving back what lies between them.
+fn pieces(tensor: &Tensor, lanes: Lanes, count: usize, like: &Tensor) -> Vec<Tensor> {
+    let (rows, cols, size) = (tensor.rows(), tensor.cols(), tensor.len() / count.max(1));
+    let (mut shape, width) = (tensor.shape().to_vec(), cols / count.max(1));
+    let by_piece = if lanes == Lanes::Rows {
+        shape[0] /= count.max(1);
+        tensor.clone()
+    } else {
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        let mut data = Vec::with_capacity(tensor.len());
+        for piece in 0..count {
+            (0..rows).for_each(|row| {
+                let at = row * cols + piece * width;
+                data.extend_from_slice(&tensor.data()[at..at + width]);
+            });
+        }
+        Tensor::from_vec(tensor.shape(), data)
+    };
+    let stored = as_stored(like, by_piece);
+    let dtype = stored.format().map_or(DType::F32, DType::of);
+    let bytes: Bytes = Arc::new(dtype.bytes(&stored).into_owned());
+    let piece = |i| Tensor::stored(&shape, Arc::clone(&bytes), i * size * dtype.size(), dtype.format());
+    (0..count).map(piece).collect()
+}
+
+/// A value in the type in which another is stored, if that holds it.
+fn as_stored(other: &Tensor, value: Tensor) -> Tensor {
+    other.format().and_then(|format| DType::of(format).store(&value)).unwrap_or(value)
+}
+
 /// Gives a parameter another value, in the type in which its old one was stored if that holds it.
 fn put(model: &mut Model, id: ParamId, value: Tensor) {
-    let stored = model.params.get(id).format().and_then(|format| DType::of(format).store(&value));
-    let value = model.device.upload(stored.unwrap_or(value));
+    let old = model.params.get(id);
+    let value = model.device.upload(as_stored(old, value));
+    old.let_go();
     model.params.set(id, value);
 }
 
@@ -156,7 +196,8 @@ fn insert(
 ///
 /// # Errors
 /// Returns what [`UnitMap::remove`](crate::units::UnitMap::remove) returns, [`Error::DoesNotFit`] or
-/// [`Error::Unsupported`]. Nothing changes then.
+/// [`Error::Unsupported`]. Nothing changes then. Returns [`Error::Io`] if what has changed cannot be put where it is
+/// not in memory ([`Model::set_spill`]); the units have gone then.
 pub fn remove(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
@@ -174,6 +215,7 @@ pub fn remove(
     let before = model.units.clone();
     model.units.remove(selection)?;
     model.touch();
+    let mut put_away = Ok(());
     for (&place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
         let LayerSite { layer, site } = place;
         fold_gates(model, place);
@@ -185,17 +227,26 @@ pub fn remove(
             let unit = Unit { layer, site, index: old[position] };
             model.archive.units.insert(unit, Archived { departure, slices });
         }
+        let mut gone: Vec<Unit> = units.iter().map(|&index| Unit { layer, site, index }).collect();
         if site == Site::Head {
-            remove_groups(model, optim.as_deref_mut(), &before, layer);
+            gone.extend(remove_groups(model, optim.as_deref_mut(), &before, layer));
         }
         let new = model.units.layers()[layer].units(site);
         shrink(model, optim.as_deref_mut(), place, &old, &new);
+        let ids = of_place(model, place);
+        put_away = put_away.and(model.put_away(&ids)).and(model.put_away_archived(&gone));
     }
-    Ok(())
+    put_away
+}
+
+/// The parameters that the surgery of a place may change.
+fn of_place(model: &Model, LayerSite { layer, site }: LayerSite) -> Vec<ParamId> {
+    let groups = if site == Site::Head { model.owned(layer, Site::KvGroup) } else { Vec::new() };
+    [model.owned(layer, site), groups].concat()
 }
 
 /// Removes the key/value heads that have lost their last reader.
-fn remove_groups(model: &mut Model, optim: Option<&mut AdamW>, before: &UnitMap, layer: usize) {
+fn remove_groups(model: &mut Model, optim: Option<&mut AdamW>, before: &UnitMap, layer: usize) -> Vec<Unit> {
     let place = LayerSite { layer, site: Site::KvGroup };
     let (old, new) = (before.layers()[layer].kv_active(), model.units.layers()[layer].kv_active());
     let positions: Vec<usize> = (0..old.len()).filter(|&at| !new.contains(&old[at])).collect();
@@ -204,6 +255,7 @@ fn remove_groups(model: &mut Model, optim: Option<&mut AdamW>, before: &UnitMap,
         model.archive.units.insert(unit, Archived { departure: None, slices });
     }
     shrink(model, optim, place, &old, &new);
+    positions.into_iter().map(|position| Unit::kv_group(layer, old[position])).collect()
 }
 
 /// The slices of the units at these positions.
@@ -211,9 +263,9 @@ fn cut(model: &Model, place: LayerSite, positions: &[usize]) -> Vec<Slices> {
     let mut units = vec![Slices::new(); positions.len()];
     for id in model.owned(place.layer, place.site) {
         let (weight, tensor) = (model.weight(id), model.params.get(id).from_device());
-        for (slices, &position) in units.iter_mut().zip(positions) {
-            slices.insert(weight.role, take(&tensor, weight.lanes(), &features(weight, &[position])));
-        }
+        let taken = take(&tensor, weight.lanes(), &features(weight, positions));
+        let pieces = pieces(&taken, weight.lanes(), positions.len(), &tensor);
+        units.iter_mut().zip(pieces).for_each(|(slices, piece)| _ = slices.insert(weight.role, piece));
     }
     units
 }
@@ -240,7 +292,8 @@ fn shrink(model: &mut Model, mut optim: Option<&mut AdamW>, place: LayerSite, ol
 ///
 /// # Errors
 /// Returns [`Error::DoesNotFit`] for units that are not in the archive or still there, and
-/// [`Error::Unsupported`] for units of kinds that do not leave by themselves. Nothing changes then.
+/// [`Error::Unsupported`] for units of kinds that do not leave by themselves. Nothing changes then. Returns
+/// [`Error::Io`] if what has changed cannot be put where it is not in memory; the units are there then.
 pub fn restore(
     model: &mut Model,
     mut optim: Option<&mut AdamW>,
@@ -262,6 +315,7 @@ pub fn restore(
     let mut after = model.units.clone();
     after.insert(selection)?;
     model.touch();
+    let mut put_away = Ok(());
     for (&place, units) in selection.iter().filter(|(_, units)| !units.is_empty()) {
         let LayerSite { layer, site } = place;
         fold_gates(model, place);
@@ -276,10 +330,12 @@ pub fn restore(
         let groups: Vec<Slices> = missing.filter_map(|&group| take(Unit::kv_group(layer, group))).collect();
         model.units.insert(&Selection::from([(place, returning)]))?;
         grow(model, optim.as_deref_mut(), place, (&old.units(site), &new.units(site)), &slices, lr_scale);
+        let ids = of_place(model, place);
         let place = LayerSite { layer, site: Site::KvGroup };
         grow(model, optim.as_deref_mut(), place, (&old_groups, &new_groups), &groups, lr_scale);
+        put_away = put_away.and(model.put_away(&ids));
     }
-    Ok(())
+    put_away
 }
 
 /// `slices` are those of the members of `new` that are not in `old`, in ascending order.

@@ -41,11 +41,12 @@ mod stored;
 mod tape;
 mod tensor;
 
+pub use device::LOGITS;
 pub use device::{Device, DeviceError, Precision};
 pub use error::{Error, Result};
 pub use params::{Gradients, ParamId, ParamSet};
 pub use pool::trim as trim_buffers;
 pub use simd::instruction_set;
-pub use stored::{Bytes, Format};
+pub use stored::{Bytes, Format, Source};
 pub use tape::{LeafGradients, Tape, Var};
 pub use tensor::Tensor;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::profile::Tasks;
 use crate::simd::simd;
 
 /// Element types of files; numbers are little-endian.
@@ -28,8 +29,31 @@ impl Format {
     }
 }
 
-/// Memory that holds such elements: a mapped file, say.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// Memory that holds such elements.
+pub trait Source: Send + Sync {
+    /// All of it.
+    fn bytes(&self) -> &[u8];
+    /// Whether it is a file's.
+    fn is_file(&self) -> bool;
+    /// Says that these bytes need not stay in this process's memory until they are read again: of a mapped file.
+    fn let_go(&self, range: Range<usize>);
+}
+
+impl Source for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn is_file(&self) -> bool {
+        false
+    }
+
+    /// There is nowhere to read them again.
+    fn let_go(&self, _: Range<usize>) {}
+}
+
+/// Such memory, which several tensors share.
+pub type Bytes = Arc<dyn Source>;
 
 /// Elements somewhere in such memory.
 #[derive(Clone)]
@@ -50,7 +74,7 @@ impl Stored {
     /// If the memory does not reach so far.
     pub(crate) fn new(bytes: Bytes, start: usize, elements: usize, format: Format) -> Self {
         let range = start..start + elements * format.size();
-        assert!(range.end <= (*bytes).as_ref().len(), "stored elements beyond their memory");
+        assert!(range.end <= bytes.bytes().len(), "stored elements beyond their memory");
         Self { bytes, range, format }
     }
 
@@ -63,7 +87,15 @@ impl Stored {
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.range.clone()]
+        &self.bytes.bytes()[self.range.clone()]
+    }
+
+    pub(crate) fn is_in_file(&self) -> bool {
+        self.bytes.is_file()
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.bytes.let_go(self.range.clone());
     }
 
     pub(crate) fn elements(&self) -> Elements<'_> {
@@ -105,7 +137,7 @@ impl<'a> Elements<'a> {
     /// [`Self::widen`] on all threads.
     pub(crate) fn widen_all(self, to: &mut [f32]) {
         const CHUNK: usize = 1 << 16;
-        to.par_chunks_mut(CHUNK).enumerate().for_each(|(i, to)| {
+        to.par_chunks_mut(CHUNK).enumerate().for_each_task(|(i, to)| {
             simd(
                 #[inline(always)]
                 || self.slice(i * CHUNK..i * CHUNK + to.len()).widen(to),

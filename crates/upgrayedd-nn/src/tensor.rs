@@ -164,6 +164,29 @@ impl Tensor {
         }
     }
 
+    /// Says that the elements need not stay in memory until they are read again, if a file has them.
+    pub fn let_go(&self) {
+        if let Storage::Stored(stored) = &self.storage {
+            stored.let_go();
+        }
+    }
+
+    /// Whether a file has the elements.
+    pub fn is_in_file(&self) -> bool {
+        matches!(&self.storage, Storage::Stored(stored) if stored.is_in_file())
+    }
+
+    /// A copy in memory, as `f32`, of elements that a file has, which is let go of; others as they are.
+    #[must_use]
+    pub fn in_memory(&self) -> Self {
+        if !matches!(self.storage, Storage::Stored(_)) {
+            return self.clone();
+        }
+        let copy = self.to_host();
+        self.let_go();
+        copy
+    }
+
     /// As `f32`, if the elements are in another type.
     #[must_use]
     pub fn widened(&self) -> Self {

@@ -138,10 +138,11 @@ pub fn save<S: Serialize>(
 }
 
 fn write_weights(path: &Path, model: &Model) -> Result<()> {
-    let weights = model
-        .params()
-        .ids()
-        .map(|id| (model.params().name(id).to_owned(), model.params().get(id).clone(), DType::F32));
+    // As they are: what has not learned yet may have 16 bits.
+    let weights = model.params().ids().map(|id| {
+        let tensor = model.params().get(id);
+        (model.params().name(id).to_owned(), tensor.clone(), tensor.format().map_or(DType::F32, DType::of))
+    });
     safetensors_file::write(path, weights.collect(), Default::default())
 }
 
@@ -226,6 +227,9 @@ fn read_model<S: DeserializeOwned>(dir: &Path, base: &Model) -> Result<(Model, S
         model.set_reference(reference.clone())?;
     }
     model.set_archive(surgery::load_archive(&dir.join(ARCHIVE_FILE), &model)?);
+    if let Some(spill) = base.spill() {
+        model.set_spill(spill.clone())?;
+    }
     Ok((model, file))
 }
 
@@ -235,7 +239,7 @@ fn read_weights(path: &Path, base: &Model, heads: &UnitMap) -> Result<ParamSet> 
     for id in base.params().ids() {
         interrupt::check()?;
         let name = base.params().name(id);
-        let tensor = weights.read(name)?;
+        let tensor = weights.copied(name)?;
         if tensor.shape() != base.weight(id).shape(heads) {
             let shape = tensor.shape();
             return Err(Error::bad_file(

@@ -65,6 +65,7 @@
 //! | score heads, choose and remove them | [`score`], [`strategy`], [`budget`], [`price`], [`units`], [`surgery`], [`archive`] |
 //! | repair, regrow and teach | [`refit`], [`grow`], [`learner`], [`train`], [`eval`] |
 //! | share a step among processes | [`reduce`] |
+//! | stay within an amount of memory | [`memory`] |
 //! | add a family, a format, a strategy | [`family::register`] (`crates/upgrayedd-models/examples/own_family`), [`export::register`], [`strategy::Strategy`] (`examples/own_strategy.rs`) |
 //! | compute | [`nn`], the engine |
 
@@ -78,6 +79,7 @@ pub mod grow;
 mod hub;
 pub mod learner;
 mod linalg;
+pub mod memory;
 mod open;
 pub mod pipeline;
 pub mod price;

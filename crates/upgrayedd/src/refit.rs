@@ -91,8 +91,8 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
         }
         let mut reads = Vec::with_capacity(pairs.len());
         for (pair, (student, teacher)) in pairs.iter_mut().zip(contexts) {
-            let student = after_attention(&repaired, layer, &pair.student, student)?;
-            let teacher = after_attention(parent, layer, &pair.parent, teacher)?;
+            let student = after_attention(&repaired, layer, &pair.student, &student)?;
+            let teacher = after_attention(parent, layer, &pair.parent, &teacher)?;
             (pair.student, pair.parent) = (student.0, teacher.0);
             reads.push((student.1, teacher.1));
         }
@@ -104,6 +104,11 @@ pub fn refit(model: &mut Model, parent: &Model, batches: Vec<Batch>, reduce: &dy
             pair.student = written(&repaired, (layer, Writer::Mlp), &pair.student, &hidden)?;
             let hidden = self::hidden(parent, layer, &teacher)?;
             pair.parent = written(parent, (layer, Writer::Mlp), &pair.parent, &hidden)?;
+        }
+        repaired.let_go(layer);
+        parent.let_go(layer);
+        if model.spill().is_some() {
+            trim_buffers();
         }
     }
     *model = repaired;
@@ -129,7 +134,7 @@ impl Pair {
         let positions = model.positions_for(&batch, 0);
         let embed = |model: &Model| {
             let mut tape = Tape::inference(model.device(), model.params());
-            Ok::<_, Error>(model.embed(&mut tape, &batch, &positions)?.tensor().clone())
+            kept(model, &model.embed(&mut tape, &batch, &positions)?)
         };
         let (student, parent) = (embed(model)?, embed(parent)?);
         Ok(Self { batch, judges, positions, student, parent })
@@ -139,10 +144,10 @@ impl Pair {
     fn contexts(&self, model: &Model, parent: &Model, layer: usize) -> Result<(Tensor, Tensor)> {
         let context = |model: &Model, x: &Tensor| {
             let mut tape = Tape::inference(model.device(), model.params());
-            let (x, hooks) = (tape.constant(x.clone()), &mut Hooks::default());
+            let (x, hooks) = (tape.constant(x.in_memory()), &mut Hooks::default());
             let context =
                 model.attention_context(&mut tape, layer, &x, None, &self.batch, &self.positions, hooks)?;
-            Ok::<_, Error>(context.tensor().clone())
+            kept(model, &context)
         };
         Ok((context(model, &self.student)?, context(parent, &self.parent)?))
     }
@@ -209,6 +214,7 @@ impl Sums {
                 bias.data_mut().iter_mut().zip(rows()).for_each(|(b, change)| *b += change[features]);
             });
         }
+        model.put_away(&[id])?;
         Ok(LayerRefit { ridge: Some(found.ridge), repaired: found.repaired })
     }
 }
@@ -237,7 +243,7 @@ fn solve_attention(
     let mut sums = Sums::new(model, from);
     for (pair, (student, teacher)) in pairs.iter().zip(contexts) {
         let lacks = missing(from, (model, &pair.student, student), (parent, &pair.parent, teacher))?;
-        sums.add(model, from, pair, &student.to_host(), lacks)?;
+        sums.add(model, from, pair, &on_host(student), lacks)?;
     }
     sums.solve(model, from, reduce)
 }
@@ -255,7 +261,7 @@ fn solve_mlp(
     for (pair, (student, teacher)) in pairs.iter().zip(reads) {
         let (student, teacher) = (hidden(model, layer, student)?, hidden(parent, layer, teacher)?);
         let lacks = missing(from, (model, &pair.student, &student), (parent, &pair.parent, &teacher))?;
-        sums.add(model, from, pair, &student.to_host(), lacks)?;
+        sums.add(model, from, pair, &on_host(&student), lacks)?;
     }
     sums.solve(model, from, reduce)
 }
@@ -274,7 +280,7 @@ fn with_ones(x: &Tensor) -> Tensor {
 /// the writer makes alone, where a norm reads that.
 fn added(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
-    let (x, read) = (tape.constant(x.clone()), tape.constant(read.clone()));
+    let (x, read) = (tape.constant(x.in_memory()), tape.constant(read.in_memory()));
     let written = model.project(&mut tape, layer, writer, read, None)?;
     if !model.adds_plainly(layer, writer) {
         return Ok(written.tensor().clone());
@@ -282,26 +288,36 @@ fn added(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &Ten
     Ok(ops::add(&mut tape, &x, &written)?.tensor().clone())
 }
 
+/// In host memory, wherever it is kept.
+fn on_host(x: &Tensor) -> Tensor {
+    x.in_memory().to_host()
+}
+
+/// What a batch keeps from layer to layer.
+fn kept(model: &Model, x: &Var) -> Result<Tensor> {
+    model.kept(x.tensor().clone())
+}
+
 /// The stream after a layer's attention, and what its MLP reads.
-fn after_attention(model: &Model, layer: usize, x: &Tensor, context: Tensor) -> Result<(Tensor, Tensor)> {
+fn after_attention(model: &Model, layer: usize, x: &Tensor, context: &Tensor) -> Result<(Tensor, Tensor)> {
     let mut tape = Tape::inference(model.device(), model.params());
-    let (x, context): (Var, Var) = (tape.constant(x.clone()), tape.constant(context));
+    let (x, context): (Var, Var) = (tape.constant(x.in_memory()), tape.constant(context.in_memory()));
     let (x, read) = model.after_attention(&mut tape, layer, x, context, &LayerVars::default())?;
-    Ok((x.tensor().clone(), read.tensor().clone()))
+    Ok((kept(model, &x)?, kept(model, &read)?))
 }
 
 /// What a layer's MLP makes of what it reads, for its writer to read.
 fn hidden(model: &Model, layer: usize, read: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
-    let read = tape.constant(read.clone());
+    let read = tape.constant(read.in_memory());
     Ok(model.mlp_hidden(&mut tape, layer, &read, None, &mut Hooks::default())?.tensor().clone())
 }
 
 /// The stream after a writer.
 fn written(model: &Model, (layer, writer): (usize, Writer), x: &Tensor, read: &Tensor) -> Result<Tensor> {
     let mut tape = Tape::inference(model.device(), model.params());
-    let (x, read) = (tape.constant(x.clone()), tape.constant(read.clone()));
-    Ok(model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?.tensor().clone())
+    let (x, read) = (tape.constant(x.in_memory()), tape.constant(read.in_memory()));
+    kept(model, &model.write(&mut tape, layer, writer, &x, read, &LayerVars::default())?)
 }
 
 #[cfg(test)]

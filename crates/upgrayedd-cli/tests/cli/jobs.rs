@@ -329,6 +329,9 @@ fn a_dry_run_writes_nothing() {
         plan["prune"]["heads"].as_object().unwrap().values().map(|h| h.as_array().unwrap().len()).sum();
     assert_eq!(count, 9);
     assert!(plan["prune"]["heads"].as_object().unwrap().keys().all(|k| k.starts_with("model.layers.")));
+    let stages: Vec<&str> =
+        plan["memory"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(stages, ["measure", "score", "refit", "read and write", "learn"]);
     // The loss after each ratio is foretold, and the model that is measured next is whole again.
     let forecast = plan["forecast"].as_array().unwrap();
     let active: Vec<u64> = forecast.iter().map(|f| f["active"].as_u64().unwrap()).collect();

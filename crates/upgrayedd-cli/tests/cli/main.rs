@@ -6,6 +6,8 @@ mod common;
 mod faults;
 mod hub;
 mod jobs;
+#[cfg(target_os = "linux")]
+mod memory;
 mod reading;
 mod refusals;
 mod shown;

@@ -1,5 +1,6 @@
 //! Element types of weights.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -21,15 +22,6 @@ named_enum! {
 }
 
 impl DType {
-    /// A number as this type has it.
-    pub fn rounded(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::F16 => half::f16::from_f32(value).to_f32(),
-            Self::BF16 => half::bf16::from_f32(value).to_f32(),
-        }
-    }
-
     /// All of them.
     pub(crate) const EACH: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
@@ -90,16 +82,36 @@ impl DType {
         exact.then(|| Tensor::stored(values.shape(), Arc::new(bytes), 0, self.format()))
     }
 
+    /// The elements as files have them in this type: little-endian. What is in that type already is not copied.
+    pub fn bytes(self, values: &Tensor) -> Cow<'_, [u8]> {
+        if let Some(bytes) = values.stored_bytes().filter(|_| values.format() == Some(self.format())) {
+            return Cow::Borrowed(bytes);
+        }
+        if let Some(values) = values.as_f32().filter(|_| self == Self::F32 && cfg!(target_endian = "little"))
+        {
+            return Cow::Borrowed(bytemuck::cast_slice(values));
+        }
+        let wide = values.to_host();
+        let values = wide.data();
+        match self {
+            Self::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            Self::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+
     /// Checks that numbers can be stored in this type.
     ///
     /// # Errors
     /// Returns [`Error::NotFinite`] for one that is not finite, or not in this type.
     pub fn check(self, name: &str, tensor: &Tensor) -> Result<()> {
-        // What has been read in a type can be stored in it.
-        if tensor.format() == Some(self.format()) {
+        // What has been read in so few bits can be stored in them.
+        if self != Self::F32 && tensor.format() == Some(self.format()) {
             return Ok(());
         }
-        match tensor.to_host().data().iter().find(|v| !self.round(**v).is_finite()) {
+        let wide = tensor.to_host();
+        tensor.let_go();
+        match wide.data().iter().find(|v| !self.round(**v).is_finite()) {
             Some(value) => Err(Error::NotFinite(format!(
                 "{name} holds {value}, which {} cannot store: export as float32 or bfloat16",
                 self.name()

@@ -30,24 +30,14 @@ impl View for Stored {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        if let Some(bytes) =
-            self.tensor.stored_bytes().filter(|_| self.tensor.format() == Some(self.dtype.format()))
-        {
-            return Cow::Borrowed(bytes);
+        let bytes = self.dtype.bytes(&self.tensor);
+        if self.tensor.format().is_none() {
+            return bytes;
         }
-        if let Some(values) =
-            self.tensor.as_f32().filter(|_| self.dtype == DType::F32 && cfg!(target_endian = "little"))
-        {
-            return Cow::Borrowed(bytemuck::cast_slice(values));
-        }
-        // One tensor at a time is there as `f32`.
-        let wide = self.tensor.to_host();
-        let values = wide.data();
-        match self.dtype {
-            DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-            DType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-        }
+        // Of a file one tensor at a time is in memory.
+        let copy = bytes.into_owned();
+        self.tensor.let_go();
+        Cow::Owned(copy)
     }
 
     fn data_len(&self) -> usize {

@@ -1,27 +1,24 @@
 //! One safetensors file: f32, f16, bf16, and f64 rounded to f32.
 
-#![allow(unsafe_code, reason = "weights are memory-mapped")]
-
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
-use upgrayedd_nn::Tensor;
+use upgrayedd_nn::{Source, Tensor};
 
 use super::dtype::DType;
 use super::json::check_link;
+use super::mapped::Mapped;
 use crate::{Error, Result};
 
 /// A safetensors file, mapped and checked.
 pub struct TensorFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    map: Arc<Mapped>,
     header: Metadata,
     /// Where the tensors' bytes begin.
     data: usize,
@@ -36,10 +33,8 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         check_link(path)?;
         let file = File::open(path).map_err(Error::io(path, "read"))?;
-        // SAFETY: the map is read-only, and this program replaces files and never writes into one. Another
-        // that does changes the weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "read"))?;
-        let (length, header) = SafeTensors::read_metadata(&map).map_err(|e| {
+        let map = Mapped::new(&file).map_err(Error::io(path, "read"))?;
+        let (length, header) = SafeTensors::read_metadata(map.bytes()).map_err(|e| {
             Error::bad_file(
                 path,
                 format!("not a valid safetensors file ({e}): it is damaged or incomplete, fetch it again"),
@@ -106,10 +101,10 @@ impl TensorFile {
         let range = self.data + start..self.data + end;
         let mut out = vec![0.0f32; info.shape.iter().product()];
         match info.dtype {
-            Dtype::F64 => narrow(&self.map[range.clone()], &mut out),
-            _ => convert(&self.map[range.clone()], dtype, &mut out),
+            Dtype::F64 => narrow(&self.map.bytes()[range.clone()], &mut out),
+            _ => convert(&self.map.bytes()[range.clone()], dtype, &mut out),
         }
-        self.let_go(range);
+        self.map.let_go(range);
         if let Some(at) = out.par_iter().position_first(|v| !v.is_finite()) {
             return Err(self.not_finite(name, at, out[at]));
         }
@@ -128,18 +123,34 @@ impl TensorFile {
         let start = self.data + info.data_offsets.0;
         let range = start..self.data + info.data_offsets.1;
         const CHUNK: usize = 1 << 18;
-        let chunks = self.map[range.clone()].par_chunks(CHUNK).enumerate();
+        let chunks = self.map.bytes()[range.clone()].par_chunks(CHUNK).enumerate();
         let found = chunks.find_map_first(|(chunk, bytes)| {
             let mut wide = vec![0.0f32; bytes.len() / dtype.size()];
             convert(bytes, dtype, &mut wide);
             let at = wide.iter().position(|v| !v.is_finite())?;
             Some((chunk * CHUNK / dtype.size() + at, wide[at]))
         });
-        self.let_go(range);
+        self.map.let_go(range);
         if let Some((at, value)) = found {
             return Err(self.not_finite(name, at, value));
         }
         Ok(Some(Tensor::stored(&info.shape, self.map.clone(), start, dtype.format())))
+    }
+
+    /// One tensor in memory, in its own type if that has 16 bits: for files that may go while it is in use.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn copied(&self, name: &str) -> Result<Tensor> {
+        match self.stored(name)? {
+            Some(stored) if self.dtype(name)? != DType::F32 => {
+                let bytes = stored.stored_bytes().unwrap_or_default().to_vec();
+                let copy = Tensor::stored(stored.shape(), Arc::new(bytes), 0, self.dtype(name)?.format());
+                stored.let_go();
+                Ok(copy)
+            }
+            _ => self.read(name),
+        }
     }
 
     fn not_finite(&self, name: &str, at: usize, value: f32) -> Error {
@@ -150,22 +161,6 @@ impl TensorFile {
             ),
         )
     }
-
-    /// Tells the system that these bytes need not stay in this process's memory: otherwise a model would be
-    /// there twice while it is read, as file and as weights.
-    #[cfg(unix)]
-    fn let_go(&self, range: Range<usize>) {
-        // SAFETY: whoever reads these bytes gets them again: pages of a file that is mapped read-only come
-        // back as they were.
-        let told = unsafe {
-            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
-        };
-        // Advice that is not taken costs memory and nothing else.
-        drop(told);
-    }
-
-    #[cfg(not(unix))]
-    fn let_go(&self, _: Range<usize>) {}
 }
 
 fn narrow(bytes: &[u8], out: &mut [f32]) {

@@ -94,6 +94,7 @@ impl Model {
         let vars = hooks.at(last);
         let gates = vars.gates(Writer::Attention);
         self.attention_context(&mut tape, last, &x, gates, batch, &positions, hooks)?;
+        self.let_go(last);
         Ok(())
     }
 
@@ -116,6 +117,7 @@ impl Model {
             x = match recomputed.clone() {
                 None => self.layer(tape, layer, x, &vars, batch, positions, hooks)?,
                 Some(kept_batch) => {
+                    let above = (layer + 1).min(self.layers.len() - 1);
                     let positions_again = positions.clone();
                     let inputs: Vec<Var> = std::iter::once(x).chain(vars.vars().cloned()).collect();
                     // What the hooks see, they see once.
@@ -127,10 +129,12 @@ impl Model {
                     tape.segment(&inputs, first, move |tape, inputs| {
                         let (x, given, nothing) =
                             (inputs[0].clone(), vars.with(&inputs[1..]), &mut Hooks::default());
+                        self.let_go(above);
                         self.layer(tape, layer, x, &given, &kept_batch, &positions_again, nothing)
                     })?
                 }
             };
+            self.let_go(layer);
         }
         Ok(x)
     }
@@ -158,7 +162,7 @@ impl Model {
             let table = tape.param(id);
             let mut rows = ops::embedding(tape, &table, &ids)?;
             if let (Part::Tokens, Some(factor)) = (part, self.spec.embedding_scale) {
-                rows = ops::scale(tape, &rows, self.dtype_of(id).rounded(factor))?;
+                rows = ops::scale(tape, &rows, self.dtype_of(id).round(factor))?;
             }
             sum = Some(match sum {
                 Some(sum) => ops::add(tape, &sum, &rows)?,

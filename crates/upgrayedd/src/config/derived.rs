@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use super::optimize::OptimizeConfig;
 use super::options::SourceOptions;
 use crate::budget::Scope;
+use crate::memory::{Learn, Work, fitting_batch};
 use crate::model::Model;
+use crate::price::Currency;
+use crate::score::{self, Score};
 use crate::spec::{Block, Objective};
 use crate::strategy::Strategy;
 use crate::train::TrainOptions;
@@ -80,4 +83,52 @@ pub(super) fn train_options(config: &OptimizeConfig, learning_rate: f64) -> Trai
         gate_warmup: config.grow.gate_warmup,
         gradient_checkpointing: learn.gradient_checkpointing,
     }
+}
+
+/// What such a run does to a model, by which goes what it holds in memory.
+pub(crate) fn work_of(config: &OptimizeConfig, length: usize) -> Work {
+    let score = score::named(&config.prune.strategy);
+    Work {
+        length,
+        batch: config.learn.batch_size,
+        units: config.prune.units,
+        // What grows back is asked of the gates.
+        score: config.grow.growth_ratio > 0.0 || score.as_ref().map_or(true, |score| score.needs_data()),
+        curvature: score.map_or(true, Score::needs_curvature),
+        refit: config.refit.refit,
+        write: true,
+        learn: (config.learn.max_steps_per_cycle != Some(0)).then(|| learning(config)),
+    }
+}
+
+fn learning(config: &OptimizeConfig) -> Learn {
+    let OptimizeConfig { learn, measure, .. } = config;
+    // To roll back there are weights and moments, of the best state and of the model that learns again the weights.
+    let copies =
+        [(measure.max_loss_increase.is_some(), 3), (measure.eval_every.is_some(), 1), (measure.control, 1)];
+    Learn {
+        checkpointing: learn.gradient_checkpointing,
+        copies: copies.iter().filter(|(kept, _)| *kept).map(|(_, count)| count).sum(),
+        teacher: learn.teacher.is_some() || learn.distill.is_some_and(|share| share > 0.0),
+    }
+}
+
+/// Takes as many sequences at once as fit into the memory that is allowed. `timed`: the times of the model's layers are
+/// known.
+pub(super) fn fit_memory(
+    config: &mut OptimizeConfig,
+    model: &Model,
+    length: usize,
+    timed: bool,
+) -> Result<()> {
+    if let Some(memory) = config.run.memory {
+        if config.prune.budget == Currency::Latency && !timed {
+            return Err(Error::does_not_fit(
+                "times of layers that are read from files again and again are not those of a model in memory: with memory, a budget in \
+                 latency needs the timings of a run without",
+            ));
+        }
+        config.learn.batch_size = fitting_batch(model, work_of(config, length), memory.bytes())?;
+    }
+    Ok(())
 }

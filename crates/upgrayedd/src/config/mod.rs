@@ -6,6 +6,7 @@ mod derived;
 mod optimize;
 mod options;
 mod plan;
+mod size;
 mod strategy_option;
 mod target;
 
@@ -16,5 +17,6 @@ pub use options::{
 };
 pub(crate) use plan::CostGoals;
 pub use plan::Plan;
+pub use size::Size;
 pub use strategy_option::StrategyOption;
 pub use target::Target;

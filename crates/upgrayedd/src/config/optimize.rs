@@ -123,6 +123,10 @@ impl OptimizeConfig {
     /// # Errors
     /// Returns [`Error::Device`] if it cannot be used.
     pub fn open_device(&self) -> Result<Device> {
+        // Where weights are read from files, all of them are the CPU's.
+        if self.run.memory.is_some() && self.run.device == "auto" {
+            return Ok(Device::cpu());
+        }
         Ok(Device::open(&self.run.device, self.run.precision.parse()?)?)
     }
 

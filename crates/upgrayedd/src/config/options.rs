@@ -9,6 +9,7 @@ use crate::price::Currency;
 use crate::train::LrSchedule;
 use crate::units::Sites;
 
+use super::size::Size;
 use super::strategy_option::{StrategyOption, from_table, to_table};
 use super::target::Target;
 
@@ -32,6 +33,10 @@ options! {
         precision("NAME"): String = "bf16".to_owned();
         /// Threads of the program; all cores if absent.
         threads("N"): Option<usize> = None;
+        /// What the program may hold in memory, as in 8GB: weights are then read from their files again and again, what is
+        /// changed of them is kept in the run folder, and batches are as large as fits; the same result, to the bit, as with
+        /// such batches in memory. CPU only.
+        memory("SIZE"): Option<Size> = None;
         /// Element type of all weights of the result; the one that each came in if absent.
         dtype("DTYPE"): Option<DType> = None;
     }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::derived::{distill_share, locate, train_options, usual_scope};
+use super::derived::{distill_share, fit_memory, locate, train_options, usual_scope, work_of};
+
 use super::optimize::OptimizeConfig;
 use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
 use crate::eval::EvalOptions;
 use crate::export::why_not_heads;
+use crate::memory::Work;
 use crate::model::{Companions, Model};
 use crate::price::{Currency, Prices};
 use crate::reduce::{Reduce, of_first};
@@ -98,6 +100,8 @@ impl Plan {
         }
         plan.check_units(strategy)?;
         check_length(model, sequence_length)?;
+        let timed = timings.is_some() || plan.config.prune.timings.is_some();
+        fit_memory(&mut plan.config, model, sequence_length, timed)?;
         plan.check_heads(model)?;
         plan.check_shape(model, own_strategy)?;
         plan.timings = plan.find_timings(model, timings, reduce)?;
@@ -118,6 +122,11 @@ impl Plan {
             config.learn.distill = Some(self.distill);
         }
         config
+    }
+
+    /// What the run does to a model, by which goes what it holds in memory.
+    pub(crate) fn work(&self) -> Work {
+        work_of(&self.config, self.sequence_length)
     }
 
     fn check_own_strategy(&self) -> Result<()> {

@@ -25,7 +25,7 @@ impl Run<'_> {
         if let Some(dtype) = config.run.dtype {
             self.pipeline.learner.model.set_dtype(dtype);
         }
-        round_weights(&mut self.pipeline.learner.model);
+        round_weights(&mut self.pipeline.learner.model)?;
         if let Some(message) = self.pipeline.above_target()? {
             self.journal.emit(Event::Notice { cycle: self.journal.state.cycle, message })?;
         }
@@ -39,6 +39,9 @@ impl Run<'_> {
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 0, total: 1 });
         let mut dense = base_of(&self.journal.dir.base(), &config, self.pipeline.record.given)?;
         dense.move_to(self.pipeline.learner.model.device());
+        if let Some(spill) = self.pipeline.learner.model.spill() {
+            dense.set_spill(spill.clone())?;
+        }
         let model = &self.pipeline.learner.model;
         let speeds = self.speeds(&dense, length)?;
         self.journal.observer.on_progress(Progress { task: "measure speed", done: 1, total: 1 });
@@ -97,7 +100,7 @@ impl Run<'_> {
 }
 
 /// Gives every weight numbers that its type in files has.
-fn round_weights(model: &mut Model) {
+fn round_weights(model: &mut Model) -> Result<()> {
     for id in model.params().ids() {
         let dtype = model.dtype_of(id);
         if dtype == DType::F32 || model.params().get(id).format() == Some(dtype.format()) {
@@ -113,5 +116,7 @@ fn round_weights(model: &mut Model) {
         {
             model.params_mut().set(id, device.upload(stored));
         }
+        model.put_away(&[id])?;
     }
+    Ok(())
 }

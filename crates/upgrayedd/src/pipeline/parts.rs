@@ -61,7 +61,9 @@ pub(super) fn hash_model(model: &Model, tokenizer: &str) -> Result<String> {
     for id in model.params().ids() {
         interrupt::check()?;
         hasher.update(model.params().name(id).as_bytes());
-        hasher.update(bytemuck::cast_slice(model.params().get(id).to_host().data()));
+        let tensor = model.params().get(id);
+        hasher.update(bytemuck::cast_slice(tensor.to_host().data()));
+        tensor.let_go();
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -52,6 +52,7 @@ impl Pipeline {
         given.timings = record.timings.clone();
         let mut pipeline = Self::with(record.config.clone(), given)?;
         pipeline.keep_companions(&dir);
+        pipeline.spill_to(&dir)?;
         check_same(&dir, &record, &pipeline.record)?;
         // Of a model from memory they were said of what was given then.
         pipeline.record.notices.clone_from(&record.notices);

@@ -12,9 +12,10 @@ use crate::config::{OptimizeConfig, Plan};
 use crate::data::{Part, SetAside, Split};
 use crate::eval::evaluate;
 use crate::event::Observer;
-use crate::files::check_new;
+use crate::files::{Spill, check_new};
 use crate::grow::{self, Gains};
 use crate::learner::Learner;
+use crate::memory::{self, Stage};
 use crate::model::{Companions, Model};
 use crate::open::configured;
 use crate::price::Currency;
@@ -70,8 +71,19 @@ impl Pipeline {
             }
             None => configured(&config)?,
         };
+        if config.run.memory.is_some() {
+            if parts.data && config.data.sequence_length.is_none() {
+                return Err(Error::does_not_fit(
+                    "memory goes by the length of sequences, which a data loader does not tell: say sequence_length",
+                ));
+            }
+            model.move_to(device);
+            // There is no run folder yet.
+            model.set_spill(Spill::to(&std::env::temp_dir()))?;
+        }
         let on_host = model.clone();
         model.move_to(device);
+        let asked = config.learn.batch_size;
         samples::check(&config.measure, &model)?;
         let mut plan =
             Plan::new(config, &model, strategy.as_ref(), parts.strategy, given.timings, reduce.as_ref())?;
@@ -88,13 +100,25 @@ impl Pipeline {
         if plan.config.run.device == "auto" {
             notices.extend(device.passed_over());
         }
+        if let Some(memory) = plan.config.run.memory {
+            notices.push(format!(
+                "speeds are those of weights that are read from files again and again: memory is {memory}"
+            ));
+        }
+        if let (Some(memory), true) = (plan.config.run.memory, plan.config.learn.batch_size < asked) {
+            let batch = plan.config.learn.batch_size;
+            notices.push(format!("batches of {batch} of the {asked} sequences that were asked for: memory {memory} holds no more"));
+        }
         let is_encoder = model.spec().objective == Objective::Encoder;
         let teacher = match &plan.config.learn.teacher {
             Some(name) => {
                 // Batches of the caller's are as long as the model allows.
                 let cut = parts.data && plan.config.data.sequence_length.is_none();
                 let longest = if cut { model.spec().max_positions } else { plan.sequence_length };
-                let teacher = load_teacher(name, &plan, &model, longest)?;
+                let mut teacher = load_teacher(name, &plan, &model, longest)?;
+                if let Some(spill) = model.spill() {
+                    teacher.set_spill(spill.clone())?;
+                }
                 notices.extend(teacher.notices.iter().map(|n| format!("{name}: {n}")));
                 if let Some(origin) = &teacher.origin {
                     plan.config.learn.teacher = Some(origin.clone());
@@ -176,6 +200,7 @@ impl Pipeline {
         let baseline = self.measure("baseline", observer)?;
         let dir = self.new_folder(out)?;
         self.keep_companions(&dir);
+        self.spill_to(&dir)?;
         let state = State::new(baseline);
         let mut run = Run {
             journal: Journal { dir, reduce: self.reduce.clone(), observer, state, best: None },
@@ -194,6 +219,19 @@ impl Pipeline {
                 Err(error)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// What each stage of the run holds in memory at most, where weights are kept out of it.
+    pub fn memory(&self) -> Vec<Stage> {
+        memory::stages(&self.learner.model, self.plan.work())
+    }
+
+    /// Keeps in the run's folder what is not to stay in memory.
+    pub(super) fn spill_to(&mut self, dir: &RunDir) -> Result<()> {
+        match self.learner.model.spill() {
+            Some(_) => self.learner.model.set_spill(Spill::to(dir.path())),
+            None => Ok(()),
         }
     }
 

@@ -41,6 +41,11 @@ impl Score {
         self.needs != Needs::Nothing
     }
 
+    /// Whether covariances are gathered, which take memory by the square of what a writer reads.
+    pub fn needs_curvature(&self) -> bool {
+        self.needs == Needs::Curvature
+    }
+
     /// The score of every active unit of the context's kinds: the higher, the rather it is kept.
     ///
     /// # Errors

@@ -56,6 +56,7 @@ fn squared_norms(model: &Model, place: LayerSite) -> Vec<f64> {
             *sum += of_units[if site == Site::KvGroup { groups[unit] } else { unit }];
         }
     }
+    model.let_go(place.layer);
     sums
 }
 

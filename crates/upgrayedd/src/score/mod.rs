@@ -23,3 +23,4 @@ pub use definition::{Score, compute_all};
 pub(crate) use magnitude::weights_per_head;
 pub use registry::{ALL, applies, named};
 pub(crate) use registry::{fisher_blocks, gate_gradients};
+pub(crate) use statistics::STRETCHES;

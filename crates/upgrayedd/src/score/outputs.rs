@@ -4,26 +4,34 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
-use upgrayedd_nn::{Device, Tensor, ops};
+use upgrayedd_nn::{Tensor, ops};
 
 use super::context::ScoreContext;
 use crate::linalg::multiply;
 use crate::model::{Batch, Model};
 use crate::units::{LayerSite, Sites};
 use crate::weights::Writer;
+use crate::{Error, Result};
 
 /// Adds `xᵀ x` to a place's sum, which is made when its first rows come by.
 pub(super) fn add_products(
-    device: Device,
+    model: &Model,
     sums: &mut BTreeMap<LayerSite, Tensor>,
     place: LayerSite,
     x: &Tensor,
-) {
+) -> Result<()> {
+    let device = model.device();
     let products = ops::gram(device, &device.upload(x.clone())).to_host();
-    match sums.get_mut(&place) {
-        Some(sum) => sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p),
-        None => _ = sums.insert(place, products),
-    }
+    let sum = match sums.remove(&place) {
+        Some(sum) => {
+            let mut sum = sum.in_memory();
+            sum.data_mut().iter_mut().zip(products.data()).for_each(|(s, p)| *s += p);
+            sum
+        }
+        None => products,
+    };
+    sums.insert(place, model.kept(sum)?);
+    Ok(())
 }
 
 /// What the units write, batch by batch.
@@ -42,6 +50,8 @@ pub(super) struct Outputs<'m> {
     /// How many there were of both in all.
     pub(super) positions: u64,
     pub(super) comparisons: u64,
+    /// Why a sum could not be kept.
+    failed: Option<Error>,
 }
 
 /// Positions of a sequence at which the heads' outputs are compared at most, evenly spread.
@@ -65,7 +75,13 @@ impl<'m> Outputs<'m> {
             compared: Vec::new(),
             positions: 0,
             comparisons: 0,
+            failed: None,
         }
+    }
+
+    /// Says whether all that came by until now has been added.
+    pub(super) fn check(&mut self) -> Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     pub(super) fn start(&mut self, batch: &Batch) {
@@ -95,7 +111,9 @@ impl<'m> Outputs<'m> {
             if let Some(mask) = &self.mask {
                 x.blank_rows(mask);
             }
-            add_products(self.model.device(), grams, place, &x);
+            if let Err(error) = add_products(self.model, grams, place, &x) {
+                self.failed.get_or_insert(error);
+            }
         }
         let d = self.model.spec().head_dim;
         if let Some(norms) = &mut self.norms {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use upgrayedd_nn::ops::EntropyProbe;
-use upgrayedd_nn::{Gradients, Tape, Tensor};
+use upgrayedd_nn::{Gradients, Tape, Tensor, trim_buffers};
 
 use super::context::ScoreContext;
 use super::outputs::{Outputs, add_products};
@@ -85,6 +85,7 @@ pub(super) fn gather(context: &ScoreContext<'_>, needs: &[Needs]) -> Result<Stat
         gathering.add(&data.batch(indices, Pass::Fixed))?;
     }
     gathering.sum()?;
+    trim_buffers();
     gathering.finish()
 }
 
@@ -169,6 +170,7 @@ impl<'m> Gathering<'m> {
                 self.model.hidden(&mut tape, batch, hooks)?;
             }
         }
+        self.outputs.check()?;
         // The same for every layer that has attention.
         self.queries += probes.iter().map(|p| p.queries).max().unwrap_or(0);
         for (layer, probe) in probes.iter().enumerate() {
@@ -181,7 +183,7 @@ impl<'m> Gathering<'m> {
     fn backward(&mut self, batch: &Batch, entropy: Option<&mut Vec<EntropyProbe>>) -> Result<()> {
         let (model, curved) = (self.model, self.wants(Needs::Curvature));
         let tape = Tape::recording(model.device(), model.params(), &mut self.frozen);
-        let mut tape = tape.with_segments(self.context.gradient_checkpointing);
+        let mut tape = tape.with_segments(self.context.gradient_checkpointing || model.spill().is_some());
         let places: Vec<LayerSite> = self.sums.signed.places().collect();
         let parts = |place: &LayerSite| if self.in_stretches { stretches(*place, batch.len) } else { 1 };
         let rows = |place: &LayerSite| batch.batch * parts(place);
@@ -209,7 +211,7 @@ impl<'m> Gathering<'m> {
         for ((layer, writer), offset) in offsets {
             let Some(gradient) = leaves.get(&offset) else { continue };
             let place = LayerSite { layer, site: writer.site() };
-            add_products(model.device(), &mut self.gradients, place, gradient);
+            add_products(model, &mut self.gradients, place, gradient)?;
         }
         self.targets += batch.counted();
         self.sequences += batch.counted_per_sequence().iter().filter(|count| **count > 0).count() as u64;
@@ -240,10 +242,11 @@ impl<'m> Gathering<'m> {
         let Outputs { positions, comparisons, .. } = outputs;
         sum_counts(reduce, [targets, sequences, queries, positions, comparisons])?;
         sums.lists().chain(outputs.lists()).try_for_each(|list| reduce.sum(list))?;
-        gradients
-            .values_mut()
-            .chain(outputs.grams.iter_mut().flat_map(BTreeMap::values_mut))
-            .try_for_each(|sum| sum_tensor(reduce, self.model.device(), sum))
+        for sum in gradients.values_mut().chain(outputs.grams.iter_mut().flat_map(BTreeMap::values_mut)) {
+            sum_tensor(reduce, model.device(), sum)?;
+            *sum = model.kept(sum.clone())?;
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Statistics> {
@@ -306,7 +309,7 @@ fn have_all<T>(
 }
 
 /// Parts of a sequence with gates of their own, at most.
-const STRETCHES: usize = 128;
+pub(crate) const STRETCHES: usize = 128;
 
 /// Into how many equal parts the gates of a place cut a sequence. There are far more channels than sequences, and a
 /// channel's gradients in different parts have little to do with each other: their squares are that many more

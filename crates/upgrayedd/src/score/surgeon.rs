@@ -59,6 +59,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
             *scores.at_mut(place) = statistics.squared.at(place).iter().map(|square| nats * square).collect();
             continue;
         }
+        let (gram, outputs) = (&gram.in_memory(), &outputs.in_memory());
         // P = Wᵀ B W, in the engine's precision.
         let by_feature = model.writer_weight(place.layer, writer).to_host().transposed();
         let product = multiply(model.device(), &by_feature, outputs)?;
@@ -80,6 +81,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
             ))
         })?;
         *scores.at_mut(place) = found.into_iter().map(|s| s * scale).collect();
+        model.let_go(place.layer);
     }
     Ok(scores)
 }

@@ -23,6 +23,7 @@ fn compute(context: &ScoreContext<'_>, statistics: &Statistics) -> Result<Scores
             return Vec::new();
         };
         let weight = model.writer_weight(place.layer, writer).to_host();
+        model.let_go(place.layer);
         let width = (weight.cols() / known.count(place.site).max(1)).max(1);
         let mut columns = vec![0.0; weight.cols()];
         for row in weight.data().chunks_exact(weight.cols().max(1)) {

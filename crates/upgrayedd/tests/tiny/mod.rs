@@ -77,9 +77,8 @@ pub fn weights(mut model: Model) -> Vec<Tensor> {
 
 pub type Everything = (Vec<Scores>, Vec<Scores>, Vec<f64>, Vec<Option<Tensor>>, Vec<Tensor>);
 
-/// Scores, perhaps a step, pruning, refit, scores again, regrowth.
-pub fn everything(model: Model, learns: bool) -> Everything {
-    let objective = model.spec().objective;
+/// Six sequences of nine tokens.
+pub fn data(objective: Objective) -> Dataset {
     let row = |i: u32| match objective {
         Objective::CausalLm => Row::causal((0..9).map(|t| (i * 37 + t * t * 11) % 40).collect(), None, None),
         _ => {
@@ -88,7 +87,22 @@ pub fn everything(model: Model, learns: bool) -> Everything {
             Row { targets: upgrayedd::data::Targets::Tokens(targets), ..Row::causal(tokens, None, None) }
         }
     };
-    let data = Dataset::from_rows((0..6).map(row).collect(), objective, 0);
+    Dataset::from_rows((0..6).map(row).collect(), objective, 0)
+}
+
+/// Some heads and channels of the first two layers.
+pub fn some_units() -> Selection {
+    Selection::from([
+        (LayerSite::heads(0), vec![0, 2]),
+        (LayerSite::heads(1), vec![1]),
+        (LayerSite::channels(0), vec![1, 2, 6]),
+        (LayerSite::channels(1), vec![0]),
+    ])
+}
+
+/// Scores, perhaps a step, pruning, refit, scores again, regrowth.
+pub fn everything(model: Model, learns: bool) -> Everything {
+    let data = data(model.spec().objective);
     let (range, reduce) = (0..6, &Alone);
     let scores = |model: &Model| {
         let context =
@@ -109,13 +123,7 @@ pub fn everything(model: Model, learns: bool) -> Everything {
     if learns {
         learner.step(&mut grads, &[batch], None, Update::at(1e-3), &Alone).unwrap();
     }
-    let gone = Selection::from([
-        (LayerSite::heads(0), vec![0, 2]),
-        (LayerSite::heads(1), vec![1]),
-        (LayerSite::channels(0), vec![1, 2, 6]),
-        (LayerSite::channels(1), vec![0]),
-    ]);
-    learner.remove(&gone, 1, Some(&before[0])).unwrap();
+    learner.remove(&some_units(), 1, Some(&before[0])).unwrap();
     let report = refit(&mut learner.model, &parent, batches(&data, &[0, 1, 2, 3, 4, 5], 1), &Alone).unwrap();
     let after = scores(&learner.model);
     let back = Selection::from([(LayerSite::heads(0), vec![2]), (LayerSite::channels(0), vec![2])]);
