@@ -7,6 +7,7 @@ mod cost;
 mod forward;
 mod generate;
 mod loss;
+mod spilled;
 mod state;
 mod sublayer;
 mod text;
