@@ -1,6 +1,6 @@
 """Scores and prunes models that need not fit into memory, beside gate gradients in PyTorch: peak memory and time.
 
-python bench/out_of_memory.py MODEL TEXT --memory 6GB [--program target/release/upgrayedd] [--skip torch]
+python bench/out_of_memory.py MODEL TEXT --memory 6GB [--program target/release/upgrayedd] [--skip score|optimize|torch]
 
 Ours: `score` (Fisher information) and `optimize` (one cycle of `auto`: score, prune, refit, measure, write; no learning, no
 growth) on 8 windows of 512. PyTorch: the same gate gradients with transformers and the weights in their own type, as one would
@@ -11,7 +11,6 @@ reports of the process (`ru_maxrss`, which counts pages of mapped files that are
 import argparse
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,7 +66,6 @@ def main():
             once = ["--num-cycles", "1", "--max-steps-per-cycle", "0", "--growth-ratio", "0", "--max-eval-windows", "2"]
             once += ["--strategy-option", "calibration_samples=8", "--refit-samples", "8", "--out", f"{place}/run"]
             run(f"optimize, {options.memory}", [options.program, "optimize", *common, *once])
-            shutil.rmtree(f"{place}/run", ignore_errors=True)
     if "torch" not in options.skip:
         run("gate gradients, PyTorch", [sys.executable, "-c", TORCH, options.model, options.text])
 

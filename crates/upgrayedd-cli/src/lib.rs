@@ -4,6 +4,7 @@
 mod args;
 mod given;
 mod manual;
+mod memory;
 mod optimize;
 mod progress;
 mod report;
@@ -21,9 +22,8 @@ use serde_json::json;
 use upgrayedd::data::Dataset;
 use upgrayedd::eval::{EvalOptions, evaluate};
 use upgrayedd::export;
-use upgrayedd::files::Spill;
 use upgrayedd::load::LoadOptions;
-use upgrayedd::memory::{Work, fitting_batch};
+use upgrayedd::memory::Work;
 use upgrayedd::model::GenerateOptions;
 use upgrayedd::nn::{Device, Precision, interrupt};
 use upgrayedd::reduce::{Alone, Reduce};
@@ -32,8 +32,7 @@ use upgrayedd::units::{LayerSite, LayerUnits, Scores, Site};
 use upgrayedd::{Error, Model, OptimizeConfig};
 
 use args::{
-    Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, MemoryArgs, ModelArgs,
-    ScoreArgs,
+    Cli, Command, DataArgs, EvaluateArgs, ExportArgs, GenerateArgs, InspectArgs, ModelArgs, ScoreArgs,
 };
 
 /// Set by Ctrl-C and its like; work stops at the next op.
@@ -346,36 +345,6 @@ fn score_all(
     )
 }
 
-impl MemoryArgs {
-    /// The model, its weights in files if that is asked for.
-    fn load(&self, args: &ModelArgs, shared: Option<&Shared>) -> upgrayedd::Result<Model> {
-        let device = if self.memory.is_some() && args.device == "auto" { "cpu" } else { &args.device };
-        let mut model = load(args, device, shared)?;
-        self.spill(&mut model)?;
-        Ok(model)
-    }
-
-    fn spill(&self, model: &mut Model) -> upgrayedd::Result<()> {
-        match self.memory {
-            Some(_) => model.set_spill(Spill::to(&std::env::temp_dir())),
-            None => Ok(()),
-        }
-    }
-
-    /// How many sequences there may be at once.
-    fn fit(&self, model: &Model, work: Work) -> upgrayedd::Result<usize> {
-        let Some(memory) = self.memory else { return Ok(work.batch) };
-        let batch = fitting_batch(model, work, memory.bytes())?;
-        if batch < work.batch {
-            note(&[format!(
-                "batches of {batch} sequences, not {}: --memory {memory} holds no more",
-                work.batch
-            )]);
-        }
-        Ok(batch)
-    }
-}
-
 fn reduce_of(shared: Option<&Shared>) -> &dyn Reduce {
     shared.map_or(&Alone, |shared| shared.reduce.as_ref())
 }
@@ -408,7 +377,8 @@ fn evaluate_model(args: EvaluateArgs, shared: Option<&Shared>) -> anyhow::Result
         return Err(Error::does_not_fit("--data is missing: name the file to measure on").into());
     }
     let data = open(&model, &args.data, length)?;
-    let work = Work::measuring(length, args.batch_size);
+    let another = args.reference.is_some();
+    let work = Work { another, ..Work::measuring(length, args.batch_size) };
     let (batch_size, max_windows) = (args.memory.fit(&model, work)?, args.max_eval_windows);
     let options = EvalOptions { batch_size, max_windows, window: length, reduce: reduce_of(shared) };
     let mut observer = progress::Console::new(false);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use upgrayedd_nn::Tape;
 use upgrayedd_nn::ops::IGNORE;
@@ -221,8 +221,10 @@ fn classify(model: &Model, batch: &Batch) -> Result<(f64, u64)> {
     Ok((sum, right))
 }
 
-/// Counted runs per model, after one that warms up.
+/// Counted runs per model at most, after one that warms up.
 const SPEED_RUNS: usize = 5;
+/// No further runs begin after so long. If the first take as long, they are what counts.
+const SPEED_TIME: Duration = Duration::from_secs(60);
 const DECODED: usize = 24;
 
 /// Times several models in turn (A B A B …), so that a drifting machine is fair to all; medians.
@@ -235,13 +237,20 @@ const DECODED: usize = 24;
 pub fn measure_speed(models: &[&Model], batch: usize, length: usize) -> Result<Vec<Speed>> {
     let mut forward: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
     let mut decode: Vec<Vec<f64>> = vec![Vec::new(); models.len()];
+    let start = Instant::now();
     for run in 0..=SPEED_RUNS {
         for (i, model) in models.iter().enumerate() {
             let seconds = (time_forward(model, batch, length)?, time_decode(model, length)?);
-            if run > 0 {
-                forward[i].push(seconds.0);
-                decode[i].extend(seconds.1);
+            // The one before warmed up.
+            if run == 1 {
+                forward[i].clear();
+                decode[i].clear();
             }
+            forward[i].push(seconds.0);
+            decode[i].extend(seconds.1);
+        }
+        if start.elapsed() >= SPEED_TIME {
+            break;
         }
     }
     let speed = |(mut forward, mut decode): (Vec<f64>, Vec<f64>)| Speed {

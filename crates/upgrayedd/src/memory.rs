@@ -35,8 +35,10 @@ pub struct Work {
     pub curvature: bool,
     /// Whether writers are solved for.
     pub refit: bool,
-    /// Whether all weights are hashed and written, and the model is measured beside what it was.
+    /// Whether all weights are hashed and written.
     pub write: bool,
+    /// Whether another model of its size takes turns with it: what it was, or a reference.
+    pub another: bool,
     /// Whether weights learn.
     pub learn: Option<Learn>,
 }
@@ -44,8 +46,17 @@ pub struct Work {
 impl Work {
     /// A forward pass over so many sequences at once.
     pub fn measuring(length: usize, batch: usize) -> Self {
-        let units = Sites::default();
-        Self { length, batch, units, score: false, curvature: false, refit: false, write: false, learn: None }
+        Self {
+            length,
+            batch,
+            units: Sites::default(),
+            score: false,
+            curvature: false,
+            refit: false,
+            write: false,
+            another: false,
+            learn: None,
+        }
     }
 }
 
@@ -186,7 +197,7 @@ impl Sizes {
         } else {
             0
         };
-        let gates = 2 * F32 * self.layers * self.batch.min(1 << 32) * (self.heads + of_channels);
+        let gates = 2 * F32 * self.layers * self.batch.min(1 << 24) * (self.heads + of_channels);
         let backward =
             base + gates + self.layers * self.stream() + self.block_again().max(self.logits_and_gradients());
         if !work.curvature {
@@ -202,7 +213,7 @@ impl Sizes {
     fn stages(&self, work: Work) -> Vec<Stage> {
         let of_learning = |learn: Learn| (LEARNED + F32 * learn.copies) * self.parameters;
         let base = PROGRAM + self.layer + self.outside + work.learn.map_or(0, of_learning);
-        let another = if work.write { self.layer + self.outside } else { 0 };
+        let another = if work.another { self.layer + self.outside } else { 0 };
         let forward = base + another + self.block() + self.logits();
         let mut stages = vec![Stage { name: "measure", bytes: forward }];
         if work.score {

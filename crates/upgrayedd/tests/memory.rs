@@ -145,6 +145,7 @@ fn batches_are_as_large_as_fits_and_what_does_not_fit_is_refused() {
         curvature: true,
         refit: true,
         write: true,
+        another: true,
         learn: None,
     };
     let most = |work| stages(&model, work).iter().map(|stage| stage.bytes).max().unwrap();

@@ -17,8 +17,8 @@ impl Model {
     /// again and again, and what is changed of them goes to `spill`. Results are the same, to the bit.
     ///
     /// # Errors
-    /// Returns [`Error::DoesNotFit`] for a model on another device than the CPU, [`Error::Unsupported`] elsewhere than on Unix, and [`Error::Io`] if the system cannot
-    /// write there.
+    /// Returns [`Error::DoesNotFit`] for a model on another device than the CPU, [`Error::Unsupported`] elsewhere than
+    /// on Unix, and [`Error::Io`] if the system cannot write there.
     pub fn set_spill(&mut self, spill: Spill) -> Result<()> {
         if !cfg!(unix) {
             return Err(Error::unsupported("weights are kept out of memory on Unix only"));
@@ -63,7 +63,7 @@ impl Model {
         }
     }
 
-    /// The same with slices of archived units, all in one file.
+    /// Takes the slices of archived units out of memory, if they are not to stay there, all into one file.
     pub(crate) fn put_away_archived(&mut self, units: &[Unit]) -> Result<()> {
         let Some(spill) = &self.spill else { return Ok(()) };
         let of =

@@ -97,6 +97,7 @@ pub(crate) fn work_of(config: &OptimizeConfig, length: usize) -> Work {
         curvature: score.map_or(true, Score::needs_curvature),
         refit: config.refit.refit,
         write: true,
+        another: true,
         learn: (config.learn.max_steps_per_cycle != Some(0)).then(|| learning(config)),
     }
 }

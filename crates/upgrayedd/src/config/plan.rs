@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::derived::{distill_share, fit_memory, locate, train_options, usual_scope, work_of};
-
 use super::optimize::OptimizeConfig;
 use crate::budget::{self, Budget, CycleCounts, Schedule, Scope, Shape};
 use crate::data::{DataOptions, Part, RunData, check_length};
