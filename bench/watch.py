@@ -80,6 +80,8 @@ def main():
         times, over = [], threading.Event()
         threading.Thread(target=steps, args=(out / "events.jsonl", times, over), daemon=True).start()
         while len(times) < 3:
+            if run.poll() is not None:
+                sys.exit("the run has ended before it learned")
             time.sleep(0.1)
         ratios, memory, end = [], [resident(server)], time.monotonic() + 60 * options.minutes
         while time.monotonic() < end:
