@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code, reason = "gemm takes raw pointers; every view is checked against its slice first")]
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -75,6 +77,9 @@ pub(super) fn matmul(
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
         return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
     }
+    if threads == Threads::All && lhs.cs == 1 && rhs.cs == 1 && m > SMALL && n > SMALL {
+        return by_columns((m, n, k), alpha, lhs, rhs, accumulate, dst);
+    }
     // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so
     // overlaps neither operand.
     unsafe { multiply((m, n, k), alpha, lhs, rhs, accumulate, dst, threads) }
@@ -113,7 +118,7 @@ pub(super) fn matmul_weights(
 }
 
 /// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm`
-/// would keep a packed copy of all of `lhs`.
+/// would keep a packed copy of all of `lhs`. It packs `rhs` for each of them.
 fn by_rows(
     (m, n, k): (usize, usize, usize),
     alpha: f32,
@@ -122,22 +127,73 @@ fn by_rows(
     accumulate: bool,
     dst: Target,
 ) {
-    let step = if n > SMALL { fine_enough(m, 128, profile::threads()) } else { 128 };
-    (0..m.div_ceil(step)).into_par_iter().for_each_task(|panel| {
-        let start = panel * step;
-        let height = step.min(m - start);
-        let lhs = View { data: &lhs.data[start..], ..lhs };
+    let steps = Steps::of(m, if n > SMALL { fine_enough(m, 384, profile::threads()) } else { 128 });
+    (0..steps.count).into_par_iter().for_each_task(|task| {
+        let rows = steps.get(task);
+        let lhs = View { data: &lhs.data[rows.start..], ..lhs };
         // SAFETY: as in `matmul`, for these rows; no other task writes to them.
-        unsafe { multiply((height, n, k), alpha, lhs, rhs, accumulate, dst.part(start, 0), Threads::One) }
+        unsafe {
+            multiply((rows.len(), n, k), alpha, lhs, rhs, accumulate, dst.part(rows.start, 0), Threads::One)
+        }
     });
 }
 
+/// A product of operands that both lie in rows, as for gradients of inputs, some columns at a time: on more threads, `gemm` packs
+/// `rhs` in each of them.
+fn by_columns(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    lhs: View<'_>,
+    rhs: View<'_>,
+    accumulate: bool,
+    dst: Target,
+) {
+    let rows = Steps::of(m, height(m));
+    let columns = Steps::of(n, fine_enough(n, 192, profile::threads().div_ceil(rows.count)));
+    (0..rows.count * columns.count).into_par_iter().for_each_task(|task| {
+        let (rows, columns) = (rows.get(task / columns.count), columns.get(task % columns.count));
+        let lhs = View { data: &lhs.data[rows.start * lhs.rs..], ..lhs };
+        let rhs = View { data: &rhs.data[columns.start..], ..rhs };
+        let dst = dst.part(rows.start, columns.start);
+        // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
+        unsafe { multiply((rows.len(), columns.len(), k), alpha, lhs, rhs, accumulate, dst, Threads::One) }
+    });
+}
+
+/// Rows or columns cut into steps. There is never a single one at the end, which would be another kind of product, with other
+/// bits: the step before it is one shorter.
+#[derive(Clone, Copy)]
+struct Steps {
+    whole: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Steps {
+    fn of(whole: usize, step: usize) -> Self {
+        Self { whole, step, count: whole.div_ceil(step) }
+    }
+
+    fn get(&self, index: usize) -> Range<usize> {
+        self.start(index)..self.start(index + 1)
+    }
+
+    fn start(&self, index: usize) -> usize {
+        let shorter = index > 0 && index + 1 == self.count && self.whole % self.step == 1;
+        self.whole.min(index * self.step - usize::from(shorter))
+    }
+}
+
+/// Equal steps of rows, enough of them that what is done once for each panel of columns is little beside the product.
+fn height(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(512))
+}
+
 /// Steps of `coarse` or less, such that `whole` has one for each of the threads, if steps of 32 are enough for that. Bits do not
-/// depend on it as long as the other side is longer than `SMALL` or the step never is. A last step of one would be
-/// another kind of product.
+/// depend on it as long as the other side is longer than `SMALL` or the step never is.
 fn fine_enough(whole: usize, coarse: usize, threads: usize) -> usize {
     let mut step = coarse;
-    while step > 32 && whole.div_ceil(step) < threads && whole % (step / 2) != 1 {
+    while step >= 64 && whole.div_ceil(step) < threads {
         step /= 2;
     }
     step
@@ -171,29 +227,18 @@ fn by_panels(
     accumulate: bool,
     dst: Target,
 ) {
-    // Whole steps of the kernel; rows enough that transposing is small beside the product.
-    let height = m.div_ceil(m.div_ceil(512));
-    let threads = profile::threads().div_ceil(m.div_ceil(height));
-    let width = fine_enough(n, if n < 768 || m <= SMALL { 64 } else { 128 }, threads);
-    let panels = n.div_ceil(width);
-    (0..panels * m.div_ceil(height)).into_par_iter().for_each_task(|task| {
-        let (row, column) = (task / panels * height, task % panels * width);
-        let (height, width) = (height.min(m - row), width.min(n - column));
-        let mut panel = pool::take(k * width);
-        fill(column, width, &mut panel);
-        let lhs = View { data: &lhs.data[row * lhs.rs..], ..lhs };
+    let rows = Steps::of(m, height(m));
+    let coarse = if n < 768 || m <= SMALL { 64 } else { 128 };
+    let columns = Steps::of(n, fine_enough(n, coarse, profile::threads().div_ceil(rows.count)));
+    (0..rows.count * columns.count).into_par_iter().for_each_task(|task| {
+        let (rows, columns) = (rows.get(task / columns.count), columns.get(task % columns.count));
+        let mut panel = pool::take(k * columns.len());
+        fill(columns.start, columns.len(), &mut panel);
+        let lhs = View { data: &lhs.data[rows.start * lhs.rs..], ..lhs };
+        let rhs = View::rows(&panel, columns.len());
+        let dst = dst.part(rows.start, columns.start);
         // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
-        unsafe {
-            multiply(
-                (height, width, k),
-                alpha,
-                lhs,
-                View::rows(&panel, width),
-                accumulate,
-                dst.part(row, column),
-                Threads::One,
-            )
-        }
+        unsafe { multiply((rows.len(), columns.len(), k), alpha, lhs, rhs, accumulate, dst, Threads::One) }
         pool::give_back(panel);
     });
 }
@@ -289,5 +334,55 @@ unsafe fn multiply(
             profile::cut_elsewhere(tiles, || profile::product((m, n, k), count, product));
         }
         Threads::One => profile::product((m, n, k), count, product),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_all_there_is() {
+        for whole in 1..300 {
+            for step in [32, 48, 64] {
+                let steps = Steps::of(whole, step);
+                let all: Vec<usize> = (0..steps.count).flat_map(|i| steps.get(i)).collect();
+                assert!(all == Vec::from_iter(0..whole), "{whole} by {step}");
+                let least = (0..steps.count).map(|i| steps.get(i).len()).min();
+                assert!(least >= Some(whole.min(2)), "{whole} by {step}");
+            }
+        }
+    }
+
+    /// Dormant heads and channels are columns that are computed or not.
+    #[test]
+    fn columns_do_not_depend_on_their_number() {
+        const MOST: usize = 1000;
+        let numbers = |len: usize, seed: usize| -> Vec<f32> {
+            (0..len).map(|i| ((i * 7919 + seed) % 1013) as f32 / 1013.0 - 0.5).collect()
+        };
+        for (m, k) in [(8, 1100), (64, 600), (65, 40), (513, 520), (800, 70)] {
+            let (lhs, w, x) = (numbers(m * k, 1), numbers(MOST * k, 2), numbers(k * MOST, 3));
+            let rows = View::rows(&lhs, k);
+            // Outputs of weights, gradients of inputs, gradients of weights.
+            let lhs_columns = View { data: &lhs, rs: 1, cs: m };
+            let kinds = [
+                (rows, View::rows(&w, k).t()),
+                (rows, View::rows(&x, MOST)),
+                (lhs_columns, View::rows(&x, MOST)),
+            ];
+            for (kind, (lhs, rhs)) in kinds.into_iter().enumerate() {
+                let product = |n: usize| {
+                    let mut out = vec![0.0; m * n];
+                    matmul((m, n, k), 1.0, lhs, rhs, false, &mut out, n, Threads::All);
+                    out
+                };
+                let all = product(MOST);
+                for n in [257, 385, 577, 769, 801] {
+                    let same = product(n).chunks(n).zip(all.chunks(MOST)).all(|(row, all)| *row == all[..n]);
+                    assert!(same, "kind {kind}: {m} × {n} × {k}");
+                }
+            }
+        }
     }
 }
