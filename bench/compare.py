@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -13,6 +14,8 @@ import curves
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 OURS = ROOT / "target/release/upgrayedd-bench"
+# Built with RUSTFLAGS="--cfg avx2_only".
+AVX2 = ROOT / "target/avx2/release/upgrayedd-bench"
 # Work, model, batch, length, and the bars: our time and memory as shares of PyTorch's.
 PEERS = [
     ("train", "gpt2-small", 2, 256, 0.9, 0.65),
@@ -24,6 +27,10 @@ PEERS = [
     ("gates", "smollm2-135m", 4, 256, 0.85, 0.5),
     ("generate", "smollm2-135m", 1, 128, None, None),
 ]
+
+
+# Read when PyTorch, MKL and oneDNN are loaded.
+PYTORCH_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def run(command):
@@ -64,7 +71,7 @@ def spread(row, side):
     return f"{row['ms'][side]:.{digits}f} ({row['ms_min'][side]:.{digits}f}–{row['ms_max'][side]:.{digits}f})"
 
 
-def against_peers(rounds, only, limits):
+def against_peers(ours, rounds, only, limits):
     print_row("work", "model", "ours ms (min–max)", "PyTorch ms (min–max)", "time ratio", "bar",
               "ours MiB", "PyTorch MiB", "memory ratio", "bar", "products", "of GEMM ceiling", "of FMA peak")  # fmt: skip
     print_row(*["---"] * 13)
@@ -74,7 +81,7 @@ def against_peers(rounds, only, limits):
             continue
         chosen = options(work, name, batch, length)
         row = alternate(
-            {"ours": [str(OURS), *chosen], "pytorch": [sys.executable, str(HERE / "pytorch_step.py"), *chosen]}, rounds
+            {"ours": [str(ours), *chosen], "pytorch": [sys.executable, str(HERE / "pytorch_step.py"), *chosen]}, rounds
         )
         row |= {"work": work, "model": name, "batch": batch, "length": length, "time_bar": time_bar, "memory_bar": memory_bar}
         row["time_ratio"] = row["ms"]["ours"] / row["ms"]["pytorch"]
@@ -205,18 +212,25 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="alternations of five counted runs each")
     parser.add_argument("--only", help="only this work beside PyTorch, for example train:gpt2-small")
     parser.add_argument("--against", type=pathlib.Path, help="another upgrayedd-bench in the place of PyTorch; writes nothing")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results/speed.json", help="where the figures go, as JSON")
+    parser.add_argument("--avx2", action="store_true", help="both without AVX-512; only the table beside PyTorch")
+    parser.add_argument("--out", type=pathlib.Path, help="where the figures go, as JSON; results/speed.json or speed-avx2.json")
     args = parser.parse_args()
     if args.against:
         against_revision(args.against, args.rounds, args.only)
         return
-    limits = {}
+    ours = AVX2 if args.avx2 else OURS
+    if args.avx2:
+        os.environ.update(PYTORCH_AVX2)
+    limits, sets = {}, {}
     for work, flops in (("gemm", 2 * 2048**3), ("fma", 2 * 2 * 2**32)):
-        found = run([str(OURS), work, "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])
-        limits[work] = flops / min(found["ms"]) / 1e6
-    print(f"GEMM ceiling, 2048³: {limits['gemm']:.0f} GFLOP/s; FMA peak: {limits['fma']:.0f} GFLOP/s\n")
-    report = {"limits_gflops": limits, "peers": against_peers(args.rounds, args.only, limits)}
-    if not args.only:
+        found = run([str(ours), work, "--config", str(HERE / "configs/small-decoder.json"), "--runs", "9"])
+        limits[work], sets["ours"] = flops / min(found["ms"]) / 1e6, found["instruction_set"]
+    question = "import json, torch; print(json.dumps(torch.backends.cpu.get_cpu_capability()))"
+    sets["pytorch"] = run([sys.executable, "-c", question])
+    print(f"Instruction set: {sets['ours']}, PyTorch's {sets['pytorch']}. GEMM ceiling, 2048³: {limits['gemm']:.0f} GFLOP/s; "
+          f"FMA peak: {limits['fma']:.0f} GFLOP/s\n")  # fmt: skip
+    report = {"instruction_sets": sets, "limits_gflops": limits, "peers": against_peers(ours, args.rounds, args.only, limits)}
+    if not args.only and not args.avx2:
         print()
         report["passes"] = whole_passes(args.rounds)
         print()
@@ -225,10 +239,11 @@ def main():
         report["scaling"] = scaling()
         print()
         report["start"] = start()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    out = args.out or HERE / ("results/speed-avx2.json" if args.avx2 else "results/speed.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
     if "scaling" in report:
-        curves.draw(report["scaling"], args.out.with_suffix(".svg"))
+        curves.draw(report["scaling"], out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ use upgrayedd::learner::{Learner, Update};
 use upgrayedd::model::{Batch, GenerateOptions, Hooks, Model};
 use upgrayedd::nn::ops::{IGNORE, linear};
 use upgrayedd::nn::profile::{count_products, record_cuts};
-use upgrayedd::nn::{Device, Gradients, Tape, Tensor};
+use upgrayedd::nn::{Device, Gradients, Tape, Tensor, instruction_set};
 use upgrayedd::reduce::Alone;
 use upgrayedd::score::{self, ScoreContext, compute_all};
 use upgrayedd::units::{LayerSite, Sites};
@@ -200,8 +200,7 @@ fn main() -> Result<()> {
     }
     // What a token costs forward: half its positions are seen on average, as attention is causal.
     let macs = learner.model.cost(args.length / 2).macs_per_token;
-    let mut report =
-        json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
+    let mut report = json!({ "instruction_set": instruction_set(), "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
     if !matches!(args.work, Work::Fma | Work::Generate) {
         report["product_share"] = shares.into();
         report["product_gflops"] = rates.into();

@@ -4,6 +4,7 @@
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
+        #[cfg(not(avx2_only))]
         if pulp::x86::V4::is_available() {
             return "AVX-512";
         }
