@@ -127,7 +127,7 @@ fn by_rows(
     accumulate: bool,
     dst: Target,
 ) {
-    let steps = Steps::of(m, if n > SMALL { fine_enough(m, 384, profile::threads()) } else { 128 });
+    let steps = Steps::of(m, if n > SMALL { fine_enough(m, 384, 32, profile::threads()) } else { 128 });
     (0..steps.count).into_par_iter().for_each_task(|task| {
         let rows = steps.get(task);
         let lhs = View { data: &lhs.data[rows.start..], ..lhs };
@@ -148,8 +148,9 @@ fn by_columns(
     accumulate: bool,
     dst: Target,
 ) {
-    let rows = Steps::of(m, height(m));
-    let columns = Steps::of(n, fine_enough(n, 192, profile::threads().div_ceil(rows.count)));
+    let threads = profile::threads();
+    let columns = Steps::of(n, fine_enough(n, 192, 48, threads.div_ceil(m.div_ceil(ROWS))));
+    let rows = Steps::of(m, fine_enough(m, ROWS, ROWS / 2, threads.div_ceil(columns.count)));
     (0..rows.count * columns.count).into_par_iter().for_each_task(|task| {
         let (rows, columns) = (rows.get(task / columns.count), columns.get(task % columns.count));
         let lhs = View { data: &lhs.data[rows.start * lhs.rs..], ..lhs };
@@ -160,18 +161,19 @@ fn by_columns(
     });
 }
 
-/// Rows or columns cut into steps. There is never a single one at the end, which would be another kind of product, with other
-/// bits: the step before it is one shorter.
+/// Rows or columns cut into steps of nearly the same length. There is never a short one at the end: a single row or column would
+/// be another kind of product, with other bits.
 #[derive(Clone, Copy)]
 struct Steps {
     whole: usize,
-    step: usize,
     count: usize,
+    /// Long steps start at whole sixteens, as the kernel's tiles do, and may therefore be that much longer.
+    unit: usize,
 }
 
 impl Steps {
-    fn of(whole: usize, step: usize) -> Self {
-        Self { whole, step, count: whole.div_ceil(step) }
+    fn of(whole: usize, longest: usize) -> Self {
+        Self { whole, count: whole.div_ceil(longest), unit: if longest > SMALL { TILE } else { 1 } }
     }
 
     fn get(&self, index: usize) -> Range<usize> {
@@ -179,21 +181,19 @@ impl Steps {
     }
 
     fn start(&self, index: usize) -> usize {
-        let shorter = index > 0 && index + 1 == self.count && self.whole % self.step == 1;
-        self.whole.min(index * self.step - usize::from(shorter))
+        let start = index * self.whole / self.count;
+        if index == self.count { start } else { start / self.unit * self.unit }
     }
 }
 
-/// Equal steps of rows, enough of them that what is done once for each panel of columns is little beside the product.
-fn height(m: usize) -> usize {
-    m.div_ceil(m.div_ceil(512))
-}
+/// Rows that one panel of columns serves: what it costs to make is little beside the product.
+const ROWS: usize = 512;
 
-/// Steps of `coarse` or less, such that `whole` has one for each of the threads, if steps of 32 are enough for that. Bits do not
-/// depend on it as long as the other side is longer than `SMALL` or the step never is.
-fn fine_enough(whole: usize, coarse: usize, threads: usize) -> usize {
+/// Steps of `coarse` or less, such that `whole` has one for each of the threads, if steps of `fine` are enough for that. Bits do
+/// not depend on it as long as the other side is longer than `SMALL` or the step never is.
+fn fine_enough(whole: usize, coarse: usize, fine: usize, threads: usize) -> usize {
     let mut step = coarse;
-    while step >= 64 && whole.div_ceil(step) < threads {
+    while step >= 2 * fine && whole.div_ceil(step) < threads {
         step /= 2;
     }
     step
@@ -227,9 +227,9 @@ fn by_panels(
     accumulate: bool,
     dst: Target,
 ) {
-    let rows = Steps::of(m, height(m));
+    let rows = Steps::of(m, ROWS);
     let coarse = if n < 768 || m <= SMALL { 64 } else { 128 };
-    let columns = Steps::of(n, fine_enough(n, coarse, profile::threads().div_ceil(rows.count)));
+    let columns = Steps::of(n, fine_enough(n, coarse, 32, profile::threads().div_ceil(rows.count)));
     (0..rows.count * columns.count).into_par_iter().for_each_task(|task| {
         let (rows, columns) = (rows.get(task / columns.count), columns.get(task % columns.count));
         let mut panel = pool::take(k * columns.len());
@@ -344,12 +344,16 @@ mod tests {
     #[test]
     fn steps_are_all_there_is() {
         for whole in 1..300 {
-            for step in [32, 48, 64] {
-                let steps = Steps::of(whole, step);
+            for longest in [32, 48, 64, 128] {
+                let steps = Steps::of(whole, longest);
                 let all: Vec<usize> = (0..steps.count).flat_map(|i| steps.get(i)).collect();
-                assert!(all == Vec::from_iter(0..whole), "{whole} by {step}");
-                let least = (0..steps.count).map(|i| steps.get(i).len()).min();
-                assert!(least >= Some(whole.min(2)), "{whole} by {step}");
+                assert!(all == Vec::from_iter(0..whole), "{whole} by {longest}");
+                let lengths = || (0..steps.count).map(|i| steps.get(i).len());
+                assert!(lengths().min() >= Some(whole.min(16)), "{whole} by {longest}");
+                assert!(
+                    lengths().max() <= Some(if longest > SMALL { longest + 15 } else { longest }),
+                    "{whole} by {longest}"
+                );
             }
         }
     }
