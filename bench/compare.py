@@ -27,8 +27,6 @@ PEERS = [
     ("gates", "smollm2-135m", 4, 256, 0.85, 0.5),
     ("generate", "smollm2-135m", 1, 128, None, None),
 ]
-
-
 # Read when PyTorch, MKL and oneDNN are loaded.
 PYTORCH_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 

@@ -200,7 +200,9 @@ fn main() -> Result<()> {
     }
     // What a token costs forward: half its positions are seen on average, as attention is causal.
     let macs = learner.model.cost(args.length / 2).macs_per_token;
-    let mut report = json!({ "instruction_set": instruction_set(), "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
+    let mut report =
+        json!({ "ms": milliseconds, "loss": loss, "peak_rss_mib": peak_rss_mib()?, "macs_per_token": macs });
+    report["instruction_set"] = instruction_set().into();
     if !matches!(args.work, Work::Fma | Work::Generate) {
         report["product_share"] = shares.into();
         report["product_gflops"] = rates.into();

@@ -75,10 +75,17 @@ pub(super) fn matmul(
         return by_panels((m, n, k), alpha, lhs, panel, accumulate, dst);
     }
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
-        return by_rows((m, n, k), alpha, lhs, rhs, accumulate, dst);
+        // Gradients of weights: `gemm` would keep a packed copy of all of `lhs`. It packs `rhs` for each step, hence long ones.
+        let rows = if n > SMALL { fine_enough(m, 384, 32, profile::threads()) } else { 128 };
+        let cut = (Steps::of(m, rows), Steps::of(n, n));
+        return by_parts(k, alpha, lhs, rhs, accumulate, dst, cut);
     }
     if threads == Threads::All && lhs.cs == 1 && rhs.cs == 1 && m > SMALL && n > SMALL {
-        return by_columns((m, n, k), alpha, lhs, rhs, accumulate, dst);
+        // Gradients of inputs: on more threads, `gemm` would pack `rhs` in each of them.
+        let threads = profile::threads();
+        let columns = Steps::of(n, fine_enough(n, 192, 48, threads.div_ceil(m.div_ceil(ROWS))));
+        let rows = Steps::of(m, fine_enough(m, ROWS, ROWS / 2, threads.div_ceil(columns.count)));
+        return by_parts(k, alpha, lhs, rhs, accumulate, dst, (rows, columns));
     }
     // SAFETY: the asserts above keep every element inside its slice; `dst` is borrowed mutably and so
     // overlaps neither operand.
@@ -117,44 +124,21 @@ pub(super) fn matmul_weights(
     by_panels((m, n, k), 1.0, lhs, panel, accumulate, Target { first: dst.as_mut_ptr(), stride: n });
 }
 
-/// A product with `lhs` stored column by column, as for gradients of weights, some rows at a time: `gemm`
-/// would keep a packed copy of all of `lhs`. It packs `rhs` for each of them.
-fn by_rows(
-    (m, n, k): (usize, usize, usize),
+/// A product of which each task has some rows and columns to itself.
+#[track_caller]
+fn by_parts(
+    k: usize,
     alpha: f32,
     lhs: View<'_>,
     rhs: View<'_>,
     accumulate: bool,
     dst: Target,
+    (rows, columns): (Steps, Steps),
 ) {
-    let steps = Steps::of(m, if n > SMALL { fine_enough(m, 384, 32, profile::threads()) } else { 128 });
-    (0..steps.count).into_par_iter().for_each_task(|task| {
-        let rows = steps.get(task);
-        let lhs = View { data: &lhs.data[rows.start..], ..lhs };
-        // SAFETY: as in `matmul`, for these rows; no other task writes to them.
-        unsafe {
-            multiply((rows.len(), n, k), alpha, lhs, rhs, accumulate, dst.part(rows.start, 0), Threads::One)
-        }
-    });
-}
-
-/// A product of operands that both lie in rows, as for gradients of inputs, some columns at a time: on more threads, `gemm` packs
-/// `rhs` in each of them.
-fn by_columns(
-    (m, n, k): (usize, usize, usize),
-    alpha: f32,
-    lhs: View<'_>,
-    rhs: View<'_>,
-    accumulate: bool,
-    dst: Target,
-) {
-    let threads = profile::threads();
-    let columns = Steps::of(n, fine_enough(n, 192, 48, threads.div_ceil(m.div_ceil(ROWS))));
-    let rows = Steps::of(m, fine_enough(m, ROWS, ROWS / 2, threads.div_ceil(columns.count)));
     (0..rows.count * columns.count).into_par_iter().for_each_task(|task| {
         let (rows, columns) = (rows.get(task / columns.count), columns.get(task % columns.count));
         let lhs = View { data: &lhs.data[rows.start * lhs.rs..], ..lhs };
-        let rhs = View { data: &rhs.data[columns.start..], ..rhs };
+        let rhs = View { data: &rhs.data[columns.start * rhs.cs..], ..rhs };
         let dst = dst.part(rows.start, columns.start);
         // SAFETY: as in `matmul`, for these rows and columns; no other task writes to them.
         unsafe { multiply((rows.len(), columns.len(), k), alpha, lhs, rhs, accumulate, dst, Threads::One) }
