@@ -76,9 +76,10 @@ pub(super) fn matmul(
     }
     if threads == Threads::All && lhs.rs == 1 && m >= 768 {
         // Gradients of weights: `gemm` would keep a packed copy of all of `lhs`. It packs `rhs` for each step, hence long ones.
-        let rows = if n > SMALL { fine_enough(m, 384, 32, profile::threads()) } else { 128 };
-        let cut = (Steps::of(m, rows), Steps::of(n, n));
-        return by_parts(k, alpha, lhs, rhs, accumulate, dst, cut);
+        let threads = profile::threads();
+        let rows = Steps::of(m, if n > SMALL { fine_enough(m, 384, 96, threads) } else { 128 });
+        let columns = Steps::of(n, fine_enough(n, n, 96, threads.div_ceil(rows.count)));
+        return by_parts(k, alpha, lhs, rhs, accumulate, dst, (rows, columns));
     }
     if threads == Threads::All && lhs.cs == 1 && rhs.cs == 1 && m > SMALL && n > SMALL {
         // Gradients of inputs: on more threads, `gemm` would pack `rhs` in each of them.
